@@ -1,0 +1,298 @@
+"""Images in; pooled features on the autograd graph and logits, in one forward, out.
+
+A `HeadView` is how every attribution of this package looks at a classifier. It installs nothing on the model: the
+tensor is picked up where Python hands it to the torch function that reads (or makes) it.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from advcam_attr.heads.find import Exactness, Head, Site, find_head, logits_of
+from advcam_attr.heads.trace import function_name, record, tensors_in
+from advcam_attr.heads.weights import Tail, TailCall, all_class_weights, check_identity, class_weights
+from advcam_attr.registry import nearest
+from advcam_attr.types import AdvCAMError
+
+
+@dataclass(frozen=True)
+class Activations:
+    """One forward of B images, as class activation mapping sees it.
+
+    Attributes:
+        x: the images, ``(B, C, H, W)``.
+        features: the mapped tensor, ``(B, C, h, w)``, on the autograd graph, in the model's precision.
+        logits: ``(B, K)``, float32 (float64 stays), on the graph.
+        head: what is known of the head.
+    """
+
+    x: Tensor
+    features: Tensor
+    logits: Tensor
+    head: Head
+    _raw: Tensor
+    _tail: Tail | None
+
+    def gradient(self, scores: Tensor) -> Tensor:
+        """The derivative of ``scores.sum()`` with respect to the features, ``(B, C, h, w)``, detached."""
+        (gradient,) = torch.autograd.grad(scores.sum(), self._raw, retain_graph=True)
+        return canonical(gradient, self.head)
+
+    def class_weights(self, target: Tensor) -> Tensor:
+        """The class weights of one class a row, ``(B, C)``, detached.
+
+        With them ``mean(einsum("bc,bchw->bhw", weights, features)) + constant == logit`` for exact heads (and for
+        heads with a norm after the pool, image by image, its scale taken as it is).
+
+        Args:
+            target: the class of each row, ``(B,)``.
+
+        Raises:
+            AdvCAMError: the head has no class weights.
+        """
+        return class_weights(self._need_tail(), target)
+
+    def all_class_weights(self) -> Tensor:
+        """The class weights of every class at the first row, ``(K, C)``, detached; exact heads only.
+
+        Raises:
+            AdvCAMError: the weights depend on the image, or do not exist.
+        """
+        if self.head.exactness != "exact":
+            raise AdvCAMError(
+                f"this needs class weights that are the same for every image; the head is {self.head.exactness} "
+                f"({self.head.note})"
+            )
+        return all_class_weights(self._need_tail())
+
+    def _need_tail(self) -> Tail:
+        if self._tail is None:
+            raise AdvCAMError(f"no class activation map for this model: {self.head.note}; {self.head.advice}")
+        return self._tail
+
+
+def at_least_float32(tensor: Tensor) -> Tensor:
+    """Half precisions become float32; float64 stays."""
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
+def canonical(tensor: Tensor, head: Head) -> Tensor:
+    """A tensor in the head's own layout, brought to ``(B, C, h, w)``."""
+    if head.layout == "NHWC":
+        return tensor.permute(0, 3, 1, 2)
+    if head.layout == "NLC":
+        tensor = tensor.transpose(1, 2)
+    return tensor if tensor.ndim == 4 else tensor[:, :, head.prefix :].unflatten(2, head.grid)
+
+
+class _Capture(TorchFunctionMode):
+    """Holds on to one tensor of a forward, and to what is done to it afterwards if it is pooled."""
+
+    def __init__(self, site: Site) -> None:
+        super().__init__()
+        self.site, self.seen = site, -1
+        self.raw: Tensor | None = None
+        self.pooled: Tensor | None = None
+        self.tail: list[TailCall] = []
+        self._after: dict[int, Tensor] = {}
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        if self.raw is None:
+            if function_name(func) == self.site.name:
+                self.seen += 1
+                if self.seen == self.site.occurrence:
+                    self._take(args, kwargs, out)
+        elif self._after and any(id(t) in self._after for t in tensors_in((args, kwargs))):
+            outs = [t for t in tensors_in(out) if isinstance(t, Tensor)]
+            if outs:
+                self.tail.append(TailCall(func, function_name(func), args, kwargs, out))
+                self._after.update((id(t), t) for t in outs)
+        return out
+
+    def _take(self, args: Any, kwargs: Any, out: Any) -> None:
+        if self.site.side == "input":
+            self.raw, self.pooled = next(iter(tensors_in((args, kwargs)))), out
+            self._after = {id(out): out}
+        else:
+            self.raw = next(iter(tensors_in(out)))
+
+
+class HeadView:
+    """A classifier, seen as features and logits.
+
+    Args:
+        model: any eager classifier whose forward takes ``(N, C, H, W)`` and returns logits ``(N, K)``.
+        layer: the module (or its name) whose output is mapped; None finds the tensor that is pooled.
+
+    Example:
+        >>> import torch
+        >>> from advcam_attr import heads
+        >>> net = torch.nn.Sequential(
+        ...     torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(1),
+        ...     torch.nn.Flatten(), torch.nn.Linear(4, 2),
+        ... )
+        >>> head = heads.view(net).inspect(torch.rand(1, 3, 8, 8))
+        >>> head.kind, head.exactness, head.layer, head.grid
+        ('NCHW mean -> linear', 'exact', '1', (6, 6))
+    """
+
+    def __init__(self, model: nn.Module, layer: str | nn.Module | None = None) -> None:
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+        self.model = unwrapped(model)
+        self.layer = _layer_name(self.model, layer)
+        self._heads: dict[tuple[int, ...], Head] = {}
+
+    def __repr__(self) -> str:
+        return f"HeadView({type(self.model).__name__}, layer={self.layer!r})"
+
+    def inspect(self, x: Tensor, *extra: Any) -> Head:
+        """What the head looks like for images of this size; traced once a size, and verified.
+
+        Args:
+            x: ``(N, C, H, W)``; the first image is used.
+            *extra: further arguments of the forward, as for one image.
+
+        Raises:
+            AdvCAMError: no grid can be mapped, or the identity of the head does not hold.
+        """
+        key = tuple(x.shape[1:])
+        if key not in self._heads:
+            self._heads[key] = self._find(x[:1], *extra)
+        return self._heads[key]
+
+    def require(self, x: Tensor, *extra: Any, exactness: Sequence[Exactness] = ("exact", "linearised")) -> Head:
+        """`inspect`, and an error unless the head allows class activation maps.
+
+        Raises:
+            AdvCAMError: it does not; the message names what does.
+        """
+        head = self.inspect(x, *extra)
+        if head.exactness not in exactness:
+            raise AdvCAMError(f"no class activation map for {type(self.model).__name__}: {head.note}; {head.advice}")
+        return head
+
+    def __call__(self, x: Tensor, *extra: Any) -> Activations:
+        """One forward.
+
+        Args:
+            x: ``(B, C, H, W)``; cast to the model's own floating type.
+            *extra: further arguments of the forward.
+
+        Raises:
+            AdvCAMError: the model does not return logits, or took another path than when it was traced.
+        """
+        head = self.inspect(x, *extra)
+        capture = _Capture(head.site)
+        with capture:
+            output = self.model(self.cast(x), *extra)
+        logits = logits_of(output)
+        raw = capture.raw
+        if raw is None or raw.shape[0] != x.shape[0]:
+            raise AdvCAMError(
+                f"the forward of {type(self.model).__name__} did not repeat the path it took when it was traced; "
+                "pass layer= a module that is always used"
+            )
+        tail = None
+        if head.exactness != "none" and capture.pooled is not None:
+            tail = Tail(capture.pooled, tuple(capture.tail), output)
+        return Activations(x, canonical(raw, head), at_least_float32(logits), head, raw, tail)
+
+    def cast(self, x: Tensor) -> Tensor:
+        """``x`` in the floating type of the model's first parameter."""
+        first = next((p for p in self.model.parameters() if p.is_floating_point()), None)
+        return x if first is None else x.to(first.dtype)
+
+    def _find(self, image: Tensor, *extra: Any) -> Head:
+        """Trace one image; a plan without data (meta tensors) is taken at its word, any other is verified."""
+        head = find_head(record(self.model, self.cast(image), *extra), self.layer)
+        if head.exactness != "none" and not image.is_meta:
+            capture = _Capture(head.site)
+            with torch.no_grad(), capture:
+                output = self.model(self.cast(image), *extra)
+            if capture.raw is None or capture.pooled is None:
+                raise AdvCAMError(f"the forward of {type(self.model).__name__} does not repeat itself; pass layer=")
+            tail = Tail(capture.pooled, tuple(capture.tail), output)
+            check_identity(head, canonical(capture.raw, head), tail)
+        return head
+
+
+def view(model: nn.Module, layer: str | nn.Module | None = None) -> HeadView:
+    """A `HeadView` of ``model``."""
+    return HeadView(model, layer)
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The eager module inside ``DataParallel``, ``DistributedDataParallel`` and ``torch.compile``."""
+    while True:
+        wraps = isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel))
+        inner = getattr(model, "module" if wraps else "_orig_mod", None)
+        if not isinstance(inner, nn.Module):
+            return model
+        model = inner
+
+
+def _layer_name(model: nn.Module, layer: str | nn.Module | None) -> str | None:
+    if layer is None:
+        return None
+    names = dict(model.named_modules())
+    if isinstance(layer, str):
+        if layer in names:
+            return layer
+        raise AdvCAMError(f"the model has no layer {layer!r}{nearest(layer, names)}")
+    if isinstance(layer, nn.Module):
+        found = next((name for name, module in names.items() if module is layer), None)
+        if found is None:
+            raise AdvCAMError(f"layer {type(layer).__name__} is not a module of this model")
+        return found
+    raise TypeError(f"layer must be a module, its name or None, got {type(layer).__name__}")
+
+
+_MODES = threading.RLock()
+_HELD: dict[int, tuple[int, list[tuple[nn.Module, bool]]]] = {}
+
+
+class undisturbed:
+    """A block in which the model is in eval mode and autograd is on; both are as before afterwards, whatever happens.
+
+    Threads that share a model share the hold on its mode: the last to leave restores what the first one found.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+
+    def __enter__(self) -> None:
+        with _MODES:
+            holders, flags = _HELD.get(id(self.model), (0, []))
+            if not holders:
+                flags = [(module, module.training) for module in self.model.modules()]
+                for module, training in flags:
+                    if training:
+                        module.training = False
+            _HELD[id(self.model)] = (holders + 1, flags)
+        self._grad = torch.inference_mode(False), torch.enable_grad()
+        for context in self._grad:
+            context.__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        for context in reversed(self._grad):
+            context.__exit__(*error)
+        with _MODES:
+            holders, flags = _HELD.pop(id(self.model))
+            if holders > 1:
+                _HELD[id(self.model)] = (holders - 1, flags)
+                return
+            for module, training in flags:
+                if training:
+                    module.training = True

@@ -1,0 +1,177 @@
+"""What a classifier does with its pooled vector in; the class weights of class activation mapping out.
+
+The tail of a head, from the pooled vector to the logits, is a handful of recorded calls that can be run again on any
+other vector. Its derivative gives the class weights of every kind of head alike: a linear layer's rows, their product
+with an affine norm, the mean of two heads, the unit vectors of a net that pools its class maps. Norms after the pool
+need care: a layer norm does not change when its input is scaled, so the plain derivative times the features sums to
+nothing whatever the logit is. They are run with their scale frozen, which makes them affine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from advcam_attr.heads.find import NORMS, Head, scale_calls
+from advcam_attr.heads.trace import tensors_in
+from advcam_attr.types import AdvCAMError
+
+
+@dataclass(frozen=True)
+class TailCall:
+    """One call after the pool."""
+
+    func: Callable[..., Any]
+    name: str
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    out: Any
+
+
+@dataclass(frozen=True)
+class Tail:
+    """The calls from the pooled vector to the logits."""
+
+    pooled: Tensor
+    calls: tuple[TailCall, ...]
+    logits: Tensor
+
+    def __call__(self, pooled: Tensor, *, freeze_scales: bool = False) -> Tensor:
+        """Run the tail on another vector of the same shape: ``(B, K)``.
+
+        Args:
+            pooled: as ``self.pooled``.
+            freeze_scales: norms divide by what they divided by in the recorded forward.
+        """
+        known: dict[int, Any] = {id(self.pooled): pooled}
+        scales = scale_calls(self.calls) if freeze_scales else set()
+        for i, call in enumerate(self.calls):
+            args, kwargs = _replace(call.args, known), _replace(call.kwargs, known)
+            if i in scales:
+                out = _detached(call.out)
+            elif freeze_scales and call.name in NORMS:
+                out = _frozen_norm(call, args[0] if args else kwargs["input"])
+            else:
+                out = call.func(*args, **kwargs)
+            known.update(zip((id(t) for t in tensors_in(call.out)), tensors_in(out), strict=True))
+        result = known[id(self.logits)]
+        assert isinstance(result, Tensor)
+        return result
+
+
+def _replace(value: Any, known: Mapping[int, Any]) -> Any:
+    if isinstance(value, Tensor):
+        return known.get(id(value), value)
+    if isinstance(value, (list, tuple)):
+        items = [_replace(item, known) for item in value]
+        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+    if isinstance(value, Mapping):
+        return {key: _replace(item, known) for key, item in value.items()}
+    return value
+
+
+def _detached(value: Any) -> Any:
+    return value.detach() if isinstance(value, Tensor) else tuple(v.detach() for v in tensors_in(value))
+
+
+def _frozen_norm(call: TailCall, x: Tensor) -> Tensor:
+    """The norm of ``call`` as an affine map of ``x``: its statistics of scale are those of the recorded input."""
+    name = call.name
+    recorded = next(iter(tensors_in((call.args, call.kwargs)))).detach()
+    if name == "normalize":
+        given = dict(zip(("p", "dim", "eps"), call.args[1:], strict=False)) | dict(call.kwargs)
+        length = recorded.norm(given.get("p", 2.0), given.get("dim", 1), keepdim=True)
+        return x / length.clamp_min(given.get("eps", 1e-12))
+    if name == "group_norm":
+        groups = call.kwargs.get("num_groups", call.args[1] if len(call.args) > 1 else None)
+        grouped, now = (t.reshape(t.shape[0], groups, -1) for t in (recorded, x))
+        dims: tuple[int, ...] = (2,)
+    else:
+        shape = call.kwargs.get("normalized_shape", call.args[1] if len(call.args) > 1 else None)
+        assert shape is not None
+        grouped, now, dims = recorded, x, tuple(range(-len(tuple(shape)), 0))
+    names = {
+        "group_norm": ("weight", "bias", "eps"),
+        "layer_norm": ("weight", "bias", "eps"),
+        "rms_norm": ("weight", "eps"),
+    }
+    given = dict(zip(names[name], call.args[2:], strict=False)) | dict(call.kwargs)
+    weight, bias = given.get("weight"), given.get("bias")
+    eps = given.get("eps")
+    eps = (torch.finfo(recorded.dtype).eps if name == "rms_norm" else 1e-5) if eps is None else eps
+    if name == "rms_norm":
+        out = now / (grouped.square().mean(dims, keepdim=True) + eps).sqrt()
+    else:
+        sigma = (grouped.var(dims, correction=0, keepdim=True) + eps).sqrt()
+        out = (now - now.mean(dims, keepdim=True)) / sigma
+    out = out.reshape(x.shape)
+    if name == "group_norm":
+        weight, bias = (None if p is None else p.reshape(1, -1, *[1] * (x.ndim - 2)) for p in (weight, bias))
+    out = out if weight is None else out * weight
+    return out if bias is None else out + bias
+
+
+def class_weights(tail: Tail, target: Tensor) -> Tensor:
+    """The derivative of one logit a row with respect to the pooled vector, scales of norms frozen: ``(B, C)``."""
+    with torch.enable_grad():
+        pooled = tail.pooled.detach().requires_grad_()
+        logits = tail(pooled, freeze_scales=True)
+        (weights,) = torch.autograd.grad(logits.gather(1, target[:, None]).sum(), pooled, materialize_grads=True)
+    return weights.flatten(1)
+
+
+def all_class_weights(tail: Tail, *, chunk: int = 64) -> Tensor:
+    """The derivatives of all logits with respect to the pooled vector of the first row, ``(K, C)``."""
+    with torch.enable_grad():
+        pooled = tail.pooled.detach()[:1].expand_as(tail.pooled).clone().requires_grad_()
+        logits = tail(pooled, freeze_scales=True)[0]
+        units = torch.eye(len(logits), device=logits.device, dtype=logits.dtype).split(chunk)
+        rows = [
+            torch.autograd.grad(logits, pooled, unit, retain_graph=True, is_grads_batched=True)[0][:, 0]
+            for unit in units
+        ]
+    return torch.cat(rows).flatten(1)
+
+
+def check_identity(head: Head, features: Tensor, tail: Tail, *, tolerance: float = 1e-4) -> None:
+    """Check that the recorded tail is the head: from the mean of the features to the logits, affine if said so.
+
+    Two independent vectors are compared, the mean of the mapped features and the same channels in another order, so
+    that a constant (which may be far larger than the features of an untrained net) cannot hide an error.
+
+    Raises:
+        AdvCAMError: it is not; nothing should be mapped.
+    """
+    with torch.no_grad():
+        loose = max(tolerance, 40 * torch.finfo(tail.pooled.dtype).eps)
+        mean = features.mean((2, 3)).reshape(tail.pooled.shape)
+        other = mean.flatten(1).roll(1, 1).reshape(mean.shape)
+        target = tail.logits.argmax(1)
+        weights = class_weights(tail, target)
+        size = (weights.abs() * mean.flatten(1).abs()).sum(1).float()
+        replayed, direct = tail(mean), tail.logits
+        scale = torch.maximum(direct.float().abs().amax(1), size)
+        worst = (replayed - direct).float().abs().amax(1)
+        if not bool((worst <= loose * scale + 1e-12).all()):
+            raise AdvCAMError(
+                f"the tensor at {head.layer or head.site.name!r} is not what the logits are made of "
+                f"(they differ by {worst.max():.2g}); pass layer= the module whose output is pooled"
+            )
+        frozen = tail(mean, freeze_scales=True) - tail(other, freeze_scales=True)
+        found = frozen.gather(1, target[:, None])[:, 0].float()
+        expected = (weights * (mean - other).flatten(1)).sum(1).float()
+        if "non-linear" not in head.note and not bool(((found - expected).abs() <= loose * size + 1e-12).all()):
+            raise AdvCAMError(
+                f"the mean of the class map and the logit do not change alike at {head.layer or head.site.name!r} "
+                f'(by {expected.max():.4g} and {found.max():.4g}); use base="grad_cam"'
+            )
+        total = (weights * mean.flatten(1)).sum(1).abs().float()
+        if "non-linear" in head.note and bool((total < 1e-3 * size).all()):
+            raise AdvCAMError(
+                "the class weights cancel: the tail does not change when its input is scaled (a norm written out by "
+                'hand?), so a class activation map would mean nothing; use base="grad_cam"'
+            )
