@@ -196,7 +196,7 @@ class HeadView:
         head = self.inspect(x, *extra)
         capture = _Capture(head.site)
         with capture:
-            output = self.model(self.cast(x), *extra)
+            output = self.model(self.cast(x).clone(), *extra)  # a net may begin in place
         logits = logits_of(output)
         raw = capture.raw
         if raw is None or raw.shape[0] != x.shape[0]:
@@ -220,7 +220,7 @@ class HeadView:
         if head.exactness != "none" and not image.is_meta:
             capture = _Capture(head.site)
             with torch.no_grad(), capture:
-                output = self.model(self.cast(image), *extra)
+                output = self.model(self.cast(image).clone(), *extra)
             if capture.raw is None or capture.pooled is None:
                 raise AdvCAMError(f"the forward of {type(self.model).__name__} does not repeat itself; pass layer=")
             tail = Tail(capture.pooled, tuple(capture.tail), output)
