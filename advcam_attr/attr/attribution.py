@@ -1,0 +1,184 @@
+"""The verb all attributions of this package share: images and classes in, one map an image out, Captum's way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NoReturn
+
+import torch
+import torch.nn.functional as F
+from captum.attr import GradientAttribution
+from captum.log import log_usage
+from torch import Tensor, nn
+
+from advcam_attr.attr.inputs import check_images, check_targets, in_range
+from advcam_attr.heads import Activations, Head, HeadView, undisturbed, view
+from advcam_attr.types import AdvCAMError
+
+Output = Literal["image", "native", "input"]
+_OUTPUTS = ("image", "native", "input")
+
+
+class MapAttribution(GradientAttribution):
+    """A map from one forward and the derivative of one logit to its features.
+
+    Subclasses give `maps`. The model's mode, gradients, hooks and tensors are left as they are; the result is detached,
+    float32 and contiguous; images do not influence each other.
+
+    Args:
+        model: a classifier that takes ``(N, C, H, W)`` and returns logits ``(N, K)``.
+        layer: the module, or its name, whose output is mapped; None finds the tensor that is pooled, or the last grid.
+    """
+
+    #: Whether the map needs class weights, that is, a head which pools by a mean.
+    needs_class_weights: bool = False
+
+    def __init__(self, model: nn.Module, layer: str | nn.Module | None = None) -> None:
+        super().__init__(model)
+        self.view: HeadView = view(model, layer)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({type(self.view.model).__name__}, layer={self.view.layer!r})"
+
+    @staticmethod
+    def maps(acts: Activations, target: Tensor) -> Tensor:
+        """The map of one class a row: ``(B, h, w)``, on the autograd graph through the features.
+
+        Args:
+            acts: one forward of B images.
+            target: the class of each, ``(B,)``.
+        """
+        raise NotImplementedError
+
+    @log_usage()
+    def attribute(
+        self,
+        inputs: Tensor | tuple[Tensor],
+        target: Any = None,
+        additional_forward_args: Any = None,
+        *,
+        internal_batch_size: int | None = None,
+        output: Output = "image",
+        normalize: bool = False,
+    ) -> Tensor | tuple[Tensor]:
+        """Attribute each image's class to its places.
+
+        Args:
+            inputs: images as the model takes them, ``(N, C, H, W)``, or a 1-tuple of them.
+            target: the class of each image: an int for all, or N of them (list or tensor); negative ones count from
+                the end.
+            additional_forward_args: further arguments of the model's forward; tensors with N entries go along with
+                the images.
+            internal_batch_size: at most so many images in one forward; the result is the same.
+            output: ``"image"``: ``(N, 1, H, W)``, resized bilinearly; ``"native"``: ``(N, 1, h, w)``, the map itself;
+                ``"input"``: ``(N, C, H, W)``, the image's map shared out equally among its channels.
+            normalize: drop negative values and divide by each map's peak.
+
+        Returns:
+            The maps, in a 1-tuple if the inputs were.
+
+        Raises:
+            TypeError, AdvCAMError (a ValueError): inputs, target or an option that cannot be used.
+        """
+        images, boxed = check_images(inputs)
+        options = check_output(output, internal_batch_size)
+        indices = check_targets(target, len(images))
+        extra = as_arguments(additional_forward_args)
+        parts = []
+        with undisturbed(self.view.model):
+            images = images.clone() if images.is_inference() else images
+            head = self._head(images, extra)
+            classes = in_range(indices, head.classes, images.device)
+            for rows in torch.arange(len(images)).split(internal_batch_size or len(images)):
+                x = images[rows].requires_grad_(not self.needs_class_weights)
+                with torch.set_grad_enabled(x.requires_grad):
+                    acts = self.view(x, *take_rows(extra, rows, len(images)))
+                parts.append(self.maps(acts, classes[rows]).detach())
+        maps = finish(torch.cat(parts), images, options, normalize)
+        return (maps,) if boxed else maps
+
+    def _head(self, images: Tensor, extra: Sequence[Any]) -> Head:
+        """The head for images of this size.
+
+        Raises:
+            AdvCAMError: the map needs class weights and the head has none.
+        """
+        first = take_rows(extra, torch.zeros(1, dtype=torch.long), len(images))
+        inspect = self.view.require if self.needs_class_weights else self.view.inspect
+        return inspect(images[:1], *first)
+
+    def compute_convergence_delta(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Not defined: a map over a feature grid does not sum up to a difference of outputs.
+
+        Raises:
+            NotImplementedError: always.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no convergence delta")
+
+    def attribute_future(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Not offered.
+
+        Raises:
+            NotImplementedError: always.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no attribute_future; use attribute")
+
+    @classmethod
+    def get_name(cls) -> str:
+        """The method's name."""
+        return cls.__name__
+
+
+def as_arguments(arguments: Any) -> tuple[Any, ...]:
+    """Captum's ``additional_forward_args`` as a tuple."""
+    if arguments is None:
+        return ()
+    return arguments if isinstance(arguments, tuple) else (arguments,)
+
+
+def take_rows(arguments: Sequence[Any], rows: Tensor, count: int) -> list[Any]:
+    """The further arguments of some rows: tensors with one entry an image are indexed, others stay."""
+    return [a[rows] if isinstance(a, Tensor) and a.ndim > 0 and len(a) == count else a for a in arguments]
+
+
+def check_output(output: str, internal_batch_size: int | None) -> Output:
+    """``output`` if it is one of the three.
+
+    Raises:
+        AdvCAMError: it is not, or the batch size is below 1.
+    """
+    if output not in _OUTPUTS:
+        raise AdvCAMError(f'output must be "image", "native" or "input", got {output!r}')
+    if internal_batch_size is not None and internal_batch_size < 1:
+        raise AdvCAMError(f"internal_batch_size must be at least 1, got {internal_batch_size}")
+    return output  # type: ignore[return-value]
+
+
+def finish(maps: Tensor, images: Tensor, output: Output, normalize: bool) -> Tensor:
+    """Maps ``(N, h, w)`` in the shape that was asked for."""
+    if normalize:
+        maps = maps.relu()
+        maps = maps / maps.amax((1, 2), keepdim=True).clamp_min(torch.finfo(maps.dtype).tiny)
+    maps = maps[:, None]
+    if output != "native":
+        maps = resize(maps, (images.shape[2], images.shape[3]))
+    if output == "input":
+        maps = (maps / images.shape[1]).expand(-1, images.shape[1], -1, -1)
+    return maps.contiguous()
+
+
+def resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """Maps ``(N, 1, h, w)`` bilinearly resized to an image of ``size``.
+
+    Where the grid is the image's size divided by a power of two and rounded up, as nets with padded convolutions make
+    it, the map is laid over that many whole cells and what sticks out at the right and bottom is cut off; so a cell
+    stays over the pixels it comes from.
+    """
+    (height, width), (h, w) = size, maps.shape[2:]
+    stride = next((s for s in (2**k for k in range(8)) if (-(-height // s), -(-width // s)) == (h, w)), None)
+    whole = size if stride is None else (h * stride, w * stride)
+    laid = F.interpolate(maps, whole, mode="bilinear", align_corners=False)
+    return laid if whole == size else laid[..., :height, :width]
+
+
+MapFunction = Callable[[Activations, Tensor], Tensor]

@@ -1,0 +1,38 @@
+"""A step's state in; what is subtracted from its score, one a row, out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+from advcam_attr.climbing.state import ClimbState
+
+
+@dataclass(frozen=True)
+class RestrictHighAttributions:
+    """Hold what is lit already at its first value: λ ‖M ⊙ |CAM(x) − CAM(x⁰)|‖₁ (Eq. 7).
+
+    At the clean image the term and its gradient are zero.
+
+    Attributes:
+        weight: λ. The paper's 7 belongs to the released code's map units: class maps divided by the number of positive
+            class weights, summed over the cells.
+        reduce: over the cells of the map: ``"sum"`` as the paper does (then λ depends on the grid), or ``"mean"`` (then
+            it does not, and a CAM's change counts in units of the logit).
+    """
+
+    weight: float = 7.0
+    reduce: Literal["sum", "mean"] = "sum"
+
+    def __post_init__(self) -> None:
+        if self.reduce not in ("sum", "mean"):
+            raise ValueError(f'reduce must be "sum" or "mean", got {self.reduce!r}')
+
+    def __call__(self, state: ClimbState) -> Tensor:
+        change = (state.maps - state.start_maps).abs() * state.mask
+        return self.weight * (change.sum((1, 2)) if self.reduce == "sum" else change.mean((1, 2)))
+
+
+REGULARIZERS = {"restrict": RestrictHighAttributions()}

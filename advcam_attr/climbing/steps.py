@@ -1,0 +1,81 @@
+"""Gradients in, steps out; stepped images in, valid images out. All are ``(R, V, C, H, W)``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+_ROW = (1, 2, 3, 4)
+
+
+@dataclass(frozen=True)
+class MaxNormStep:
+    """ξ · g / max|g|, the largest change of a row's pixels being ξ (the released code).
+
+    Attributes:
+        size: ξ, in units of the normalised image.
+    """
+
+    size: float = 0.08
+
+    def __call__(self, gradient: Tensor) -> Tensor:
+        return self.size * gradient / (gradient.abs().amax(_ROW, keepdim=True) + 1e-12)
+
+
+@dataclass(frozen=True)
+class RawStep:
+    """ξ · g, the gradient as it is (Eqs. 3 and 6)."""
+
+    size: float = 0.008
+
+    def __call__(self, gradient: Tensor) -> Tensor:
+        return self.size * gradient
+
+
+@dataclass(frozen=True)
+class L2Step:
+    """ξ · g / rms(g): the root mean square of a row's change is ξ."""
+
+    size: float = 0.01
+
+    def __call__(self, gradient: Tensor) -> Tensor:
+        return self.size * gradient / (gradient.square().mean(_ROW, keepdim=True).sqrt() + 1e-12)
+
+
+@dataclass(frozen=True)
+class SignStep:
+    """ξ · sign(g): every pixel moves by ξ."""
+
+    size: float = 0.008
+
+    def __call__(self, gradient: Tensor) -> Tensor:
+        return self.size * gradient.sign()
+
+
+@dataclass(frozen=True)
+class NoClamp:
+    """Images may take any value (the paper)."""
+
+    def __call__(self, stepped: Tensor, before: Tensor, clean: Tensor) -> Tensor:
+        return stepped
+
+
+@dataclass(frozen=True)
+class CurrentRange:
+    """Between the smallest and the largest value of the row before the step (the released code)."""
+
+    def __call__(self, stepped: Tensor, before: Tensor, clean: Tensor) -> Tensor:
+        return stepped.clamp(before.amin(_ROW, keepdim=True), before.amax(_ROW, keepdim=True))
+
+
+@dataclass(frozen=True)
+class CleanRange:
+    """Between the smallest and the largest value of each channel of the row's clean image."""
+
+    def __call__(self, stepped: Tensor, before: Tensor, clean: Tensor) -> Tensor:
+        return stepped.clamp(clean.amin((1, 3, 4), keepdim=True), clean.amax((1, 3, 4), keepdim=True))
+
+
+STEP_RULES = {"max": MaxNormStep(), "raw": RawStep(), "l2": L2Step(), "sign": SignStep()}
+CLAMPS = {"none": NoClamp(), "current": CurrentRange(), "clean": CleanRange()}

@@ -1,0 +1,234 @@
+"""A recipe's name and changes to it in; all that varies in AdvCAM, as one frozen object with its sources, out."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from advcam_attr.attr.cam import CAM
+from advcam_attr.climbing.maps import AGGREGATES, TRANSFORMS, add, released, signed
+from advcam_attr.climbing.masks import MASKS, ThresholdMask
+from advcam_attr.climbing.objective import OBJECTIVES, RectifiedTargetMinusOthers, Target, TargetMinusOthers
+from advcam_attr.climbing.regularizers import REGULARIZERS, RestrictHighAttributions
+from advcam_attr.climbing.state import (
+    Aggregate,
+    Base,
+    Clamp,
+    MapTransform,
+    Mask,
+    Objective,
+    Plan,
+    Regularizer,
+    StepRule,
+    Views,
+)
+from advcam_attr.climbing.steps import CLAMPS, STEP_RULES, CleanRange, CurrentRange, MaxNormStep, NoClamp, RawStep
+from advcam_attr.climbing.views import FLIP_PAIR_BY_SHARE, SINGLE, VIEWS
+from advcam_attr.registry import lookup, nearest, require_callable
+from advcam_attr.types import AdvCAMError
+
+#: How many steps a scale takes, and the weight of its maps: (steps, scale) to (steps, weight).
+Schedule = Callable[[int, float], tuple[int, float]]
+
+
+def same_at_all_scales(steps: int, scale: float) -> tuple[int, float]:
+    """Every scale takes all steps with weight 1."""
+    return steps, 1.0
+
+
+def released_schedule(steps: int, scale: float) -> tuple[int, float]:
+    """The released code's count of maps a scale, and its factor, which it computes at scale 0.5 and keeps for the rest.
+
+    With T = steps + 1 maps: T // 2 maps at scale 0.5 if T > 10 (factor 2), 5 if 6 <= T <= 10 (factor 1), T below
+    (factor 1). The factor is the same for all scales of a run, so the maps at 0.5 end with about half the weight.
+    """
+    count = steps + 1
+    factor = 2.0 if count > 10 else 1.0
+    if scale != 0.5:
+        return steps, factor
+    return (count // 2 if count > 10 else 5 if count >= 6 else count) - 1, factor
+
+
+SCHEDULES: dict[str, Schedule] = {"same": same_at_all_scales, "released": released_schedule}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All that varies in AdvCAM but the base attribution. Every part takes an object or the name of a known one.
+
+    Attributes:
+        name: of the recipe.
+        source: where its numbers come from.
+        steps: how many steps are taken; the maps of ``steps + 1`` images are aggregated.
+        objective: what is climbed; a name of `OBJECTIVES`.
+        regularizers: what is subtracted from it; names of `REGULARIZERS`, or a number: λ of the restricting term.
+        mask: where maps may not change; a name of `MASKS`, or a number: τ.
+        step_rule: from gradient to step; a name of `STEP_RULES`, or a number: ξ of the largest change.
+        clamp: the range of the climbed images; a name of `CLAMPS`.
+        flip: whether image and mirror image are one row; a bool or a name of `VIEWS`.
+        scales: sizes at which the image is climbed, as factors; the maps are summed.
+        aggregate: how the maps of the steps become one; ``"sum"`` or ``"last"``.
+        transform: what is done to a base's maps first; a name of `TRANSFORMS`.
+        schedule: steps and weight of each scale; a name of `SCHEDULES`.
+    """
+
+    name: str = "custom"
+    source: str = ""
+    steps: int = 10
+    objective: Objective = Target()
+    regularizers: tuple[Regularizer, ...] = ()
+    mask: Mask = ThresholdMask()
+    step_rule: StepRule = MaxNormStep()
+    clamp: Clamp = CleanRange()
+    flip: Views = SINGLE
+    scales: tuple[float, ...] = (1.0,)
+    aggregate: Aggregate = add
+    transform: MapTransform = signed
+    schedule: Schedule = same_at_all_scales
+
+    def __post_init__(self) -> None:
+        """Coerce names and numbers; the one place where that happens.
+
+        Raises:
+            TypeError: a part that is neither a name nor a callable.
+            AdvCAMError: an unknown name, or a number out of range.
+        """
+        given: dict[str, Any] = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        given |= {"flip": {False: "none", True: "pair"}.get(given["flip"], given["flip"])}
+        for name, table, number in _PARTS:
+            object.__setattr__(self, name, _part(given[name], table, name, number))
+        terms = given["regularizers"] if isinstance(given["regularizers"], (tuple, list)) else (given["regularizers"],)
+        regularizers = (
+            _part(term, REGULARIZERS, "regularizer", _restrict) for term in terms if term not in (0, "none")
+        )
+        object.__setattr__(self, "regularizers", tuple(regularizers))
+        object.__setattr__(self, "steps", check_steps(given["steps"]))
+        object.__setattr__(self, "scales", _check_scales(given["scales"]))
+        if not isinstance(self.flip, Views):
+            raise TypeError(f"flip must be a bool, a name or Views, got {type(self.flip).__name__} {self.flip!r}")
+
+    def with_(self, **changes: Any) -> Recipe:
+        """The recipe with other parts.
+
+        Raises:
+            AdvCAMError: a part that does not exist; the nearest are told.
+        """
+        known = [field.name for field in dataclasses.fields(self) if field.name not in ("name", "source")]
+        for name in changes:
+            if name not in known:
+                raise AdvCAMError(f"unknown option {name!r}{nearest(name, known)}")
+        return dataclasses.replace(self, **changes) if changes else self
+
+    def plan(self, base: Base = CAM.maps) -> Plan:
+        """What `advcam_attr.climbing.climb` needs of this recipe.
+
+        Args:
+            base: the base attribution.
+        """
+        return Plan(
+            base, self.transform, self.objective, self.regularizers, self.mask, self.step_rule, self.clamp, self.flip
+        )
+
+
+def _restrict(weight: float) -> RestrictHighAttributions:
+    return RestrictHighAttributions(weight, reduce="mean")
+
+
+def _part(value: Any, table: Mapping[str, Any], what: str, number: Callable[[float], Any] | None = None) -> Any:
+    if number is not None and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return number(float(value))
+    found = lookup(value, table, what)
+    return found if isinstance(found, Views) else require_callable(found, what)
+
+
+#: The parts that a name stands for, the table of their names, and what a number makes of them.
+_PARTS: tuple[tuple[str, Mapping[str, Any], Callable[[float], Any] | None], ...] = (
+    ("objective", OBJECTIVES, None),
+    ("mask", MASKS, ThresholdMask),
+    ("step_rule", STEP_RULES, MaxNormStep),
+    ("clamp", CLAMPS, None),
+    ("flip", VIEWS, None),
+    ("aggregate", AGGREGATES, None),
+    ("transform", TRANSFORMS, None),
+    ("schedule", SCHEDULES, None),
+)
+
+
+def _check_scales(scales: Any) -> tuple[float, ...]:
+    factors = (scales,) if isinstance(scales, (int, float)) else tuple(scales)
+    if not factors or any(isinstance(s, (bool, str)) or not s > 0 for s in factors):
+        raise AdvCAMError(f"scales must be positive factors, e.g. (0.5, 1.0), got {scales!r}")
+    return tuple(float(s) for s in factors)
+
+
+def check_steps(steps: Any) -> int:
+    """``steps`` if it is a whole number that is not negative.
+
+    Raises:
+        TypeError: not an int.
+        AdvCAMError: negative.
+    """
+    if isinstance(steps, bool) or not isinstance(steps, int):
+        raise TypeError(f"steps must be an int, got {type(steps).__name__} {steps!r}")
+    if steps < 0:
+        raise AdvCAMError(f"steps must not be negative, got {steps}")
+    return steps
+
+
+AUTO = Recipe(
+    name="auto",
+    source="scale-free; found on one half of CUB boxes and COCO masks, reported on the other: docs/results.md",
+    steps=10,
+    objective=TargetMinusOthers("mean", strongest=5),
+    regularizers=(RestrictHighAttributions(2.0, reduce="mean"),),
+    mask=ThresholdMask(0.5),
+    step_rule=MaxNormStep(0.08),
+)
+
+OFFICIAL = Recipe(
+    name="official",
+    source="the released code: adv_iter = 27 maps (26 steps are used), xi = 0.08, lambda = 7, tau = 0.5, four scales",
+    steps=26,
+    objective=RectifiedTargetMinusOthers(),
+    regularizers=(RestrictHighAttributions(7.0, reduce="sum"),),
+    mask=ThresholdMask(0.5),
+    step_rule=MaxNormStep(0.08),
+    clamp=CurrentRange(),
+    flip=FLIP_PAIR_BY_SHARE,
+    scales=(0.5, 1.0, 1.5, 2.0),
+    transform=released,
+    schedule=released_schedule,
+)
+
+PAPER = Recipe(
+    name="paper",
+    source="Eqs. 1 to 7 as printed, lambda = 7, tau = 0.5; T = 27 and xi = 0.008 are not legible in every copy",
+    steps=27,
+    objective=TargetMinusOthers("sum"),
+    regularizers=(RestrictHighAttributions(7.0, reduce="sum"),),
+    mask=ThresholdMask(0.5),
+    step_rule=RawStep(0.008),
+    clamp=NoClamp(),
+)
+
+RECIPES = {recipe.name: recipe for recipe in (AUTO, OFFICIAL, PAPER)}
+
+
+def get(recipe: Recipe | str, **changes: Any) -> Recipe:
+    """A recipe by name, or itself, with changes.
+
+    Example:
+        >>> from advcam_attr import recipes
+        >>> recipes.get("auto", steps=3, step_rule=0.04).step_rule
+        MaxNormStep(size=0.04)
+
+    Raises:
+        TypeError: neither a name nor a recipe.
+        AdvCAMError: an unknown name or part.
+    """
+    found = lookup(recipe, RECIPES, "recipe")
+    if not isinstance(found, Recipe):
+        raise TypeError(f"recipe must be a name or a Recipe, got {type(found).__name__}")
+    return found.with_(**changes)

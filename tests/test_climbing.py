@@ -1,0 +1,304 @@
+"""Climbing: a step worked out by hand, a slow loop as an oracle, and properties of every part."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from advcam_attr import CAM, AdvCAM, CaptumBase, heads, recipes
+from advcam_attr.climbing import (
+    CLAMPS,
+    OBJECTIVES,
+    STEP_RULES,
+    ClimbState,
+    MaxNormStep,
+    RestrictHighAttributions,
+    TargetMinusOthers,
+    ThresholdMask,
+    climb,
+)
+from advcam_attr.climbing.loop import _sharing_pays, to_grid
+from advcam_attr.climbing.maps import AGGREGATES
+from advcam_attr.climbing.views import VIEWS
+
+
+def test_golden_steps(tiny):
+    """y_0 = 2 mean(red) + 0.5: its gradient is 2/4 on red, so the largest-change step adds xi to red alone."""
+    x = torch.tensor([[[0.0, 1.0], [2.0, 3.0]], [[1.0, 1.0], [1.0, 1.0]], [[0.0, 0.0], [0.0, 0.0]]])[None]
+    recipe = recipes.get("auto", objective="target", regularizers=0, step_rule=0.25, clamp="none")
+    steps = list(climb(heads.view(tiny), x, torch.tensor([0]), recipe.plan(), steps=2))
+    assert [s.index for s in steps] == [0, 1, 2]
+    assert steps[0].maps.tolist() == [[[0.0, 2.0], [4.0, 6.0]]]
+    assert steps[1].maps.tolist() == [[[0.5, 2.5], [4.5, 6.5]]]
+    assert steps[2].maps.tolist() == [[[1.0, 3.0], [5.0, 7.0]]]
+    assert [float(s.objective) for s in steps] == [3.5, 4.0, 4.5]
+    assert torch.equal(steps[2].x[0, 0, 1:], x[0, 1:])
+    summed = AdvCAM(tiny, recipe=recipe, steps=2).attribute(x, target=0, output="native")
+    assert summed.tolist() == [[[[1.5, 7.5], [13.5, 19.5]]]]
+    last = AdvCAM(tiny, recipe=recipe, steps=2, aggregate="last").attribute(x, target=0, output="native")
+    assert last.tolist() == [[[[1.0, 3.0], [5.0, 7.0]]]]
+
+
+def test_golden_objectives():
+    logits = torch.tensor([[[1.0, 5.0, 2.0, -4.0]], [[0.0, 1.0, 3.0, 2.0]]])
+    target = torch.tensor([1, 0])
+    assert TargetMinusOthers("sum").of(logits, target).tolist() == [6.0, -6.0]
+    assert TargetMinusOthers("mean").of(logits, target).tolist() == pytest.approx([5 + 1 / 3, -2.0])
+    assert TargetMinusOthers("mean", strongest=2).of(logits, target).tolist() == [3.5, -2.5]
+    assert TargetMinusOthers("mean", strongest=9).of(logits, target).tolist() == pytest.approx([5 + 1 / 3, -2.0])
+    assert TargetMinusOthers("sum", classes=(1, 3)).of(logits, target).tolist() == [9.0, -3.0]
+    assert TargetMinusOthers("sum", weight=0.5).of(logits, target).tolist() == [5.5, -3.0]
+    for bad in ({"reduce": "max"}, {"strongest": 0}):
+        with pytest.raises(ValueError, match="must be"):
+            TargetMinusOthers(**bad)
+
+
+def test_golden_mask_and_regularizer():
+    maps = torch.tensor([[[0.0, 2.0], [4.0, 1.0]], [[-1.0, -2.0], [-3.0, -1.0]]])
+    mask = ThresholdMask(0.5)(maps)
+    assert mask.tolist() == [[[False, False], [True, False]], [[False, False], [False, False]]]
+    start = torch.tensor([[[0.0, 0.0], [1.0, 0.0]], [[0.0, 0.0], [0.0, 0.0]]])
+    state = ClimbState(1, maps, maps, maps, torch.zeros(2), maps, start, mask, None)  # type: ignore[arg-type]
+    assert RestrictHighAttributions(2.0, reduce="sum")(state).tolist() == [6.0, 0.0]
+    assert RestrictHighAttributions(2.0, reduce="mean")(state).tolist() == [1.5, 0.0]
+
+
+def test_golden_steps_and_clamps():
+    gradient = torch.tensor([1.0, -2.0, 0.0, 4.0]).reshape(1, 1, 1, 2, 2)
+    assert STEP_RULES["raw"](gradient).flatten().tolist() == pytest.approx([0.008, -0.016, 0, 0.032])
+    assert MaxNormStep(0.08)(gradient).flatten().tolist() == pytest.approx([0.02, -0.04, 0, 0.08])
+    assert STEP_RULES["sign"](gradient).flatten().tolist() == pytest.approx([0.008, -0.008, 0, 0.008])
+    assert STEP_RULES["l2"](gradient).square().mean().sqrt().item() == pytest.approx(0.01)
+    assert MaxNormStep()(torch.zeros_like(gradient)).abs().max() == 0
+    clean = torch.arange(8.0).reshape(1, 1, 2, 2, 2)
+    stepped = clean * 3 - 5
+    assert CLAMPS["none"](stepped, clean, clean) is stepped
+    assert CLAMPS["current"](stepped, clean + 1, clean).flatten().tolist() == [1, 1, 1, 4, 7, 8, 8, 8]
+    assert CLAMPS["clean"](stepped, clean + 1, clean).flatten().tolist() == [0, 0, 1, 3, 7, 7, 7, 7]
+
+
+def slow_climb(net: nn.Module, image: Tensor, c: int, steps: int, lam: float, xi: float, tau: float) -> list[Tensor]:
+    """The climb of one image, written out plainly on a net of the fixture's shape."""
+    x, maps, first = image[None].clone(), [], None
+    low, high = image.amin((1, 2))[None, :, None, None], image.amax((1, 2))[None, :, None, None]
+    for _ in range(steps + 1):
+        x = x.detach().requires_grad_()
+        f = net[:5](x)
+        cam = (net[7].weight[c][None, :, None, None] * f).sum(1)
+        y = net[7](f.mean((2, 3)))[0]
+        first = cam.detach() if first is None else first
+        maps.append(cam.detach()[0])
+        others = torch.stack([y[k] for k in range(len(y)) if k != c]).sort(descending=True).values[:2].mean()
+        mask = (cam > tau * cam.max()).double()
+        loss = y[c] - others - lam * (mask * (cam - first).abs()).mean()
+        loss.backward()
+        x = (x.detach() + xi * x.grad / x.grad.abs().max()).clamp(low, high)
+    return maps
+
+
+def test_the_loop_equals_a_slow_one(small_net, images):
+    net, x = small_net.double(), images.double()
+    recipe = recipes.get(
+        "auto",
+        objective=TargetMinusOthers("mean", strongest=2),
+        regularizers=3.0,
+        mask=0.4,
+        step_rule=0.1,
+        clamp="clean",
+    )
+    found = [s.maps for s in climb(heads.view(net), x, torch.tensor([4, 0, 2]), recipe.plan(), steps=6)]
+    for i, c in enumerate([4, 0, 2]):
+        expected = slow_climb(net, x[i], c, 6, 3.0, 0.1, 0.4)
+        for step, maps in enumerate(expected):
+            assert torch.allclose(found[step][i], maps, atol=1e-10), (i, step)
+
+
+def test_the_target_rises_and_steps_stay_below_their_size(small_net, images):
+    recipe = recipes.get("auto", objective="target", regularizers=0, clamp="none", step_rule=0.02)
+    steps = list(climb(heads.view(small_net), images, torch.tensor([1, 2, 3]), recipe.plan(), steps=10))
+    scores = torch.stack([s.objective for s in steps])
+    assert bool((scores[1:] > scores[:-1]).all())
+    for before, after in itertools.pairwise(steps):
+        assert float((after.x - before.x).abs().max()) <= 0.02 + 1e-6
+
+
+def test_the_restricting_term_is_zero_at_the_clean_image(small_net, images):
+    plain = recipes.get("auto", regularizers=0, clamp="none")
+    held = recipes.get("auto", regularizers=1000.0, clamp="none")
+    one, other = (
+        list(climb(heads.view(small_net), images, torch.tensor([1, 2, 3]), r.plan(), steps=1)) for r in (plain, held)
+    )
+    assert torch.equal(one[0].objective, other[0].objective)
+    assert torch.equal(one[1].x, other[1].x)
+
+
+def test_the_restricting_term_holds_what_is_lit(small_net, images):
+    def growth(weight: float) -> Tensor:
+        recipe = recipes.get("auto", objective="target", regularizers=weight, step_rule=0.02)
+        steps = list(climb(heads.view(small_net), images, torch.tensor([1, 2, 3]), recipe.plan(), steps=8))
+        lit = ThresholdMask(0.5)(steps[0].maps)
+        return ((steps[-1].maps - steps[0].maps).abs() * lit).sum((1, 2))
+
+    assert bool((growth(20.0) < growth(0.0)).all())
+
+
+def test_saliency_joins_the_mask_resized_and_flipped(small_net, images):
+    """Seen by a regularizer: with a background on the left half, the mask holds there and nowhere else."""
+    seen = []
+
+    def spy(state: ClimbState) -> Tensor:
+        seen.append(state.mask)
+        return state.maps.sum((1, 2)) * 0
+
+    saliency = torch.ones(32, 32)
+    saliency[:, :16] = 0
+    for flip in (False, True):
+        seen.clear()
+        AdvCAM(small_net, mask="none", regularizers=(spy,), steps=2, flip=flip).attribute(
+            images, target=1, saliency=saliency
+        )
+        assert len(seen) == 3
+        for mask in seen:
+            assert bool(mask[:, :, :4].all())
+            assert not bool(mask[:, :, 4:].any())
+
+
+def test_background_is_held_by_the_restricting_term(small_net, images):
+    saliency = torch.zeros(32, 32)
+    saliency[8:24, 8:24] = 1
+    outside = to_grid(saliency[None] <= 0.5, (8, 8))[0]
+    options = {"objective": "target", "regularizers": 50.0, "mask": "none", "steps": 8, "step_rule": 0.02}
+    start = CAM(small_net).attribute(images, target=1, output="native")[:, 0]
+
+    def change(saliency: Tensor | None) -> Tensor:
+        last = AdvCAM(small_net, aggregate="last", **options)
+        maps = last.attribute(images, target=1, output="native", saliency=saliency)[:, 0]
+        return ((maps - start).abs() * outside).sum((1, 2))
+
+    assert bool((change(saliency) < 0.7 * change(None)).all())
+
+
+def test_a_flip_pair_is_equivariant(small_net, images):
+    attribution = AdvCAM(small_net, flip=True, steps=4)
+    maps = attribution.attribute(images, target=1, output="native")
+    mirrored = attribution.attribute(images.flip(-1), target=1, output="native")
+    assert torch.allclose(maps, mirrored.flip(-1), atol=1e-4 * float(maps.abs().max()))
+    zero = attribution.attribute(images, target=1, output="native", steps=0)
+    cam = CAM(small_net)
+    mirror = cam.attribute(images.flip(-1), target=1, output="native").flip(-1)
+    assert torch.allclose(zero, cam.attribute(images, target=1, output="native") + mirror, atol=1e-5)
+
+
+def test_scales_are_summed_on_the_grid_of_the_image(small_net, images):
+    both = AdvCAM(small_net, scales=(1.0, 0.5), steps=2).attribute(images, target=1, output="native")
+    whole = AdvCAM(small_net, steps=2).attribute(images, target=1, output="native")
+    halves = F.interpolate(images, (16, 16), mode="bicubic", antialias=True)
+    half = AdvCAM(small_net, steps=2).attribute(halves, target=1, output="native")
+    resized = F.interpolate(half, (8, 8), mode="bilinear", align_corners=False)
+    assert torch.allclose(both, whole + resized, atol=1e-4)
+
+
+def test_scales_of_a_net_of_fixed_size_are_refused(small_net, images):
+    small_net.pretrained_cfg = {"fixed_input_size": True}
+    with pytest.raises(ValueError, match="dynamic_img_size"):
+        AdvCAM(small_net, scales=(0.5, 1.0), steps=1).attribute(images, target=1)
+
+
+@pytest.mark.parametrize("classes", [[[1, 2], [3, 4], [0, 1]], [[1, 2, 3], [0], [4, 2]], [[0], [1], [2]]])
+@pytest.mark.parametrize("flip", [False, True])
+def test_classes_of_an_image_share_its_first_forward(small_net, images, classes, flip):
+    count = []
+    handle = small_net[0].register_forward_hook(lambda _m, i, _o: count.append(len(i[0])))
+    attribution = AdvCAM(small_net, steps=3, flip=flip)
+    found = attribution.attribute_classes(images, classes)
+    handle.remove()
+    views, rows = 1 + flip, sum(map(len, classes))
+    image_of = torch.arange(3).repeat_interleave(torch.tensor([len(c) for c in classes]))
+    shared = 3 if _sharing_pays(image_of) else rows
+    assert count[2:] == [shared * views] + [rows * views] * 3  # the first two are the trace and its check
+    for i, wanted in enumerate(classes):
+        for j, c in enumerate(wanted):
+            single = attribution.attribute(images[i : i + 1], target=c)
+            assert torch.allclose(found[i][j : j + 1], single, atol=1e-5 * float(single.abs().max()))
+
+
+def test_sharing_pays_where_images_have_equally_many_classes():
+    assert _sharing_pays(torch.tensor([0, 0, 1, 1]))
+    assert not _sharing_pays(torch.tensor([0, 1, 2]))
+    assert not _sharing_pays(torch.tensor([0, 1, 2, 3, 3, 3, 3, 3]))
+
+
+def test_saliency_and_arguments_follow_their_image_when_classes_share(images):
+    class Conditional(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.fc = nn.Conv2d(3, 6, 3, 4, 1), nn.Linear(6, 3)
+
+        def forward(self, x: Tensor, gain: Tensor) -> Tensor:
+            return self.fc((self.conv(x) * gain[:, None, None, None]).relu().mean((2, 3)))
+
+    torch.manual_seed(0)
+    net, gain = Conditional().eval(), torch.tensor([1.0, -2.0, 0.5])
+    saliency = (torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(0)) > 0.5).float()
+    attribution = AdvCAM(net, steps=3, flip=True)
+    found = attribution.attribute_classes(images, [[0, 1], [2, 0], [1, 2]], gain, saliency=saliency)
+    for i, wanted in enumerate([[0, 1], [2, 0], [1, 2]]):
+        for j, c in enumerate(wanted):
+            single = attribution.attribute(images[i : i + 1], c, gain[i : i + 1], saliency=saliency[i : i + 1])
+            assert torch.allclose(found[i][j : j + 1], single, atol=1e-5 * float(single.abs().max()))
+
+
+@pytest.mark.parametrize("part", ["objective", "step_rule", "clamp", "aggregate", "flip", "mask"])
+def test_every_named_part_runs_and_has_a_repr(small_net, images, part):
+    from advcam_attr.climbing import MASKS
+
+    tables = {"objective": OBJECTIVES, "step_rule": STEP_RULES, "clamp": CLAMPS}
+    tables |= {"aggregate": AGGREGATES, "flip": VIEWS, "mask": MASKS}
+    for name in tables[part]:
+        maps = AdvCAM(small_net, steps=2, **{part: name}).attribute(images, target=1)
+        assert maps.isfinite().all()
+        alone = AdvCAM(small_net, steps=2, **{part: name}).attribute(images[1:2], target=1)
+        assert torch.allclose(maps[1:2], alone, atol=1e-5 * float(maps.abs().max()))
+        assert repr(tables[part][name])
+
+
+def test_users_own_parts_are_callables(small_net, images):
+    def entropy(state: ClimbState) -> Tensor:
+        return state.logits.softmax(-1).log().mean((1, 2))
+
+    def spread(state: ClimbState) -> Tensor:
+        return state.maps.relu().var((1, 2))
+
+    attribution = AdvCAM(
+        small_net, steps=2, objective=entropy, regularizers=(spread, 1.0), mask=lambda maps: maps > 0,
+        step_rule=lambda g: 0.01 * g.sign(), clamp=lambda new, old, clean: new.clamp(-3, 3),
+        aggregate=lambda total, maps: maps if total is None else torch.maximum(total, maps),
+        base=lambda acts, target: acts.features.mean(1),
+    )  # fmt: skip
+    assert attribution.attribute(images, target=1).isfinite().all()
+
+
+def test_captum_attributions_are_bases(small_net, images):
+    from captum.attr import InputXGradient, IntegratedGradients, LayerGradCam, Saliency
+
+    zero = AdvCAM(small_net, base=Saliency, steps=0).attribute(images, target=1, output="native")
+    expected = Saliency(small_net).attribute(images.clone().requires_grad_(), target=1).abs().sum(1, keepdim=True)
+    assert torch.allclose(zero, F.adaptive_avg_pool2d(expected, 8), atol=1e-6)
+    for base in (InputXGradient(small_net), CaptumBase(IntegratedGradients(small_net), n_steps=3)):
+        assert AdvCAM(small_net, base=base, steps=2).attribute(images, target=1).isfinite().all()
+    layered = AdvCAM(small_net, layer="4", base=LayerGradCam, steps=0).attribute(images, target=1, output="native")
+    assert torch.allclose(layered, CAM(small_net).attribute(images, target=1, output="native") / 64, atol=1e-5)
+    with pytest.raises(ValueError, match="layer="):
+        AdvCAM(small_net, base=LayerGradCam)
+
+
+def test_two_steps_of_memory_are_not_kept(small_net, images):
+    """The generator holds one step's tensors: no graph reaches the consumer."""
+    for step in climb(heads.view(small_net), images, torch.tensor([1, 2, 3]), recipes.get("auto").plan(), steps=2):
+        assert step.maps.grad_fn is None
+        assert step.x.grad_fn is None
+        assert torch.is_grad_enabled()

@@ -1,0 +1,552 @@
+"""The contract of a Captum attribution, one test a requirement; those that hold for all methods run on all."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import inspect
+import pickle
+import threading
+import warnings
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from captum.attr import GradientAttribution, LayerGradCam, NoiseTunnel
+from captum.attr import visualization as viz
+from captum.metrics import infidelity, sensitivity_max
+from torch import Tensor, nn
+
+from advcam_attr import CAM, AdvCAM, AdvCAMError, GradCAM, GradCAMPlusPlus, LayerCAM
+
+METHODS = {
+    "CAM": CAM,
+    "GradCAM": GradCAM,
+    "GradCAMPlusPlus": GradCAMPlusPlus,
+    "LayerCAM": LayerCAM,
+    "AdvCAM": lambda model, **options: AdvCAM(model, **{"steps": 3, **options}),
+    "AdvCAM on Grad-CAM": lambda model, **options: AdvCAM(model, **{"steps": 3, "base": "grad_cam", **options}),
+    "AdvCAM official": lambda model, **options: AdvCAM(
+        model, **{"steps": 3, "recipe": "official", "scales": 1.0, **options}
+    ),
+}
+
+
+@pytest.fixture(params=METHODS)
+def method(request):
+    return METHODS[request.param]
+
+
+class Failing(nn.Module):
+    """A net that raises ``error`` at its n-th forward."""
+
+    def __init__(self, net: nn.Module, error: type[BaseException], at: int) -> None:
+        super().__init__()
+        self.net, self.error, self.left = net, error, at
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.left -= 1
+        if self.left < 0:
+            raise self.error("planned")
+        return self.net(x)
+
+
+def tensors_alive() -> list[Tensor]:
+    gc.collect()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return [o for o in gc.get_objects() if type(o) is Tensor]
+
+
+def hooks_of(model: nn.Module) -> int:
+    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) + len(m._backward_hooks) for m in model.modules())
+
+
+def same(a: Tensor, b: Tensor, tolerance: float = 1e-5) -> bool:
+    return a.shape == b.shape and bool((a - b).abs().max() <= tolerance * b.abs().max())
+
+
+def test_requirement_01_attribute_is_decorated(method, small_net):
+    assert hasattr(type(method(small_net)).attribute, "__wrapped__")
+
+
+def test_requirement_02_arguments_are_captums(method, small_net):
+    names = list(inspect.signature(method(small_net).attribute).parameters)
+    assert names[:3] == ["inputs", "target", "additional_forward_args"]
+
+
+def test_requirement_03_is_a_gradient_attribution_of_the_model(method, small_net):
+    attribution = method(small_net)
+    assert isinstance(attribution, GradientAttribution)
+    assert attribution.forward_func is small_net
+
+
+def test_requirement_04_tuples_come_back_as_tuples(method, small_net, images):
+    plain = method(small_net).attribute(images, target=1)
+    boxed = method(small_net).attribute((images,), target=1)
+    assert isinstance(plain, Tensor)
+    assert isinstance(boxed, tuple)
+    assert len(boxed) == 1
+    assert torch.equal(plain, boxed[0])
+
+
+def test_requirement_05_no_grad_changes_nothing(method, small_net, images):
+    expected = method(small_net).attribute(images, target=1)
+    with torch.no_grad():
+        found = method(small_net).attribute(images, target=1)
+        assert not torch.is_grad_enabled()
+    assert torch.is_grad_enabled()
+    assert torch.equal(found, expected)
+
+
+def test_requirement_06_the_input_is_left_as_it_is(method, small_net, images):
+    class InPlaceFirst(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = small_net
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.net(F.relu(x.mul_(1.5), inplace=True))
+
+    for model in (small_net, InPlaceFirst()):
+        for requires_grad in (False, True):
+            x = images.clone().requires_grad_(requires_grad)
+            method(model).attribute(x, target=1)
+            with pytest.raises(AdvCAMError):
+                method(model).attribute(x, target=99)
+            assert torch.equal(x, images)
+            assert x.requires_grad == requires_grad
+            assert x.grad is None
+
+
+def test_requirement_07_runs_in_eval_and_keeps_batch_norm(method, small_net, images):
+    expected = method(small_net).attribute(images, target=1)
+    before = {name: buffer.clone() for name, buffer in small_net.named_buffers()}
+    small_net.train()
+    found = method(small_net).attribute(images, target=1)
+    assert torch.equal(found, expected)
+    assert all(torch.equal(before[name], buffer) for name, buffer in small_net.named_buffers())
+
+
+def test_requirement_08_each_module_keeps_its_mode(method, small_net, images):
+    small_net.train()
+    small_net[1].eval()
+    before = [m.training for m in small_net.modules()]
+    method(small_net).attribute(images, target=1)
+    assert [m.training for m in small_net.modules()] == before
+    failing = Failing(small_net, RuntimeError, 2)
+    with pytest.raises((RuntimeError, AdvCAMError)):
+        method(failing).attribute(images, target=99 if isinstance(method(failing), (CAM, GradCAM)) else 1)
+    assert [m.training for m in small_net.modules()] == before
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+@pytest.mark.parametrize("at", [0, 1, 2])
+def test_requirement_09_no_hook_is_left_and_the_users_stay(method, small_net, images, error, at):
+    calls = []
+    handle = small_net[3].register_forward_hook(lambda *_: calls.append(1))
+    before = hooks_of(small_net)
+    failing = Failing(small_net, error, at)
+
+    def three_calls() -> None:
+        for _ in range(3):
+            method(failing).attribute(images, target=1)
+
+    with pytest.raises(error):
+        three_calls()
+    with pytest.raises(AdvCAMError):
+        method(small_net).attribute(images, target=77)
+    assert hooks_of(small_net) == before
+    assert not nn.modules.module._global_forward_hooks
+    calls.clear()
+    counted = Counting(small_net)
+    method(counted).attribute(images, target=1)
+    assert len(calls) == counted.count
+    handle.remove()
+
+
+class Counting(nn.Module):
+    """Counts its forwards."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net, self.count = net, 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.count += 1
+        return self.net(x)
+
+
+def test_requirement_10_the_result_is_detached_and_nothing_stays_alive(method, small_net, images):
+    attribution = method(small_net)
+    attribution.attribute(images, target=1)
+    before = {id(t) for t in tensors_alive()}
+    result = attribution.attribute(images, target=1)
+    assert not result.requires_grad
+    assert result.grad_fn is None
+    assert [t.shape for t in tensors_alive() if id(t) not in before and t is not result] == []
+
+
+def test_requirement_11_live_memory_does_not_grow_with_steps(small_net, images):
+    def live(steps: int) -> int:
+        peak = 0
+
+        def count(_: object) -> None:
+            nonlocal peak
+            peak = max(peak, sum(t.numel() for t in tensors_alive()))
+
+        AdvCAM(small_net, steps=steps).attribute(images, target=1, on_step=count)
+        return peak
+
+    live(2)
+    assert live(30) <= live(3) + 10_000
+
+
+def test_requirement_12_parameters_are_left_alone(method, small_net, images):
+    small_net[0].weight.requires_grad_(False)
+    small_net[3].weight.grad = torch.ones_like(small_net[3].weight)
+    before = [(p.requires_grad, p.clone()) for p in small_net.parameters()]
+    method(small_net).attribute(images, target=1)
+    for (flag, value), parameter in zip(before, small_net.parameters(), strict=True):
+        assert parameter.requires_grad == flag
+        assert torch.equal(parameter, value)
+    assert torch.equal(small_net[3].weight.grad, torch.ones_like(small_net[3].weight))
+    assert small_net[0].weight.grad is None
+
+
+def test_requirement_13_works_with_frozen_parameters(method, small_net, images):
+    expected = method(small_net).attribute(images, target=1)
+    small_net.requires_grad_(False)
+    assert same(method(small_net).attribute(images, target=1), expected)
+
+
+def test_requirement_14_the_gradient_of_a_cam_base_is_exact(small_net, images):
+    """The restricting term's gradient to the image against finite differences, float64."""
+    from advcam_attr import heads
+
+    view = heads.view(small_net.double())
+    x = images[:1].double()
+    start = CAM.maps(view(x), torch.tensor([2])).detach()
+
+    def change(x: Tensor) -> Tensor:
+        return (CAM.maps(view(x), torch.tensor([2])) - 0.9 * start).square().sum()
+
+    leaf = x.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(change(leaf), leaf)
+    for place in [(0, 0, 3, 4), (0, 2, 17, 30), (0, 1, 9, 9)]:
+        step = torch.zeros_like(x)
+        step[place] = 1e-6
+        slope = (change(x + step) - change(x - step)).detach() / 2e-6
+        assert slope == pytest.approx(float(gradient[place]), rel=1e-5, abs=1e-8)
+
+
+def test_requirement_14_the_weights_of_grad_cam_are_a_documented_stop_gradient(small_net, images):
+    from advcam_attr import heads
+
+    for kind in (GradCAM, GradCAMPlusPlus, LayerCAM):
+        assert "no gradient" in (kind.__doc__ or "")
+        acts = heads.view(small_net)(images)
+        maps = kind.maps(acts, torch.tensor([1, 1, 1]))
+        (direct,) = torch.autograd.grad(maps.sum(), acts._raw, retain_graph=True)
+        assert direct.shape == acts.features.shape
+
+
+def test_requirement_15_zero_steps_give_the_base(small_net, images):
+    for base, kind in {"cam": CAM, "grad_cam": GradCAM, "grad_cam++": GradCAMPlusPlus, "layer_cam": LayerCAM}.items():
+        for output in ("image", "native", "input"):
+            zero = AdvCAM(small_net, base=base).attribute(images, target=2, steps=0, output=output)
+            assert torch.equal(zero, kind(small_net).attribute(images, target=2, output=output))
+
+
+def test_requirement_15_cam_is_the_grids_size_times_captums_grad_cam(small_net, images):
+    cam = CAM(small_net).attribute(images, target=[0, 3, 4], output="native")
+    captum = LayerGradCam(small_net, small_net[4]).attribute(images, target=[0, 3, 4])
+    assert same(cam, captum * 8 * 8)
+
+
+def test_requirement_16_the_mean_of_the_cam_and_the_bias_are_the_logit(small_net, images):
+    cam = CAM(small_net).attribute(images, target=2, output="native")
+    logits = small_net(images)[:, 2]
+    assert torch.allclose(cam.mean((1, 2, 3)) + small_net[7].bias[2], logits, rtol=1e-4)
+
+
+def test_requirement_17_a_head_without_the_identity_is_refused(images):
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4 * 900, 5))
+    for kind in (CAM, AdvCAM):
+        with pytest.raises(AdvCAMError, match='base="grad_cam"'):
+            kind(net).attribute(images, target=1)
+    assert AdvCAM(net, base="grad_cam", steps=2).attribute(images, target=1).shape == (3, 1, 32, 32)
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+def test_requirement_18_the_pooled_tensor_is_used_after_its_activation(images, inplace):
+    class Dense(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.features, self.fc = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)), nn.Linear(8, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            out = F.relu(self.features(x), inplace=inplace)
+            return self.fc(torch.flatten(F.adaptive_avg_pool2d(out, (1, 1)), 1))
+
+    torch.manual_seed(0)
+    net = Dense().eval()
+    cam = CAM(net).attribute(images, target=1, output="native")
+    assert torch.allclose(cam.mean((1, 2, 3)) + net.fc.bias[1], net(images)[:, 1], atol=1e-5)
+
+
+def test_requirement_19_batched_targets_equal_single_calls(method, small_net, images):
+    batch = method(small_net).attribute(images, target=[1, 4, 0])
+    singles = [method(small_net).attribute(images[i : i + 1], target=t) for i, t in enumerate([1, 4, 0])]
+    assert same(batch, torch.cat(singles))
+
+
+BAD_TARGETS = [
+    (True, TypeError), (None, ValueError), (1.0, TypeError), ("1", TypeError), (5, ValueError), (-6, ValueError),
+    ([1, 2], ValueError), (torch.tensor([1.0, 2.0, 3.0]), TypeError), (torch.tensor([True, False, True]), TypeError),
+    (torch.eye(5, dtype=torch.long)[:3], ValueError), (torch.tensor([1, 2]), ValueError), ([0, 1, 9], ValueError),
+    ([(1, 2), (0, 1), (0, 0)], TypeError), ([True, 1, 2], TypeError), (np.array([0.5, 1, 2]), TypeError),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("target", "error"), BAD_TARGETS, ids=[repr(t)[:30] for t, _ in BAD_TARGETS])
+def test_requirement_20_bad_targets_are_told_before_any_step(method, small_net, images, target, error):
+    counted = Counting(small_net)
+    with pytest.raises(error, match="target"):
+        method(counted).attribute(images, target=target)
+    assert counted.count <= 2  # the trace and its check, no step
+
+
+GOOD_TARGETS = [
+    1, -4, np.int64(1), np.array([1, 1, 1]), torch.tensor(1), torch.tensor([1]), torch.tensor([1, 1, 1]), [1, 1, 1],
+    (1, 1, 1), [(1,), (1,), (1,)], [torch.tensor(1), np.int32(1), 1], torch.tensor([1, 1, -4], dtype=torch.int32), (1,),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("target", GOOD_TARGETS, ids=[repr(t)[:30] for t in GOOD_TARGETS])
+def test_requirement_21_all_kinds_of_integers_are_taken(method, small_net, images, target):
+    assert torch.equal(method(small_net).attribute(images, target=target), method(small_net).attribute(images, 1))
+
+
+def test_requirement_22_images_do_not_depend_on_their_batch(method, small_net, images):
+    others = torch.cat([images[:1], 50 * images[1:]])
+    alone = method(small_net).attribute(images[:1], target=3)
+    assert same(method(small_net).attribute(others, target=3)[:1], alone)
+
+
+def test_requirement_23_three_shapes(method, small_net, images):
+    attribution = method(small_net)
+    native = attribution.attribute(images, target=1, output="native")
+    image = attribution.attribute(images, target=1)
+    of_input = attribution.attribute(images, target=1, output="input")
+    assert (native.shape, image.shape, of_input.shape) == ((3, 1, 8, 8), (3, 1, 32, 32), (3, 3, 32, 32))
+    assert torch.allclose(of_input.sum(1, keepdim=True), image, atol=1e-6)
+    with pytest.raises(ValueError, match="output"):
+        attribution.attribute(images, target=1, output="map")
+
+
+def test_requirement_24_the_result_is_contiguous(method, small_net, images):
+    small_net = small_net.to(memory_format=torch.channels_last)
+    for output in ("image", "native", "input"):
+        result = method(small_net).attribute(
+            images.contiguous(memory_format=torch.channels_last), target=1, output=output
+        )
+        assert result.stride() == torch.empty(result.shape).stride()
+
+
+@pytest.mark.parametrize("kind", ["smoothgrad", "smoothgrad_sq", "vargrad"])
+def test_requirement_25_noise_tunnel(method, small_net, images, kind):
+    torch.manual_seed(0)
+    tunnel = NoiseTunnel(method(small_net))
+    assert tunnel.attribute(images, nt_type=kind, nt_samples=3, target=[0, 1, 2]).shape == (3, 1, 32, 32)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_requirement_25_infidelity_and_sensitivity(method, small_net, images, count):
+    x, attribution = images[:count], method(small_net)
+
+    def perturb(inputs: Tensor) -> tuple[Tensor, Tensor]:
+        noise = 0.01 * torch.randn(inputs.shape)
+        return noise, inputs - noise
+
+    maps = attribution.attribute(x, target=1, output="input")
+    assert infidelity(small_net, perturb, x, maps, target=1).isfinite().all()
+    assert sensitivity_max(attribution.attribute, x, target=1, n_perturb_samples=2).isfinite().all()
+
+
+@pytest.mark.parametrize("how", ["heat_map", "blended_heat_map", "original_image", "masked_image", "alpha_scaling"])
+def test_requirement_26_captum_visualizes_the_maps(method, small_net, images, how):
+    import matplotlib.figure
+
+    maps = method(small_net).attribute(images[:1], target=2)
+    figure = matplotlib.figure.Figure()
+    image = images[0].permute(1, 2, 0).sigmoid().numpy()
+    signed = "positive" if how in ("masked_image", "alpha_scaling") else "all"
+    attr = maps[0].abs().add(1e-3).permute(1, 2, 0).numpy()
+    viz.visualize_image_attr(attr, image, how, signed, plt_fig_axis=(figure, figure.subplots()), use_pyplot=False)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_requirement_27_iterates_and_results_are_float32(small_net, images, dtype):
+    small_net.to(dtype)
+    seen = []
+    attribution = AdvCAM(small_net, steps=3)
+    result = attribution.attribute(images.to(dtype), target=1, on_step=lambda s: seen.append((s.x.dtype, s.maps.dtype)))
+    assert result.dtype == torch.float32
+    assert set(seen) == {(torch.float32, torch.float32)}
+    assert result.isfinite().all()
+
+
+def test_requirement_27_autocast(small_net, images):
+    exact = AdvCAM(small_net, steps=3).attribute(images, target=1)
+    result = AdvCAM(small_net, steps=3, autocast=True).attribute(images, target=1)
+    assert result.dtype == torch.float32
+    assert F.cosine_similarity(exact.flatten(1), result.flatten(1)).min() > 0.99
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        outside = AdvCAM(small_net, steps=3).attribute(images, target=1)
+    assert outside.dtype == torch.float32
+
+
+def test_requirement_28_float32_images_are_cast_for_a_half_model(method, small_net, images):
+    small_net.bfloat16()
+    assert method(small_net).attribute(images, target=1).dtype == torch.float32
+
+
+def test_requirement_29_inference_mode_and_inference_tensors(method, small_net, images):
+    expected = method(small_net).attribute(images, target=1)
+    with torch.inference_mode():
+        made_inside = images.clone()
+        inside = method(small_net).attribute(images, target=1)
+        assert torch.is_inference_mode_enabled()
+    assert torch.equal(inside, expected)
+    assert torch.equal(method(small_net).attribute(made_inside, target=1), expected)
+
+
+BAD_INPUTS = [
+    (lambda x: x[0], ValueError, r"inputs\[None\]"),
+    (lambda x: x.flatten(1), ValueError, "N, C, H, W"),
+    (lambda x: (x * 100).to(torch.uint8), ValueError, "floating"),
+    (lambda x: x[:0], ValueError, "empty"),
+    (lambda x: list(x), TypeError, "tensor"),
+    (lambda x: x.numpy(), TypeError, "tensor"),
+    (lambda x: (x, x), ValueError, "additional_forward_args"),
+]
+
+
+@pytest.mark.parametrize(("make", "error", "message"), BAD_INPUTS)
+def test_requirement_30_inputs_that_cannot_be_used(method, small_net, images, make, error, message):
+    with pytest.raises(error, match=message) as caught:
+        method(small_net).attribute(make(images), target=1)
+    assert "\n" not in str(caught.value)
+
+
+def test_requirement_30_logits_in_a_dict_and_an_unused_layer(method, small_net, images):
+    class Wrapped(nn.Module):
+        def __init__(self, wrap) -> None:
+            super().__init__()
+            self.net, self.spare, self.wrap = small_net, nn.Conv2d(3, 3, 1), wrap
+
+        def forward(self, x: Tensor):
+            return self.wrap(self.net(x))
+
+    for wrap in (lambda y: {"logits": y}, lambda y: (y, y)):
+        with pytest.raises(ValueError, match="wrap it"):
+            method(Wrapped(wrap)).attribute(images, target=1)
+    with pytest.raises(ValueError, match="not used"):
+        method(Wrapped(lambda y: y), layer="spare").attribute(images, target=1)
+
+
+def test_requirement_31_saliency_has_one_map_or_one_an_image(small_net, images):
+    attribution = AdvCAM(small_net, steps=4)
+    one = (torch.rand(32, 32, generator=torch.Generator().manual_seed(0)) > 0.5).float()
+    shared = attribution.attribute(images, target=1, saliency=one)
+    each = attribution.attribute(images, target=1, saliency=one.expand(3, 1, 32, 32))
+    assert torch.equal(shared, each)
+    assert not torch.equal(shared, attribution.attribute(images, target=1))
+    for bad in (one.expand(2, 32, 32), one[:16], one * 255):
+        with pytest.raises(ValueError, match="saliency"):
+            attribution.attribute(images, target=1, saliency=bad)
+    with pytest.raises(TypeError, match="saliency"):
+        attribution.attribute(images, target=1, saliency=one.numpy())
+
+
+def test_requirement_32_what_is_not_offered(method, small_net):
+    attribution = method(small_net)
+    assert not attribution.has_convergence_delta()
+    with pytest.raises(NotImplementedError):
+        attribution.compute_convergence_delta(1, 2, 3)
+    with pytest.raises(NotImplementedError):
+        attribution.attribute_future()
+
+
+def test_requirement_33_names(small_net):
+    assert AdvCAM.get_name() == "AdvCAM"
+    assert [k.get_name() for k in (CAM, GradCAM, GradCAMPlusPlus, LayerCAM)] == [
+        "CAM", "GradCAM", "GradCAMPlusPlus", "LayerCAM",
+    ]  # fmt: skip
+
+
+def test_requirement_34_progress(small_net, images, capsys):
+    AdvCAM(small_net, steps=4).attribute(images, target=1)
+    assert capsys.readouterr() == ("", "")
+    AdvCAM(small_net, steps=4).attribute(images, target=1, show_progress=True)
+    assert "5/5" in capsys.readouterr().err
+    with pytest.raises(RuntimeError):
+        AdvCAM(Failing(small_net, RuntimeError, 4), steps=4).attribute(images, target=1, show_progress=True)
+    from tqdm import tqdm
+
+    assert not getattr(tqdm, "_instances", [])
+
+
+def test_requirement_35_internal_batches_change_nothing(method, small_net, images):
+    expected = method(small_net).attribute(images, target=[0, 1, 2])
+    for size in (1, 2, 5):
+        assert same(method(small_net).attribute(images, target=[0, 1, 2], internal_batch_size=size), expected)
+    with pytest.raises(ValueError, match="internal_batch_size"):
+        method(small_net).attribute(images, target=0, internal_batch_size=0)
+
+
+def test_requirement_36_deterministic_and_the_global_random_state_is_kept(method, small_net, images):
+    state = torch.get_rng_state()
+    first = method(small_net).attribute(images, target=1)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(method(small_net).attribute(images, target=1), first)
+
+
+def test_requirement_37_no_warnings(method, small_net, images):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        method(small_net).attribute(images, target=1)
+
+
+def test_requirement_38_no_state_of_a_call_and_copies_work(method, small_net, images):
+    attribution = method(small_net)
+    first = attribution.attribute(images, target=1)
+    state = {k: v for k, v in vars(attribution).items() if isinstance(v, Tensor)}
+    assert not state
+    for twin in (copy.deepcopy(attribution), pickle.loads(pickle.dumps(attribution))):
+        assert torch.equal(twin.attribute(images, target=1), first)
+
+
+def test_requirement_39_eight_threads_share_one(method, small_net, images):
+    small_net.train()
+    attribution = method(small_net)
+    expected = [attribution.attribute(images + i, target=1) for i in range(8)]
+    found: list[Tensor | None] = [None] * 8
+
+    def work(i: int) -> None:
+        found[i] = attribution.attribute(images + i, target=1)
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(f is not None and same(f, e) for f, e in zip(found, expected, strict=True))
+    assert all(m.training for m in small_net.modules())
+
+
+def test_requirement_40_data_parallel(method, small_net, images):
+    expected = method(small_net).attribute(images, target=1)
+    assert torch.equal(method(nn.DataParallel(small_net)).attribute(images, target=1), expected)
