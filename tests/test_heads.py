@@ -295,6 +295,15 @@ def test_a_wrong_tail_is_noticed(images):
         heads.view(Moody()).inspect(images)
 
 
+def test_what_is_not_finite_is_named(small_net, images):
+    with pytest.raises(AdvCAMError, match="image has NaN"):
+        heads.view(small_net).inspect(images * float("nan"))
+    with torch.no_grad():
+        small_net[3].weight[0, 0] = float("nan")
+    with pytest.raises(AdvCAMError, match=r"parameter '3\.weight'"):
+        heads.view(small_net).inspect(images)
+
+
 def test_traces_install_nothing_and_threads_do_not_mix(small_net, images):
     view = heads.view(small_net)
     expected = view(images).features.detach()

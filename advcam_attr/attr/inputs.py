@@ -133,14 +133,3 @@ def check_background(saliency: Any, images: Tensor) -> Tensor | None:
             raise AdvCAMError("saliency must be bool, or floating in [0, 1]: divide 8-bit maps by 255")
         maps = maps > 0.5
     return ~maps.expand(count, -1, -1).to(images.device)
-
-
-def check_finite(model: torch.nn.Module) -> None:
-    """Nothing, or an error that names the first parameter that is not finite.
-
-    Raises:
-        AdvCAMError: a weight is NaN or infinite.
-    """
-    for name, parameter in model.named_parameters():
-        if not parameter.is_meta and parameter.is_floating_point() and not bool(parameter.detach().isfinite().all()):
-            raise AdvCAMError(f"the model's parameter {name!r} has NaN or infinite values: load another checkpoint")

@@ -360,7 +360,7 @@ def _grad_cam_grid(trace: Trace, logits: Tensor, reason: str) -> tuple[_Grid, Te
     effect: the search starts before the last call that mixes positions.
     """
     image = (trace.image.shape[2], trace.image.shape[3])
-    mixer = _last_mixer(trace, trace.calls[trace.producer[id(logits)]], image)
+    mixer = _last_mixer(trace, trace.calls[trace.producer[id(logits)]], image, of_token="class token" in reason)
     if mixer is not None:
         attention = mixer.name in _MIXERS | _PRODUCTS
         makers = [trace.calls[p] for p in mixer.parents if p >= 0 and not attention]
@@ -374,10 +374,14 @@ def _grad_cam_grid(trace: Trace, logits: Tensor, reason: str) -> tuple[_Grid, Te
     )
 
 
-def _last_mixer(trace: Trace, start: Call, image: tuple[int, int]) -> Call | None:
-    """The latest call before the logits that mixes the grid's positions."""
-    for call in [start, *_ancestors(trace, start)]:
-        if call.name in _MIXERS or (call.name in _PRODUCTS and len(call.parents) > 1):
+def _last_mixer(trace: Trace, start: Call, image: tuple[int, int], of_token: bool) -> Call | None:
+    """The latest call before the logits that mixes the grid's positions (with a class token, if that is read)."""
+    calls = [start, *_ancestors(trace, start)]
+    attention = [c for c in calls if c.name in _MIXERS or (c.name in _PRODUCTS and len(c.parents) > 1)]
+    if of_token and attention:
+        return attention[0]
+    for call in calls:
+        if call in attention:
             return call
         source = call.source
         if source is None or not isinstance(call.out, Tensor) or _as_grid(source, image) is None:

@@ -39,6 +39,7 @@ class Activations:
     head: Head
     _raw: Tensor
     _tail: Tail | None
+    _memo: dict[str, Tensor]
 
     def gradient(self, scores: Tensor) -> Tensor:
         """The derivative of ``scores.sum()`` with respect to the features, ``(B, C, h, w)``, detached."""
@@ -70,7 +71,9 @@ class Activations:
                 f"this needs class weights that are the same for every image; the head is {self.head.exactness} "
                 f"({self.head.note})"
             )
-        return all_class_weights(self._need_tail())
+        if "all" not in self._memo:
+            self._memo["all"] = all_class_weights(self._need_tail())
+        return self._memo["all"]
 
     def _need_tail(self) -> Tail:
         if self._tail is None:
@@ -183,12 +186,13 @@ class HeadView:
             raise AdvCAMError(f"no class activation map for {type(self.model).__name__}: {head.note}; {head.advice}")
         return head
 
-    def __call__(self, x: Tensor, *extra: Any) -> Activations:
+    def __call__(self, x: Tensor, *extra: Any, memo: dict[str, Tensor] | None = None) -> Activations:
         """One forward.
 
         Args:
             x: ``(B, C, H, W)``; cast to the model's own floating type.
             *extra: further arguments of the forward.
+            memo: what forwards of one climb may share: class weights that are the same for every image.
 
         Raises:
             AdvCAMError: the model does not return logits, or took another path than when it was traced.
@@ -207,7 +211,9 @@ class HeadView:
         tail = None
         if head.exactness != "none" and capture.pooled is not None:
             tail = Tail(capture.pooled, tuple(capture.tail), output)
-        return Activations(x, canonical(raw, head), at_least_float32(logits), head, raw, tail)
+        return Activations(
+            x, canonical(raw, head), at_least_float32(logits), head, raw, tail, {} if memo is None else memo
+        )
 
     def cast(self, x: Tensor) -> Tensor:
         """``x`` in the floating type of the model's first parameter."""
@@ -216,7 +222,10 @@ class HeadView:
 
     def _find(self, image: Tensor, *extra: Any) -> Head:
         """Trace one image; a plan without data (meta tensors) is taken at its word, any other is verified."""
-        head = find_head(record(self.model, self.cast(image), *extra), self.layer)
+        trace = record(self.model, self.cast(image), *extra)
+        head = find_head(trace, self.layer)
+        if not image.is_meta and not bool(trace.output.isfinite().all()):
+            raise AdvCAMError(f"the logits are not finite: {_not_finite(self.model, image)}")
         if head.exactness != "none" and not image.is_meta:
             capture = _Capture(head.site)
             with torch.no_grad(), capture:
@@ -241,6 +250,16 @@ def unwrapped(model: nn.Module) -> nn.Module:
         if not isinstance(inner, nn.Module):
             return model
         model = inner
+
+
+def _not_finite(model: nn.Module, image: Tensor) -> str:
+    """Why logits are not finite."""
+    if not bool(image.isfinite().all()):
+        return "the image has NaN or infinite values"
+    for name, parameter in model.named_parameters():
+        if not bool(parameter.detach().isfinite().all()):
+            return f"the model's parameter {name!r} has NaN or infinite values; load another checkpoint"
+    return f"the net overflows in {next((p.dtype for p in model.parameters()), image.dtype)}"
 
 
 def _layer_name(model: nn.Module, layer: str | nn.Module | None) -> str | None:
