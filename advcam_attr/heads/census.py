@@ -1,0 +1,166 @@
+"""Architecture names in; what each classifier's head is to class activation mapping, as a table, out.
+
+Models are made and traced on meta tensors: no weights are allocated and nothing is computed, so that the whole of timm
+and torchvision takes minutes.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from advcam_attr.heads.view import HeadView
+from advcam_attr.types import AdvCAMError
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One architecture of the census.
+
+    Attributes:
+        model: ``"timm/NAME"`` or ``"torchvision/NAME"``.
+        exactness: ``"exact"``, ``"linearised"``, ``"none"`` (Grad-CAM), ``"no classifier"`` or ``"refused"``.
+        kind, layer, layout, grid, stride, note: as of `advcam_attr.heads.Head`.
+        size: the input size, (C, H, W).
+        fixed: whether the model declares that it takes no other size.
+    """
+
+    model: str
+    exactness: str
+    kind: str = ""
+    layer: str = ""
+    layout: str = ""
+    grid: tuple[int, int] = (0, 0)
+    stride: float = 0.0
+    note: str = ""
+    size: tuple[int, int, int] = (3, 224, 224)
+    fixed: bool = False
+
+
+def architectures() -> list[str]:
+    """Every architecture of timm and every image classifier of torchvision, as ``library/NAME``."""
+    import timm
+    import torchvision
+
+    names = [f"timm/{name}" for name in timm.list_models()]
+    return names + [f"torchvision/{n}" for n in torchvision.models.list_models(module=torchvision.models)]
+
+
+def make(model: str) -> tuple[nn.Module, tuple[int, int, int], bool]:
+    """An architecture without weights on the meta device, its default input size, and whether that is fixed."""
+    library, name = model.split("/", 1)
+    with torch.device("meta"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if library == "torchvision":
+            import torchvision
+
+            options = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
+            try:
+                net = torchvision.models.get_model(name, weights=None, **options)
+            except NotImplementedError:  # the RegNets read numbers while they are built, which meta tensors lack
+                with torch.device("cpu"):
+                    net = torchvision.models.get_model(name, weights=None).to("meta")
+            size = 299 if name == "inception_v3" else 224
+            return net.eval(), (3, size, size), name.startswith(("vit_", "maxvit"))
+        import timm
+
+        net = timm.create_model(name).eval()
+    config = getattr(net, "pretrained_cfg", None) or {}
+    return net, tuple(config.get("input_size", (3, 224, 224))), bool(config.get("fixed_input_size", False))
+
+
+def examine(model: str) -> Entry:
+    """The census entry of one architecture."""
+    net, size, fixed = make(model)
+    if getattr(net, "num_classes", 1) == 0:
+        return Entry(model, "no classifier", size=size, fixed=fixed)
+    try:
+        head = HeadView(net).inspect(torch.empty(1, *size, device="meta"))
+    except AdvCAMError as error:
+        return Entry(model, "refused", note=str(error), size=size, fixed=fixed)
+    return Entry(
+        model, head.exactness, head.kind, head.layer or "", head.layout, head.grid, round(head.stride[0], 1), head.note,
+        size, fixed,
+    )  # fmt: skip
+
+
+def census(models: Iterable[str] | None = None, *, match: str = "*", jobs: int = 1) -> Iterator[Entry]:
+    """Examine architectures, in the order of their names.
+
+    Args:
+        models: ``library/NAME``; None takes all there are.
+        match: only names that match this pattern, e.g. ``"timm/resnet*"``.
+        jobs: processes to use.
+    """
+    names = [name for name in (architectures() if models is None else models) if fnmatch.fnmatch(name, match)]
+    if jobs == 1:
+        yield from map(examine, names)
+        return
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+        yield from pool.map(examine, names, chunksize=8)
+
+
+def summary(entries: Iterable[Entry]) -> dict[str, Counter[str]]:
+    """How many architectures of each library have which exactness."""
+    counts: dict[str, Counter[str]] = {}
+    for entry in entries:
+        counts.setdefault(entry.model.split("/")[0], Counter())[entry.exactness] += 1
+    return counts
+
+
+def write_markdown(entries: Iterable[Entry], path: Path, *, versions: str) -> None:
+    """Write the census as a page: counts, kinds, and one line an architecture."""
+    rows = list(entries)
+    kinds: Counter[tuple[str, str]] = Counter((e.exactness, e.kind or e.note) for e in rows)
+    lines = [
+        "# Models",
+        "",
+        f"What the head of every classifier of timm and torchvision is to class activation mapping ({versions}), as "
+        "`advcam census` finds it by tracing each architecture in its default configuration.",
+        "",
+        "- **exact**: the mean of the class map plus a constant is the logit.",
+        "- **linearised**: class weights are the derivative of the logit with respect to the pooled features, "
+        "norms after the pool with their scale frozen.",
+        '- **none**: no class activation map; `base="grad_cam"` and its family work on the layer named.',
+        "",
+        "| library | exact | linearised | none (Grad-CAM) | refused | classifiers | no classifier |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for library, count in summary(rows).items():
+        classifiers = sum(count.values()) - count["no classifier"]
+        numbers = [
+            count["exact"],
+            count["linearised"],
+            count["none"],
+            count["refused"],
+            classifiers,
+            count["no classifier"],
+        ]
+        lines.append(f"| {library} | " + " | ".join(map(str, numbers)) + " |")
+    lines += ["", "## Kinds of head", "", "| count | exactness | head |", "|---|---|---|"]
+    lines += [f"| {n} | {exactness} | {kind} |" for (exactness, kind), n in kinds.most_common() if kind]
+    lines += [
+        "",
+        "## Architectures",
+        "",
+        "| model | exactness | layer | grid | stride | input | head |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for e in rows:
+        if e.exactness != "no classifier":
+            grid, fixed = f"{e.grid[0]}×{e.grid[1]}", " fixed" if e.fixed else ""
+            head = e.note if e.exactness in ("none", "refused") else e.kind
+            size = f"{e.size[1]}×{e.size[2]}{fixed}"
+            lines.append(
+                f"| {e.model} | {e.exactness} | `{e.layer or '-'}` | {grid} | {e.stride:g} | {size} | {head} |"
+            )
+    path.write_text("\n".join(lines) + "\n")
