@@ -1,0 +1,58 @@
+"""Imports point down: the floors of docs/architecture.md, read from the source."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1] / "advcam_attr"
+
+FLOORS = {
+    "types": 0, "registry": 0,
+    "heads": 1, "networks": 1, "data": 1, "metrics": 1,
+    "attr": 2, "climbing": 3, "recipes": 3, "attr.advcam": 4, "report": 4,
+    "pipelines": 5, "cli": 6, "__main__": 7, "__init__": 4,
+}  # fmt: skip
+
+
+def unit(module: str) -> str:
+    parts = module.split(".")
+    return ".".join(parts[:2]) if ".".join(parts[:2]) in FLOORS else parts[0]
+
+
+def imports_of(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("advcam_attr"):
+            inner = node.module.removeprefix("advcam_attr").removeprefix(".")
+            found |= {f"{inner}.{name.name}".strip(".") for name in node.names}
+        if isinstance(node, ast.Import):
+            found |= {n.name.removeprefix("advcam_attr.") for n in node.names if n.name.startswith("advcam_attr.")}
+    return found
+
+
+def test_imports_point_down():
+    upward, siblings = [], []
+    for path in ROOT.rglob("*.py"):
+        module = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        for imported in imports_of(path):
+            here, there = unit(module), unit(imported)
+            if there not in FLOORS or here == there:
+                continue
+            if FLOORS[there] > FLOORS[here]:
+                upward.append(f"{module} imports {imported}")
+            elif FLOORS[there] == FLOORS[here] == 1:
+                siblings.append(f"{module} imports {imported}")
+    assert upward == []
+    assert siblings == []
+
+
+def test_every_module_says_what_it_is():
+    for path in ROOT.rglob("*.py"):
+        if path.stat().st_size:
+            assert ast.get_docstring(ast.parse(path.read_text())), path
+
+
+def test_every_unit_has_a_floor():
+    units = {unit(".".join(p.relative_to(ROOT).with_suffix("").parts)) for p in ROOT.rglob("*.py")}
+    assert units <= set(FLOORS), units - set(FLOORS)
