@@ -60,6 +60,7 @@ def climb(
     images = plan.views.spread(x)
     clean = images if image_of is None else images[image_of]
     rows, start = clean, None
+    memo: dict[str, Tensor] = {}
     for index in range(steps + 1):
         last = index == steps
         with undisturbed(view.model):
@@ -67,7 +68,7 @@ def climb(
                 step, gradient = _shared_start(view, images, target, image_of, plan, background, extra, last)
             else:
                 leaf = rows.detach().requires_grad_()
-                acts = view(leaf.flatten(0, 1), *extra)
+                acts = view(leaf.flatten(0, 1), *extra, memo=memo)
                 step, gradient = _evaluate(index, leaf, acts, target, plan, start, background, last)
                 del acts, leaf
             start = start or step
