@@ -15,6 +15,7 @@ from advcam_attr.climbing import (
     OBJECTIVES,
     STEP_RULES,
     ClimbState,
+    ClippedStep,
     MaxNormStep,
     RestrictHighAttributions,
     TargetMinusOthers,
@@ -69,12 +70,15 @@ def test_golden_mask_and_regularizer():
 
 def test_golden_steps_and_clamps():
     gradient = torch.tensor([1.0, -2.0, 0.0, 4.0]).reshape(1, 1, 1, 2, 2)
-    assert STEP_RULES["raw"](gradient).flatten().tolist() == pytest.approx([0.008, -0.016, 0, 0.032])
-    assert MaxNormStep(0.08)(gradient).flatten().tolist() == pytest.approx([0.02, -0.04, 0, 0.08])
-    assert STEP_RULES["sign"](gradient).flatten().tolist() == pytest.approx([0.008, -0.008, 0, 0.008])
-    assert STEP_RULES["l2"](gradient).square().mean().sqrt().item() == pytest.approx(0.01)
-    assert MaxNormStep()(torch.zeros_like(gradient)).abs().max() == 0
+    assert STEP_RULES["raw"](gradient, gradient).flatten().tolist() == pytest.approx([0.008, -0.016, 0, 0.032])
+    assert MaxNormStep(0.08)(gradient, gradient).flatten().tolist() == pytest.approx([0.02, -0.04, 0, 0.08])
+    assert STEP_RULES["sign"](gradient, gradient).flatten().tolist() == pytest.approx([0.008, -0.008, 0, 0.008])
+    assert STEP_RULES["l2"](gradient, gradient).square().mean().sqrt().item() == pytest.approx(0.01)
+    assert MaxNormStep()(torch.zeros_like(gradient), gradient).abs().max() == 0
     clean = torch.arange(8.0).reshape(1, 1, 2, 2, 2)
+    wide = ClippedStep(0.1, width=0.5)(gradient, 10 * clean[:, :, :1])  # rms 2.29, range 30: full steps from 1.15 on
+    assert wide.flatten().tolist() == pytest.approx([3 / 1.14564, -3, 0, 3], rel=1e-4)
+    assert ClippedStep()(torch.zeros_like(gradient), clean).abs().max() == 0
     stepped = clean * 3 - 5
     assert CLAMPS["none"](stepped, clean, clean) is stepped
     assert CLAMPS["current"](stepped, clean + 1, clean).flatten().tolist() == [1, 1, 1, 4, 7, 8, 8, 8]
@@ -275,7 +279,7 @@ def test_users_own_parts_are_callables(small_net, images):
 
     attribution = AdvCAM(
         small_net, steps=2, objective=entropy, regularizers=(spread, 1.0), mask=lambda maps: maps > 0,
-        step_rule=lambda g: 0.01 * g.sign(), clamp=lambda new, old, clean: new.clamp(-3, 3),
+        step_rule=lambda g, clean: 0.01 * g.sign(), clamp=lambda new, old, clean: new.clamp(-3, 3),
         aggregate=lambda total, maps: maps if total is None else torch.maximum(total, maps),
         base=lambda acts, target: acts.features.mean(1),
     )  # fmt: skip

@@ -9,6 +9,7 @@ from advcam_attr.climbing.steps import (
     CLAMPS,
     STEP_RULES,
     CleanRange,
+    ClippedStep,
     CurrentRange,
     L2Step,
     MaxNormStep,
@@ -19,7 +20,7 @@ from advcam_attr.climbing.steps import (
 
 __all__ = [
     "CLAMPS", "MASKS", "OBJECTIVES", "REGULARIZERS", "STEP_RULES",
-    "CleanRange", "ClimbState", "CurrentRange", "L2Step", "MaxNormStep", "NoClamp", "NoMask", "Plan", "RawStep",
+    "CleanRange", "ClimbState", "ClippedStep", "CurrentRange", "L2Step", "MaxNormStep", "NoClamp", "NoMask", "Plan", "RawStep",
     "RectifiedTargetMinusOthers", "RestrictHighAttributions", "SignStep", "Target", "TargetMinusOthers",
     "ThresholdMask", "Views", "climb",
 ]  # fmt: skip

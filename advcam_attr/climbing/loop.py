@@ -73,7 +73,7 @@ def climb(
                 del acts, leaf
             start = start or step
             if gradient is not None:
-                rows = plan.clamp(rows + plan.step_rule(gradient), rows, clean)
+                rows = plan.clamp(rows + plan.step_rule(gradient, clean), rows, clean)
         yield step
 
 

@@ -43,8 +43,8 @@ Objective = Callable[[ClimbState], Tensor]
 Regularizer = Callable[[ClimbState], Tensor]
 #: Where maps are lit already: maps ``(R, h, w)`` to bool ``(R, h, w)``.
 Mask = Callable[[Tensor], Tensor]
-#: The step from the gradient, both ``(R, V, C, H, W)``.
-StepRule = Callable[[Tensor], Tensor]
+#: The step: (gradient, clean images), each ``(R, V, C, H, W)``.
+StepRule = Callable[[Tensor, Tensor], Tensor]
 #: The climbed images made valid again: (stepped, before the step, clean), each ``(R, V, C, H, W)``.
 Clamp = Callable[[Tensor, Tensor, Tensor], Tensor]
 #: The running total of the maps: (total or None, maps), each ``(R, h, w)``.

@@ -19,7 +19,7 @@ class MaxNormStep:
 
     size: float = 0.08
 
-    def __call__(self, gradient: Tensor) -> Tensor:
+    def __call__(self, gradient: Tensor, clean: Tensor) -> Tensor:
         return self.size * gradient / (gradient.abs().amax(_ROW, keepdim=True) + 1e-12)
 
 
@@ -29,8 +29,28 @@ class RawStep:
 
     size: float = 0.008
 
-    def __call__(self, gradient: Tensor) -> Tensor:
+    def __call__(self, gradient: Tensor, clean: Tensor) -> Tensor:
         return self.size * gradient
+
+
+@dataclass(frozen=True)
+class ClippedStep:
+    """ξ · range · clip(g / (w · rms(g)), -1, 1): large gradients count alike, and the image's scale does not matter.
+
+    One pixel with a huge gradient cannot make the rest stand still, as it does where the maximum sets the step.
+
+    Attributes:
+        size: ξ, the largest change, as a share of the clean row's range (0.04 is ten grey levels of a full picture).
+        width: w, how many root mean squares of the gradient make a full step.
+    """
+
+    size: float = 0.04
+    width: float = 10.0
+
+    def __call__(self, gradient: Tensor, clean: Tensor) -> Tensor:
+        scale = self.width * gradient.square().mean(_ROW, keepdim=True).sqrt() + 1e-30
+        reach = clean.amax(_ROW, keepdim=True) - clean.amin(_ROW, keepdim=True)
+        return self.size * reach * (gradient / scale).clamp(-1, 1)
 
 
 @dataclass(frozen=True)
@@ -39,7 +59,7 @@ class L2Step:
 
     size: float = 0.01
 
-    def __call__(self, gradient: Tensor) -> Tensor:
+    def __call__(self, gradient: Tensor, clean: Tensor) -> Tensor:
         return self.size * gradient / (gradient.square().mean(_ROW, keepdim=True).sqrt() + 1e-12)
 
 
@@ -49,7 +69,7 @@ class SignStep:
 
     size: float = 0.008
 
-    def __call__(self, gradient: Tensor) -> Tensor:
+    def __call__(self, gradient: Tensor, clean: Tensor) -> Tensor:
         return self.size * gradient.sign()
 
 
@@ -77,5 +97,5 @@ class CleanRange:
         return stepped.clamp(clean.amin((1, 3, 4), keepdim=True), clean.amax((1, 3, 4), keepdim=True))
 
 
-STEP_RULES = {"max": MaxNormStep(), "raw": RawStep(), "l2": L2Step(), "sign": SignStep()}
+STEP_RULES = {"max": MaxNormStep(), "clipped": ClippedStep(), "raw": RawStep(), "l2": L2Step(), "sign": SignStep()}
 CLAMPS = {"none": NoClamp(), "current": CurrentRange(), "clean": CleanRange()}
