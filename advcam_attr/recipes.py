@@ -22,9 +22,11 @@ from advcam_attr.climbing.state import (
     Plan,
     Regularizer,
     StepRule,
+    Stop,
     Views,
 )
 from advcam_attr.climbing.steps import CLAMPS, STEP_RULES, CleanRange, CurrentRange, MaxNormStep, NoClamp, RawStep
+from advcam_attr.climbing.stops import STOPS, MarginGrowth, never
 from advcam_attr.climbing.views import FLIP_PAIR_BY_SHARE, SINGLE, VIEWS
 from advcam_attr.registry import lookup, nearest, require_callable
 from advcam_attr.types import AdvCAMError
@@ -71,6 +73,7 @@ class Recipe:
         scales: sizes at which the image is climbed, as factors; the maps are summed.
         aggregate: how the maps of the steps become one; ``"sum"`` or ``"last"``.
         transform: what is done to a base's maps first; a name of `TRANSFORMS`.
+        stop: when a row stops before its last step; a name of `STOPS`, or a number: the growth of the margin.
         schedule: steps and weight of each scale; a name of `SCHEDULES`.
     """
 
@@ -86,6 +89,7 @@ class Recipe:
     scales: tuple[float, ...] = (1.0,)
     aggregate: Aggregate = add
     transform: MapTransform = signed
+    stop: Stop = never
     schedule: Schedule = same_at_all_scales
 
     def __post_init__(self) -> None:
@@ -128,7 +132,15 @@ class Recipe:
             base: the base attribution.
         """
         return Plan(
-            base, self.transform, self.objective, self.regularizers, self.mask, self.step_rule, self.clamp, self.flip
+            base=base,
+            transform=self.transform,
+            objective=self.objective,
+            regularizers=self.regularizers,
+            mask=self.mask,
+            step_rule=self.step_rule,
+            clamp=self.clamp,
+            views=self.flip,
+            stop=self.stop,
         )
 
 
@@ -152,6 +164,7 @@ _PARTS: tuple[tuple[str, Mapping[str, Any], Callable[[float], Any] | None], ...]
     ("flip", VIEWS, None),
     ("aggregate", AGGREGATES, None),
     ("transform", TRANSFORMS, None),
+    ("stop", STOPS, MarginGrowth),
     ("schedule", SCHEDULES, None),
 )
 

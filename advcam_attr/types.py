@@ -25,6 +25,8 @@ class ClimbStep:
         logits: the class scores at ``x``, ``(R, V, K)``.
         maps: the base attribution at ``x``, its views brought back and summed, ``(R, h, w)``.
         objective: what the step climbs, ``(R,)``.
+        climbing: which rows had not reached their end before this step, ``(R,)``, bool: their maps count; the others
+            stand still.
     """
 
     index: int
@@ -32,3 +34,4 @@ class ClimbStep:
     logits: Tensor
     maps: Tensor
     objective: Tensor
+    climbing: Tensor

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 
 import pytest
@@ -14,8 +15,10 @@ from advcam_attr.climbing import (
     CLAMPS,
     OBJECTIVES,
     STEP_RULES,
+    STOPS,
     ClimbState,
     ClippedStep,
+    MarginGrowth,
     MaxNormStep,
     RestrictHighAttributions,
     TargetMinusOthers,
@@ -83,6 +86,32 @@ def test_golden_steps_and_clamps():
     assert CLAMPS["none"](stepped, clean, clean) is stepped
     assert CLAMPS["current"](stepped, clean + 1, clean).flatten().tolist() == [1, 1, 1, 4, 7, 8, 8, 8]
     assert CLAMPS["clean"](stepped, clean + 1, clean).flatten().tolist() == [0, 0, 1, 3, 7, 7, 7, 7]
+
+
+def test_golden_stop():
+    """Margins over the two strongest others: 2 -> 4, 2 -> 2.9, 2 -> 4 with a fallen target, and one from zero."""
+    start = torch.tensor([[5.0, 3, 3, 0], [5, 3, 3, 0], [5, 3, 3, 0], [1, 1, 1, -7]])[:, None]
+    now = torch.tensor([[6.0, 2, 2, 0], [6, 3.1, 3.1, 0], [4.5, 0, 1, 0], [1.2, 1, 1, -7]])[:, None]
+    state = ClimbState(1, now, now, now, torch.zeros(4, dtype=torch.long), start, now, now, None)  # type: ignore[arg-type]
+    assert MarginGrowth(0.5, strongest=2)(state).tolist() == [True, False, False, True]
+    shifted = dataclasses.replace(state, logits=now * 3 + 100, start_logits=start * 3 + 100)
+    assert MarginGrowth(0.5, strongest=2)(shifted).tolist() == [True, False, False, True]
+
+
+def test_rows_that_stop_stand_still_and_count_no_more(small_net, images):
+    plan = recipes.get("auto", stop=0.3, flip=False, step_rule=0.02, clamp="none", objective="minus_mean").plan()
+    steps = list(climb(heads.view(small_net), images, torch.tensor([1, 2, 3]), plan, steps=40))
+    ends = torch.stack([s.climbing for s in steps]).sum(0)
+    assert 1 < int(ends.min()) < int(ends.max()) < 41
+    assert len(steps) == int(ends.max())
+    for row, end in enumerate(ends.tolist()):
+        for step in steps[end:]:
+            assert torch.equal(step.x[row], steps[end - 1].x[row])
+    options = {"recipe": "auto", "stop": 0.3, "flip": False, "step_rule": 0.02, "clamp": "none", "steps": 40}
+    found = AdvCAM(small_net, objective="minus_mean", **options).attribute(images, [1, 2, 3], output="native")[:, 0]
+    for row, end in enumerate(ends.tolist()):
+        expected = sum(s.maps[row] for s in steps[:end])
+        assert torch.allclose(found[row], expected, atol=1e-5 * float(expected.abs().max()))
 
 
 def slow_climb(net: nn.Module, image: Tensor, c: int, steps: int, lam: float, xi: float, tau: float) -> list[Tensor]:
@@ -256,12 +285,12 @@ def test_saliency_and_arguments_follow_their_image_when_classes_share(images):
             assert torch.allclose(found[i][j : j + 1], single, atol=1e-5 * float(single.abs().max()))
 
 
-@pytest.mark.parametrize("part", ["objective", "step_rule", "clamp", "aggregate", "flip", "mask"])
+@pytest.mark.parametrize("part", ["objective", "step_rule", "clamp", "aggregate", "flip", "mask", "stop"])
 def test_every_named_part_runs_and_has_a_repr(small_net, images, part):
     from advcam_attr.climbing import MASKS
 
     tables = {"objective": OBJECTIVES, "step_rule": STEP_RULES, "clamp": CLAMPS}
-    tables |= {"aggregate": AGGREGATES, "flip": VIEWS, "mask": MASKS}
+    tables |= {"aggregate": AGGREGATES, "flip": VIEWS, "mask": MASKS, "stop": STOPS}
     for name in tables[part]:
         maps = AdvCAM(small_net, steps=2, **{part: name}).attribute(images, target=1)
         assert maps.isfinite().all()

@@ -222,6 +222,7 @@ class AdvCAM(MapAttribution):
                             images, background, target[rows], image_of[rows], extra, steps, head.grid, tick
                         )
                     )
+                bar.update(ticks - bar.n)  # rows may stop before their last step
         return torch.cat(parts)
 
     def _climb_chunk(
@@ -255,7 +256,8 @@ class AdvCAM(MapAttribution):
             summed: Tensor | None = None
             for step in walk:
                 tick(step)
-                summed = self.recipe.aggregate(summed, step.maps)
+                added = self.recipe.aggregate(summed, step.maps)
+                summed = added if summed is None else torch.where(step.climbing[:, None, None], added, summed)
             assert summed is not None
             if summed.shape[1:] != grid:
                 summed = resize(summed[:, None], grid)[:, 0]

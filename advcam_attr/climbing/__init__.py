@@ -17,10 +17,11 @@ from advcam_attr.climbing.steps import (
     RawStep,
     SignStep,
 )
+from advcam_attr.climbing.stops import STOPS, MarginGrowth, never
 
 __all__ = [
-    "CLAMPS", "MASKS", "OBJECTIVES", "REGULARIZERS", "STEP_RULES",
-    "CleanRange", "ClimbState", "ClippedStep", "CurrentRange", "L2Step", "MaxNormStep", "NoClamp", "NoMask", "Plan", "RawStep",
-    "RectifiedTargetMinusOthers", "RestrictHighAttributions", "SignStep", "Target", "TargetMinusOthers",
-    "ThresholdMask", "Views", "climb",
+    "CLAMPS", "MASKS", "OBJECTIVES", "REGULARIZERS", "STEP_RULES", "STOPS",
+    "CleanRange", "ClimbState", "ClippedStep", "CurrentRange", "L2Step", "MarginGrowth", "MaxNormStep", "NoClamp",
+    "NoMask", "Plan", "RawStep", "RectifiedTargetMinusOthers", "RestrictHighAttributions", "SignStep", "Target",
+    "TargetMinusOthers", "ThresholdMask", "Views", "climb", "never",
 ]  # fmt: skip

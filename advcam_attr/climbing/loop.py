@@ -7,6 +7,7 @@ over it.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from advcam_attr.climbing.state import ClimbState, Plan
+from advcam_attr.climbing.stops import never
 from advcam_attr.heads import Activations, HeadView, undisturbed
 from advcam_attr.types import ClimbStep
 
@@ -29,10 +31,11 @@ def climb(
     image_of: Tensor | None = None,
     extra: Sequence[Any] = (),
 ) -> Iterator[ClimbStep]:
-    """Climb the score of each row and yield every step, the clean image first: ``steps + 1`` of them.
+    """Climb the score of each row and yield every step, the clean image first: ``steps + 1`` of them at most.
 
     Rows are independent: nothing of one row enters another. A step is one forward and one backward to the images; the
-    last has no backward. Eqs. 3, 6 and 7 of the paper.
+    last has no backward. Eqs. 3, 6 and 7 of the paper. A row that the plan stops stands still from then on, and its
+    later maps do not count (``ClimbStep.climbing``); when all rows have stopped, the climb ends.
 
     Args:
         view: the classifier.
@@ -60,21 +63,27 @@ def climb(
     images = plan.views.spread(x)
     clean = images if image_of is None else images[image_of]
     rows, start = clean, None
+    climbing = torch.ones(len(clean), dtype=torch.bool, device=clean.device)
     memo: dict[str, Tensor] = {}
     for index in range(steps + 1):
         last = index == steps
         with undisturbed(view.model):
             if index == 0 and image_of is not None and _sharing_pays(image_of):
-                step, gradient = _shared_start(view, images, target, image_of, plan, background, extra, last)
+                step, gradient, over = _shared_start(view, images, target, image_of, plan, background, extra, last)
             else:
                 leaf = rows.detach().requires_grad_()
                 acts = view(leaf.flatten(0, 1), *extra, memo=memo)
-                step, gradient = _evaluate(index, leaf, acts, target, plan, start, background, last)
+                step, gradient, over = _evaluate(index, leaf, acts, target, plan, start, background, last)
                 del acts, leaf
             start = start or step
+            step = replace(step, climbing=climbing)
+            climbing = climbing & ~over
             if gradient is not None:
-                rows = plan.clamp(rows + plan.step_rule(gradient, clean), rows, clean)
+                stepped = plan.clamp(rows + plan.step_rule(gradient, clean), rows, clean)
+                rows = torch.where(climbing[:, None, None, None, None], stepped, rows)
         yield step
+        if plan.stop is not never and not bool(climbing.any()):
+            return
 
 
 def _evaluate(
@@ -87,8 +96,8 @@ def _evaluate(
     background: Tensor | None,
     last: bool,
     keep: bool = False,
-) -> tuple[ClimbStep, Tensor | None]:
-    """What one step sees, and the gradient of its objective to the images (None after the last step)."""
+) -> tuple[ClimbStep, Tensor | None, Tensor]:
+    """What one step sees, the gradient of its objective to the images (None after the last step), and who is there."""
     each = target.repeat_interleave(leaf.shape[1])
     maps = plan.views.merge(plan.transform(plan.base(acts, each), acts, each).unflatten(0, leaf.shape[:2]))
     logits = acts.logits.unflatten(0, leaf.shape[:2])
@@ -100,8 +109,9 @@ def _evaluate(
     score = plan.objective(state)
     for regularizer in plan.regularizers:
         score = score - regularizer(state)
-    step = ClimbStep(index, leaf.detach(), logits.detach(), maps.detach(), score.detach())
-    return step, None if last else torch.autograd.grad(score.sum(), leaf, retain_graph=keep)[0]
+    over = plan.stop(state).detach()
+    step = ClimbStep(index, leaf.detach(), logits.detach(), maps.detach(), score.detach(), ~over)
+    return step, None if last else torch.autograd.grad(score.sum(), leaf, retain_graph=keep)[0], over
 
 
 def to_grid(background: Tensor, grid: tuple[int, int]) -> Tensor:
@@ -128,7 +138,7 @@ def _shared_start(
     background: Tensor | None,
     extra: Sequence[Any],
     last: bool,
-) -> tuple[ClimbStep, Tensor | None]:
+) -> tuple[ClimbStep, Tensor | None, Tensor]:
     """The first step of all rows from one forward of the images: the j-th class of every image is one backward."""
     slot = torch.stack([(image_of[:row] == image).sum() for row, image in enumerate(image_of)])
     leaf = images.detach().requires_grad_()
@@ -136,7 +146,7 @@ def _shared_start(
     acts = view(
         leaf.flatten(0, 1), *[a[_first_views(first, leaf.shape[1])] if _a_row(a, image_of, leaf) else a for a in extra]
     )
-    rows: list[tuple[ClimbStep, Tensor | None]] = []
+    rows: list[tuple[ClimbStep, Tensor | None, Tensor]] = []
     slots = int(slot.max()) + 1
     for j in range(slots):
         at = first.clone()
@@ -144,12 +154,13 @@ def _shared_start(
         outside = None if background is None else background[at]
         rows.append(_evaluate(0, leaf, acts, target[at], plan, None, outside, last, keep=j + 1 < slots))
     pick = [(int(j), int(image)) for j, image in zip(slot, image_of, strict=True)]
-    fields = ("x", "logits", "maps", "objective")
+    fields = ("x", "logits", "maps", "objective", "climbing")
     step = ClimbStep(0, *(torch.stack([getattr(rows[j][0], name)[image] for j, image in pick]) for name in fields))
     gradients = [rows[j][1] for j, _ in pick]
+    over = ~step.climbing
     if last:
-        return step, None
-    return step, torch.stack([g[image] for g, (_, image) in zip(gradients, pick, strict=True) if g is not None])
+        return step, None, over
+    return step, torch.stack([g[image] for g, (_, image) in zip(gradients, pick, strict=True) if g is not None]), over
 
 
 def _a_row(argument: Any, image_of: Tensor, leaf: Tensor) -> bool:

@@ -43,6 +43,8 @@ Objective = Callable[[ClimbState], Tensor]
 Regularizer = Callable[[ClimbState], Tensor]
 #: Where maps are lit already: maps ``(R, h, w)`` to bool ``(R, h, w)``.
 Mask = Callable[[Tensor], Tensor]
+#: Which rows have climbed far enough: the state to bool ``(R,)``.
+Stop = Callable[[ClimbState], Tensor]
 #: The step: (gradient, clean images), each ``(R, V, C, H, W)``.
 StepRule = Callable[[Tensor, Tensor], Tensor]
 #: The climbed images made valid again: (stepped, before the step, clean), each ``(R, V, C, H, W)``.
@@ -80,3 +82,4 @@ class Plan:
     step_rule: StepRule
     clamp: Clamp
     views: Views
+    stop: Stop
