@@ -10,6 +10,12 @@ import torch
 from torch import nn
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    """Small nets are slower on two threads than on one, and much slower on a busy machine."""
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(scope="session")
 def data_root() -> Path:
     """Real weights and photographs; tests skip where they are not."""
