@@ -1,0 +1,1 @@
+"""Files and seeds in; images, labels and masks out."""

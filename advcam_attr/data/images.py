@@ -1,0 +1,136 @@
+"""Paths and folders in, image files out; an image file in, an upright RGB picture out.
+
+Whatever a photograph comes as (rotated by EXIF, CMYK, 16-bit, grey, palette, with transparency), the nets
+see 8-bit RGB. What cannot be read is refused in one line that names the file.
+"""
+
+from __future__ import annotations
+
+import difflib
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from advcam_attr.types import AdvCAMError
+
+#: File name endings that count as images when a folder is searched.
+EXTENSIONS = (".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+
+_WHITE = (255, 255, 255, 255)
+
+
+def expand_images(paths: Iterable[str | Path]) -> list[Path]:
+    """Files and folders to the image files they stand for, in order, each file once.
+
+    Folders are searched recursively and in sorted order for files that end like an image (`EXTENSIONS`);
+    names that start with a dot are skipped. A file that is named itself is taken whatever it ends with.
+
+    Args:
+        paths: files and folders.
+
+    Returns:
+        The files. Of two names for one file, the first is kept.
+
+    Raises:
+        AdvCAMError: a path does not exist, or a folder holds no image.
+
+    Example:
+        >>> expand_images(["cat.jpg", "photographs/"])  # doctest: +SKIP
+        [PosixPath('cat.jpg'), PosixPath('photographs/birds/1.png'), PosixPath('photographs/dog.jpg')]
+    """
+    files: dict[Path, Path] = {}
+    for path in map(Path, paths):
+        found = _images_below(path) if path.is_dir() else [path]
+        if not path.exists():
+            raise AdvCAMError(f"no such image file or folder: {path}{_nearest(path)}")
+        if not found:
+            raise AdvCAMError(f"no images in folder {path}: looked for files ending in {' '.join(EXTENSIONS)}")
+        for file in found:
+            files.setdefault(file.resolve(), file)
+    return list(files.values())
+
+
+def is_image(path: Path) -> bool:
+    """Whether a file's name ends like an image's."""
+    return path.suffix.lower() in EXTENSIONS
+
+
+def _images_below(folder: Path) -> list[Path]:
+    return sorted(
+        file
+        for file in folder.rglob("*")
+        if is_image(file)
+        and file.is_file()
+        and not any(part.startswith(".") for part in file.relative_to(folder).parts)
+    )
+
+
+def _nearest(path: Path) -> str:
+    siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+    near = difflib.get_close_matches(path.name, siblings, n=3)
+    return f" (is it {' or '.join(near)}?)" if near else ""
+
+
+def read_rgb(path: str | Path) -> Image.Image:
+    """Read an image file as an upright 8-bit RGB picture.
+
+    The EXIF orientation is applied; 16-bit greys are scaled to 8 bits; transparency is composited on white;
+    greyscale, palette, CMYK and YCbCr are converted. Of an animation, the first frame is taken. A 32-bit integer
+    grey is read as 8-bit where it stays within 0..255, else as 16-bit; a float grey as 0..1, else as 0..255.
+
+    Args:
+        path: an image file of any format that Pillow reads.
+
+    Returns:
+        A PIL image of mode ``RGB``.
+
+    Raises:
+        AdvCAMError: the file is missing, truncated, not an image, or of a kind that has no RGB reading.
+
+    Example:
+        >>> read_rgb("photograph.jpg").mode  # doctest: +SKIP
+        'RGB'
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise AdvCAMError(f"no such image file: {path}{_nearest(path)}")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path) as image:
+                image.load()
+                return _to_rgb(ImageOps.exif_transpose(image))
+    except UnidentifiedImageError as error:
+        raise AdvCAMError(f"not an image that can be read: {path}; convert it to JPEG or PNG") from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise AdvCAMError(f"image has more than {Image.MAX_IMAGE_PIXELS} pixels: {path}; make it smaller") from error
+    except (OSError, SyntaxError, ValueError, EOFError) as error:
+        raise AdvCAMError(f"cannot read image {path} ({_one_line(error)}): is it truncated or damaged?") from error
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I") or image.mode == "F":
+        image = Image.fromarray(_grey_to_8_bit(np.asarray(image)))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, _WHITE), image)
+    return image.convert("RGB")
+
+
+def _grey_to_8_bit(grey: np.ndarray) -> np.ndarray:
+    """Greys ``(H, W)`` of 16 or 32 bits to uint8."""
+    low, high = float(grey.min()), float(grey.max())
+    if grey.dtype.kind == "f":
+        full = 1.0 if high <= 1 else 255.0
+    else:
+        full = 65535.0 if grey.dtype.itemsize == 2 or high > 255 else 255.0
+    if not (low >= 0 and high <= full):
+        raise ValueError(f"grey values from {low:g} to {high:g} where 0 to {full:g} was expected")
+    return np.round(grey.astype(np.float64) * (255 / full)).astype(np.uint8)
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
