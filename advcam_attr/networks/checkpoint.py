@@ -1,0 +1,170 @@
+"""A file of weights in; a model that holds exactly these weights, or one line on why it cannot, out."""
+
+from __future__ import annotations
+
+import itertools
+import pickle
+import warnings
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from advcam_attr.types import AdvCAMError
+
+#: Keys under which training scripts put the weights; plain weights go before averaged ones.
+_WRAPPERS = (
+    "state_dict",
+    "model_state_dict",
+    "model",
+    "module",
+    "net",
+    "weights",
+    "state_dict_ema",
+    "model_ema",
+    "ema",
+)
+
+#: A BatchNorm counter that old files lack and that no forward reads in eval mode.
+_COUNTER = "num_batches_tracked"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a weights file holds.
+
+    Attributes:
+        path: where it was read.
+        weights: tensor by key, wrappers taken off.
+        metadata: the notes of a safetensors file; empty for torch files.
+    """
+
+    path: Path
+    weights: Mapping[str, Tensor]
+    metadata: Mapping[str, str]
+
+
+def read_checkpoint(path: str | Path) -> Checkpoint:
+    """Read a safetensors file, or a torch file of plain weights; no code of the file is ever run.
+
+    Args:
+        path: a file ending in ``.safetensors``, or any file that ``torch.save`` wrote from a state dict or from a
+            dict with one under ``state_dict``, ``model`` or the like.
+
+    Returns:
+        The weights, in the precision of the file.
+
+    Raises:
+        AdvCAMError: the file is missing, damaged, a pickle of more than weights, or holds none.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise AdvCAMError(f"no such checkpoint file: {path}")
+    if path.suffix.lower() == ".safetensors":
+        content, metadata = _read_safetensors(path)
+    else:
+        content, metadata = _read_torch(path), {}
+    weights = {str(key): value for key, value in _unwrap(content).items() if isinstance(value, Tensor)}
+    if not weights:
+        raise AdvCAMError(f"checkpoint {path} holds no weights; save model.state_dict()")
+    return Checkpoint(path, weights, metadata)
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except SafetensorError as error:
+        raise AdvCAMError(f"cannot read checkpoint {path}: not a safetensors file, or damaged ({error})") from error
+
+
+def _read_torch(path: Path) -> Any:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise AdvCAMError(
+            f"checkpoint {path} is refused: it is a pickle of more than plain weights, which could run code; "
+            "save model.state_dict() alone, with torch.save or safetensors"
+        ) from error
+    except Exception as error:  # damaged files make torch.load raise whatever its parsers happen to meet
+        raise AdvCAMError(
+            f"cannot read checkpoint {path}: neither safetensors (by its name) nor plain torch weights, or damaged"
+        ) from error
+
+
+def _unwrap(content: Any) -> Mapping[Any, Any]:
+    while isinstance(content, Mapping):
+        inner = next((content[key] for key in _WRAPPERS if isinstance(content.get(key), Mapping)), None)
+        if inner is None:
+            return content
+        content = inner
+    return {}
+
+
+def load_weights(model: nn.Module, checkpoint: Checkpoint, name: str) -> None:
+    """Put the weights of a checkpoint into a model, cast to the model's own precision.
+
+    A prefix that all keys share and the model's do not (``module.``, ``_orig_mod.``, ``model.``) is taken off. The
+    model is left untouched unless everything fits.
+
+    Args:
+        model: changed in place.
+        checkpoint: what `read_checkpoint` returned.
+        name: what to call the model in errors.
+
+    Raises:
+        AdvCAMError: keys are missing or unexpected, shapes differ, or weights are not finite; they are listed.
+    """
+    expected = model.state_dict()
+    weights = _without_prefix(checkpoint.weights, expected)
+    missing = [key for key in expected if key not in weights and not key.endswith(_COUNTER)]
+    unexpected = [key for key in weights if key not in expected]
+    if missing or unexpected:
+        problems = [f"{len(keys)} {what} keys ({_few(keys)})" for what, keys in
+                    (("missing", missing), ("unexpected", unexpected)) if keys]  # fmt: skip
+        raise AdvCAMError(
+            f"checkpoint {checkpoint.path} does not fit {name}: {' and '.join(problems)}; "
+            "is it of another architecture, or does it need --model-args?"
+        )
+    reshaped = [key for key in weights if weights[key].shape != expected[key].shape]
+    if reshaped:
+        shapes = (f"{k} {tuple(weights[k].shape)} for {tuple(expected[k].shape)}" for k in reshaped)
+        raise AdvCAMError(
+            f"checkpoint {checkpoint.path} does not fit {name}: {len(reshaped)} shapes differ ({_few(shapes)})"
+            + _class_count_advice([(weights[k].shape, expected[k].shape) for k in reshaped])
+        )
+    broken = [key for key, value in weights.items() if value.is_floating_point() and not value.isfinite().all()]
+    if broken:
+        raise AdvCAMError(f"checkpoint {checkpoint.path} is refused: NaN or infinite weights in {_few(broken)}")
+    model.load_state_dict(dict(weights), strict=False)
+
+
+def _without_prefix(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    while True:
+        first = {key.split(".", 1)[0] for key in weights}
+        if len(first) > 1 or any("." not in key for key in weights):
+            return weights
+        prefix = first.pop() + "."
+        if any(key.startswith(prefix) for key in expected):
+            return weights
+        weights = {key.removeprefix(prefix): value for key, value in weights.items()}
+
+
+def _class_count_advice(shapes: Iterable[tuple[torch.Size, torch.Size]]) -> str:
+    """The option that would help where only the number of classes differs."""
+    counts = {(found[0], wanted[0]) for found, wanted in shapes if found[1:] == wanted[1:]}
+    if len(counts) != 1:
+        return ""
+    (found, _), = counts  # fmt: skip
+    return f"; if these are its classes, --model-args '{{\"num_classes\": {found}}}' makes room for {found}"
+
+
+def _few(names: Iterable[str], limit: int = 3) -> str:
+    names = list(names)
+    return ", ".join(itertools.chain(names[:limit], ["..."] if len(names) > limit else []))
