@@ -1,0 +1,1 @@
+"""Images in; everything that the package makes of them, on disk, out."""

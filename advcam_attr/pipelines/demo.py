@@ -1,0 +1,272 @@
+"""A seed in; a table and a figure that compare CAM with AdvCAM on toy scenes with exact masks, out.
+
+Everything is made on the spot, offline: scenes are drawn, a small classifier learns which animals are in them (from
+class labels alone), and its maps, cut at a threshold, are measured against the masks. The threshold of each method is
+the best on validation scenes; the numbers are those of test scenes that nothing was chosen on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+
+from advcam_attr.attr.advcam import AdvCAM
+from advcam_attr.attr.cam import CAM
+from advcam_attr.data.toy import CLASS_NAMES, ToyScenes, make_scenes
+from advcam_attr.metrics.segmentation import ConfusionMatrix
+from advcam_attr.pipelines.files import make_folder, replacing, write_json, write_text
+from advcam_attr.report.figures import heat_over, labels_over, panels
+
+#: Background thresholds that are tried, as shares of each map's peak.
+THRESHOLDS = tuple(k / 50 for k in range(1, 50))
+
+
+@dataclass(frozen=True)
+class DemoSettings:
+    """How large the demonstration is.
+
+    Attributes:
+        seed: of scenes and training.
+        train, validation, test: how many scenes of each kind.
+        size: their height and width.
+        epochs: how often the training scenes are seen.
+        shown: how many test scenes the figure shows.
+    """
+
+    seed: int = 0
+    train: int = 600
+    validation: int = 60
+    test: int = 120
+    size: int = 96
+    epochs: int = 12
+    shown: int = 6
+
+
+@dataclass(frozen=True)
+class Score:
+    """One method on the test scenes, in percent.
+
+    Attributes:
+        method: its name.
+        threshold: the background threshold, chosen on the validation scenes.
+        miou: mean intersection over union, the background included.
+        precision, recall: means over the animals' classes.
+    """
+
+    method: str
+    threshold: float
+    miou: float
+    precision: float
+    recall: float
+
+
+@dataclass(frozen=True)
+class DemoResult:
+    """What the demonstration found.
+
+    Attributes:
+        accuracy: the share of right class decisions on the test scenes, in percent.
+        scores: one a method.
+        seconds: how long it took.
+        table: the scores as Markdown.
+        table_file, scores_file, figure_file: where they were written.
+    """
+
+    accuracy: float
+    scores: tuple[Score, ...]
+    seconds: float
+    table: str
+    table_file: Path
+    scores_file: Path
+    figure_file: Path
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """A block in which torch uses one thread: as fast for tensors so small, and not slowed by busy cores."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@_one_thread()
+def run_demo(
+    out: Path, settings: DemoSettings = DemoSettings(), tell: Callable[[str], None] = lambda line: None
+) -> DemoResult:
+    """Draw, train, compare, and write ``table.md``, ``scores.json`` and ``scenes.png``.
+
+    Args:
+        out: the folder; made if need be.
+        settings: how large.
+        tell: is told what is going on, line by line.
+
+    Returns:
+        The scores and where they are.
+
+    Raises:
+        AdvCAMError: the folder cannot be made or written to; nothing is done then.
+    """
+    make_folder(out)
+    start = time.monotonic()
+    counts = settings.train, settings.validation, settings.test
+    tell(f"drawing {sum(counts)} scenes")
+    train, validation, test = (
+        make_scenes(count, size=settings.size, seed=3 * settings.seed + part) for part, count in enumerate(counts)
+    )
+    tell(f"training a small classifier on {settings.train} scenes, {settings.epochs} epochs")
+    net = train_net(train, settings.epochs, settings.seed)
+    with torch.no_grad():
+        right = (net(normalise(test.images)) > 0) == test.labels
+    accuracy = 100 * float(right.float().mean())
+    tell(f"{accuracy:.1f} % of class decisions on test scenes are right")
+    methods = {"CAM": CAM(net), "AdvCAM": AdvCAM(net)}
+    scores, maps = [], {}
+    for name, method in methods.items():
+        tell(f"attributing {settings.validation + settings.test} scenes with {name}")
+        threshold = _best_threshold(class_maps(method, validation), validation)
+        maps[name] = class_maps(method, test)
+        scores.append(_score(name, maps[name], test, threshold))
+    table = _table(scores)
+    result = DemoResult(
+        accuracy, tuple(scores), time.monotonic() - start, table,
+        out / "table.md", out / "scores.json", out / "scenes.png",
+    )  # fmt: skip
+    _write(result, settings, test, maps)
+    return result
+
+
+def small_net(num_classes: int = len(CLASS_NAMES)) -> nn.Sequential:
+    """Five convolutions, a mean over cells of 8 × 8 pixels, and a linear layer.
+
+    Strided kernels are 4 wide, so that a cell looks at the pixels around its own middle and maps are not shifted.
+    """
+    layers: list[nn.Module] = []
+    inside = 3
+    for outside, stride in ((16, 2), (32, 2), (48, 1), (64, 2), (64, 1)):
+        conv = nn.Conv2d(inside, outside, 2 + stride, stride, padding=1, bias=False)
+        layers += [conv, nn.BatchNorm2d(outside), nn.ReLU(inplace=True)]
+        inside = outside
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inside, num_classes))
+
+
+def normalise(images: Tensor) -> Tensor:
+    """Pictures in [0, 1] to the net's input."""
+    return (images - 0.5) / 0.25
+
+
+@_one_thread()
+def train_net(scenes: ToyScenes, epochs: int, seed: int = 0, batch_size: int = 32) -> nn.Sequential:
+    """Train a `small_net` to tell which classes are in a scene; masks are not looked at.
+
+    Args:
+        scenes: N training scenes.
+        epochs: how often they are seen.
+        seed: of weights, order and flips; no global random state is touched.
+        batch_size: at most N.
+
+    Returns:
+        The net in eval mode.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        net = small_net()
+    x, y = normalise(scenes.images), scenes.labels.float()
+    batch_size = min(batch_size, len(x))
+    batches = len(x) // batch_size
+    optimizer = torch.optim.AdamW(net.parameters(), lr=3e-3, weight_decay=1e-3)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=epochs * batches)
+    for _ in range(epochs):
+        order = torch.randperm(len(x), generator=generator)[: batches * batch_size]
+        for rows in order.split(batch_size):
+            mirrored = [axis for axis in (2, 3) if torch.rand((), generator=generator) < 0.5]
+            loss = F.multilabel_soft_margin_loss(net(x[rows].flip(mirrored)), y[rows])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+    return net.eval()
+
+
+def class_maps(method: CAM | AdvCAM, scenes: ToyScenes) -> Tensor:
+    """Maps of the classes that are in each scene, each in [0, 1], zero for the others: ``(N, K, S, S)``."""
+    image, label = scenes.labels.nonzero().unbind(1)
+    maps = method.attribute(normalise(scenes.images[image]), label, normalize=True, internal_batch_size=64)
+    dense = torch.zeros(*scenes.labels.shape, *scenes.images.shape[2:])
+    dense[image, label] = maps[:, 0]
+    return dense
+
+
+def label_maps(maps: Tensor, threshold: float) -> Tensor:
+    """The strongest class at each pixel, counted from 1, or 0 where none exceeds the threshold: ``(N, S, S)``."""
+    peak, label = maps.max(1)
+    return torch.where(peak > threshold, label + 1, 0)
+
+
+def _measure(maps: Tensor, scenes: ToyScenes, threshold: float) -> ConfusionMatrix:
+    matrix = ConfusionMatrix(maps.shape[1] + 1)
+    matrix.update(label_maps(maps, threshold), scenes.masks)
+    return matrix
+
+
+def _best_threshold(maps: Tensor, scenes: ToyScenes) -> float:
+    return max(THRESHOLDS, key=lambda threshold: _measure(maps, scenes, threshold).mean_iou())
+
+
+def _score(method: str, maps: Tensor, scenes: ToyScenes, threshold: float) -> Score:
+    matrix = _measure(maps, scenes, threshold)
+    precision, recall = (100 * float(v[1:].nanmean()) for v in (matrix.precision(), matrix.recall()))
+    return Score(method, threshold, 100 * matrix.mean_iou(), precision, recall)
+
+
+def _table(scores: Sequence[Score]) -> str:
+    lines = ["| method | mIoU | precision | recall | threshold |", "|---|---|---|---|---|"]
+    lines += [f"| {s.method} | {s.miou:.1f} | {s.precision:.1f} | {s.recall:.1f} | {s.threshold:.2f} |" for s in scores]
+    return "\n".join(lines)
+
+
+def _write(result: DemoResult, settings: DemoSettings, test: ToyScenes, maps: dict[str, Tensor]) -> None:
+    with replacing(result.figure_file) as file:
+        _figure(test, maps, {s.method: s.threshold for s in result.scores}, settings.shown).save(file)
+    text = (
+        f"{result.table}\n\nPercent, on {settings.test} test scenes; thresholds were chosen on {settings.validation} "
+        f"others. Seed {settings.seed}; {result.accuracy:.1f} % of the net's class decisions are right.\n"
+    )
+    write_text(result.table_file, text)
+    content = {
+        "settings": dataclasses.asdict(settings),
+        "accuracy": result.accuracy,
+        "scores": [dataclasses.asdict(score) for score in result.scores],
+        "seconds": round(result.seconds, 1),
+    }
+    write_json(result.scores_file, content)
+
+
+def _figure(scenes: ToyScenes, maps: dict[str, Tensor], thresholds: dict[str, float], shown: int) -> Image.Image:
+    """The first scenes: image, truth, and for each method the map of one class and the labels of all."""
+    titles = ["image", "truth"]
+    for method, threshold in thresholds.items():
+        titles += [f"{method}: one class", f"{method} > {threshold:.2f}"]
+    rows, captions = [], []
+    for n in range(min(shown, len(scenes.images))):
+        picture = scenes.images[n].permute(1, 2, 0).numpy()
+        labels = scenes.labels[n].nonzero()[:, 0].tolist()
+        row = [picture, labels_over(picture, scenes.masks[n].numpy())]
+        for method, threshold in thresholds.items():
+            found = label_maps(maps[method][n : n + 1], threshold)[0]
+            row += [heat_over(picture, maps[method][n, labels[0]].numpy()), labels_over(picture, found.numpy())]
+        rows.append(row)
+        captions.append(f"{', '.join(CLASS_NAMES[k] for k in labels)}; heat for {CLASS_NAMES[labels[0]]}")
+    return panels(rows, titles, captions, cell=2 * scenes.images.shape[2])

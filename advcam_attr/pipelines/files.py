@@ -1,0 +1,70 @@
+"""A path in; a file that is either whole or not there, out; and what is remembered of files' contents."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from advcam_attr.types import AdvCAMError
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder, and those above it, unless it is there.
+
+    Raises:
+        AdvCAMError: it cannot be made, or not be written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise AdvCAMError(f"cannot make the folder {folder}: {error.strerror}; choose another --out") from error
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise AdvCAMError(f"the folder {folder} cannot be written to; choose another --out")
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A block that writes to a temporary name beside ``path``, which takes the place of ``path`` when it is done.
+
+    Folders are made as needed. After an error, ``path`` is as it was before and the temporary file is gone.
+
+    Raises:
+        AdvCAMError: the folder cannot be made or written to.
+
+    Example:
+        >>> with replacing(Path("scores.json")) as file:  # doctest: +SKIP
+        ...     file.write_text("{}")
+    """
+    temporary = path.with_name(f".{uuid.uuid4().hex}{path.suffix}")
+    make_folder(path.parent)
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file whole or not at all."""
+    with replacing(path) as file:
+        file.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a JSON file whole or not at all."""
+    write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+
+
+def digest(path: Path) -> str:
+    """What tells a file's content from others': 16 hexadecimal digits of its SHA-256."""
+    content = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            content.update(block)
+    return content.hexdigest()[:16]

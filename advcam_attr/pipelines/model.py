@@ -1,0 +1,59 @@
+"""What a user says of a model in; the loaded classifier, and its head at an image size, out."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from advcam_attr.heads import Head, HeadView
+from advcam_attr.networks.load import LoadedModel, load_model
+from advcam_attr.types import AdvCAMError
+
+
+@dataclass(frozen=True)
+class ModelChoice:
+    """Which classifier, with which weights; see `advcam_attr.networks.load_model`."""
+
+    spec: str
+    model_args: Mapping[str, Any] = field(default_factory=dict)
+    checkpoint: Path | None = None
+    random_weights: bool = False
+    labels: Path | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    input_size: int | None = None
+
+    def load(self) -> LoadedModel:
+        """Load it.
+
+        Raises:
+            AdvCAMError: it cannot be had.
+        """
+        options = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "spec"}
+        return load_model(self.spec, **options)
+
+
+def head_at(view: HeadView, x: Tensor, spec: str, *, class_weights: bool = False) -> Head:
+    """A model's head for images of the size of ``x``.
+
+    Args:
+        view: the model's.
+        x: one image, ``(3, H, W)``.
+        spec: what to call the model.
+        class_weights: whether they are needed.
+
+    Raises:
+        AdvCAMError: the model does not take images of this size, or has no class weights.
+    """
+    try:
+        return (view.require if class_weights else view.inspect)(x[None])
+    except AdvCAMError:
+        raise
+    except (RuntimeError, ValueError, AssertionError) as error:
+        size = " x ".join(map(str, x.shape[1:]))
+        raise AdvCAMError(f"{spec} does not take images of {size} pixels ({error}); try --input-size") from error

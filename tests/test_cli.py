@@ -1,0 +1,253 @@
+"""The command line: what it does, and that every error of a user is one line, with exit code 2 and nothing written."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from advcam_attr import cli
+from advcam_attr.data.toy import make_scenes
+from advcam_attr.networks import sources
+from advcam_attr.pipelines.demo import small_net
+
+NET = ["--model", "advcam_attr.pipelines.demo:small_net", "--input-size", "48"]
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch) -> Path:
+    """A working directory with two pictures."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pictures").mkdir()
+    for n, image in enumerate(make_scenes(2, size=64).images):
+        picture = Image.fromarray((image.permute(1, 2, 0) * 255).byte().numpy())
+        picture.save(tmp_path / "pictures" / f"scene{n}.png")
+    return tmp_path
+
+
+def run(capsys, *argv: object) -> tuple[int, str, str]:
+    code = cli.main([str(word) for word in argv])
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def refused(capsys, *argv: object) -> str:
+    code, out, err = run(capsys, *argv)
+    assert code == 2
+    assert out == ""
+    assert err.startswith("advcam: error: ")
+    assert err.count("\n") == 1
+    assert err.endswith("\n")
+    assert not Path("advcam_out").exists()
+    return err.removeprefix("advcam: error: ").rstrip()
+
+
+# --- what it does -----------------------------------------------------------------------------------------------------
+
+
+def test_help_and_version(capsys):
+    for argv in (["--help"], ["attribute", "--help"], ["inspect", "--help"], ["demo", "--help"], ["census", "--help"]):
+        code, out, err = run(capsys, *argv)
+        assert (code, err) == (0, "")
+        assert out.startswith("usage: " + " ".join(["advcam", *argv[:-1]]))
+    assert run(capsys, "--version")[1].startswith("advcam ")
+
+
+def test_the_module_is_the_command():
+    done = subprocess.run(
+        [sys.executable, "-m", "advcam_attr", "--version"], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.startswith("advcam ")
+
+
+def test_attribute_files_and_folders(capsys, folder):
+    argv = ["attribute", "pictures", *NET, "--steps", 1, "--target", "top1", "--target", 3, "--out", "results"]
+    code, out, err = run(capsys, *argv)
+    assert (code, err) == (0, "")
+    assert "scene0.png: class " in out
+    assert out.endswith("done: 2; kept from before: 0; failed: 0; results in results\n")
+    record = json.loads((folder / "results" / "scene1.json").read_text())
+    assert record["targets"][-1]["index"] == 3
+    assert len(record["targets"][-1]["scores"][0]["logit"]) == 2
+    code, out, _ = run(capsys, *argv)
+    assert (code, out) == (0, "done: 0; kept from before: 2; failed: 0; results in results\n")
+
+
+def test_all_options_arrive(capsys, folder):
+    (folder / "names.txt").write_text("striped\nchecked\ndotted\nringed\n")
+    weights = small_net().state_dict()
+    save_file(weights, folder / "net.safetensors")
+    (folder / "maps").mkdir()
+    Image.new("L", (64, 64), 255).save(folder / "maps" / "scene0.png")
+    code, _, err = run(
+        capsys, "attribute", "pictures/scene0.png", *NET, "--model-args", '{"num_classes": 4}', "--checkpoint",
+        "net.safetensors", "--labels", "names.txt", "--mean", 0.5, "--std", 0.25, 0.25, 0.25, "--target", "ringed",
+        "--base", "grad_cam", "--recipe", "paper", "--steps", 2, "--flip", "--scales", 0.5, 1, "--set", "mask=0.3",
+        "--set", "objective=minus_mean", "--set", "autocast=false", "--layer", "11", "--saliency", "maps",
+        "--probability", "sigmoid", "--device", "cpu", "--batch-size", 3, "--out", "out",
+    )  # fmt: skip
+    assert (code, err) == (0, "")
+    record = json.loads((folder / "out" / "scene0.json").read_text())
+    config = record["config"]
+    assert record["targets"][0]["name"] == "ringed"
+    assert [scores["scale"] for scores in record["targets"][0]["scores"]] == [0.5, 1.0]
+    assert config["model.std"] == [0.25, 0.25, 0.25]
+    assert config["recipe.name"] == "paper"
+    assert config["recipe.flip"] == "pair"
+    assert config["recipe.mask"] == "ThresholdMask(threshold=0.3)"
+    assert (config["base"], config["layer"], config["probability"]) == ("grad_cam", "11", "sigmoid")
+    assert (folder / "out" / "scene0.ringed.png").is_file()
+
+
+def test_inspect(capsys):
+    code, out, err = run(capsys, "inspect", "timm/test_resnet", "torchvision/squeezenet1_1", "timm/test_vit", NET[1])
+    assert (code, err) == (0, "")
+    first, second, third, fourth = out.replace("\ntimm/test_vit", "\n\0").replace("\ntorch", "\n\0").replace(
+        "\nadvcam", "\n\0"
+    ).split("\0")  # fmt: skip
+    assert "exact:" in first
+    assert "class maps -> NCHW mean" in second
+    assert "there is none" in third
+    assert "grad_cam" in third
+    assert "pixels only" in third
+    assert "stride 8 x 8" in fourth
+
+
+def test_census(capsys, folder):
+    code, out, err = run(capsys, "census", "--filter", "torchvision/squeezenet*", "--out", "models.md")
+    assert (code, err) == (0, "")
+    assert out == "torchvision: 2 exact\n"
+    assert "torchvision/squeezenet1_1" in (folder / "models.md").read_text()
+
+
+# --- every error of a user is one line --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ([], "give a command: attribute, inspect, demo, census"),
+        (["atribute"], "unknown command 'atribute'; did you mean attribute?"),
+        (["frobnicate"], "unknown command 'frobnicate'; there are attribute, inspect, demo, census"),
+        (["--verison"], "unknown option --verison; did you mean --version?"),
+        (["attribute", "x.png"], "attribute needs --model"),
+        (["attribute", "--model", "timm/x"], "attribute needs IMAGE"),
+        (["attribute", "x.png", *NET, "--step", "3"], "unknown option --step; did you mean --steps?"),
+        (["attribute", "x.png", *NET, "--chekpoint=a"], "unknown option --chekpoint; did you mean --checkpoint?"),
+        (["attribute", "x.png", *NET, "--zzz"], "unknown option --zzz; see advcam attribute --help"),
+        (["attribute", "x.png", *NET, "--steps", "q"], "--steps takes a whole number, got q"),
+        (["attribute", "x.png", *NET, "--scales", "1", "q"], "--scales takes a number, got q"),
+        (["attribute", "x.png", *NET, "--model-args", "{a"], "--model-args takes JSON, {...}, got {a"),
+        (["attribute", "x.png", *NET, "--probability", "tanh"], "--probability takes one of 'softmax', 'sigmoid'"),
+    ],
+)
+def test_lines_that_cannot_be_understood(capsys, folder, argv, message):
+    assert refused(capsys, *argv).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--set", "steps"], "--set takes KEY=VALUE, got 'steps'"),
+        (["--set", "stepz=3"], "unknown option 'stepz'; did you mean 'steps'"),
+        (["--set", "mask=treshold"], "unknown mask 'treshold'; did you mean 'threshold'?"),
+        (["--base", "grad-cam"], "unknown base 'grad-cam'; did you mean 'grad_cam'"),
+        (["--recipe", "oficial"], "unknown recipe 'oficial'; did you mean 'official'?"),
+        (["--steps", "-1"], "steps must not be negative, got -1"),
+        (["--scales", "0"], "scales must be positive factors"),
+        (["--target", "9"], "target 9 is not a class: the model has classes 0 to 3"),
+        (["--target", "cat"], "target 'cat': the model's classes have no names; give --labels FILE or an index"),
+        (["--layer", "12x"], "the model has no layer '12x'"),
+        (["--labels", "none.txt"], "cannot read label file none.txt"),
+        (["--saliency", "none"], "no such folder of saliency maps: none"),
+        (["--device", "abacus"], "device 'abacus' cannot be used here"),
+        (["--out", "pictures/scene0.png"], "the results need a folder"),
+        (["--checkpoint", "none.pth"], "no such checkpoint file: none.pth"),
+        (["--checkpoint", "pickle.pth"], "checkpoint pickle.pth is refused: it is a pickle of more than plain weights"),
+        (["--checkpoint", "other.safetensors"], "checkpoint other.safetensors does not fit"),
+        (["--checkpoint", "nan.safetensors"], "checkpoint nan.safetensors is refused: NaN or infinite weights in 0."),
+        (["--random-weights"], "random weights do not apply to advcam_attr.pipelines.demo:small_net"),
+        (["--input-size", "2"], "advcam_attr.pipelines.demo:small_net does not take images of 2 x 2 pixels"),
+    ],
+)
+def test_options_that_cannot_be_used(capsys, folder, argv, message):
+    torch.save(torch.nn.Linear(2, 2), "pickle.pth")
+    weights = small_net().state_dict()
+    save_file({"other": torch.zeros(1)}, "other.safetensors")
+    save_file({**weights, "0.weight": torch.full_like(weights["0.weight"], torch.nan)}, "nan.safetensors")
+    assert refused(capsys, "attribute", "pictures", *NET, *argv).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("resnet50", "model 'resnet50' is none of timm/NAME"),
+        ("timm/resnett50", "unknown model 'timm/resnett50'; did you mean 'resnet50'"),
+        ("torchvision/resnet51", "unknown model 'torchvision/resnet51'; did you mean 'resnet50'"),
+        ("nowhere:net", "no module named 'nowhere'"),
+        ("torch.nn:Lineer", "module torch.nn has no 'Lineer'; did you mean 'Linear'"),
+    ],
+)
+def test_models_that_do_not_exist(capsys, folder, spec, message):
+    assert refused(capsys, "attribute", "pictures", "--model", spec).startswith(message)
+    assert refused(capsys, "inspect", spec).startswith(message)
+
+
+def test_no_network(capsys, folder, monkeypatch):
+    monkeypatch.setattr(sources, "_answers", lambda url: False)
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: "/no/such/folder")
+    message = refused(capsys, "attribute", "pictures", "--model", "torchvision/resnet18")
+    assert message.endswith("cannot be downloaded (no network?); give --checkpoint FILE or --random-weights")
+
+
+def test_images_that_cannot_be_used(capsys, folder):
+    (folder / "bad.jpg").write_text("no picture")
+    (folder / "empty").mkdir()
+    argv = ["attribute", *NET, "--steps", 1]
+    assert refused(capsys, *argv, "none.jpg") == "no such image file or folder: none.jpg"
+    assert refused(capsys, *argv, "empty").startswith("no images in folder empty")
+    assert refused(capsys, *argv, "bad.jpg").startswith("not an image that can be read: bad.jpg")
+    code, out, err = run(capsys, *argv, "bad.jpg", "pictures")
+    assert code == 2
+    assert "done: 2; kept from before: 0; failed: 1; results in advcam_out" in out
+    assert err.startswith("advcam: error: 1 of 3 images could not be used: not an image that can be read: bad.jpg")
+    assert err.count("\n") == 1
+    assert sorted(file.name for file in Path("advcam_out").glob("*.json")) == ["scene0.json", "scene1.json"]
+
+
+def test_other_settings_in_the_same_folder(capsys, folder):
+    argv = ["attribute", "pictures", *NET, "--out", "out"]
+    assert run(capsys, *argv, "--steps", 1)[0] == 0
+    message = refused(capsys, *argv, "--steps", 2)
+    assert message.endswith("(recipe.steps was 1, is 2); choose another --out, or --overwrite")
+    assert run(capsys, *argv, "--steps", 2, "--overwrite")[0] == 0
+
+
+def test_a_folder_that_cannot_be_made(capsys, folder):
+    (folder / "file").touch()
+    assert refused(capsys, "demo", "--out", "file/demo").startswith("cannot make the folder file/demo")
+
+
+# --- what is not a user's error ---------------------------------------------------------------------------------------
+
+
+def test_interrupts_and_bugs(capsys, monkeypatch):
+    def raising(error: BaseException):
+        def command(options):
+            raise error
+
+        return command
+
+    add_options, _, text = cli._COMMANDS["demo"]
+    monkeypatch.setitem(cli._COMMANDS, "demo", (add_options, raising(KeyboardInterrupt()), text))
+    assert run(capsys, "demo")[0] == 130
+    for bug in (ValueError("a bug"), TypeError("a bug"), RuntimeError("a bug")):
+        monkeypatch.setitem(cli._COMMANDS, "demo", (add_options, raising(bug), text))
+        with pytest.raises(type(bug), match="a bug"):
+            cli.main(["demo"])
