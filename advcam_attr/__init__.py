@@ -17,7 +17,7 @@ __all__ = [
     "AdvCAM", "AdvCAMError", "CAM", "CaptumBase", "ClimbStep", "GradCAM", "GradCAMPlusPlus", "LayerCAM", "Recipe",
 ]  # fmt: skip
 
-#: Where each public name lives: it is imported when it is first used, so that ``advcam --help`` need not wait for torch.
+#: Where each public name lives. It is imported when it is first used: ``advcam --help`` need not wait for torch.
 _HOMES = {
     "AdvCAM": "attr.advcam",
     "AdvCAMError": "types",

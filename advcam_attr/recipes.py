@@ -25,9 +25,18 @@ from advcam_attr.climbing.state import (
     Stop,
     Views,
 )
-from advcam_attr.climbing.steps import CLAMPS, STEP_RULES, CleanRange, CurrentRange, MaxNormStep, NoClamp, RawStep
+from advcam_attr.climbing.steps import (
+    CLAMPS,
+    STEP_RULES,
+    CleanRange,
+    ClippedStep,
+    CurrentRange,
+    MaxNormStep,
+    NoClamp,
+    RawStep,
+)
 from advcam_attr.climbing.stops import STOPS, MarginGrowth, never
-from advcam_attr.climbing.views import FLIP_PAIR_BY_SHARE, SINGLE, VIEWS
+from advcam_attr.climbing.views import FLIP_PAIR, FLIP_PAIR_BY_SHARE, SINGLE, VIEWS
 from advcam_attr.registry import lookup, nearest, require_callable
 from advcam_attr.types import AdvCAMError
 
@@ -69,7 +78,8 @@ class Recipe:
         mask: where maps may not change; a name of `MASKS`, or a number: τ.
         step_rule: from gradient to step; a name of `STEP_RULES`, or a number: ξ of the largest change.
         clamp: the range of the climbed images; a name of `CLAMPS`.
-        flip: whether image and mirror image are one row; a bool or a name of `VIEWS`.
+        flip: whether image and mirror image are climbed as one row; a bool or a name of `VIEWS`. With zero steps
+            ``True`` has no effect: nothing is climbed, and the map is the base attribution itself.
         scales: sizes at which the image is climbed, as factors; the maps are summed.
         aggregate: how the maps of the steps become one; ``"sum"`` or ``"last"``.
         transform: what is done to a base's maps first; a name of `TRANSFORMS`.
@@ -125,12 +135,14 @@ class Recipe:
                 raise AdvCAMError(f"unknown option {name!r}{nearest(name, known)}")
         return dataclasses.replace(self, **changes) if changes else self
 
-    def plan(self, base: Base = CAM.maps) -> Plan:
+    def plan(self, base: Base = CAM.maps, steps: int | None = None) -> Plan:
         """What `advcam_attr.climbing.climb` needs of this recipe.
 
         Args:
             base: the base attribution.
+            steps: in place of the recipe's.
         """
+        none = (self.steps if steps is None else steps) == 0 and self.flip is FLIP_PAIR
         return Plan(
             base=base,
             transform=self.transform,
@@ -139,7 +151,7 @@ class Recipe:
             mask=self.mask,
             step_rule=self.step_rule,
             clamp=self.clamp,
-            views=self.flip,
+            views=SINGLE if none else self.flip,
             stop=self.stop,
         )
 
@@ -193,11 +205,13 @@ def check_steps(steps: Any) -> int:
 AUTO = Recipe(
     name="auto",
     source="scale-free; found on one half of CUB boxes and COCO masks, reported on the other: docs/results.md",
-    steps=10,
+    steps=8,
     objective=TargetMinusOthers("mean", strongest=5),
     regularizers=(RestrictHighAttributions(2.0, reduce="mean"),),
     mask=ThresholdMask(0.5),
-    step_rule=MaxNormStep(0.08),
+    step_rule=ClippedStep(0.02, width=3.0),
+    flip=FLIP_PAIR,
+    stop=MarginGrowth(0.5),
 )
 
 OFFICIAL = Recipe(

@@ -205,7 +205,7 @@ class AdvCAM(MapAttribution):
             background = check_background(saliency, images)
             head = self._head(images, extra)
             target = in_range(indices, head.classes, images.device)
-            views = self.recipe.flip.spread(images[:1]).shape[1]
+            views = self.recipe.plan(self.base, steps).views.spread(images[:1]).shape[1]
             chunks = _chunks(image_of, internal_batch_size, views)
             ticks = sum(self.recipe.schedule(steps, s)[0] + 1 for s in self.recipe.scales) * len(chunks)
             parts: list[Tensor] = []
@@ -222,7 +222,6 @@ class AdvCAM(MapAttribution):
                             images, background, target[rows], image_of[rows], extra, steps, head.grid, tick
                         )
                     )
-                bar.update(ticks - bar.n)  # rows may stop before their last step
         return torch.cat(parts)
 
     def _climb_chunk(
@@ -237,7 +236,7 @@ class AdvCAM(MapAttribution):
         tick: Callable[[ClimbStep], None],
     ) -> Tensor:
         """The aggregated maps of some rows over all scales, ``(R, h, w)``."""
-        plan = self.recipe.plan(self.base)
+        plan = self.recipe.plan(self.base, steps)
         used, local = image_of.unique(return_inverse=True)
         several = len(used) < len(image_of)
         total: Tensor | None = None

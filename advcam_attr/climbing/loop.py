@@ -31,11 +31,11 @@ def climb(
     image_of: Tensor | None = None,
     extra: Sequence[Any] = (),
 ) -> Iterator[ClimbStep]:
-    """Climb the score of each row and yield every step, the clean image first: ``steps + 1`` of them at most.
+    """Climb the score of each row and yield every step, the clean image first: ``steps + 1`` of them.
 
     Rows are independent: nothing of one row enters another. A step is one forward and one backward to the images; the
     last has no backward. Eqs. 3, 6 and 7 of the paper. A row that the plan stops stands still from then on, and its
-    later maps do not count (``ClimbStep.climbing``); when all rows have stopped, the climb ends.
+    later maps do not count (``ClimbStep.climbing``); when all rows have stopped, the last step is repeated as it is.
 
     Args:
         view: the classifier.
@@ -83,6 +83,7 @@ def climb(
                 rows = torch.where(climbing[:, None, None, None, None], stepped, rows)
         yield step
         if plan.stop is not never and not bool(climbing.any()):
+            yield from (replace(step, index=i, climbing=climbing) for i in range(index + 1, steps + 1))
             return
 
 
@@ -97,7 +98,7 @@ def _evaluate(
     last: bool,
     keep: bool = False,
 ) -> tuple[ClimbStep, Tensor | None, Tensor]:
-    """What one step sees, the gradient of its objective to the images (None after the last step), and who is there."""
+    """What one step sees, the gradient of its objective to the images (None after the last step), who stops."""
     each = target.repeat_interleave(leaf.shape[1])
     maps = plan.views.merge(plan.transform(plan.base(acts, each), acts, each).unflatten(0, leaf.shape[:2]))
     logits = acts.logits.unflatten(0, leaf.shape[:2])
@@ -111,7 +112,8 @@ def _evaluate(
         score = score - regularizer(state)
     over = plan.stop(state).detach()
     step = ClimbStep(index, leaf.detach(), logits.detach(), maps.detach(), score.detach(), ~over)
-    return step, None if last else torch.autograd.grad(score.sum(), leaf, retain_graph=keep)[0], over
+    gradient = None if last else torch.autograd.grad(score.sum(), leaf, retain_graph=keep)[0]
+    return step, gradient, over
 
 
 def to_grid(background: Tensor, grid: tuple[int, int]) -> Tensor:
@@ -160,7 +162,8 @@ def _shared_start(
     over = ~step.climbing
     if last:
         return step, None, over
-    return step, torch.stack([g[image] for g, (_, image) in zip(gradients, pick, strict=True) if g is not None]), over
+    stacked = torch.stack([g[image] for g, (_, image) in zip(gradients, pick, strict=True) if g is not None])
+    return step, stacked, over
 
 
 def _a_row(argument: Any, image_of: Tensor, leaf: Tensor) -> bool:
