@@ -183,7 +183,7 @@ _PARTS: tuple[tuple[str, Mapping[str, Any], Callable[[float], Any] | None], ...]
 
 def _check_scales(scales: Any) -> tuple[float, ...]:
     factors = (scales,) if isinstance(scales, (int, float)) else tuple(scales)
-    if not factors or any(isinstance(s, (bool, str)) or not s > 0 for s in factors):
+    if not factors or any(isinstance(s, (bool, str)) or not 0 < s < float("inf") for s in factors):
         raise AdvCAMError(f"scales must be positive factors, e.g. (0.5, 1.0), got {scales!r}")
     return tuple(float(s) for s in factors)
 

@@ -320,6 +320,22 @@ def test_users_own_parts_are_callables(small_net, images):
     assert attribution.attribute(images, target=1).isfinite().all()
 
 
+@pytest.mark.parametrize(
+    ("part", "value", "message"),
+    [
+        ("objective", lambda state: state.logits.mean(), r"objective .* shape \(3,\), got \(\)"),
+        ("objective", lambda state: 3.0, r"objective .* got 3\.0"),
+        ("objective", lambda state: state.logits[:, 0, 0].detach(), "no gradient"),
+        ("regularizers", lambda state: state.maps, r"regularizer .* shape \(3,\), got \(3, 8, 8\)"),
+        ("mask", lambda maps: maps[0] > 0, r"mask .* shape \(3, 8, 8\)"),
+        ("base", lambda acts, target: None, r"base .* got None"),
+    ],
+)
+def test_parts_of_the_wrong_shape_are_named(small_net, images, part, value, message):
+    with pytest.raises(ValueError, match=message):
+        AdvCAM(small_net, recipe=PLAIN, **{part: value}).attribute(images, target=1)
+
+
 def test_captum_attributions_are_bases(small_net, images):
     from captum.attr import InputXGradient, IntegratedGradients, LayerGradCam, Saliency
 

@@ -173,6 +173,7 @@ REFUSED = {
         "attention",
     ),
     "mean and maximum": (lambda f, p: p["fc"](f.mean((2, 3)) + f.amax((2, 3))), "maximum"),
+    "two means": (lambda f, p: p["fc"](f.mean(3).mean(2)), "two stages"),
     "padded mean": (lambda f, p: p["fc"](F.avg_pool2d(f, 10, padding=(1, 0)).flatten(1)), "not by a mean"),
 }
 
@@ -209,6 +210,19 @@ def test_grad_cam_of_a_class_token_sits_before_the_last_mixing_of_tokens():
     assert (acts.head.layer, acts.head.prefix, acts.head.grid) == ("parts.block.norm", 1, (8, 10))
     gradient = acts.gradient(acts.logits[:, 0])
     assert bool((gradient.abs().sum(1) > 0).all())
+
+
+def test_grad_cam_maps_the_grid_and_not_its_flattening():
+    view = heads.view(Net(lambda f, p: p["fc"](F.relu(f).flatten(2).logsumexp(2)), fc=nn.Linear(C, K)))
+    found = view.inspect(torch.randn(1, 3, 12, 16, dtype=torch.float64))
+    assert (found.layout, found.grid, found.channels) == ("NCHW", (6, 8), C)
+
+
+def test_another_head_is_found_anew(small_net, images):
+    view = heads.view(small_net)
+    assert view.inspect(images).classes == 5
+    small_net[7] = nn.Linear(12, 9)
+    assert view.inspect(images).classes == 9
 
 
 def test_several_pools_are_said_to_be_so():

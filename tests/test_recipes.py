@@ -161,6 +161,12 @@ def test_names_numbers_and_objects_are_one():
         ({"scales": (1.0, -1)}, AdvCAMError, "scales"),
         ({"scales": ()}, AdvCAMError, "scales"),
         ({"flip": "both"}, AdvCAMError, "flip"),
+        ({"mask": 2.0}, AdvCAMError, "threshold"),
+        ({"regularizers": -2.0}, AdvCAMError, "weight"),
+        ({"stop": -1.0}, AdvCAMError, "growth"),
+        ({"step_rule": -1.0}, AdvCAMError, "size"),
+        ({"step_rule": float("nan")}, AdvCAMError, "size"),
+        ({"scales": float("inf")}, AdvCAMError, "scales"),
     ],
 )
 def test_bad_parts_are_named(changes, error, message):

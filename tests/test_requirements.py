@@ -428,6 +428,7 @@ BAD_INPUTS = [
     (lambda x: x.flatten(1), ValueError, "N, C, H, W"),
     (lambda x: (x * 100).to(torch.uint8), ValueError, "floating"),
     (lambda x: x[:0], ValueError, "empty"),
+    (lambda x: x / 0, ValueError, "NaN"),
     (lambda x: list(x), TypeError, "tensor"),
     (lambda x: x.numpy(), TypeError, "tensor"),
     (lambda x: (x, x), ValueError, "additional_forward_args"),

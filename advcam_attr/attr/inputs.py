@@ -41,6 +41,8 @@ def check_images(inputs: Any) -> tuple[Tensor, bool]:
     if inputs.numel() == 0:
         raise AdvCAMError(f"inputs are empty, {tuple(inputs.shape)}: pass at least one image")
     images = inputs.detach()
+    if not bool(images.isfinite().all()):
+        raise AdvCAMError("inputs have NaN or infinite values: look at how the images are read and normalised")
     return images if images.dtype == torch.float64 else images.float(), boxed
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from advcam_attr.climbing.state import ClimbState, Plan
 from advcam_attr.climbing.stops import never
 from advcam_attr.heads import Activations, HeadView, undisturbed
-from advcam_attr.types import ClimbStep
+from advcam_attr.types import AdvCAMError, ClimbStep
 
 
 def climb(
@@ -100,20 +100,33 @@ def _evaluate(
 ) -> tuple[ClimbStep, Tensor | None, Tensor]:
     """What one step sees, the gradient of its objective to the images (None after the last step), who stops."""
     each = target.repeat_interleave(leaf.shape[1])
-    maps = plan.views.merge(plan.transform(plan.base(acts, each), acts, each).unflatten(0, leaf.shape[:2]))
+    base = _checked(plan.base(acts, each), (len(each), *acts.head.grid), "base", plan.base)
+    maps = plan.views.merge(plan.transform(base, acts, each).unflatten(0, leaf.shape[:2]))
     logits = acts.logits.unflatten(0, leaf.shape[:2])
-    mask = plan.mask(maps.detach())
+    mask = _checked(plan.mask(maps.detach()), tuple(maps.shape), "mask", plan.mask)
     if background is not None:
         mask = mask | to_grid(background, (maps.shape[1], maps.shape[2]))
     start_logits, start_maps = (logits.detach(), maps.detach()) if start is None else (start.logits, start.maps)
     state = ClimbState(index, leaf, logits, maps, target, start_logits, start_maps, mask, acts)
-    score = plan.objective(state)
+    score = _checked(plan.objective(state), tuple(target.shape), "objective", plan.objective)
+    if not score.requires_grad and not last:
+        raise AdvCAMError(
+            f"objective {plan.objective!r} has no gradient to the images: it must be made of the state's tensors"
+        )
     for regularizer in plan.regularizers:
-        score = score - regularizer(state)
+        score = score - _checked(regularizer(state), tuple(target.shape), "regularizer", regularizer)
     over = plan.stop(state).detach()
     step = ClimbStep(index, leaf.detach(), logits.detach(), maps.detach(), score.detach(), ~over)
     gradient = None if last else torch.autograd.grad(score.sum(), leaf, retain_graph=keep)[0]
     return step, gradient, over
+
+
+def _checked(value: Any, shape: tuple[int, ...], what: str, part: Any) -> Tensor:
+    """What a part of the plan gave, if it has the shape it should."""
+    if not isinstance(value, Tensor) or tuple(value.shape) != shape:
+        got = tuple(value.shape) if isinstance(value, Tensor) else repr(value)
+        raise AdvCAMError(f"{what} {part!r} must give a tensor of shape {shape}, got {got}")
+    return value
 
 
 def to_grid(background: Tensor, grid: tuple[int, int]) -> Tensor:

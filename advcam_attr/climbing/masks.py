@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from advcam_attr.types import AdvCAMError
+
 
 @dataclass(frozen=True)
 class ThresholdMask:
@@ -17,6 +19,10 @@ class ThresholdMask:
     """
 
     threshold: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.threshold < 1:
+            raise AdvCAMError(f"mask: the threshold must be in [0, 1), got {self.threshold}")
 
     def __call__(self, maps: Tensor) -> Tensor:
         peak = maps.amax((1, 2), keepdim=True)

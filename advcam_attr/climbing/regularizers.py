@@ -8,6 +8,7 @@ from typing import Literal
 from torch import Tensor
 
 from advcam_attr.climbing.state import ClimbState
+from advcam_attr.types import AdvCAMError
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,8 @@ class RestrictHighAttributions:
     reduce: Literal["sum", "mean"] = "sum"
 
     def __post_init__(self) -> None:
+        if not 0 <= self.weight < float("inf"):
+            raise AdvCAMError(f"regularizer: the weight must not be negative, got {self.weight}")
         if self.reduce not in ("sum", "mean"):
             raise ValueError(f'reduce must be "sum" or "mean", got {self.reduce!r}')
 

@@ -6,11 +6,23 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from advcam_attr.types import AdvCAMError
+
 _ROW = (1, 2, 3, 4)
 
 
+class _Sized:
+    """A step rule whose size must be above zero."""
+
+    size: float
+
+    def __post_init__(self) -> None:
+        if not 0 < self.size < float("inf"):
+            raise AdvCAMError(f"{type(self).__name__}: size must be above zero, got {self.size}")
+
+
 @dataclass(frozen=True)
-class MaxNormStep:
+class MaxNormStep(_Sized):
     """ξ · g / max|g|, the largest change of a row's pixels being ξ (the released code).
 
     Attributes:
@@ -24,7 +36,7 @@ class MaxNormStep:
 
 
 @dataclass(frozen=True)
-class RawStep:
+class RawStep(_Sized):
     """ξ · g, the gradient as it is (Eqs. 3 and 6)."""
 
     size: float = 0.008
@@ -34,7 +46,7 @@ class RawStep:
 
 
 @dataclass(frozen=True)
-class ClippedStep:
+class ClippedStep(_Sized):
     """ξ · range · clip(g / (w · rms(g)), -1, 1): large gradients count alike, and the image's scale does not matter.
 
     One pixel with a huge gradient cannot make the rest stand still, as it does where the maximum sets the step.
@@ -54,7 +66,7 @@ class ClippedStep:
 
 
 @dataclass(frozen=True)
-class L2Step:
+class L2Step(_Sized):
     """ξ · g / rms(g): the root mean square of a row's change is ξ."""
 
     size: float = 0.01
@@ -64,7 +76,7 @@ class L2Step:
 
 
 @dataclass(frozen=True)
-class SignStep:
+class SignStep(_Sized):
     """ξ · sign(g): every pixel moves by ξ."""
 
     size: float = 0.008

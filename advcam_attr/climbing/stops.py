@@ -9,6 +9,7 @@ from torch import Tensor
 
 from advcam_attr.climbing.objective import TargetMinusOthers, target_logit
 from advcam_attr.climbing.state import ClimbState
+from advcam_attr.types import AdvCAMError
 
 
 def never(state: ClimbState) -> Tensor:
@@ -32,6 +33,10 @@ class MarginGrowth:
 
     growth: float = 0.5
     strongest: int = 5
+
+    def __post_init__(self) -> None:
+        if not 0 < self.growth < float("inf"):
+            raise AdvCAMError(f"stop: the growth of the margin must be above zero, got {self.growth}")
 
     def __call__(self, state: ClimbState) -> Tensor:
         start, now = (self._margin(logits, state) for logits in (state.start_logits, state.logits.detach()))

@@ -298,6 +298,13 @@ def _walk_back(trace: Trace, logits: Tensor) -> _Reduction:
                 seen.add(parent)
                 heapq.heappush(pending, -parent)
     odd = next((call for call in reductions if _mean_layout(call) is None), None)
+    split = next(
+        (c for c in reductions if c.source is not None and c.source.ndim == 3 and _partly_reduced(trace, c.source)),
+        None,
+    )
+    if odd is None and split is not None:
+        staged = "the grid is pooled in two stages, one side after the other"
+        return _Reduction(split, None, tuple(reversed(tail)), staged, len(reductions) - 1)
     reason = (
         None
         if odd is None
@@ -366,12 +373,37 @@ def _grad_cam_grid(trace: Trace, logits: Tensor, reason: str) -> tuple[_Grid, Te
         makers = [trace.calls[p] for p in mixer.parents if p >= 0 and not attention]
         for call in [*sorted(makers, key=lambda c: -c.index), *_ancestors(trace, mixer)]:
             grid = _as_grid(call.out, image) if isinstance(call.out, Tensor) else None
-            if grid is not None and (not attention or call.name in _RESIDUAL):
+            if grid is not None and not _is_flattening(call) and (not attention or call.name in _RESIDUAL):
                 return grid, call.out, Site(call.name, call.occurrence, "output")
     raise AdvCAMError(
         f"no grid of features over the image was found ({reason}): "
         "pass layer= the module whose output has one, shaped (N, C, h, w), (N, h, w, C) or (N, tokens, C)"
     )
+
+
+def _is_flattening(call: Call) -> bool:
+    """Whether a call only lays the grid of an (N, C, h, w) tensor out in a row: then that tensor is mapped."""
+    source = call.source
+    if source is None or source.ndim != 4 or call.out.ndim != 3 or call.name not in _RESHAPES:
+        return False
+    _, channels, h, w = source.shape
+    return tuple(call.out.shape[1:]) == (channels, h * w)
+
+
+def _partly_reduced(trace: Trace, tensor: Tensor) -> bool:
+    """Whether a tensor (N, L, C) or (N, C, L) is what is left of a grid of which one side is reduced already."""
+    made = trace.made_by(tensor)
+    while made is not None and made >= 0:
+        call = trace.calls[made]
+        source = call.source
+        if source is None or not isinstance(call.out, Tensor) or call.name in _SELECTIONS:
+            return False
+        if call.out.numel() != source.numel():
+            return call.out.ndim < source.ndim or 1 in call.out.shape[1:]
+        if source.ndim == 4 or not call.parents:
+            return False
+        made = call.parents[0]
+    return False
 
 
 def _last_mixer(trace: Trace, start: Call, image: tuple[int, int], of_token: bool) -> Call | None:

@@ -170,7 +170,7 @@ class HeadView:
         Raises:
             AdvCAMError: no grid can be mapped, or the identity of the head does not hold.
         """
-        key = tuple(x.shape[1:])
+        key = (*x.shape[1:], hash(tuple(map(id, self.model.modules()))))
         if key not in self._heads:
             self._heads[key] = self._find(x[:1], *extra)
         return self._heads[key]
