@@ -399,7 +399,8 @@ def _partly_reduced(trace: Trace, tensor: Tensor) -> bool:
         if source is None or not isinstance(call.out, Tensor) or call.name in _SELECTIONS:
             return False
         if call.out.numel() != source.numel():
-            return call.out.ndim < source.ndim or 1 in call.out.shape[1:]
+            image = (trace.image.shape[2], trace.image.shape[3])
+            return source.ndim == 4 and _as_grid(source, image) is not None
         if source.ndim == 4 or not call.parents:
             return False
         made = call.parents[0]
