@@ -28,7 +28,6 @@ from torch import Tensor, nn
 from advcam_attr import heads, recipes
 from advcam_attr.climbing import climb
 
-
 #: `auto` at the floor's batch (no mirror images), with a margin that is measured but never reached: a row that stops
 #: repeats its last step for nothing, which must not be timed as a step.
 EVERY_STEP = recipes.get("auto", flip=False, stop=1e9)
