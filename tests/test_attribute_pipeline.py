@@ -259,3 +259,10 @@ def test_real_photographs(data_root, tmp_path):
         (one,) = result.classes
         assert one.scores[0].probability[0] > 0.3
         assert (tmp_path / one.overlay).is_file()
+
+
+def test_all_files_of_an_image_are_readable_alike(photographs, tmp_path):
+    list(attribute_images(photographs[:1], tmp_path, SETTINGS))
+    modes = {file.suffix: file.stat().st_mode for file in tmp_path.iterdir()}
+    assert {".json", ".png", ".safetensors"} <= set(modes)
+    assert len(set(modes.values())) == 1

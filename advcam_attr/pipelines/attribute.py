@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from advcam_attr import __version__
@@ -339,7 +339,8 @@ class _Run:
                 drawing.save(file)
         tensors = {"advcam": maps.advcam, "base": maps.base, "targets": torch.tensor(ready.targets)}
         with replacing(record.with_suffix(".safetensors")) as file:
-            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, file)
+            # save_file would make it readable for its owner alone
+            file.write_bytes(save({name: tensor.contiguous() for name, tensor in tensors.items()}))
         files = [*names, record.with_suffix(".safetensors").name]
         content = {
             **ready.job.identity(self.config),
