@@ -142,7 +142,7 @@ class Recipe:
             base: the base attribution.
             steps: in place of the recipe's.
         """
-        none = (self.steps if steps is None else steps) == 0 and self.flip is FLIP_PAIR
+        unclimbed = (self.steps if steps is None else steps) == 0 and self.flip is FLIP_PAIR
         return Plan(
             base=base,
             transform=self.transform,
@@ -151,7 +151,7 @@ class Recipe:
             mask=self.mask,
             step_rule=self.step_rule,
             clamp=self.clamp,
-            views=SINGLE if none else self.flip,
+            views=SINGLE if unclimbed else self.flip,
             stop=self.stop,
         )
 
