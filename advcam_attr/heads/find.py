@@ -10,37 +10,18 @@ this net, and the search goes on to the last grid on which Grad-CAM can work.
 from __future__ import annotations
 
 import heapq
-import math
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from torch import Tensor
 
+from advcam_attr.heads.effects import MEANS, RESHAPES, tail_effects
+from advcam_attr.heads.grids import Grid, Layout, as_grid, is_vector
 from advcam_attr.heads.trace import Call, Trace, tensors_in
 from advcam_attr.types import AdvCAMError
 
-Layout = Literal["NCHW", "NHWC", "NLC", "NCL"]
 Exactness = Literal["exact", "linearised", "none"]
 
-_MEANS = {"mean", "adaptive_avg_pool2d", "adaptive_avg_pool1d", "avg_pool2d", "avg_pool1d"}
-_RESHAPES = {
-    "flatten", "view", "reshape", "reshape_as", "view_as", "squeeze", "unsqueeze", "permute", "transpose", "t",
-    "movedim", "contiguous", "clone", "to", "float", "type_as", "detach", "expand", "unflatten", "chunk", "split",
-    "tensor_split", "unbind", "__getitem__", "select", "narrow", "cat", "concat", "stack", "rearrange", "identity",
-}  # fmt: skip
-_LINEAR = {
-    "linear", "conv1d", "conv2d", "batch_norm", "addmm", "dropout", "dropout1d", "dropout2d", "alpha_dropout",
-    "add", "add_", "__add__", "__radd__", "__iadd__", "sub", "sub_", "__sub__", "__rsub__", "neg", "sum",
-} | _MEANS  # fmt: skip
-_SCALINGS = {
-    "mul", "mul_", "__mul__", "__rmul__", "__imul__", "div", "div_", "true_divide", "__truediv__", "__itruediv__",
-    "matmul", "__matmul__", "mm", "bmm",
-}  # fmt: skip
-NORMS = {"layer_norm", "rms_norm", "group_norm", "normalize"}
-#: Calls that give a norm written out by hand its scale.
-SCALES = {"var", "std", "rsqrt", "sqrt", "norm", "vector_norm"}
-_SHIFTS = {"add", "__add__", "clamp", "clamp_min", "clamp_min_", "maximum", "reciprocal", *_RESHAPES}
 _MIXERS = {"scaled_dot_product_attention", "softmax", "multi_head_attention_forward", "_native_multi_head_attention"}
 _PRODUCTS = {"matmul", "__matmul__", "bmm", "einsum", "baddbmm"}
 _SELECTIONS = {"__getitem__", "select", "unbind", "split", "chunk", "narrow"}
@@ -94,62 +75,10 @@ class Head:
         return None if self.exactness != "none" else 'base="grad_cam" (or "layer_cam", "grad_cam++") works on this grid'
 
 
-@dataclass(frozen=True)
-class _Grid:
-    layout: Layout
-    grid: tuple[int, int]
-    channels: int
-    prefix: int
-
-
-def _is_vector(tensor: Tensor) -> bool:
-    return sum(size > 1 for size in tensor.shape[1:]) <= 1
-
-
-def _token_grid(tokens: int, image: tuple[int, int], *, prefixes: int = 9) -> tuple[tuple[int, int], int] | None:
-    """Factor a token count into a grid of the image's shape, after at most ``prefixes - 1`` other tokens."""
-    height, width = image
-    for prefix in range(min(prefixes, tokens - 3)):
-        h = round(math.sqrt((tokens - prefix) * height / width))
-        if h > 1 and (tokens - prefix) % h == 0 and abs(height * (tokens - prefix) / h - width * h) < 0.5 * max(image):
-            return (h, (tokens - prefix) // h), prefix
-    return None
-
-
-def _fits(h: int, w: int, image: tuple[int, int]) -> bool:
-    """Whether (h, w) can be the image's grid: the same shape up to rounding, and coarser than the image."""
-    height, width = image
-    return 1 < h <= height and 1 < w <= width and abs(h * width - w * height) < max(image) + min(h, w)
-
-
-def _as_grid(tensor: Tensor, image: tuple[int, int], prefer: Layout | None = None) -> _Grid | None:
-    """Read a tensor as a map of features over the image, or None if its shape does not allow it."""
-    if tensor.ndim == 4:
-        _, a, b, c = tensor.shape
-        options: list[tuple[Layout, int, int, int]] = [("NCHW", b, c, a), ("NHWC", a, b, c)]
-        fitting = [o for o in options if _fits(o[1], o[2], image)]
-        if prefer in ("NCHW", "NHWC"):
-            fitting = [o for o in options if o[0] == prefer and min(o[1], o[2]) >= 1 and o[1] * o[2] > 1]
-        if not fitting:
-            return None
-        layout, h, w, channels = fitting[0]
-        return _Grid(layout, (h, w), channels, 0)
-    if tensor.ndim == 3:
-        _, a, b = tensor.shape
-        tokens: list[tuple[Layout, int, int]] = [("NLC", a, b), ("NCL", b, a)]
-        for token_layout, length, channels in tokens:
-            if prefer not in (None, token_layout):
-                continue
-            found = _token_grid(length, image, prefixes=1 if prefer or token_layout == "NCL" else 9)
-            if found:
-                return _Grid(token_layout, found[0], channels, found[1])
-    return None
-
-
 def _mean_layout(call: Call) -> Layout | None:
     """The layout whose whole grid this call averages, or None if it is not such a mean."""
     source = call.source
-    if source is None or call.name not in _MEANS or source.ndim not in (3, 4):
+    if source is None or call.name not in MEANS or source.ndim not in (3, 4):
         return None
     if call.name == "mean":
         dim = call.kwargs.get("dim", call.args[1:] if len(call.args) > 1 else ())
@@ -185,79 +114,6 @@ def _plain_average(call: Call) -> bool:
     return each(given["kernel_size"]) == tuple(spatial) and not any(each(given.get("padding", 0)))
 
 
-def scale_calls(calls: Sequence[Any]) -> set[int]:
-    """The places in a tail of calls which make the scale of a norm that is written out by hand.
-
-    That is, ``rsqrt``, ``var`` and their like where all that they feed, through sums and clamps, are products with
-    another tensor of the tail: frozen, they make of ``x * rsqrt(x.square().mean() + eps)`` an affine map of x.
-
-    Args:
-        calls: with ``name``, ``args``, ``kwargs`` and ``out``, in order.
-    """
-    made = {id(t): i for i, call in enumerate(calls) for t in tensors_in(call.out)}
-    users: dict[int, list[int]] = {}
-    for i, call in enumerate(calls):
-        for t in tensors_in((call.args, call.kwargs)):
-            if made.get(id(t), i) < i:
-                users.setdefault(made[id(t)], []).append(i)
-
-    def is_product(i: int, factor: int) -> bool:
-        call = calls[i]
-        others = [t for t in tensors_in(call.args) if made.get(id(t)) != factor and _is_vector(t) and t.ndim > 1]
-        return call.name in _SCALINGS and bool(others)
-
-    def feeds_products(i: int) -> bool:
-        return bool(users.get(i)) and all(
-            is_product(j, i) or (calls[j].name in SCALES | _SHIFTS and feeds_products(j)) for j in users[i]
-        )
-
-    return {i for i, call in enumerate(calls) if call.name in SCALES and feeds_products(i)}
-
-
-def _tail_effects(tail: tuple[Call, ...]) -> set[str]:
-    """The effects of a tail's calls; what only makes up the scale of a norm counts as part of that norm."""
-    frozen = {tail[i].index for i in scale_calls(tail)}
-    users: dict[int, list[int]] = {}
-    for call in tail:
-        for parent in call.parents:
-            users.setdefault(parent, []).append(call.index)
-    inside = set(frozen)
-    for call in reversed(tail):
-        if users.get(call.index) and inside.issuperset(users[call.index]):
-            inside.add(call.index)
-
-    def effect(call: Call) -> str:
-        if call.index in inside:
-            return "norm"
-        if call.name in _SCALINGS and sum(p not in inside for p in call.parents) == 1 and inside & set(call.parents):
-            return "affine"
-        return _tail_effect(call)
-
-    return {effect(call) for call in tail}
-
-
-def _tail_effect(call: Call) -> str:
-    """How a call of the tail changes its vector: ``"affine"``, ``"norm"`` or ``"nonlinear"``."""
-    if call.name in _RESHAPES:
-        return "affine"
-    if call.name == "batch_norm":
-        training = call.kwargs.get("training", call.args[5] if len(call.args) > 5 else False)
-        return "nonlinear" if training else "affine"
-    if call.name in _LINEAR:
-        return "affine"
-    if call.name in _SCALINGS:
-        return "affine" if len(call.parents) == 1 and _one_image_argument(call) else "nonlinear"
-    return "norm" if call.name in NORMS else "nonlinear"
-
-
-def _one_image_argument(call: Call) -> bool:
-    """Whether a product has one factor only that depends on the image (``x * x`` has one parent but two factors)."""
-    factors = [t for t in tensors_in(call.args[:2]) if t is call.source]
-    if call.name.startswith(("div", "true", "__truediv", "__itruediv")) and call.args[0] is not call.source:
-        return False
-    return len(factors) == 1
-
-
 @dataclass(frozen=True)
 class _Reduction:
     call: Call
@@ -285,13 +141,13 @@ def _walk_back(trace: Trace, logits: Tensor) -> _Reduction:
     while pending:
         call = trace.calls[-heapq.heappop(pending)]
         sources = [t for t in tensors_in((call.args, call.kwargs)) if trace.made_by(t) is not None]
-        regroups = call.name in _RESHAPES and _is_vector(call.out) and not any(_as_grid(t, image) for t in sources)
-        if (not all(_is_vector(t) for t in sources) and not regroups) or -1 in call.parents:
+        regroups = call.name in RESHAPES and is_vector(call.out) and not any(as_grid(t, image) for t in sources)
+        if (not all(is_vector(t) for t in sources) and not regroups) or -1 in call.parents:
             reductions.append(call)
             if _mean_layout(call) is None:
                 break
             continue
-        collapsed |= call.name in _MEANS
+        collapsed |= call.name in MEANS
         tail.append(call)
         for parent in call.parents:
             if parent not in seen:
@@ -322,7 +178,7 @@ def _walk_back(trace: Trace, logits: Tensor) -> _Reduction:
 
 def _why_not_a_mean(call: Call, image: tuple[int, int]) -> str:
     if call.name in _SELECTIONS or (
-        call.name == "conv1d" and call.source is not None and not _as_grid(call.source, image)
+        call.name == "conv1d" and call.source is not None and not as_grid(call.source, image)
     ):
         return "the logits read a class token, not a mean over the grid"
     if call.name in ("flatten", "view", "reshape"):
@@ -337,8 +193,8 @@ def _why_not_a_mean(call: Call, image: tuple[int, int]) -> str:
 
 
 def _kind(layout: Layout, tail: tuple[Call, ...], others: int) -> tuple[str, Exactness, str]:
-    effects = _tail_effects(tail)
-    names = [c.name for c in tail if c.name not in _RESHAPES and "dropout" not in c.name]
+    effects = tail_effects(tail)
+    names = [c.name for c in tail if c.name not in RESHAPES and "dropout" not in c.name]
     where = {"NCHW": "NCHW mean", "NHWC": "NHWC mean", "NLC": "token mean", "NCL": "token mean"}[layout]
     kind = f"{where} -> {' -> '.join(names)}" if names else f"class maps -> {where}"
     if "nonlinear" in effects:
@@ -351,7 +207,7 @@ def _kind(layout: Layout, tail: tuple[Call, ...], others: int) -> tuple[str, Exa
     return kind, "exact", "mean(class map) + constant == logit"
 
 
-def _finish(trace: Trace, grid: _Grid, tensor: Tensor, site: Site, kind: str, exactness: Exactness, note: str) -> Head:
+def _finish(trace: Trace, grid: Grid, tensor: Tensor, site: Site, kind: str, exactness: Exactness, note: str) -> Head:
     height, width = trace.image.shape[2:]
     h, w = grid.grid
     return Head(
@@ -360,7 +216,7 @@ def _finish(trace: Trace, grid: _Grid, tensor: Tensor, site: Site, kind: str, ex
     )  # fmt: skip
 
 
-def _grad_cam_grid(trace: Trace, logits: Tensor, reason: str) -> tuple[_Grid, Tensor, Site]:
+def _grad_cam_grid(trace: Trace, logits: Tensor, reason: str) -> tuple[Grid, Tensor, Site]:
     """The last tensor over the grid through which every position still reaches the logits.
 
     Between a class token and the last attention positions do not mix, so that all but the class token's own have no
@@ -372,7 +228,7 @@ def _grad_cam_grid(trace: Trace, logits: Tensor, reason: str) -> tuple[_Grid, Te
         attention = mixer.name in _MIXERS | _PRODUCTS
         makers = [trace.calls[p] for p in mixer.parents if p >= 0 and not attention]
         for call in [*sorted(makers, key=lambda c: -c.index), *_ancestors(trace, mixer)]:
-            grid = _as_grid(call.out, image) if isinstance(call.out, Tensor) else None
+            grid = as_grid(call.out, image) if isinstance(call.out, Tensor) else None
             if grid is not None and not _is_flattening(call) and (not attention or call.name in _RESIDUAL):
                 return grid, call.out, Site(call.name, call.occurrence, "output")
     raise AdvCAMError(
@@ -384,7 +240,7 @@ def _grad_cam_grid(trace: Trace, logits: Tensor, reason: str) -> tuple[_Grid, Te
 def _is_flattening(call: Call) -> bool:
     """Whether a call only lays the grid of an (N, C, h, w) tensor out in a row: then that tensor is mapped."""
     source = call.source
-    if source is None or source.ndim != 4 or call.out.ndim != 3 or call.name not in _RESHAPES:
+    if source is None or source.ndim != 4 or call.out.ndim != 3 or call.name not in RESHAPES:
         return False
     _, channels, h, w = source.shape
     return tuple(call.out.shape[1:]) == (channels, h * w)
@@ -400,7 +256,7 @@ def _partly_reduced(trace: Trace, tensor: Tensor) -> bool:
             return False
         if call.out.numel() != source.numel():
             image = (trace.image.shape[2], trace.image.shape[3])
-            return source.ndim == 4 and _as_grid(source, image) is not None
+            return source.ndim == 4 and as_grid(source, image) is not None
         if source.ndim == 4 or not call.parents:
             return False
         made = call.parents[0]
@@ -417,9 +273,9 @@ def _last_mixer(trace: Trace, start: Call, image: tuple[int, int], of_token: boo
         if call in attention:
             return call
         source = call.source
-        if source is None or not isinstance(call.out, Tensor) or _as_grid(source, image) is None:
+        if source is None or not isinstance(call.out, Tensor) or as_grid(source, image) is None:
             continue
-        collapses = _is_vector(call.out) and call.name not in _SELECTIONS
+        collapses = is_vector(call.out) and call.name not in _SELECTIONS
         kernel = call.args[1].shape[2:] if call.name == "conv2d" and len(call.args) > 1 else ()
         resizes = call.out.ndim == source.ndim == 4 and call.out.shape[2:] != source.shape[2:]
         if collapses or "max" in call.name or any(size > 1 for size in kernel) or resizes:
@@ -471,7 +327,7 @@ def find_head(trace: Trace, layer: str | None = None) -> Head:
     image = (trace.image.shape[2], trace.image.shape[3])
     pooled = reduction.call.source
     if reduction.reason is None and pooled is not None:
-        grid = _as_grid(pooled, image, prefer=reduction.layout)
+        grid = as_grid(pooled, image, prefer=reduction.layout)
         if grid is None:
             raise AdvCAMError(
                 f"the pooled tensor {tuple(pooled.shape)} is no grid over an image of {image[0]}x{image[1]}"
@@ -493,7 +349,7 @@ def _override(trace: Trace, layer: str, reduction: _Reduction, image: tuple[int,
         raise AdvCAMError(f"layer {layer!r} is not used in the forward of this model (or returns nothing of the image)")
     on_path = {c.index for c in _ancestors(trace, trace.calls[trace.producer[id(trace.output)]])}
     for made, tensor in reversed(outputs):
-        grid = _as_grid(tensor, image)
+        grid = as_grid(tensor, image)
         if grid is None:
             continue
         if made not in on_path:
