@@ -247,8 +247,8 @@ def _census(options: Namespace) -> int:
     import torchvision
     from tqdm import tqdm
 
+    from advcam_attr.files import replacing
     from advcam_attr.heads.census import census, summary, write_markdown
-    from advcam_attr.pipelines.files import replacing
 
     entries = list(tqdm(census(match=options.filter, jobs=options.jobs), unit="model", disable=None))
     for library, counts in summary(entries).items():

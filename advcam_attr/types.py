@@ -7,6 +7,7 @@ mirror image), B = R·V views in a batch, K classes, C channels, H, W the image,
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from torch import Tensor
 
@@ -35,3 +36,35 @@ class ClimbStep:
     maps: Tensor
     objective: Tensor
     climbing: Tensor
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image of a data set.
+
+    Attributes:
+        id: its name within the data set, and of every file that is made from it; e.g. ``"2007_000032"``.
+        image: the picture's file.
+        labels: the classes that it shows, 0-based (the background is none of them), ascending; may be empty.
+    """
+
+    id: str
+    image: Path
+    labels: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class ClassMaps:
+    """The localization maps of the classes of one image, each with a peak of about 1.
+
+    Attributes:
+        classes: 0-based, ascending; label maps call class k by k + 1.
+        size: the image's height and width.
+        cam: ``(K, ceil(H / 4), ceil(W / 4))``, float32; what affinity networks refine.
+        high_res: ``(K, H, W)``, float32; what seeds are cut from.
+    """
+
+    classes: tuple[int, ...]
+    size: tuple[int, int]
+    cam: Tensor
+    high_res: Tensor

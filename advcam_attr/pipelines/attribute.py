@@ -22,9 +22,9 @@ from advcam_attr.attr.advcam import AdvCAM
 from advcam_attr.climbing.state import Views
 from advcam_attr.climbing.views import VIEWS
 from advcam_attr.data.images import is_image, read_rgb
+from advcam_attr.files import digest, make_folder, replacing, write_json
 from advcam_attr.heads import Head
 from advcam_attr.networks.load import LoadedModel
-from advcam_attr.pipelines.files import digest, make_folder, replacing, write_json
 from advcam_attr.pipelines.folder import Job, outstanding
 from advcam_attr.pipelines.model import ModelChoice, head_at
 from advcam_attr.pipelines.targets import Classes, TopK, resolve

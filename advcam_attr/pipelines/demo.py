@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from advcam_attr.attr.advcam import AdvCAM
 from advcam_attr.attr.cam import CAM
 from advcam_attr.data.toy import CLASS_NAMES, ToyScenes, make_scenes
+from advcam_attr.files import make_folder, replacing, write_json, write_text
 from advcam_attr.metrics.segmentation import ConfusionMatrix
-from advcam_attr.pipelines.files import make_folder, replacing, write_json, write_text
 from advcam_attr.report.figures import heat_over, labels_over, panels
 
 #: Background thresholds that are tried, as shares of each map's peak.

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from advcam_attr.pipelines.files import digest
+from advcam_attr.files import digest
 from advcam_attr.types import AdvCAMError
 
 

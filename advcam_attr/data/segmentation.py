@@ -1,0 +1,32 @@
+"""What every segmentation data set looks like to the pipelines: samples, class names, and masks on demand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from advcam_attr.types import Sample
+
+
+@dataclass(frozen=True)
+class SegmentationData:
+    """One split of a data set.
+
+    Attributes:
+        name: of the data set, e.g. ``"voc"``.
+        root: the folder it was read from.
+        split: of it, e.g. ``"train_aug"``.
+        classes: the names of the foreground classes; class k is k + 1 in label maps, 0 the background, 255 void.
+        samples: in the order of the split's list.
+        mask: reads a sample's true label map, ``(H, W)`` uint8; raises `AdvCAMError` where there is none.
+    """
+
+    name: str
+    root: Path
+    split: str
+    classes: tuple[str, ...]
+    samples: tuple[Sample, ...]
+    mask: Callable[[Sample], Tensor]
