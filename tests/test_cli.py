@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -244,10 +245,10 @@ def test_interrupts_and_bugs(capsys, monkeypatch):
 
         return command
 
-    add_options, _, text = cli._COMMANDS["demo"]
-    monkeypatch.setitem(cli._COMMANDS, "demo", (add_options, raising(KeyboardInterrupt()), text))
+    demo = cli.COMMANDS["demo"]
+    monkeypatch.setitem(cli.COMMANDS, "demo", replace(demo, run=raising(KeyboardInterrupt())))
     assert run(capsys, "demo")[0] == 130
     for bug in (ValueError("a bug"), TypeError("a bug"), RuntimeError("a bug")):
-        monkeypatch.setitem(cli._COMMANDS, "demo", (add_options, raising(bug), text))
+        monkeypatch.setitem(cli.COMMANDS, "demo", replace(demo, run=raising(bug)))
         with pytest.raises(type(bug), match="a bug"):
             cli.main(["demo"])

@@ -1,0 +1,58 @@
+"""Command lines in; calls of the pipelines, what they tell on the standard output, and exit codes out.
+
+Nothing heavy is imported before a command runs, so that help and typing errors come at once. What a user can mend is
+one line on the standard error and exit code 2; anything else is a bug and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from advcam_attr.cli import attribute, demo, inspecting
+from advcam_attr.cli.parser import Command, CommandLine, Group, UsageError, fail
+
+COMMANDS: dict[str, Command | Group] = {
+    "attribute": attribute.COMMAND,
+    "inspect": inspecting.INSPECT,
+    "demo": demo.COMMAND,
+    "census": inspecting.CENSUS,
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command line.
+
+    Args:
+        argv: the arguments; None takes the process's.
+
+    Returns:
+        The exit code: 0, 2 for an error of the user, 130 when interrupted.
+    """
+    line = CommandLine(COMMANDS, "AdvCAM: where an image classifier sees a class, beyond the obvious.", _version())
+    try:
+        command, options = line.parse(sys.argv[1:] if argv is None else argv)
+    except SystemExit as done:  # --help and --version
+        return int(done.code or 0)
+    except UsageError as error:
+        return fail(str(error))
+    try:
+        return command.run(options)
+    except KeyboardInterrupt:
+        print("advcam: interrupted", file=sys.stderr)
+        return 130
+    except ValueError as error:
+        from advcam_attr.types import AdvCAMError
+
+        if not isinstance(error, AdvCAMError):
+            raise
+        return fail(str(error))
+
+
+def _version() -> str:
+    from importlib import metadata
+
+    try:
+        return f"advcam {metadata.version('advcam_attr')}"
+    except metadata.PackageNotFoundError:
+        return "advcam (not installed)"

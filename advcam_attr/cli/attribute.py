@@ -1,0 +1,113 @@
+"""``advcam attribute``: maps of classes in images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ActionYesNo, Namespace
+
+from advcam_attr.cli.options import MODEL_HELP, add_model_options, model_choice, numbers, parse_parts, path_of
+from advcam_attr.cli.parser import Command, Parser, fail
+
+#: What can become of an image, in words for users.
+_STATUS = {"written": "done", "kept": "kept from before", "failed": "failed"}
+
+
+def _add_options(parser: Parser) -> None:
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files and folders of them")
+    parser.add_argument("--model", type=str, required=True, metavar="MODEL", help=MODEL_HELP)
+    add_model_options(parser)
+    parser.add_argument("--random-weights", action="store_true", help="use the model without training")
+    parser.add_argument("--labels", type=str, metavar="FILE", help="class names, one a line")
+    parser.add_argument("--target", action="append", metavar="CLASS",
+                        help="an index, a class name, or top1, top2, ...; may be repeated (default: top1)")  # fmt: skip
+    parser.add_argument(
+        "--out", type=str, default="advcam_out", metavar="DIR", help="folder of the results (default: %(default)s)"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="do everything anew, whatever is in the folder")
+    parser.add_argument(
+        "--base", type=str, default="cam", help="cam, grad_cam, grad_cam++ or layer_cam (default: %(default)s)"
+    )
+    parser.add_argument("--recipe", type=str, default="auto", help="auto, official or paper (default: %(default)s)")
+    parser.add_argument("--steps", type=int, metavar="T", help="steps of the climb (default: the recipe's)")
+    parser.add_argument("--flip", action=ActionYesNo(no_prefix="no-"), default=None,
+                        help="climb the mirror image, too (default: the recipe's)")  # fmt: skip
+    parser.add_argument("--scales", type=float, nargs="+", metavar="S", help="image scales (default: the recipe's)")
+    parser.add_argument("--set", action="append", metavar="KEY=VALUE",
+                        help="another part of the recipe, e.g. objective=target; may be repeated")  # fmt: skip
+    parser.add_argument("--layer", type=str, metavar="NAME", help="module whose output is mapped (default: found)")
+    parser.add_argument("--saliency", type=str, metavar="DIR",
+                        help="a saliency detector's pictures, foreground light, named as the images")  # fmt: skip
+    parser.add_argument("--probability", choices=["softmax", "sigmoid"], default="softmax",
+                        help="what turns logits into probabilities (default: %(default)s)")  # fmt: skip
+    parser.add_argument(
+        "--device",
+        type=str,
+        default="auto",
+        help="cpu, cuda, cuda:1, ...; auto, the default, takes a GPU if there is one",
+    )
+    parser.add_argument(
+        "--batch-size", type=int, default=8, metavar="N", help="maps made at once (default: %(default)s)"
+    )
+
+
+def _run(options: Namespace) -> int:
+    from tqdm import tqdm
+
+    from advcam_attr.data.images import expand_images
+    from advcam_attr.pipelines.attribute import Settings, attribute_images
+
+    settings = Settings(
+        model_choice(options.model, options, options.random_weights, options.labels),
+        targets=tuple(options.target or ["top1"]),
+        base=options.base,
+        recipe=options.recipe,
+        overrides=_overrides(options),
+        layer=options.layer,
+        probability=options.probability,
+        saliency=path_of(options.saliency),
+        device=options.device,
+        batch_size=options.batch_size,
+        overwrite=options.overwrite,
+    )
+    images = expand_images(options.images)
+    counts = dict.fromkeys(_STATUS, 0)
+    errors = []
+    with tqdm(total=len(images), unit="image", disable=None) as bar:
+        for result in attribute_images(images, Path(options.out), settings):
+            bar.update()
+            counts[result.status] += 1
+            errors += [result.error] if result.status == "failed" else []
+            for one in result.classes:
+                at = min(one.scores, key=lambda scores: abs(scores.scale - 1))
+                bar.write(
+                    f"{result.image.name}: {one.name} ({one.index}), logit {at.logit[0]:.2f} -> {at.logit[-1]:.2f}, "
+                    f"probability {at.probability[0]:.3f} -> {at.probability[-1]:.3f}: {Path(options.out, one.overlay)}"
+                )
+    if len(images) == 1 and errors:
+        return fail(errors[0])
+    print("; ".join(f"{what}: {counts[status]}" for status, what in _STATUS.items()) + f"; results in {options.out}")
+    if errors:
+        more = f"; and {len(errors) - 5} more" if len(errors) > 5 else ""
+        return fail(f"{len(errors)} of {len(images)} images could not be used: {'; '.join(errors[:5])}{more}")
+    return 0
+
+
+def _overrides(options: Namespace) -> dict[str, Any]:
+    """The recipe's parts that are given as options of their own and by ``--set``.
+
+    Raises:
+        AdvCAMError: a part is given both ways.
+    """
+    from advcam_attr.types import AdvCAMError
+
+    parts = parse_parts(options.set)
+    given = {"steps": options.steps, "flip": options.flip, "scales": numbers(options.scales)}
+    given = {key: value for key, value in given.items() if value is not None}
+    for key in given.keys() & parts.keys():
+        raise AdvCAMError(f"{key} is given twice: by --{key} and by --set {key}=...")
+    return parts | given
+
+
+COMMAND = Command("map where a model sees classes in images", _add_options, _run)
