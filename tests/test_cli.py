@@ -120,6 +120,13 @@ def test_inspect(capsys):
     assert "stride 8 x 8" in fourth
 
 
+def test_inspect_goes_on_after_a_model_that_cannot_be_had(capsys):
+    code, out, err = run(capsys, "inspect", "timm/test_resnett", "timm/test_resnet")
+    assert code == 2
+    assert "exact:" in out
+    assert err.startswith("advcam: error: unknown model 'timm/test_resnett'; did you mean 'test_resnet'")
+
+
 def test_census(capsys, folder):
     code, out, err = run(capsys, "census", "--filter", "torchvision/squeezenet*", "--out", "models.md")
     assert (code, err) == (0, "")
@@ -162,6 +169,8 @@ def test_lines_that_cannot_be_understood(capsys, folder, argv, message):
         (["--recipe", "oficial"], "unknown recipe 'oficial'; did you mean 'official'?"),
         (["--steps", "-1"], "steps must not be negative, got -1"),
         (["--scales", "0"], "scales must be positive factors"),
+        (["--set", "steps=2", "--steps", "3"], "steps is given twice: by --steps and by --set steps=..."),
+        (["--target", "top0"], "target 'top0': the model has 4 classes, so there are top1 to top4"),
         (["--target", "9"], "target 9 is not a class: the model has classes 0 to 3"),
         (["--target", "cat"], "target 'cat': the model's classes have no names; give --labels FILE or an index"),
         (["--layer", "12x"], "the model has no layer '12x'"),

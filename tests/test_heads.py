@@ -318,6 +318,11 @@ def test_what_is_not_finite_is_named(small_net, images):
         heads.view(small_net).inspect(images)
 
 
+def test_probabilities_are_noticed(small_net, images):
+    with pytest.warns(UserWarning, match="returns probabilities, not logits"):
+        heads.view(nn.Sequential(*small_net, nn.Softmax(1))).inspect(images)
+
+
 def test_traces_install_nothing_and_threads_do_not_mix(small_net, images):
     view = heads.view(small_net)
     expected = view(images).features.detach()

@@ -7,7 +7,7 @@ from pathlib import Path
 from jsonargparse import Namespace
 
 from advcam_attr.cli.options import MODEL_HELP, add_model_options, model_choice
-from advcam_attr.cli.parser import Command, Parser
+from advcam_attr.cli.parser import Command, Parser, fail
 
 
 def _add_inspect(parser: Parser) -> None:
@@ -17,6 +17,19 @@ def _add_inspect(parser: Parser) -> None:
 
 
 def _inspect(options: Namespace) -> int:
+    from advcam_attr.types import AdvCAMError
+
+    errors = []
+    for spec in options.models:
+        try:
+            print(_inspection(spec, options))
+        except AdvCAMError as error:
+            errors.append(str(error))
+    return fail("; ".join(errors)) if errors else 0
+
+
+def _inspection(spec: str, options: Namespace) -> str:
+    """What there is to tell of one model."""
     import torch
 
     from advcam_attr.heads import view
@@ -24,12 +37,10 @@ def _inspect(options: Namespace) -> int:
     from advcam_attr.pipelines.model import head_at
     from advcam_attr.report.inspection import inspection
 
-    for spec in options.models:
-        loaded = model_choice(spec, options, options.checkpoint is None and not is_factory(spec)).load()
-        size = loaded.preprocessing.size or (224, 224)
-        image = torch.rand(3, *size, generator=torch.Generator().manual_seed(0))
-        print(inspection(loaded, head_at(view(loaded.model, options.layer), image, spec)))
-    return 0
+    loaded = model_choice(spec, options, options.checkpoint is None and not is_factory(spec)).load()
+    size = loaded.preprocessing.size or (224, 224)
+    image = torch.rand(3, *size, generator=torch.Generator().manual_seed(0))
+    return inspection(loaded, head_at(view(loaded.model, options.layer), image, spec))
 
 
 def _add_census(parser: Parser) -> None:

@@ -7,6 +7,7 @@ tensor is picked up where Python hands it to the torch function that reads (or m
 from __future__ import annotations
 
 import threading
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -224,6 +225,12 @@ class HeadView:
         """Trace one image; a plan without data (meta tensors) is taken at its word, any other is verified."""
         trace = record(self.model, self.cast(image), *extra)
         head = find_head(trace, self.layer)
+        if not image.is_meta and _are_probabilities(trace.output):
+            warnings.warn(
+                f"{type(self.model).__name__} returns probabilities, not logits: they saturate, and climbs stall; "
+                "leave out its softmax",
+                stacklevel=2,
+            )
         if not image.is_meta and not bool(trace.output.isfinite().all()):
             raise AdvCAMError(f"the logits are not finite: {_not_finite(self.model, image)}")
         if head.exactness != "none" and not image.is_meta:
@@ -235,6 +242,11 @@ class HeadView:
             tail = Tail(capture.pooled, tuple(capture.tail), output)
             check_identity(head, canonical(capture.raw, head), tail)
         return head
+
+
+def _are_probabilities(outputs: Tensor) -> bool:
+    """Whether rows of outputs ``(N, K)`` are shares of one."""
+    return outputs.shape[1] > 1 and bool((outputs >= 0).all()) and bool(((outputs.sum(1) - 1).abs() < 1e-3).all())
 
 
 def view(model: nn.Module, layer: str | nn.Module | None = None) -> HeadView:

@@ -47,21 +47,23 @@ class Classes:
         return re.sub(r"\W+", "_", first).strip("_").lower()[:40] or str(index)
 
     def parse(self, target: str) -> int | TopK:
-        """Read a target: ``"top3"``, an index, or a name.
+        """Read a target: ``"top3"``, an index (negative ones count from the end), or a name.
 
         A name is compared without regard to case, with whole names first, then with the synonyms between commas.
 
         Raises:
             AdvCAMError: no such class (the nearest are told), or several of that name.
         """
-        if top := re.fullmatch(r"top-?(\d+)", target):
+        if top := re.fullmatch(r"top-?(\d+)", target.lower()):
             if not 1 <= int(top[1]) <= self.count:
-                raise AdvCAMError(f"target {target!r}: the model has {self.count} classes")
+                raise AdvCAMError(
+                    f"target {target!r}: the model has {self.count} classes, so there are top1 to top{self.count}"
+                )
             return TopK(int(top[1]))
         if re.fullmatch(r"-?\d+", target):
-            if not 0 <= int(target) < self.count:
+            if not -self.count <= int(target) < self.count:
                 raise AdvCAMError(f"target {target} is not a class: the model has classes 0 to {self.count - 1}")
-            return int(target)
+            return int(target) % self.count
         if self.names is None:
             raise AdvCAMError(f"target {target!r}: the model's classes have no names; give --labels FILE or an index")
         return self._find(target.strip().lower(), self.names)
