@@ -84,6 +84,7 @@ class Recipe:
         aggregate: how the maps of the steps become one; ``"sum"`` or ``"last"``.
         transform: what is done to a base's maps first; a name of `TRANSFORMS`.
         stop: when a row stops before its last step; a name of `STOPS`, or a number: the growth of the margin.
+        backoff: the factor by which a row's steps shrink after one that lowered its target's logit; 1 keeps them.
         schedule: steps and weight of each scale; a name of `SCHEDULES`.
     """
 
@@ -100,6 +101,7 @@ class Recipe:
     aggregate: Aggregate = add
     transform: MapTransform = signed
     stop: Stop = never
+    backoff: float = 1.0
     schedule: Schedule = same_at_all_scales
 
     def __post_init__(self) -> None:
@@ -120,6 +122,8 @@ class Recipe:
         object.__setattr__(self, "regularizers", tuple(regularizers))
         object.__setattr__(self, "steps", check_steps(given["steps"]))
         object.__setattr__(self, "scales", _check_scales(given["scales"]))
+        if isinstance(self.backoff, bool) or not isinstance(self.backoff, (int, float)) or not 0 < self.backoff <= 1:
+            raise AdvCAMError(f"backoff must be a factor above 0 and at most 1, got {self.backoff!r}")
         if not isinstance(self.flip, Views):
             raise TypeError(f"flip must be a bool, a name or Views, got {type(self.flip).__name__} {self.flip!r}")
 
@@ -153,6 +157,7 @@ class Recipe:
             clamp=self.clamp,
             views=SINGLE if unclimbed else self.flip,
             stop=self.stop,
+            backoff=self.backoff,
         )
 
 
@@ -206,12 +211,13 @@ AUTO = Recipe(
     name="auto",
     source="scale-free; found on one half of CUB boxes and COCO masks, reported on the other: docs/results.md",
     steps=8,
-    objective=TargetMinusOthers("mean", strongest=5),
+    objective=TargetMinusOthers("mean", strongest=5, guarded=True),
     regularizers=(RestrictHighAttributions(2.0, reduce="mean"),),
     mask=ThresholdMask(0.5),
     step_rule=ClippedStep(0.02, width=3.0),
     flip=FLIP_PAIR,
     stop=MarginGrowth(0.5),
+    backoff=0.5,
 )
 
 OFFICIAL = Recipe(

@@ -28,6 +28,7 @@ from advcam_attr.climbing import (
 from advcam_attr.climbing.loop import _sharing_pays, to_grid
 from advcam_attr.climbing.maps import AGGREGATES
 from advcam_attr.climbing.views import VIEWS
+from advcam_attr.types import AdvCAMError
 
 #: No flips, no stop: every step of every row can be worked out.
 PLAIN = recipes.Recipe(objective="minus_top5", regularizers=2.0, steps=10)
@@ -99,6 +100,30 @@ def test_golden_stop():
     assert MarginGrowth(0.5, strongest=2)(state).tolist() == [True, False, False, True]
     shifted = dataclasses.replace(state, logits=now * 3 + 100, start_logits=start * 3 + 100)
     assert MarginGrowth(0.5, strongest=2)(shifted).tolist() == [True, False, False, True]
+
+
+def test_golden_guard():
+    """The target stands in both views of the first row, has fallen in one view of the second."""
+    start = torch.tensor([[[5.0, 3.0], [4.0, 1.0]]]).repeat(2, 1, 1)
+    now = torch.tensor([[[5.0, 3.0], [6.0, 1.0]], [[4.0, 3.0], [9.0, 1.0]]])
+    state = ClimbState(1, now, now, now, torch.zeros(2, dtype=torch.long), start, now, now, None)  # type: ignore[arg-type]
+    assert TargetMinusOthers("mean", guarded=True)(state).tolist() == [7.0, 13.0]
+    assert TargetMinusOthers("mean")(state).tolist() == [7.0, 9.0]
+
+
+def test_golden_backoff(tiny):
+    """Every step lowers the target, so each is half as long as the one before; the other row's steps stay."""
+
+    def downhill(state: ClimbState) -> Tensor:
+        return state.logits[:, 0, 0] * torch.tensor([-1.0, 1.0])
+
+    recipe = recipes.get(PLAIN, objective=downhill, regularizers=0, step_rule=0.25, clamp="none", backoff=0.5)
+    steps = list(climb(heads.view(tiny), torch.zeros(2, 3, 2, 2), torch.tensor([0, 0]), recipe.plan(), steps=4))
+    red = torch.stack([s.x[:, 0, 0, 0, 0] for s in steps])
+    assert red[:, 0].diff().tolist() == [-0.25, -0.125, -0.0625, -0.03125]
+    assert red[:, 1].diff().tolist() == [0.25] * 4
+    with pytest.raises(AdvCAMError, match="backoff must be a factor above 0 and at most 1, got 0"):
+        recipes.get("auto", backoff=0)
 
 
 def test_rows_that_stop_stand_still_and_count_no_more(small_net, images):

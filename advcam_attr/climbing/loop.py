@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from advcam_attr.climbing.objective import target_logits
 from advcam_attr.climbing.state import ClimbState, Plan
 from advcam_attr.climbing.stops import never
 from advcam_attr.heads import Activations, HeadView, undisturbed
@@ -64,6 +65,8 @@ def climb(
     clean = images if image_of is None else images[image_of]
     rows, start = clean, None
     climbing = torch.ones(len(clean), dtype=torch.bool, device=clean.device)
+    pace = torch.ones(len(clean), device=clean.device, dtype=clean.dtype)
+    scores: Tensor | None = None
     memo: dict[str, Tensor] = {}
     for index in range(steps + 1):
         last = index == steps
@@ -79,7 +82,10 @@ def climb(
             step = replace(step, climbing=climbing)
             climbing = climbing & ~over
             if gradient is not None:
-                stepped = plan.clamp(rows + plan.step_rule(gradient, clean), rows, clean)
+                before, scores = scores, target_logits(step.logits, target)
+                pace = pace if before is None else torch.where((scores < before).any(1), pace * plan.backoff, pace)
+                moved = pace[:, None, None, None, None] * plan.step_rule(gradient, clean)
+                stepped = plan.clamp(rows + moved, rows, clean)
                 rows = torch.where(climbing[:, None, None, None, None], stepped, rows)
         yield step
         if plan.stop is not never and not bool(climbing.any()):

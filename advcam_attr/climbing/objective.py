@@ -12,9 +12,14 @@ from advcam_attr.climbing.state import ClimbState
 from advcam_attr.heads import at_least_float32
 
 
+def target_logits(logits: Tensor, target: Tensor) -> Tensor:
+    """The logit of each row's class in each view: ``(R, V, K)``, ``(R,)`` to ``(R, V)``."""
+    return logits.gather(2, target[:, None, None].expand(-1, logits.shape[1], 1))[..., 0]
+
+
 def target_logit(logits: Tensor, target: Tensor) -> Tensor:
     """The logit of each row's class, its views summed: ``(R, V, K)``, ``(R,)`` to ``(R,)``."""
-    return logits.gather(2, target[:, None, None].expand(-1, logits.shape[1], 1)).sum((1, 2))
+    return target_logits(logits, target).sum(1)
 
 
 @dataclass(frozen=True)
@@ -37,12 +42,15 @@ class TargetMinusOthers:
         strongest: only this many, the largest at each step; None takes all.
         classes: only these classes; None takes all. The target itself never counts.
         weight: of the other classes.
+        guarded: leave the others out of rows whose target scores less than on the clean image, until it has recovered.
+            Classes that share the target's features would otherwise take it down with them.
     """
 
     reduce: Literal["sum", "mean"] = "sum"
     strongest: int | None = None
     classes: tuple[int, ...] | None = None
     weight: float = 1.0
+    guarded: bool = False
 
     def __post_init__(self) -> None:
         if self.reduce not in ("sum", "mean"):
@@ -51,7 +59,11 @@ class TargetMinusOthers:
             raise ValueError(f"strongest must be at least 1, got {self.strongest}")
 
     def __call__(self, state: ClimbState) -> Tensor:
-        return self.of(state.logits, state.target)
+        if not self.guarded:
+            return self.of(state.logits, state.target)
+        start, wanted = (target_logits(logits, state.target) for logits in (state.start_logits, state.logits))
+        stands = (wanted.detach() >= start).all(1)
+        return torch.where(stands, self.of(state.logits, state.target), wanted.sum(1))
 
     def of(self, scores: Tensor, target: Tensor) -> Tensor:
         """The objective of scores ``(R, V, K)``: ``(R,)``."""

@@ -72,7 +72,11 @@ class Views:
 
 @dataclass(frozen=True)
 class Plan:
-    """The parts of a climb that vary; each is a callable."""
+    """The parts of a climb that vary; each is a callable, but for ``backoff``.
+
+    That is the factor by which the steps of a row shrink, from then on, whenever a step has lowered the target's logit
+    in one of its views: it was too long. 1 keeps them as they are.
+    """
 
     base: Base
     transform: MapTransform
@@ -83,3 +87,4 @@ class Plan:
     clamp: Clamp
     views: Views
     stop: Stop
+    backoff: float = 1.0

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from advcam_attr.climbing.objective import TargetMinusOthers, target_logit
+from advcam_attr.climbing.objective import TargetMinusOthers, target_logit, target_logits
 from advcam_attr.climbing.state import ClimbState
 from advcam_attr.types import AdvCAMError
 
@@ -23,8 +23,8 @@ class MarginGrowth:
 
     How far a fixed number of steps goes depends on the net, on the image and on the step. The margin
     ``y_c - mean of the k strongest others`` does not: doubling it means the same for every scale and offset of logits.
-    A row also stops only where the target's own logit has risen. Where the margin starts near zero or below, a tenth
-    of ``y_c - mean of all`` takes its place.
+    A row also stops only where the target's own logit has risen in all views. Where the margin starts near zero or
+    below, a tenth of ``y_c - mean of all`` takes its place.
 
     Attributes:
         growth: by what share of itself the margin grows.
@@ -42,8 +42,8 @@ class MarginGrowth:
         start, now = (self._margin(logits, state) for logits in (state.start_logits, state.logits.detach()))
         lead = target_logit(state.start_logits, state.target) - state.start_logits.mean(2).sum(1)
         unit = torch.maximum(start, 0.1 * lead.abs())
-        risen = target_logit(state.logits.detach(), state.target) > target_logit(state.start_logits, state.target)
-        return (now >= start + self.growth * unit) & risen
+        risen = target_logits(state.logits.detach(), state.target) > target_logits(state.start_logits, state.target)
+        return (now >= start + self.growth * unit) & risen.all(1)
 
     def _margin(self, logits: Tensor, state: ClimbState) -> Tensor:
         return TargetMinusOthers("mean", strongest=self.strongest).of(logits, state.target)
