@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -190,8 +191,7 @@ def merge_seeds(parts: Sequence[SeedEvaluation]) -> SeedEvaluation:
     if any((part.scope.data, part.scope.classes) != (first.data, first.classes) for part in parts):
         raise AdvCAMError(f"cannot merge evaluations of {' and '.join(sorted({part.scope.data for part in parts}))}")
     ids = tuple(id for part in parts for id in part.scope.ids)
-    if len(set(ids)) != len(ids):
-        twice = sorted(id for id in set(ids) if ids.count(id) > 1)
+    if twice := [id for id, times in Counter(ids).items() if times > 1]:
         raise AdvCAMError(f"{len(twice)} images were counted by several shards, e.g. {twice[0]}")
     whole = SeedEvaluation.from_state(first, parts[0].state())
     for part in parts[1:]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -264,8 +265,8 @@ def _scope(
     data: SegmentationData, ids: Sequence[str], missing: dict[str, str], unmasked: dict[str, str], *, whole: bool
 ) -> Scope:
     """Which images were scored. A shard may have none; a data set may not."""
-    if len(set(ids)) < len(ids):
-        raise AdvCAMError(f"{data.name} {data.split} has several images of one id, e.g. {max(ids, key=ids.count)}")
+    if twice := [id for id, times in Counter(ids).items() if times > 1]:
+        raise AdvCAMError(f"{data.name} {data.split} has several images of one id, e.g. {twice[0]}")
     if whole and not ids:
         reason = next(iter({**missing, **unmasked}.values()), "the list of images is empty")
         raise AdvCAMError(f"no image of {data.name} {data.split} could be scored: {reason}")
