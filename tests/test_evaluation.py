@@ -159,7 +159,9 @@ def test_comparisons(toy):
     chosen_anew = compare_best(better, worse, samples=200)
     assert chosen_anew.value == pytest.approx(found.value)
     assert 0 < chosen_anew.low < chosen_anew.high
-    assert compare(better.at(), better.at(), samples=20) == (0, 0, 0)
+    shuffled = evaluate_seeds(good, data, samples=data.samples[::-1])
+    assert compare(better.at(), shuffled.at(), samples=20) == (0, 0, 0), "images are paired by their ids"
+    assert compare_best(better, shuffled, samples=20) == (0, 0, 0)
     with pytest.raises(AdvCAMError, match=r"1 are in one alone, e\.g\. scene_7"):
         compare(better.at(), evaluate_seeds(good, data, samples=data.samples[:-1]).at())
 

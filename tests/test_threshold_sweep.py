@@ -194,6 +194,8 @@ def test_refusals(scenes):
         sweep.merge(ThresholdSweep([0.2], K))
     with pytest.raises(AdvCAMError, match=r"threshold 0\.3 is none of the 2 swept from 0\.2 to 0\.5"):
         sweep.matrix(0.3)
+    with pytest.raises(AdvCAMError, match="at most 255 classes, got 300"):
+        ThresholdSweep([0.2], 300).update(maps, classes, truth)
     for bad in ([], [0.5, 0.2], [0.2, 0.2], [float("nan")]):
         with pytest.raises(AdvCAMError, match="must be finite and ascend"):
             ThresholdSweep(bad, K)

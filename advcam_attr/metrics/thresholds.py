@@ -218,6 +218,8 @@ class ThresholdSweep:
 
 
 def _check(high_res: Tensor, classes: Sequence[int], truth: Tensor, num_classes: int) -> None:
+    if num_classes > IGNORE:
+        raise AdvCAMError(f"label maps of 8 bits hold at most {IGNORE} classes, got {num_classes}")
     if high_res.ndim != 3 or len(high_res) != len(classes):
         raise AdvCAMError(f"maps of {len(classes)} classes must be (K, H, W), got {tuple(high_res.shape)}")
     if high_res.dtype != torch.float32 or truth.dtype != torch.uint8:
