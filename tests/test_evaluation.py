@@ -107,7 +107,7 @@ def test_masks_equal_the_seeds_they_were_cut_from(toy, tmp_path):
     for sample in data.samples:
         truth = data.mask(sample)
         label = cut(good[sample.id], 0.25) if sample.id in good else torch.zeros(truth.shape)
-        picture = Image.fromarray(label.numpy().astype(np.uint8), "L")
+        picture = Image.fromarray(label.numpy().astype(np.uint8))
         if sample.labels:
             picture.putpalette(list(range(256)) * 3)
         picture.save(tmp_path / f"{sample.id}.png")
@@ -122,7 +122,7 @@ def test_masks_equal_the_seeds_they_were_cut_from(toy, tmp_path):
 def test_void_in_masks_is_background(toy, tmp_path):
     data, _, _ = toy
     for sample in data.samples:
-        Image.fromarray(data.mask(sample).numpy() // 5 * 0 + 255, "L").save(tmp_path / f"{sample.id}.png")
+        Image.fromarray(data.mask(sample).numpy() // 5 * 0 + 255).save(tmp_path / f"{sample.id}.png")
     matrix = evaluate_masks(tmp_path, data).matrix
     assert not matrix.counts[:, 1:].any()
     assert int(matrix.counts.sum()) == 8 * 46 * 48
@@ -273,16 +273,16 @@ def test_what_does_not_fit_is_named(toy):
 def test_masks_that_do_not_fit_are_named(toy, tmp_path):
     data, _, _ = toy
     for sample in data.samples:
-        Image.fromarray(np.zeros((48, 48), np.uint8), "L").save(tmp_path / f"{sample.id}.png")
+        Image.fromarray(np.zeros((48, 48), np.uint8)).save(tmp_path / f"{sample.id}.png")
     file = tmp_path / "scene_3.png"
 
     def refused(message):
         with pytest.raises(AdvCAMError, match=message):
             evaluate_masks(tmp_path, data)
 
-    Image.fromarray(np.zeros((48, 40), np.uint8), "L").save(file)
+    Image.fromarray(np.zeros((48, 40), np.uint8)).save(file)
     refused(r"scene_3.png is 40 x 48 pixels and the mask of scene_3 48 x 48")
-    Image.fromarray(np.full((48, 48), 7, np.uint8), "L").save(file)
+    Image.fromarray(np.full((48, 48), 7, np.uint8)).save(file)
     refused(r"scene_3.png: prediction holds labels 0 to 7|scene_3.png: prediction holds labels 7 to 7")
     Image.fromarray(np.zeros((48, 48, 3), np.uint8)).save(file)
     refused(r"scene_3.png is an image of mode RGB: label maps are grey or palette PNGs")
