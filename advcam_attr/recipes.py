@@ -139,7 +139,7 @@ class Recipe:
         """What `advcam_attr.climbing.climb` needs of this recipe.
 
         Args:
-            base: the base attribution.
+            base: the base attribution; if it has a method ``accumulated``, that gives the maps that are summed.
             steps: in place of the recipe's.
         """
         unclimbed = (self.steps if steps is None else steps) == 0 and self.flip is FLIP_PAIR
@@ -153,6 +153,7 @@ class Recipe:
             clamp=self.clamp,
             views=SINGLE if unclimbed else self.flip,
             stop=self.stop,
+            accumulated=getattr(base, "accumulated", None),
         )
 
 
