@@ -230,6 +230,17 @@ OFFICIAL = Recipe(
     schedule=released_schedule,
 )
 
+OFFICIAL_WRN38 = dataclasses.replace(
+    OFFICIAL,
+    name="official_wrn38",
+    source=(
+        "the released loop for the ResNet-38 of SEAM and SC-CAM: T = 8 maps (7 steps are used) and lambda = 2, as the "
+        'author remembers (issue 7: "not sure"); the rest as official; then scale 0.5 has 5 maps, at the same weight'
+    ),
+    steps=7,
+    regularizers=(RestrictHighAttributions(2.0, reduce="sum"),),
+)
+
 PAPER = Recipe(
     name="paper",
     source="Eqs. 1 to 7 as printed, lambda = 7, tau = 0.5; T = 27 and xi = 0.008 are not legible in every copy",
@@ -241,7 +252,7 @@ PAPER = Recipe(
     clamp=NoClamp(),
 )
 
-RECIPES = {recipe.name: recipe for recipe in (AUTO, OFFICIAL, PAPER)}
+RECIPES = {recipe.name: recipe for recipe in (AUTO, OFFICIAL, OFFICIAL_WRN38, PAPER)}
 
 
 def get(recipe: Recipe | str, **changes: Any) -> Recipe:
