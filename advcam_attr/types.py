@@ -24,7 +24,8 @@ class ClimbStep:
         index: 0 for the clean image, then 1, 2, ...
         x: the climbed images, ``(R, V, C, H, W)``, float32.
         logits: the class scores at ``x``, ``(R, V, K)``.
-        maps: the base attribution at ``x``, its views brought back and summed, ``(R, h, w)``.
+        maps: the base attribution at ``x`` (or what the base accumulates in its place), its views brought back and
+            summed, ``(R, h, w)``.
         objective: what the step climbs, ``(R,)``.
         climbing: which rows had not reached their end before this step, ``(R,)``, bool: their maps count; the others
             stand still.

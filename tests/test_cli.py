@@ -166,7 +166,7 @@ def test_lines_that_cannot_be_understood(capsys, folder, argv, message):
         (["--set", "stepz=3"], "unknown option 'stepz'; did you mean 'steps'"),
         (["--set", "mask=treshold"], "unknown mask 'treshold'; did you mean 'threshold'?"),
         (["--base", "grad-cam"], "unknown base 'grad-cam'; did you mean 'grad_cam'"),
-        (["--recipe", "oficial"], "unknown recipe 'oficial'; did you mean 'official'?"),
+        (["--recipe", "oficial"], "unknown recipe 'oficial'; did you mean 'official'"),
         (["--steps", "-1"], "steps must not be negative, got -1"),
         (["--scales", "0"], "scales must be positive factors"),
         (["--set", "steps=2", "--steps", "3"], "steps is given twice: by --steps and by --set steps=..."),

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from advcam_attr import CAM, AdvCAM, CaptumBase, heads, recipes
+from advcam_attr import CAM, AdvCAM, AdvCAMError, CaptumBase, heads, recipes
 from advcam_attr.climbing import (
     CLAMPS,
     OBJECTIVES,
@@ -28,7 +28,6 @@ from advcam_attr.climbing import (
 from advcam_attr.climbing.loop import _sharing_pays, to_grid
 from advcam_attr.climbing.maps import AGGREGATES
 from advcam_attr.climbing.views import VIEWS
-from advcam_attr.types import AdvCAMError
 
 #: No flips, no stop: every step of every row can be worked out.
 PLAIN = recipes.Recipe(objective="minus_top5", regularizers=2.0, steps=10)
@@ -49,6 +48,83 @@ def test_golden_steps(tiny):
     assert summed.tolist() == [[[[1.5, 7.5], [13.5, 19.5]]]]
     last = AdvCAM(tiny, recipe=recipe, steps=2, aggregate="last").attribute(x, target=0, output="native")
     assert last.tolist() == [[[[1.0, 3.0], [5.0, 7.0]]]]
+
+
+class RedAndGreen:
+    """On the net `tiny`: climbs and restricts its class map, and accumulates the sum of both its channels."""
+
+    taps = ("0",)
+
+    def __call__(self, acts: heads.Activations, target: Tensor) -> Tensor:
+        return CAM.maps(acts, target)
+
+    def accumulated(self, acts: heads.Activations, target: Tensor) -> Tensor:
+        assert not torch.is_grad_enabled()
+        return acts.taps["0"].sum(1)
+
+
+def test_golden_steps_where_other_maps_are_accumulated_than_restricted(tiny):
+    """As above, red + green summed: lambda holds the two cells whose *class map* is lit, 2 * 0.1 of the gradient 0.5.
+
+    By the accumulated map, three cells would be lit and would have changed by half as much.
+    """
+    x = torch.tensor([[[0.0, 1.0], [2.0, 3.0]], [[1.0, 1.0], [1.0, 1.0]], [[0.0, 0.0], [0.0, 0.0]]])[None]
+    restrict = RestrictHighAttributions(0.1, reduce="sum")
+    recipe = recipes.get(PLAIN, objective="target", regularizers=restrict, step_rule=0.25, clamp="none")
+    steps = list(climb(heads.view(tiny, taps=["0"]), x, torch.tensor([0]), recipe.plan(RedAndGreen()), steps=2))
+    expected = [[1.0, 2.0, 3.0, 4.0], [1.25, 2.25, 3.25, 4.25], [1.5, 2.5, 3.4, 4.4]]
+    for step, maps, objective in zip(steps, expected, [3.5, 4.0 - 0.1, 4.4 - 0.16], strict=True):
+        assert step.maps.flatten().tolist() == pytest.approx(maps)
+        assert float(step.objective) == pytest.approx(objective)
+    summed = AdvCAM(tiny, base=RedAndGreen(), recipe=recipe, steps=2).attribute(x, target=0, output="native")
+    assert summed.flatten().tolist() == pytest.approx([3.75, 6.75, 9.65, 12.65])
+    unclimbed = AdvCAM(tiny, base=RedAndGreen(), recipe=recipe, steps=0).attribute(x, target=0, output="native")
+    assert unclimbed.flatten().tolist() == expected[0]
+
+
+@pytest.mark.parametrize("flip", list(VIEWS))
+def test_accumulated_maps_take_no_forward_of_their_own_and_no_part_in_the_climb(small_net, images, flip):
+    class Accumulates:
+        taps = ("3",)
+
+        def __call__(self, acts: heads.Activations, target: Tensor) -> Tensor:
+            return CAM.maps(acts, target)
+
+        def accumulated(self, acts: heads.Activations, target: Tensor) -> Tensor:
+            return acts.taps["3"].flatten(2).norm(dim=1).unflatten(1, acts.head.grid) * target[:, None, None]
+
+    forwards = []
+    handle = small_net[0].register_forward_hook(lambda *_: forwards.append(1))
+    classes = [[0, 2], [3, 1], [4, 2]]
+    shown, plain = ([], [])
+    options = {"recipe": PLAIN, "flip": flip, "steps": 3}
+    found = AdvCAM(small_net, base=Accumulates(), **options).attribute_classes(
+        images, classes, output="native", on_step=shown.append
+    )
+    count = len(forwards)
+    AdvCAM(small_net, **options).attribute_classes(images, classes, on_step=plain.append)
+    handle.remove()
+    assert len(forwards) == 2 * count
+    for one, other in zip(shown, plain, strict=True):
+        assert torch.equal(one.x, other.x)
+        assert torch.equal(one.objective, other.objective)
+        taps = small_net[:4](one.x.flatten(0, 1)).norm(dim=1).unflatten(0, one.x.shape[:2])
+        merged = taps[:, 0] if taps.shape[1] == 1 else taps[:, 0] + taps[:, 1].flip(-1)  # no share of positive cells
+        target = torch.tensor([c for one_image in classes for c in one_image])
+        assert torch.allclose(one.maps, merged * target[:, None, None], rtol=1e-5)
+    for i, wanted in enumerate(classes):
+        for j, c in enumerate(wanted):
+            alone = AdvCAM(small_net, base=Accumulates(), **options).attribute(images[i : i + 1], c, output="native")
+            assert torch.allclose(found[i][j : j + 1], alone, rtol=1e-4, atol=1e-5)
+
+
+def test_accumulated_maps_of_another_shape_are_named(small_net, images):
+    class Wrong(RedAndGreen):
+        def accumulated(self, acts: heads.Activations, target: Tensor) -> Tensor:
+            return acts.taps["0"]
+
+    with pytest.raises(AdvCAMError, match=r"accumulated map .* shape \(3, 8, 8\), got \(3, 8, 16, 16\)"):
+        AdvCAM(small_net, base=Wrong(), recipe=PLAIN).attribute(images, target=1)
 
 
 def test_golden_objectives():

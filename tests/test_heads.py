@@ -339,3 +339,52 @@ def test_traces_install_nothing_and_threads_do_not_mix(small_net, images):
     assert all(float(r.abs().max()) == 0 for r in results)
     assert torch.equal(view(images).features, expected)
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in small_net.modules())
+
+
+def test_taps_are_other_modules_outputs_of_the_same_forward(small_net, images):
+    """A hook sees what a tap holds, on the graph; of a module that is used twice, the last output."""
+    twice = nn.ReLU()
+    net = nn.Sequential(*list(small_net)[:4], twice, nn.Conv2d(12, 12, 1), twice, *list(small_net)[5:])
+    forwards, seen = [], {}
+    view = heads.view(net, taps=["0", "3", "4"])
+    view.inspect(images)
+    handles = [
+        net[int(tap)].register_forward_hook(lambda _m, _x, out, tap=tap: seen.update({tap: out})) for tap in "34"
+    ]
+    handles.append(net[0].register_forward_hook(lambda *_: forwards.append(1)))
+    acts = view(images.requires_grad_())
+    for handle in handles:
+        handle.remove()
+    assert len(forwards) == 1
+    assert list(acts.taps) == ["0", "3", "4"]
+    assert all(acts.taps[tap] is seen[tap] for tap in "34")
+    (gradient,) = torch.autograd.grad(acts.taps["0"].sum(), images)
+    assert gradient.abs().max() > 0
+    assert heads.view(net)(images).taps == {}
+
+
+@pytest.mark.parametrize(
+    ("tap", "message"),
+    [
+        ("9", "no layer '9'"),
+        ("spare", "'spare' is not used"),
+        ("same", "'same' is the image"),
+        ("second", "one of several"),
+    ],
+)
+def test_taps_that_cannot_be_had_are_named(images, tap, message):
+    class Half(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.chunk(2, 1)[1]
+
+    class Forks(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.same, self.spare, self.second = nn.Identity(), nn.ReLU(), Half()
+            self.conv, self.fc = nn.Conv2d(3, 8, 3, 2), nn.Linear(4, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fc(self.second(self.conv(self.same(x))).mean((2, 3)))
+
+    with pytest.raises(AdvCAMError, match=message):
+        heads.view(Forks().eval(), taps=[tap]).inspect(images)

@@ -104,6 +104,19 @@ def test_official_has_the_released_numbers():
     assert official.scales == (0.5, 1.0, 1.5, 2.0)
 
 
+def test_official_wrn38_is_the_released_loop_with_eight_maps_and_lambda_two(net, photos):
+    """Scale 0.5 has five maps and no factor makes up for it, as in the released code for 6 to 10 maps."""
+    expected = torch.zeros(2, 12, 16, dtype=torch.float64)
+    for scale in (0.5, 1.0, 1.5, 2.0):
+        size = [round(48 * scale), round(64 * scale)]
+        scaled = F.interpolate(photos, size, mode="bicubic", antialias=True) if scale != 1 else photos
+        for i, photo in enumerate(scaled):
+            r = released_loop(net, photo, 2, 5 if scale == 0.5 else 8, lam=2.0)
+            expected[i] += F.interpolate(r[None, None], (12, 16), mode="bilinear", align_corners=False)[0, 0]
+    found = AdvCAM(net, recipe="official_wrn38").attribute(photos, target=2, output="native")[:, 0]
+    assert (found - expected).abs().max() <= 1e-4 * expected.abs().max()
+
+
 def test_paper_equals_its_equations(net, photos):
     xi, lam, tau = 0.5, 0.03, 0.5
     x, total, first = photos[:1], None, None

@@ -60,7 +60,9 @@ class AdvCAM(MapAttribution):
         model: a classifier that takes ``(N, C, H, W)`` and returns logits ``(N, K)``.
         layer: the module, or its name, whose output is mapped; None finds it.
         base: ``"cam"``, ``"grad_cam"``, ``"grad_cam++"``, ``"layer_cam"``; one of their classes or instances; a Captum
-            attribution (class or instance); or a callable ``(activations, target) -> (B, h, w)``.
+            attribution (class or instance); or a callable ``(activations, target) -> (B, h, w)``. A callable may have
+            a method ``accumulated`` of the same form, whose maps are summed in place of its own (those are climbed and
+            restricted), and ``taps``, names of modules whose outputs it finds in ``activations.taps``.
         recipe: ``"auto"``, ``"official"``, ``"paper"`` or a `advcam_attr.recipes.Recipe`.
         **overrides: parts of the recipe by name, e.g. ``steps=20, flip=True, scales=(0.5, 1.0)``; and ``autocast``
             (True, or a dtype) and ``channels_last`` (True lays the images out so; move the model there yourself).
@@ -86,6 +88,7 @@ class AdvCAM(MapAttribution):
         **overrides: Any,
     ) -> None:
         super().__init__(model, layer)
+        self.view = HeadView(self.view.model, layer, getattr(base, "taps", ()))
         execution = {name: overrides.pop(name) for name in _EXECUTION if name in overrides}
         self.recipe = recipes.get(recipe, **overrides)
         self.autocast = _autocast_dtype(execution.get("autocast", False))
@@ -314,7 +317,7 @@ def as_base(base: Any, view: HeadView) -> tuple[Base, bool]:
         return CaptumBase.of(found, view), False
     if isinstance(found, Attribution):
         return CaptumBase(found), False
-    return require_callable(found, "base"), False
+    return require_callable(found, "base"), bool(getattr(found, "needs_class_weights", False))
 
 
 def _base_name(base: Base) -> str:

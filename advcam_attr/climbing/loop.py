@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from advcam_attr.climbing.objective import target_logits
-from advcam_attr.climbing.state import ClimbState, Plan
+from advcam_attr.climbing.state import Base, ClimbState, Plan
 from advcam_attr.climbing.stops import never
 from advcam_attr.heads import Activations, HeadView, undisturbed
 from advcam_attr.types import AdvCAMError, ClimbStep
@@ -63,7 +63,8 @@ def climb(
     """
     images = plan.views.spread(x)
     clean = images if image_of is None else images[image_of]
-    rows, start = clean, None
+    rows = clean
+    start: tuple[Tensor, Tensor] | None = None
     climbing = torch.ones(len(clean), dtype=torch.bool, device=clean.device)
     pace = torch.ones(len(clean), device=clean.device, dtype=clean.dtype)
     scores: Tensor | None = None
@@ -72,19 +73,19 @@ def climb(
         last = index == steps
         with undisturbed(view.model):
             if index == 0 and image_of is not None and _sharing_pays(image_of):
-                step, gradient, over = _shared_start(view, images, target, image_of, plan, background, extra, last)
+                seen = _shared_start(view, images, target, image_of, plan, background, extra, last)
             else:
                 leaf = rows.detach().requires_grad_()
                 acts = view(leaf.flatten(0, 1), *extra, memo=memo)
-                step, gradient, over = _evaluate(index, leaf, acts, target, plan, start, background, last)
+                seen = _evaluate(index, leaf, acts, target, plan, start, background, last)
                 del acts, leaf
-            start = start or step
-            step = replace(step, climbing=climbing)
-            climbing = climbing & ~over
-            if gradient is not None:
+            start = start or (seen.step.logits, seen.base)
+            step = replace(seen.step, climbing=climbing)
+            climbing = climbing & seen.step.climbing
+            if seen.gradient is not None:
                 before, scores = scores, target_logits(step.logits, target)
                 pace = pace if before is None else torch.where((scores < before).any(1), pace * plan.backoff, pace)
-                moved = pace[:, None, None, None, None] * plan.step_rule(gradient, clean)
+                moved = pace[:, None, None, None, None] * plan.step_rule(seen.gradient, clean)
                 stepped = plan.clamp(rows + moved, rows, clean)
                 rows = torch.where(climbing[:, None, None, None, None], stepped, rows)
         yield step
@@ -93,18 +94,28 @@ def climb(
             return
 
 
+class _Seen(NamedTuple):
+    """What one step sees; ``step.climbing`` is which rows go on after it."""
+
+    step: ClimbStep
+    #: The base's maps, detached, ``(R, h, w)``.
+    base: Tensor
+    #: Of the objective to the images, ``(R, V, C, H, W)``; None after the last step.
+    gradient: Tensor | None
+
+
 def _evaluate(
     index: int,
     leaf: Tensor,
     acts: Activations,
     target: Tensor,
     plan: Plan,
-    start: ClimbStep | None,
+    start: tuple[Tensor, Tensor] | None,
     background: Tensor | None,
     last: bool,
     keep: bool = False,
-) -> tuple[ClimbStep, Tensor | None, Tensor]:
-    """What one step sees, the gradient of its objective to the images (None after the last step), who stops."""
+) -> _Seen:
+    """One step of rows whose forward is done; ``start`` holds the clean image's logits and base maps."""
     each = target.repeat_interleave(leaf.shape[1])
     base = _checked(plan.base(acts, each), (len(each), *acts.head.grid), "base", plan.base)
     maps = plan.views.merge(plan.transform(base, acts, each).unflatten(0, leaf.shape[:2]))
@@ -112,7 +123,7 @@ def _evaluate(
     mask = _checked(plan.mask(maps.detach()), tuple(maps.shape), "mask", plan.mask)
     if background is not None:
         mask = mask | to_grid(background, (maps.shape[1], maps.shape[2]))
-    start_logits, start_maps = (logits.detach(), maps.detach()) if start is None else (start.logits, start.maps)
+    start_logits, start_maps = (logits.detach(), maps.detach()) if start is None else start
     state = ClimbState(index, leaf, logits, maps, target, start_logits, start_maps, mask, acts)
     score = _checked(plan.objective(state), tuple(target.shape), "objective", plan.objective)
     if not score.requires_grad and not last:
@@ -122,9 +133,18 @@ def _evaluate(
     for regularizer in plan.regularizers:
         score = score - _checked(regularizer(state), tuple(target.shape), "regularizer", regularizer)
     over = plan.stop(state).detach()
-    step = ClimbStep(index, leaf.detach(), logits.detach(), maps.detach(), score.detach(), ~over)
+    shown = maps.detach() if plan.accumulated is None else _accumulated(plan, plan.accumulated, acts, each, len(target))
+    step = ClimbStep(index, leaf.detach(), logits.detach(), shown, score.detach(), ~over)
     gradient = None if last else torch.autograd.grad(score.sum(), leaf, retain_graph=keep)[0]
-    return step, gradient, over
+    return _Seen(step, maps.detach(), gradient)
+
+
+def _accumulated(plan: Plan, maps_of: Base, acts: Activations, each: Tensor, rows: int) -> Tensor:
+    """The maps that are accumulated in place of the base's, ``(R, h, w)``."""
+    merge = plan.views.merge_accumulated or plan.views.merge
+    with torch.no_grad():
+        maps = _checked(maps_of(acts, each), (len(each), *acts.head.grid), "accumulated map", maps_of)
+        return merge(maps.unflatten(0, (rows, -1)))
 
 
 def _checked(value: Any, shape: tuple[int, ...], what: str, part: Any) -> Tensor:
@@ -159,7 +179,7 @@ def _shared_start(
     background: Tensor | None,
     extra: Sequence[Any],
     last: bool,
-) -> tuple[ClimbStep, Tensor | None, Tensor]:
+) -> _Seen:
     """The first step of all rows from one forward of the images: the j-th class of every image is one backward."""
     slot = torch.stack([(image_of[:row] == image).sum() for row, image in enumerate(image_of)])
     leaf = images.detach().requires_grad_()
@@ -167,22 +187,21 @@ def _shared_start(
     acts = view(
         leaf.flatten(0, 1), *[a[_first_views(first, leaf.shape[1])] if _a_row(a, image_of, leaf) else a for a in extra]
     )
-    rows: list[tuple[ClimbStep, Tensor | None, Tensor]] = []
+    seen: list[_Seen] = []
     slots = int(slot.max()) + 1
     for j in range(slots):
         at = first.clone()
         at[image_of[slot == j]] = (slot == j).nonzero()[:, 0]
         outside = None if background is None else background[at]
-        rows.append(_evaluate(0, leaf, acts, target[at], plan, None, outside, last, keep=j + 1 < slots))
+        seen.append(_evaluate(0, leaf, acts, target[at], plan, None, outside, last, keep=j + 1 < slots))
     pick = [(int(j), int(image)) for j, image in zip(slot, image_of, strict=True)]
     fields = ("x", "logits", "maps", "objective", "climbing")
-    step = ClimbStep(0, *(torch.stack([getattr(rows[j][0], name)[image] for j, image in pick]) for name in fields))
-    gradients = [rows[j][1] for j, _ in pick]
-    over = ~step.climbing
+    step = ClimbStep(0, *(torch.stack([getattr(seen[j].step, name)[image] for j, image in pick]) for name in fields))
+    base = torch.stack([seen[j].base[image] for j, image in pick])
     if last:
-        return step, None, over
-    stacked = torch.stack([g[image] for g, (_, image) in zip(gradients, pick, strict=True) if g is not None])
-    return step, stacked, over
+        return _Seen(step, base, None)
+    gradients = [(seen[j].gradient, image) for j, image in pick]
+    return _Seen(step, base, torch.stack([g[image] for g, image in gradients if g is not None]))
 
 
 def _a_row(argument: Any, image_of: Tensor, leaf: Tensor) -> bool:

@@ -18,7 +18,8 @@ class ClimbState:
         index: 0 for the clean image, then 1, 2, ...
         x: the climbed images, ``(R, V, C, H, W)`` (graph).
         logits: ``(R, V, K)`` (graph).
-        maps: the base attribution, views brought back and summed, ``(R, h, w)`` (graph, where the base has one).
+        maps: the base attribution, views brought back and summed, ``(R, h, w)`` (graph, where the base has one); what
+            mask and regularizers see, whatever is accumulated.
         target: the class of each row, ``(R,)``.
         start_logits: the logits of the clean image, ``(R, V, K)``.
         start_maps: the maps of the clean image, ``(R, h, w)``.
@@ -53,7 +54,8 @@ Clamp = Callable[[Tensor, Tensor, Tensor], Tensor]
 Aggregate = Callable[["Tensor | None", Tensor], Tensor]
 #: What is done to a base's maps before all else: (maps, activations, target), ``(B, h, w)``.
 MapTransform = Callable[[Tensor, Activations, Tensor], Tensor]
-#: The base attribution: (activations, target) to maps ``(B, h, w)``.
+#: The base attribution: (activations, target) to maps ``(B, h, w)``. One with a method ``accumulated`` of the same form
+#: has the maps of that method summed in place of its own.
 Base = Callable[[Activations, Tensor], Tensor]
 
 
@@ -64,18 +66,24 @@ class Views:
     Attributes:
         spread: images ``(N, C, H, W)`` to views ``(N, V, C, H, W)``.
         merge: maps of views ``(R, V, h, w)`` to maps of rows ``(R, h, w)``.
+        merge_accumulated: the same for maps that are accumulated in place of the base's; None is ``merge``.
     """
 
     spread: Callable[[Tensor], Tensor]
     merge: Callable[[Tensor], Tensor]
+    merge_accumulated: Callable[[Tensor], Tensor] | None = None
 
 
 @dataclass(frozen=True)
 class Plan:
     """The parts of a climb that vary; each is a callable, but for ``backoff``.
 
-    That is the factor by which the steps of a row shrink, from then on, whenever a step has lowered the target's logit
-    in one of its views: it was too long. 1 keeps them as they are.
+    ``backoff`` is the factor by which the steps of a row shrink, from then on, whenever a step has lowered the target's
+    logit in one of its views: it was too long. 1 keeps them as they are.
+
+    ``accumulated`` gives the maps that every step shows, and that are summed, where they are not the base's (SEAM's
+    maps after its pixel correlation module). It sees the same forward, without gradients; mask, regularizers and
+    objective go by the base.
     """
 
     base: Base
@@ -88,3 +96,4 @@ class Plan:
     views: Views
     stop: Stop
     backoff: float = 1.0
+    accumulated: Base | None = None

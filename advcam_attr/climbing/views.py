@@ -36,7 +36,8 @@ SINGLE = Views(_one, _merge_one)
 #: The image and its mirror image, climbed as two images that share peak, step size and range; maps are summed.
 FLIP_PAIR = Views(_pair, _merge_pair)
 
-#: `FLIP_PAIR`, each view weighted by its share of the pair's positive cells, as in the released code's Grad-CAM.
-FLIP_PAIR_BY_SHARE = Views(_pair, _merge_pair_by_share)
+#: `FLIP_PAIR`, each view weighted by its share of the pair's positive cells, as in the released code's Grad-CAM. Maps
+#: that are accumulated in place of the Grad-CAM have no such weights.
+FLIP_PAIR_BY_SHARE = Views(_pair, _merge_pair_by_share, _merge_pair)
 
 VIEWS = {"none": SINGLE, "pair": FLIP_PAIR, "pair_by_share": FLIP_PAIR_BY_SHARE}

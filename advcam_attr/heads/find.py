@@ -343,10 +343,27 @@ def find_head(trace: Trace, layer: str | None = None) -> Head:
     return _finish(trace, grid, tensor, site, "no class activation map", "none", reduction.reason or "")
 
 
-def _override(trace: Trace, layer: str, reduction: _Reduction, image: tuple[int, int]) -> Head:
+def _outputs(trace: Trace, layer: str) -> list[tuple[int, Tensor]]:
     outputs = trace.emitters.get(layer)
     if not outputs:
         raise AdvCAMError(f"layer {layer!r} is not used in the forward of this model (or returns nothing of the image)")
+    return outputs
+
+
+def output_site(trace: Trace, layer: str) -> Site:
+    """Where a module's last output is found again.
+
+    Raises:
+        AdvCAMError: the module takes no part in the forward, or no single call makes its output.
+    """
+    made, tensor = _outputs(trace, layer)[-1]
+    if made < 0 or next(iter(tensors_in(trace.calls[made].out))) is not tensor:
+        raise AdvCAMError(f"the output of layer {layer!r} is the image, or one of several of one call; name another")
+    return Site(trace.calls[made].name, trace.calls[made].occurrence, "output")
+
+
+def _override(trace: Trace, layer: str, reduction: _Reduction, image: tuple[int, int]) -> Head:
+    outputs = _outputs(trace, layer)
     on_path = {c.index for c in _ancestors(trace, trace.calls[trace.producer[id(trace.output)]])}
     for made, tensor in reversed(outputs):
         grid = as_grid(tensor, image)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from advcam_attr.heads.find import Exactness, Head, Site, find_head, logits_of
+from advcam_attr.heads.find import Exactness, Head, Site, find_head, logits_of, output_site
 from advcam_attr.heads.trace import function_name, record, tensors_in
 from advcam_attr.heads.weights import Tail, TailCall, all_class_weights, check_identity, class_weights
 from advcam_attr.registry import nearest
@@ -32,12 +32,14 @@ class Activations:
         features: the mapped tensor, ``(B, C, h, w)``, on the autograd graph, in the model's precision.
         logits: ``(B, K)``, float32 (float64 stays), on the graph.
         head: what is known of the head.
+        taps: outputs of other modules in the same forward, by the modules' names (those that the view was asked for).
     """
 
     x: Tensor
     features: Tensor
     logits: Tensor
     head: Head
+    taps: Mapping[str, Tensor]
     _raw: Tensor
     _tail: Tail | None
     _memo: dict[str, Tensor]
@@ -97,11 +99,13 @@ def canonical(tensor: Tensor, head: Head) -> Tensor:
 
 
 class _Capture(TorchFunctionMode):
-    """Holds on to one tensor of a forward, and to what is done to it afterwards if it is pooled."""
+    """Holds on to one tensor of a forward, to what is done to it afterwards if it is pooled, and to the taps."""
 
-    def __init__(self, site: Site) -> None:
+    def __init__(self, site: Site, taps: Mapping[str, Site]) -> None:
         super().__init__()
-        self.site, self.seen = site, -1
+        self.site, self.sites = site, taps
+        self.tapped: dict[str, Tensor] = {}
+        self._counts: dict[str, int] = {}
         self.raw: Tensor | None = None
         self.pooled: Tensor | None = None
         self.tail: list[TailCall] = []
@@ -112,15 +116,19 @@ class _Capture(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
+        name = function_name(func)
+        call = name, self._counts.get(name, 0)
+        self._counts[name] = call[1] + 1
+        for tap, site in self.sites.items():
+            if (site.name, site.occurrence) == call:
+                self.tapped.update((tap, made) for made in [*tensors_in(out)][:1])
         if self.raw is None:
-            if function_name(func) == self.site.name:
-                self.seen += 1
-                if self.seen == self.site.occurrence:
-                    self._take(args, kwargs, out)
+            if (self.site.name, self.site.occurrence) == call:
+                self._take(args, kwargs, out)
         elif self._after and any(id(t) in self._after for t in tensors_in((args, kwargs))):
             outs = [t for t in tensors_in(out) if isinstance(t, Tensor)]
             if outs:
-                self.tail.append(TailCall(func, function_name(func), args, kwargs, out))
+                self.tail.append(TailCall(func, name, args, kwargs, out))
                 self._after.update((id(t), t) for t in outs)
         return out
 
@@ -138,6 +146,7 @@ class HeadView:
     Args:
         model: any eager classifier whose forward takes ``(N, C, H, W)`` and returns logits ``(N, K)``.
         layer: the module (or its name) whose output is mapped; None finds the tensor that is pooled.
+        taps: names of modules whose outputs `Activations.taps` shall hold.
 
     Example:
         >>> import torch
@@ -151,12 +160,13 @@ class HeadView:
         ('NCHW mean -> linear', 'exact', '1', (6, 6))
     """
 
-    def __init__(self, model: nn.Module, layer: str | nn.Module | None = None) -> None:
+    def __init__(self, model: nn.Module, layer: str | nn.Module | None = None, taps: Sequence[str] = ()) -> None:
         if not isinstance(model, nn.Module):
             raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
         self.model = unwrapped(model)
         self.layer = _layer_name(self.model, layer)
-        self._heads: dict[tuple[int, ...], Head] = {}
+        self.taps = tuple(_layer_name(self.model, tap) or "" for tap in taps)
+        self._found: dict[tuple[int, ...], tuple[Head, dict[str, Site]]] = {}
 
     def __repr__(self) -> str:
         return f"HeadView({type(self.model).__name__}, layer={self.layer!r})"
@@ -171,10 +181,14 @@ class HeadView:
         Raises:
             AdvCAMError: no grid can be mapped, or the identity of the head does not hold.
         """
+        return self._sites(x, *extra)[0]
+
+    def _sites(self, x: Tensor, *extra: Any) -> tuple[Head, dict[str, Site]]:
+        """The head, and where the taps are found, for images of this size."""
         key = (*x.shape[1:], hash(tuple(map(id, self.model.modules()))))
-        if key not in self._heads:
-            self._heads[key] = self._find(x[:1], *extra)
-        return self._heads[key]
+        if key not in self._found:
+            self._found[key] = self._find(x[:1], *extra)
+        return self._found[key]
 
     def require(self, x: Tensor, *extra: Any, exactness: Sequence[Exactness] = ("exact", "linearised")) -> Head:
         """`inspect`, and an error unless the head allows class activation maps.
@@ -198,13 +212,14 @@ class HeadView:
         Raises:
             AdvCAMError: the model does not return logits, or took another path than when it was traced.
         """
-        head = self.inspect(x, *extra)
-        capture = _Capture(head.site)
+        head, sites = self._sites(x, *extra)
+        capture = _Capture(head.site, sites)
         with capture:
             output = self.model(self.cast(x).clone(), *extra)  # a net may begin in place
         logits = logits_of(output)
         raw = capture.raw
-        if raw is None or raw.shape[0] != x.shape[0]:
+        seen = [raw, *(capture.tapped.get(tap) for tap in sites)]
+        if raw is None or any(tensor is None or len(tensor) != len(x) for tensor in seen):
             raise AdvCAMError(
                 f"the forward of {type(self.model).__name__} did not repeat the path it took when it was traced; "
                 "pass layer= a module that is always used"
@@ -213,15 +228,16 @@ class HeadView:
         if head.exactness != "none" and capture.pooled is not None:
             tail = Tail(capture.pooled, tuple(capture.tail), output)
         return Activations(
-            x, canonical(raw, head), at_least_float32(logits), head, raw, tail, {} if memo is None else memo
-        )
+            x, canonical(raw, head), at_least_float32(logits), head, capture.tapped, raw, tail,
+            {} if memo is None else memo,
+        )  # fmt: skip
 
     def cast(self, x: Tensor) -> Tensor:
         """``x`` in the floating type of the model's first parameter."""
         first = next((p for p in self.model.parameters() if p.is_floating_point()), None)
         return x if first is None else x.to(first.dtype)
 
-    def _find(self, image: Tensor, *extra: Any) -> Head:
+    def _find(self, image: Tensor, *extra: Any) -> tuple[Head, dict[str, Site]]:
         """Trace one image; a plan without data (meta tensors) is taken at its word, any other is verified."""
         trace = record(self.model, self.cast(image), *extra)
         head = find_head(trace, self.layer)
@@ -234,14 +250,14 @@ class HeadView:
         if not image.is_meta and not bool(trace.output.isfinite().all()):
             raise AdvCAMError(f"the logits are not finite: {_not_finite(self.model, image)}")
         if head.exactness != "none" and not image.is_meta:
-            capture = _Capture(head.site)
+            capture = _Capture(head.site, {})
             with torch.no_grad(), capture:
                 output = self.model(self.cast(image).clone(), *extra)
             if capture.raw is None or capture.pooled is None:
                 raise AdvCAMError(f"the forward of {type(self.model).__name__} does not repeat itself; pass layer=")
             tail = Tail(capture.pooled, tuple(capture.tail), output)
             check_identity(head, canonical(capture.raw, head), tail)
-        return head
+        return head, {tap: output_site(trace, tap) for tap in self.taps}
 
 
 def _are_probabilities(outputs: Tensor) -> bool:
@@ -249,9 +265,9 @@ def _are_probabilities(outputs: Tensor) -> bool:
     return outputs.shape[1] > 1 and bool((outputs >= 0).all()) and bool(((outputs.sum(1) - 1).abs() < 1e-3).all())
 
 
-def view(model: nn.Module, layer: str | nn.Module | None = None) -> HeadView:
+def view(model: nn.Module, layer: str | nn.Module | None = None, taps: Sequence[str] = ()) -> HeadView:
     """A `HeadView` of ``model``."""
-    return HeadView(model, layer)
+    return HeadView(model, layer, taps)
 
 
 def unwrapped(model: nn.Module) -> nn.Module:

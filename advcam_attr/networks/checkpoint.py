@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import pickle
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -122,7 +122,7 @@ def load_weights(model: nn.Module, checkpoint: Checkpoint, name: str) -> None:
         AdvCAMError: keys are missing or unexpected, shapes differ, or weights are not finite; they are listed.
     """
     expected = model.state_dict()
-    weights = _without_prefix(checkpoint.weights, expected)
+    weights = without_prefix(checkpoint.weights, expected)
     missing = [key for key in expected if key not in weights and not key.endswith(_COUNTER)]
     unexpected = [key for key in weights if key not in expected]
     if missing or unexpected:
@@ -145,7 +145,8 @@ def load_weights(model: nn.Module, checkpoint: Checkpoint, name: str) -> None:
     model.load_state_dict(dict(weights), strict=False)
 
 
-def _without_prefix(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+def without_prefix(weights: Mapping[str, Tensor], expected: Collection[str]) -> Mapping[str, Tensor]:
+    """The weights without the prefixes that all keys share and the expected keys do not have."""
     while True:
         first = {key.split(".", 1)[0] for key in weights}
         if len(first) > 1 or any("." not in key for key in weights):

@@ -1,0 +1,106 @@
+"""The weights of IRN's ResNet-50 CAM net as its authors' code saves them in; the same, each once, out.
+
+Their net registers its modules several times: ResNet-50 as ``resnet50``, its parts again as ``stage1`` to ``stage4``
+and as ``backbone``, and the classifier again in ``newly_added``. So a file names most tensors three times.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from advcam_attr.networks.checkpoint import Checkpoint, without_prefix
+from advcam_attr.types import AdvCAMError
+
+#: The parts of a stage by their place in it. The places between are ReLU and max pool, which have no weights.
+_STAGES = {
+    "stage1.0": "conv1", "stage1.1": "bn1", "stage1.4": "layer1",
+    "stage2.0": "layer2", "stage3.0": "layer3", "stage4.0": "layer4",
+}  # fmt: skip
+_OWN = re.compile(r"resnet50\.(conv1|bn1|layer[1-4])\.|classifier\.weight$")
+_STAGE = re.compile(r"(stage\d\.\d+)\.(.+)")
+_BACKBONE = re.compile(r"backbone\.(\d)\.(.+)")
+
+#: ResNet-50's own classifier, of ImageNet's classes, which the CAM net does not read.
+_UNREAD = "resnet50.fc."
+
+
+@dataclass(frozen=True)
+class IRNWeights:
+    """What is used of a file, and what is not.
+
+    Attributes:
+        checkpoint: weights under ``resnet50.{conv1, bn1, layer1 .. layer4}.*`` and ``classifier.weight``; keys that are
+            none of IRN's are kept, so that loading refuses them by name.
+        ignored: the keys that are not used, and why.
+    """
+
+    checkpoint: Checkpoint
+    ignored: Mapping[str, str]
+
+    @property
+    def note(self) -> str:
+        """One line on what is ignored; empty if nothing is."""
+        reasons: dict[str, list[str]] = {}
+        for key, reason in self.ignored.items():
+            reasons.setdefault(reason, []).append(key)
+        parts = (f"{len(keys)} keys ({_roots(keys)}): {reason}" for reason, keys in reasons.items())
+        return "ignored " + "; ".join(parts) if reasons else ""
+
+
+def irn_weights(checkpoint: Checkpoint) -> IRNWeights:
+    """The weights of a file of IRN's ResNet-50 CAM net (AdvCAM's classifier is one), each once.
+
+    The names under ``resnet50`` count, and those of ``stage*`` and ``backbone`` in their place where a file lacks them.
+
+    Raises:
+        AdvCAMError: two names of one tensor hold different weights.
+
+    Example:
+        >>> from pathlib import Path
+        >>> import torch
+        >>> kernel = torch.rand(64, 3, 7, 7)
+        >>> keys = ["module.resnet50.conv1.weight", "module.stage1.0.weight", "module.backbone.0.0.weight"]
+        >>> found = irn_weights(Checkpoint(Path("res50_cam.pth"), dict.fromkeys(keys, kernel), {}))
+        >>> list(found.checkpoint.weights)
+        ['resnet50.conv1.weight']
+        >>> found.note
+        'ignored 2 keys (backbone.*, stage1.*): further names of weights that are used'
+    """
+    weights = without_prefix(checkpoint.weights, ("resnet50.", "stage1.", "backbone.", "classifier.", "newly_added."))
+    used: dict[str, Tensor] = {}
+    origin: dict[str, str] = {}
+    ignored: dict[str, str] = {}
+    for key in sorted(weights, key=lambda key: not _OWN.match(key)):
+        if key.startswith(_UNREAD):
+            ignored[key] = "ImageNet's classifier, which the net does not read"
+            continue
+        name = _own_name(key)
+        if name not in used:
+            used[name], origin[name] = weights[key], key
+        elif torch.equal(used[name], weights[key]):
+            ignored[key] = "further names of weights that are used"
+        else:
+            raise AdvCAMError(
+                f"checkpoint {checkpoint.path} is refused: {origin[name]} and {key} are one tensor in IRN's net, but "
+                "hold different weights; save the net anew"
+            )
+    return IRNWeights(replace(checkpoint, weights=used), ignored)
+
+
+def _own_name(key: str) -> str:
+    """The name under ``resnet50`` or ``classifier`` of a tensor that is registered under another; others stay."""
+    inner = _BACKBONE.fullmatch(key)
+    path = f"stage{int(inner[1]) + 1}.{inner[2]}" if inner else key
+    part = _STAGE.fullmatch(path)
+    if part and part[1] in _STAGES:
+        return f"resnet50.{_STAGES[part[1]]}.{part[2]}"
+    return "classifier.weight" if key == "newly_added.0.weight" else key
+
+
+def _roots(keys: list[str]) -> str:
+    return ", ".join(sorted({f"{key.split('.', 1)[0]}.*" for key in keys}))

@@ -1,0 +1,161 @@
+"""Images in; the features of the pre-activation ResNet-38 that PSA, SEAM and SC-CAM stand on, out.
+
+The "wide ResNet-38" of Wu et al. (2016) with its last strides turned into dilation ("resnet38d"): stride 8, ReLU and
+batch norm before the convolutions. Parameters have the names of the authors' files.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, NamedTuple
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+#: The blocks before the first tap.
+_EARLY = ("b2", "b2_1", "b2_2", "b3", "b3_1", "b3_2", "b4", "b4_1", "b4_2", "b4_3", "b4_4", "b4_5")
+
+
+class Features(NamedTuple):
+    """What the heads read, all rectified and at stride 8; the channels are those of width 64.
+
+    Attributes:
+        conv4: what enters the body of block ``b5``, ``(N, 512, h, w)``.
+        conv5: what enters the body of block ``b6``, ``(N, 1024, h, w)``.
+        conv6: the last, ``(N, 4096, h, w)``.
+    """
+
+    conv4: Tensor
+    conv5: Tensor
+    conv6: Tensor
+
+
+class Block(nn.Module):
+    """Two 3 x 3 convolutions beside a skip: ``branch(h) + skip`` with ``h = relu(bn(x))``.
+
+    The skip is ``x``, or a 1 x 1 convolution of ``h`` where the shape changes.
+
+    Args:
+        entering, middle, leaving: channels.
+        stride: of the first convolution.
+        dilations: of the first and of the second.
+    """
+
+    def __init__(
+        self, entering: int, middle: int, leaving: int, stride: int = 1, dilations: tuple[int, int] = (1, 1)
+    ) -> None:
+        super().__init__()
+        first, second = dilations
+        self.bn_branch2a = nn.BatchNorm2d(entering)
+        self.conv_branch2a = nn.Conv2d(entering, middle, 3, stride, first, first, bias=False)
+        self.bn_branch2b1 = nn.BatchNorm2d(middle)
+        self.conv_branch2b1 = nn.Conv2d(middle, leaving, 3, 1, second, second, bias=False)
+        self.conv_branch1 = _skip(entering, leaving, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(N, entering, H, W)`` to ``(N, leaving, h, w)``."""
+        return self.body(x, self.rectified(x))
+
+    def rectified(self, x: Tensor) -> Tensor:
+        """``h``, which the body reads."""
+        return F.relu(self.bn_branch2a(x))
+
+    def body(self, x: Tensor, h: Tensor) -> Tensor:
+        """The block's output from its input and ``h``."""
+        skip = x if self.conv_branch1 is None else self.conv_branch1(h)
+        return self.conv_branch2b1(F.relu(self.bn_branch2b1(self.conv_branch2a(h)))) + skip
+
+
+class Bottleneck(nn.Module):
+    """As `Block`, with convolutions 1 x 1, 3 x 3 (dilated) and 1 x 1 and dropout before the last two.
+
+    Args:
+        entering, leaving: channels; a quarter and a half of ``leaving`` are between the convolutions.
+        dilation: of the second.
+        dropout: the share of channels that is dropped in training.
+    """
+
+    def __init__(self, entering: int, leaving: int, dilation: int, dropout: float) -> None:
+        super().__init__()
+        quarter, half = leaving // 4, leaving // 2
+        self.bn_branch2a = nn.BatchNorm2d(entering)
+        self.conv_branch2a = nn.Conv2d(entering, quarter, 1, bias=False)
+        self.bn_branch2b1 = nn.BatchNorm2d(quarter)
+        self.dropout_2b1 = nn.Dropout2d(dropout)
+        self.conv_branch2b1 = nn.Conv2d(quarter, half, 3, 1, dilation, dilation, bias=False)
+        self.bn_branch2b2 = nn.BatchNorm2d(half)
+        self.dropout_2b2 = nn.Dropout2d(dropout)
+        self.conv_branch2b2 = nn.Conv2d(half, leaving, 1, bias=False)
+        self.conv_branch1 = nn.Conv2d(entering, leaving, 1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(N, entering, h, w)`` to ``(N, leaving, h, w)``."""
+        return self.body(self.rectified(x))
+
+    def rectified(self, x: Tensor) -> Tensor:
+        """``relu(bn(x))``, which the body reads."""
+        return F.relu(self.bn_branch2a(x))
+
+    def body(self, h: Tensor) -> Tensor:
+        """The block's output from ``h``."""
+        inner = self.dropout_2b1(F.relu(self.bn_branch2b1(self.conv_branch2a(h))))
+        inner = self.dropout_2b2(F.relu(self.bn_branch2b2(self.conv_branch2b1(inner))))
+        return self.conv_branch2b2(inner) + self.conv_branch1(h)
+
+
+def _skip(entering: int, leaving: int, stride: int) -> nn.Conv2d | None:
+    if entering == leaving and stride == 1:
+        return None
+    return nn.Conv2d(entering, leaving, 1, stride, bias=False)
+
+
+class ResNet38(nn.Module):
+    """The trunk; nets with a head inherit from it, so that its parameters keep their names.
+
+    Args:
+        width: channels of the first convolution, of which all others are multiples; the published nets have 64.
+
+    Example:
+        >>> import torch
+        >>> from advcam_attr.networks.resnet38 import ResNet38
+        >>> features = ResNet38(width=2).eval().features(torch.rand(1, 3, 40, 64))
+        >>> [tuple(one.shape) for one in features]
+        [(1, 16, 5, 8), (1, 32, 5, 8), (1, 128, 5, 8)]
+    """
+
+    #: Image pixels a cell of the features.
+    stride: ClassVar[int] = 8
+    #: The normalisation of the images, RGB in [0, 1].
+    mean: ClassVar[tuple[float, float, float]] = (0.485, 0.456, 0.406)
+    std: ClassVar[tuple[float, float, float]] = (0.229, 0.224, 0.225)
+    #: The modules whose rectified outputs are conv4 and conv5.
+    taps: ClassVar[tuple[str, str]] = ("b5.bn_branch2a", "b6.bn_branch2a")
+
+    def __init__(self, width: int = 64) -> None:
+        super().__init__()
+        self.width = width
+        self.conv1a = nn.Conv2d(3, width, 3, 1, 1, bias=False)
+        self._stage("b2", width, 2 * width, repeats=2)
+        self._stage("b3", 2 * width, 4 * width, repeats=2)
+        self._stage("b4", 4 * width, 8 * width, repeats=5)
+        self.b5 = Block(8 * width, 8 * width, 16 * width, dilations=(1, 2))
+        self.b5_1 = Block(16 * width, 8 * width, 16 * width, dilations=(2, 2))
+        self.b5_2 = Block(16 * width, 8 * width, 16 * width, dilations=(2, 2))
+        self.b6 = Bottleneck(16 * width, 32 * width, dilation=4, dropout=0.3)
+        self.b7 = Bottleneck(32 * width, 64 * width, dilation=4, dropout=0.5)
+        self.bn7 = nn.BatchNorm2d(64 * width)
+
+    def _stage(self, name: str, entering: int, leaving: int, repeats: int) -> None:
+        self.add_module(name, Block(entering, leaving, leaving, stride=2))
+        for i in range(repeats):
+            self.add_module(f"{name}_{i + 1}", Block(leaving, leaving, leaving))
+
+    def features(self, x: Tensor) -> Features:
+        """Images ``(N, 3, H, W)`` to features of ``ceil(H / 8)`` by ``ceil(W / 8)`` cells."""
+        x = self.conv1a(x)
+        for name in _EARLY:
+            x = self.get_submodule(name)(x)
+        conv4 = self.b5.rectified(x)
+        x = self.b5_2(self.b5_1(self.b5.body(x, conv4)))
+        conv5 = self.b6.rectified(x)
+        x = self.b7(self.b6.body(conv5))
+        return Features(conv4, conv5, F.relu(self.bn7(x)))

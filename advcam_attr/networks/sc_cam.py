@@ -1,0 +1,57 @@
+"""Images in; SC-CAM's class scores and class maps out.
+
+Chang et al., "Weakly-supervised semantic segmentation via sub-category exploration" (CVPR 2020). Parameters have the
+names of the authors' files.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from advcam_attr.networks.resnet38 import ResNet38
+
+
+class SCCAM(ResNet38):
+    """ResNet-38 with SC-CAM's classifiers: one of the classes, and one of the sub-categories it was trained along with.
+
+    The forward gives the scores of the classes. Sub-categories shape the features in training; neither scores nor maps
+    read them.
+
+    Args:
+        classes: K; VOC has 20.
+        subcategories: of all classes together; the published net, of the third round, has 10 each. 0 is the net of
+            the first round, whose one classifier is called ``fc8``.
+        width: as for the trunk.
+
+    Example:
+        >>> import torch
+        >>> from advcam_attr.networks.sc_cam import SCCAM
+        >>> net = SCCAM(classes=3, subcategories=30, width=1).eval()
+        >>> x = torch.rand(1, 3, 40, 64)
+        >>> net(x).shape, net.class_maps(x).shape
+        (torch.Size([1, 3]), torch.Size([1, 3, 5, 8]))
+    """
+
+    def __init__(self, classes: int = 20, subcategories: int = 200, width: int = 64) -> None:
+        super().__init__(width)
+        self.dropout7 = nn.Dropout2d(0.5)
+        if subcategories:
+            self.fc8_20 = nn.Conv2d(64 * width, classes, 1, bias=False)
+            self.fc8_200 = nn.Conv2d(64 * width, subcategories, 1, bias=False)
+        else:
+            self.fc8 = nn.Conv2d(64 * width, classes, 1, bias=False)
+
+    @property
+    def classifier(self) -> nn.Conv2d:
+        """The classifier of the classes."""
+        return self.fc8_20 if hasattr(self, "fc8_20") else self.fc8
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images ``(N, 3, H, W)`` to scores ``(N, K)``."""
+        pooled = F.adaptive_avg_pool2d(self.dropout7(self.features(x).conv6), 1)
+        return self.classifier(pooled).flatten(1)
+
+    def class_maps(self, x: Tensor) -> Tensor:
+        """The rectified class maps of images ``(N, 3, H, W)``: ``(N, K, h, w)``."""
+        return F.relu(self.classifier(self.features(x).conv6))

@@ -1,0 +1,152 @@
+"""Images in; SEAM's class scores, and its class maps before and after pixel correlation, out.
+
+Wang et al., "Self-supervised Equivariant Attention Mechanism" (CVPR 2020). Parameters have the names of the authors'
+files.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from advcam_attr.networks.resnet38 import ResNet38
+
+#: Cells of a block of the affinity matrix, an image: 16 MB in float32.
+_BLOCK = 1 << 22
+
+
+class ClassMapPair(NamedTuple):
+    """SEAM's class maps, ``(N, 1 + K, H, W)``, the background first.
+
+    Attributes:
+        cam: the classifier's, signed.
+        refined: after the pixel correlation module ("cam_rv"), in [0, 1].
+    """
+
+    cam: Tensor
+    refined: Tensor
+
+
+class SEAM(ResNet38):
+    """ResNet-38 with SEAM's classifier and pixel correlation module.
+
+    The forward gives the scores of the K foreground classes: the spatial means of their maps *before* the correlation
+    module and before any up-sampling. The background's score is left out: it has no image label.
+
+    Args:
+        classes: K, without the background; VOC has 20.
+        width: as for the trunk.
+
+    Example:
+        >>> import torch
+        >>> from advcam_attr.networks.seam import SEAM
+        >>> net = SEAM(classes=3, width=1).eval()
+        >>> x = torch.rand(1, 3, 40, 64)
+        >>> net(x).shape, net.class_maps(x).refined.shape
+        (torch.Size([1, 3]), torch.Size([1, 4, 40, 64]))
+    """
+
+    def __init__(self, classes: int = 20, width: int = 64) -> None:
+        super().__init__(width)
+        self.dropout7 = nn.Dropout2d(0.5)
+        self.fc8 = nn.Conv2d(64 * width, 1 + classes, 1, bias=False)
+        self.f8_3 = nn.Conv2d(8 * width, 64, 1, bias=False)
+        self.f8_4 = nn.Conv2d(16 * width, 128, 1, bias=False)
+        self.f9 = nn.Conv2d(3 + 64 + 128, 192, 1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images ``(N, 3, H, W)`` to the scores of the foreground classes, ``(N, K)``."""
+        pooled = F.adaptive_avg_pool2d(self.dropout7(self.features(x).conv6), 1)
+        return self.fc8(pooled).flatten(1)[:, 1:]
+
+    def class_maps(self, x: Tensor) -> ClassMapPair:
+        """Both kinds of class maps of images ``(N, 3, H, W)``, at the images' size (align_corners=True, as SEAM)."""
+        conv4, conv5, conv6 = self.features(x)
+        cam = self.fc8(self.dropout7(conv6))
+        refined = self.refine(cam, x, conv4, conv5)
+        size = (x.shape[2], x.shape[3])
+        return ClassMapPair(_resized(cam, size), _resized(refined, size))
+
+    @torch.no_grad()
+    def refine(self, cam: Tensor, x: Tensor, conv4: Tensor, conv5: Tensor) -> Tensor:
+        """The pixel correlation module, without gradients.
+
+        Args:
+            cam: the classifier's maps, ``(N, 1 + K, h, w)``, the background first.
+            x: the images, ``(N, 3, H, W)``.
+            conv4, conv5: the trunk's features, ``(N, C, h, w)``.
+
+        Returns:
+            ``(N, 1 + K, h, w)``: `normalised` maps, each cell the mean of all cells, weighted by their correlation.
+        """
+        grid = (cam.shape[2], cam.shape[3])
+        parts = [_resized(x, grid), F.relu(self.f8_3(conv4)), F.relu(self.f8_4(conv5))]
+        return correlated(normalised(cam), self.f9(torch.cat(parts, 1)))
+
+
+def _resized(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    return F.interpolate(maps, size, mode="bilinear", align_corners=True)
+
+
+def normalised(cam: Tensor) -> Tensor:
+    """SEAM's maps as the correlation module reads them: peaks near 1, one foreground class a cell, a background.
+
+    Each map is rectified and divided by its own peak, whether or not the image shows the class; in each cell all
+    foreground classes but the strongest become 0, and the background is one minus the strongest.
+
+    Args:
+        cam: ``(N, 1 + K, h, w)``, the background first; its own values are not used.
+
+    Example:
+        >>> import torch
+        >>> cam = torch.tensor([[9.0, 9.0], [4.0, 1.0], [1.0, 2.0]])[None, :, None]  # two cells
+        >>> [[round(v, 3) for v in row] for row in normalised(cam)[0, :, 0].tolist()]
+        [[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]]
+    """
+    peaks = cam.relu().amax((2, 3), keepdim=True) + 1e-5
+    foreground = ((cam - 1e-5).relu() / peaks)[:, 1:]
+    strongest = foreground.amax(1, keepdim=True)
+    return torch.cat([1 - strongest, foreground.masked_fill(foreground < strongest, 0)], 1)
+
+
+def correlated(maps: Tensor, embedding: Tensor) -> Tensor:
+    """Each cell's mean over all cells, weighted by the rectified cosine of their embeddings.
+
+    The matrix of all pairs of cells is never whole in memory: a block of its columns is made and used at a time.
+
+    Args:
+        maps: ``(N, K, h, w)``.
+        embedding: ``(N, C, h, w)``.
+
+    Returns:
+        ``(N, K, h, w)``.
+    """
+    values, cells = maps.flatten(2), embedding.flatten(2)
+    cells = cells / (cells.norm(dim=1, keepdim=True) + 1e-5)
+    parts = []
+    for block in cells.split(max(1, _BLOCK // cells.shape[2]), dim=2):
+        affinity = (cells.transpose(1, 2) @ block).relu()
+        parts.append(values @ (affinity / (affinity.sum(1, keepdim=True) + 1e-5)))
+    return torch.cat(parts, 2).unflatten(2, maps.shape[2:])
+
+
+def seam_normalise(maps: Tensor) -> Tensor:
+    """SEAM's last step at inference: maps summed over scales and flips to values around [0, 1].
+
+    Negative values become 0, then values within 1e-5 of the map's smallest; then ``(v - min - 1e-5) / (max - min +
+    1e-5)``. Where the smallest is above 0, cells at it end below 0; any background threshold from 0 up takes them.
+
+    Args:
+        maps: ``(K, H, W)``, one a class that the image shows.
+
+    Example:
+        >>> import torch
+        >>> [round(v, 2) for v in seam_normalise(torch.tensor([[[-1.0, 1.0, 2.0]]])).flatten().tolist()]
+        [-0.0, 0.5, 1.0]
+    """
+    maps = maps.relu()
+    low, high = maps.amin((1, 2), keepdim=True), maps.amax((1, 2), keepdim=True)
+    return (maps.masked_fill(maps < low + 1e-5, 0) - low - 1e-5) / (high - low + 1e-5)
