@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import pickle
 import sys
@@ -255,6 +256,7 @@ def test_truncated_annotations(tmp_path):
     file.write_bytes(file.read_bytes()[:-10])
     with pytest.raises(AdvCAMError, match=r"cannot read .*instances_train2014\.json .*truncated or damaged"):
         read_coco(root)
+    assert gc.isenabled(), "what is switched off while reading is on again"
 
 
 def test_two_images_of_one_id_or_name(tmp_path):

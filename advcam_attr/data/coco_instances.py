@@ -7,10 +7,12 @@ instead, which data loaders' workers share or receive at no great cost.
 from __future__ import annotations
 
 import array
+import contextlib
+import gc
 import itertools
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -123,19 +125,8 @@ def read_instances(path: Path) -> tuple[tuple[str, ...], list[CocoImage], CocoIn
             image or a category that the file does not define.
     """
     try:
-        content = json.loads(path.read_bytes())
-        names = {int(category["id"]): str(category["name"]) for category in content["categories"]}
-        annotations = content["annotations"]
-        numbers = [int(image["id"]) for image in content["images"]]
-        owners = _positions(path, "image", numbers, [a["image_id"] for a in annotations])
-        classes = _positions(path, "category", sorted(names), [a["category_id"] for a in annotations])
-        order = np.argsort(owners, kind="stable")
-        instances = _flatten([annotations[i] for i in order.tolist()], classes[order])
-        ends = np.searchsorted(owners[order], np.arange(len(numbers) + 1)).tolist()
-        images = [
-            CocoImage(number, PurePosixPath(image["file_name"]).name, (int(image["height"]), int(image["width"])), span)
-            for number, image, span in zip(numbers, content["images"], itertools.pairwise(ends), strict=True)
-        ]
+        with _no_collection():
+            names, images, instances = _parse(path, json.loads(path.read_bytes()))
     except FileNotFoundError as error:
         raise AdvCAMError(f"no such annotations: {path}") from error
     except AdvCAMError:
@@ -147,6 +138,34 @@ def read_instances(path: Path) -> tuple[tuple[str, ...], list[CocoImage], CocoIn
     if not images or len(names) >= VOID:
         raise AdvCAMError(f"{path} lists {len(images)} images and {len(names)} categories; label maps hold 1 to 254")
     return tuple(names[number] for number in sorted(names)), images, instances
+
+
+def _parse(path: Path, content: Any) -> tuple[dict[int, str], list[CocoImage], CocoInstances]:
+    names = {int(category["id"]): str(category["name"]) for category in content["categories"]}
+    annotations = content["annotations"]
+    numbers = [int(image["id"]) for image in content["images"]]
+    owners = _positions(path, "image", numbers, [a["image_id"] for a in annotations])
+    classes = _positions(path, "category", sorted(names), [a["category_id"] for a in annotations])
+    order = np.argsort(owners, kind="stable")
+    instances = _flatten([annotations[i] for i in order.tolist()], classes[order])
+    ends = np.searchsorted(owners[order], np.arange(len(numbers) + 1)).tolist()
+    images = [
+        CocoImage(number, PurePosixPath(image["file_name"]).name, (int(image["height"]), int(image["width"])), span)
+        for number, image, span in zip(numbers, content["images"], itertools.pairwise(ends), strict=True)
+    ]
+    return names, images, instances
+
+
+@contextlib.contextmanager
+def _no_collection() -> Iterator[None]:
+    """A block that makes millions of objects and no cycles: looking for cycles would take longer than the block."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _positions(path: Path, what: str, known: Sequence[int], wanted: Sequence[int]) -> np.ndarray:
