@@ -65,6 +65,16 @@ def test_two_level_masks(tmp_path):
     assert torch.equal(read_mask(tmp_path / "m.png", 20), torch.from_numpy((LABELS > 0).astype(np.uint8)))
 
 
+def test_a_palette_of_one_colour_says_nothing(tmp_path):
+    with_palette(np.full((3, 4), 5, np.uint8), np.zeros((256, 3))).save(tmp_path / "m.png")
+    assert (read_mask(tmp_path / "m.png", 20) == 5).all()
+
+
+def test_a_packed_palette_of_one_label(tmp_path):
+    with_palette(np.zeros((3, 4), np.uint8), palette()[[15]]).save(tmp_path / "m.png")
+    assert (read_mask(tmp_path / "m.png", 20) == 15).all()
+
+
 def test_labels_above_the_classes_are_refused(tmp_path):
     Image.fromarray(LABELS).save(tmp_path / "m.png")
     with pytest.raises(AdvCAMError, match=r"m\.png holds the labels 15, 20, but there are 10 classes"):
@@ -109,6 +119,15 @@ def test_without_scipy_there_is_a_way_out(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "scipy.io", None)
     with pytest.raises(AdvCAMError, match=r"m\.mat needs SciPy: pip install scipy, or use SegmentationClassAug's PNGs"):
         read_mask(tmp_path / "m.mat", 20)
+
+
+def test_files_that_claim_to_be_enormous(tmp_path, monkeypatch):
+    with_palette(LABELS, palette()).save(tmp_path / "m.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 5)
+    with pytest.raises(AdvCAMError, match=r"cannot read mask .*m\.png"):
+        read_mask(tmp_path / "m.png", 20)
+    with pytest.raises(AdvCAMError, match=r"not an image that can be read: .*m\.png"):
+        photograph_size(tmp_path / "m.png")
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

@@ -67,7 +67,7 @@ def read_coco(
         masks: a folder of ready label maps, named as the photographs or by their number of twelve digits; or
             ``"draw"``, to draw them from the JSON (see `CocoInstances.draw`); or ``"auto"``: from the folder
             ``coco_seg_anno`` if there is one, else drawn.
-        labels: a ``cls_labels.npy`` to take the labels from, in place of the JSON; it may leave images out.
+        labels: a ``cls_labels.npy`` to take the labels from, in place of the JSON; it must have all images.
         ids: a list of the images to keep, in its order.
 
     Returns:

@@ -18,8 +18,8 @@ from advcam_attr.types import AdvCAMError
 def read_annotation(path: str | Path, classes: Sequence[str]) -> tuple[int, ...]:
     """The classes of all objects of a PASCAL VOC annotation, the difficult ones included.
 
-    Difficult objects count as in the field's ``cls_labels.npy`` (spec of IRN and PSA); parts of persons (heads, hands,
-    feet) are no objects. Files that define entities are refused before anything of theirs is expanded.
+    Difficult objects count, as they do in the ``cls_labels.npy`` of IRN and PSA; parts of persons (heads, hands, feet)
+    are no objects. Files that define entities are refused before anything of theirs is expanded.
 
     Args:
         path: ``Annotations/<id>.xml``.

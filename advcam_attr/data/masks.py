@@ -87,7 +87,7 @@ def photograph_size(path: Path) -> tuple[int, int]:
             lying = image.getexif().get(_ORIENTATION) in _LYING
     except FileNotFoundError as error:
         raise AdvCAMError(f"no such image file: {path}") from error
-    except (OSError, SyntaxError, ValueError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise AdvCAMError(f"not an image that can be read: {path}; is it damaged?") from error
     return (width, height) if lying else (height, width)
 
@@ -100,7 +100,7 @@ def _read_image(path: Path, num_classes: int) -> np.ndarray:
             rgb = np.asarray(image.convert("RGB")) if mode in ("RGB", "RGBA") else None
     except UnidentifiedImageError as error:
         raise AdvCAMError(f"not a mask that can be read: {path}; masks are palette or grey PNGs") from error
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
+    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
         raise AdvCAMError(f"cannot read mask {path} ({error}): is it truncated or damaged?") from error
     if rgb is not None:
         return _labels_of_colours(path, rgb, num_classes)
@@ -114,7 +114,7 @@ def _read_image(path: Path, num_classes: int) -> np.ndarray:
 def _labels_of_palette(pixels: np.ndarray, colours: np.ndarray, num_classes: int) -> np.ndarray:
     """The indices, unless their colours are those of other classes: then what the colours say."""
     used = np.flatnonzero(np.bincount(pixels.ravel(), minlength=1))
-    if used[-1] >= len(colours):
+    if used[-1] >= len(colours) or (len(colours) > 1 and (colours == colours[0]).all()):
         return pixels
     known = _labels_by_colour(num_classes)
     labels = [known.get(tuple(colour)) for colour in colours[used].tolist()]

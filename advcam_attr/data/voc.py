@@ -55,7 +55,7 @@ def read_voc(
     The labels are the classes of the annotations' objects. The split ``test`` has none (its annotations are withheld):
     its samples have empty labels unless a table gives them. Masks are read on demand: those of ``train_aug`` from
     ``SegmentationClassAug``, then ``SegmentationClass``, then SBD's own files; those of VOC's splits from
-    ``SegmentationClass``; those of a list from the folder that it names.
+    ``SegmentationClass``; those of a list from the folder that it names. SBD's masks have no void.
 
     A photograph that is listed and not there is no error before it is read;
     `advcam_attr.data.segmentation.without_missing` finds them.
