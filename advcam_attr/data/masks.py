@@ -1,0 +1,158 @@
+"""A mask's file in; a label map ``(H, W)`` out: 0 the background, k + 1 class k, 255 void."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from advcam_attr.types import AdvCAMError
+
+#: The label of pixels that count for nothing: borders of objects, crowds.
+VOID = 255
+
+#: The EXIF tag that says how a photograph was held, and the values that swap its height and width.
+_ORIENTATION, _LYING = 0x0112, (5, 6, 7, 8)
+
+
+def palette() -> np.ndarray:
+    """The colours of PASCAL VOC's label maps, ``(256, 3)`` uint8.
+
+    Bit j of a label is bit 7 - j // 3 of the colour's channel j % 3 (the development kit's rule).
+
+    Example:
+        >>> palette()[[0, 1, 2, 20, 255]].tolist()
+        [[0, 0, 0], [128, 0, 0], [0, 128, 0], [0, 64, 128], [224, 224, 192]]
+    """
+    labels = np.arange(256)
+    colours = np.zeros((256, 3), np.uint8)
+    for bit in range(8):
+        colours[:, bit % 3] |= ((labels >> bit & 1) << (7 - bit // 3)).astype(np.uint8)
+    return colours
+
+
+def read_mask(path: str | Path, num_classes: int, size: tuple[int, int] | None = None) -> Tensor:
+    """Read a label map.
+
+    Palette and grey images hold the labels themselves. Where the labels were drawn out in the colours of `palette`
+    (an RGB image, or a palette that was packed anew by a tool that saves space), the colours are read back.
+
+    Args:
+        path: a PNG, or a ``.mat`` file of the Semantic Boundaries Dataset (needs SciPy).
+        num_classes: K, without the background.
+        size: the photograph's height and width, where they are to be checked.
+
+    Returns:
+        ``(H, W)`` uint8, in 0..K or 255.
+
+    Raises:
+        AdvCAMError: the file is missing or damaged, is of another size than the photograph, holds labels above K, or
+            colours that are no class's.
+
+    Example:
+        >>> read_mask("SegmentationClass/2007_000032.png", 20).unique()  # doctest: +SKIP
+        tensor([  0,   1,  15, 255], dtype=torch.uint8)
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise AdvCAMError(f"no such mask: {path}")
+    labels = _read_sbd(path) if path.suffix == ".mat" else _read_image(path, num_classes)
+    if size is not None and labels.shape != size:
+        raise AdvCAMError(
+            f"mask {path} is of {labels.shape[1]}x{labels.shape[0]} pixels and its photograph of "
+            f"{size[1]}x{size[0]}; they must be of one size"
+        )
+    counts = np.bincount(labels.ravel(), minlength=256)
+    if counts[num_classes + 1 : VOID].any():
+        beyond = [int(k) for k in np.flatnonzero(counts) if num_classes < k < VOID]
+        raise AdvCAMError(
+            f"mask {path} holds the label{'s' * (len(beyond) > 1)} {', '.join(map(str, beyond[:5]))}, but there are "
+            f"{num_classes} classes; labels are 0 to {num_classes}, and 255 for void"
+        )
+    return torch.from_numpy(labels)
+
+
+def photograph_size(path: Path) -> tuple[int, int]:
+    """Height and width of a photograph once it is upright, from its header alone.
+
+    Raises:
+        AdvCAMError: the file is missing, or not an image.
+    """
+    try:
+        with Image.open(path) as image:
+            width, height = image.size
+            lying = image.getexif().get(_ORIENTATION) in _LYING
+    except FileNotFoundError as error:
+        raise AdvCAMError(f"no such image file: {path}") from error
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise AdvCAMError(f"not an image that can be read: {path}; is it damaged?") from error
+    return (width, height) if lying else (height, width)
+
+
+def _read_image(path: Path, num_classes: int) -> np.ndarray:
+    try:
+        with Image.open(path) as image:
+            image.load()
+            mode, pixels, colours = image.mode, np.array(image), image.getpalette()
+            rgb = np.asarray(image.convert("RGB")) if mode in ("RGB", "RGBA") else None
+    except UnidentifiedImageError as error:
+        raise AdvCAMError(f"not a mask that can be read: {path}; masks are palette or grey PNGs") from error
+    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+        raise AdvCAMError(f"cannot read mask {path} ({error}): is it truncated or damaged?") from error
+    if rgb is not None:
+        return _labels_of_colours(path, rgb, num_classes)
+    if mode == "P" and colours is not None:
+        return _labels_of_palette(pixels, np.reshape(colours, (-1, 3)), num_classes)
+    if pixels.ndim != 2 or pixels.dtype.kind not in "bui" or pixels.min() < 0 or pixels.max() > VOID:
+        raise AdvCAMError(f"mask {path} is an image of mode {mode}; masks are palette or grey PNGs of 8 bits")
+    return pixels.astype(np.uint8)
+
+
+def _labels_of_palette(pixels: np.ndarray, colours: np.ndarray, num_classes: int) -> np.ndarray:
+    """The indices, unless their colours are those of other classes: then what the colours say."""
+    used = np.flatnonzero(np.bincount(pixels.ravel(), minlength=1))
+    if used[-1] >= len(colours) or (len(colours) > 1 and (colours == colours[0]).all()):
+        return pixels
+    known = _labels_by_colour(num_classes)
+    labels = [known.get(tuple(colour)) for colour in colours[used].tolist()]
+    if len(set(labels) - {None}) < len(labels):
+        return pixels
+    table = np.zeros(256, np.uint8)
+    table[used] = np.array(labels, np.uint8)
+    return table[pixels]
+
+
+def _labels_of_colours(path: Path, rgb: np.ndarray, num_classes: int) -> np.ndarray:
+    packed = rgb.astype(np.int32) @ np.array([1 << 16, 1 << 8, 1])
+    colours, inverse = np.unique(packed, return_inverse=True)
+    known = _labels_by_colour(num_classes)
+    labels = [known.get((c >> 16, c >> 8 & 255, c & 255)) for c in colours.tolist()]
+    if None in labels:
+        strange = int(colours[labels.index(None)])
+        raise AdvCAMError(
+            f"mask {path} holds the colour {(strange >> 16, strange >> 8 & 255, strange & 255)}, which is none of the "
+            f"{num_classes} classes'; save label maps as palette or grey PNGs"
+        )
+    return np.array(labels, np.uint8)[inverse].reshape(packed.shape)
+
+
+def _labels_by_colour(num_classes: int) -> dict[tuple[int, ...], int]:
+    colours = palette().tolist()
+    return {tuple(colours[k]): k for k in (*range(num_classes + 1), VOID)}
+
+
+def _read_sbd(path: Path) -> np.ndarray:
+    try:
+        from scipy.io import loadmat
+    except ImportError as error:
+        raise AdvCAMError(
+            f"reading {path} needs SciPy: pip install scipy, or use SegmentationClassAug's PNGs"
+        ) from error
+    try:
+        labels = loadmat(path, squeeze_me=True, struct_as_record=False)["GTcls"].Segmentation
+    except Exception as error:  # damaged files make the parser raise whatever it happens to meet
+        raise AdvCAMError(f"cannot read mask {path}: not a GTcls file of the Semantic Boundaries Dataset") from error
+    return np.array(labels, np.uint8)

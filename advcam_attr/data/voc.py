@@ -1,0 +1,239 @@
+"""The folder of PASCAL VOC 2012 (and of the Semantic Boundaries Dataset) in; its splits out.
+
+``train_aug``, on which weakly supervised segmentation trains, is in no published list: it is the photographs that
+either data set has a mask for, less VOC's ``val`` (10 582 photographs). It is read from a list where there is one, and
+else made from what is there.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from advcam_attr.data.images import is_image
+from advcam_attr.data.labels import look_up, read_annotation, read_label_table, voc_id
+from advcam_attr.data.lists import IdList, few, read_list
+from advcam_attr.data.masks import photograph_size, read_mask
+from advcam_attr.data.segmentation import SegmentationData
+from advcam_attr.registry import nearest
+from advcam_attr.types import AdvCAMError, Sample
+
+#: Class k is k + 1 in label maps.
+CLASSES = (
+    "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
+    "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
+)  # fmt: skip
+
+#: The splits, and how many photographs the published ones have.
+SPLITS = {"train": 1464, "train_aug": 10582, "val": 1449, "trainval": 2913, "test": 1456}
+
+#: Other names in use.
+_ALIASES = {"trainaug": "train_aug"}
+
+#: Where lists lie: VOC's own, and where codebases put the one of train_aug.
+_LIST_FOLDERS = ("ImageSets/Segmentation", "ImageSets/SegmentationAug")
+
+#: Where masks lie: VOC's own, and those of the Semantic Boundaries Dataset as PNGs.
+MASKS, MASKS_AUG = "SegmentationClass", "SegmentationClassAug"
+
+#: Below the root of VOC or beside it, where the Semantic Boundaries Dataset is looked for.
+_SBD_FOLDERS = ("benchmark_RELEASE/dataset", "SBD/benchmark_RELEASE/dataset", "SBD", "sbd")
+
+
+def read_voc(
+    root: str | Path,
+    split: str | Path = "train_aug",
+    *,
+    labels: str | Path | None = None,
+    sbd: str | Path | None = None,
+) -> SegmentationData:
+    """Read a split of PASCAL VOC 2012.
+
+    The labels are the classes of the annotations' objects. The split ``test`` has none (its annotations are withheld):
+    its samples have empty labels unless a table gives them. Masks are read on demand: those of ``train_aug`` from
+    ``SegmentationClassAug``, then ``SegmentationClass``, then SBD's own files; those of VOC's splits from
+    ``SegmentationClass``; those of a list from the folder that it names. SBD's masks have no void.
+
+    A photograph that is listed and not there is no error before it is read;
+    `advcam_attr.data.segmentation.without_missing` finds them.
+
+    Args:
+        root: ``VOC2012``, the ``VOCdevkit`` above it, or the folder above that.
+        split: ``train``, ``train_aug``, ``val``, ``trainval``, ``test``, the name of another list in
+            ``ImageSets/Segmentation``, or a list's path.
+        labels: a ``cls_labels.npy`` to take the labels from, in place of the annotations.
+        sbd: the folder ``benchmark_RELEASE/dataset`` of the Semantic Boundaries Dataset, where it is not in or beside
+            the root.
+
+    Returns:
+        The split, 20 classes.
+
+    Raises:
+        AdvCAMError: the folder is none of VOC's, the list is missing, empty or names an id twice, no photograph of it
+            is there or one is there in two files, or an image has no labels.
+
+    Example:
+        >>> data = read_voc("VOCdevkit", "train")  # doctest: +SKIP
+        >>> data.samples[0].id, [data.classes[k] for k in data.samples[0].labels]  # doctest: +SKIP
+        ('2007_000032', ['aeroplane', 'person'])
+    """
+    folder = find_voc(root)
+    sbd = find_sbd(folder, sbd)
+    name, listed = find_list(folder, split, sbd)
+    photographs = find_photographs(folder)
+    files = [photographs.get(id, [folder / "JPEGImages" / f"{id}.jpg"]) for id in listed.ids]
+    if not any(id in photographs for id in listed.ids):
+        raise AdvCAMError(f"none of the {len(listed.ids)} images of {name} is in {folder / 'JPEGImages'}")
+    if twins := [paths for paths in files if len(paths) > 1]:
+        raise AdvCAMError(f"two images of one id: {twins[0][0]} and {twins[0][1].name}; keep one")
+    if labels is not None:
+        classes = look_up(read_label_table(labels, len(CLASSES), voc_id), listed.ids, labels)
+    elif name == "test":
+        classes = [()] * len(listed.ids)
+    else:
+        classes = _annotated(folder, listed.ids, name)
+    samples = (Sample(id, path, labels) for id, (path,), labels in zip(listed.ids, files, classes, strict=True))
+    return SegmentationData("voc", folder, name, CLASSES, tuple(samples), find_masks(folder, name, listed, sbd))
+
+
+@dataclass(frozen=True)
+class VocMasks:
+    """Reads the true label map of a sample: the first of its files that is there.
+
+    Attributes:
+        folders: of PNGs, or of SBD's ``.mat`` files.
+    """
+
+    folders: tuple[Path, ...]
+
+    def find(self, id: str) -> Path | None:
+        """The file of an id's mask, if it has one."""
+        files = (folder / f"{id}{'.mat' if folder.name == 'cls' else '.png'}" for folder in self.folders)
+        return next((file for file in files if file.is_file()), None)
+
+    def __call__(self, sample: Sample) -> Tensor:
+        """The label map ``(H, W)`` uint8.
+
+        Raises:
+            AdvCAMError: there is none, or it cannot be read or does not fit the photograph.
+        """
+        path = self.find(sample.id)
+        if path is None:
+            raise AdvCAMError(f"no mask of {sample.id}: it is not in {few(self.folders)}")
+        return read_mask(path, len(CLASSES), photograph_size(sample.image) if sample.image.is_file() else None)
+
+
+def find_voc(root: str | Path) -> Path:
+    """The folder ``VOC2012`` in or below a root.
+
+    Raises:
+        AdvCAMError: there is none.
+    """
+    root = Path(root)
+    for folder in (root, root / "VOC2012", root / "VOCdevkit" / "VOC2012"):
+        others = any((folder / part).is_dir() for part in ("ImageSets", MASKS, MASKS_AUG))
+        if (folder / "JPEGImages").is_dir() and (others or any((folder / "Annotations").glob("*.xml"))):
+            return folder
+    raise AdvCAMError(
+        f"no PASCAL VOC 2012 at {root}: looked for JPEGImages, beside ImageSets, Annotations or {MASKS}, "
+        "in it, in VOC2012 and in VOCdevkit/VOC2012" + ("" if root.is_dir() else "; there is no such folder")
+    )
+
+
+def find_sbd(voc: Path, sbd: str | Path | None = None) -> Path | None:
+    """The folder of the Semantic Boundaries Dataset: the given one, or one below VOC or up to two folders above it.
+
+    Raises:
+        AdvCAMError: the given one is not.
+    """
+    if sbd is not None:
+        given = Path(sbd)
+        for folder in (given, given / "dataset", given / "benchmark_RELEASE" / "dataset"):
+            if _is_sbd(folder):
+                return folder
+        raise AdvCAMError(f"no Semantic Boundaries Dataset at {given}: looked for cls and train.txt")
+    places = (above / name for above in (voc, *voc.resolve().parents[:2]) for name in _SBD_FOLDERS)
+    return next((folder for folder in places if _is_sbd(folder)), None)
+
+
+def _is_sbd(folder: Path) -> bool:
+    return (folder / "cls").is_dir() or (folder / "train.txt").is_file()
+
+
+def find_list(voc: Path, split: str | Path, sbd: Path | None = None) -> tuple[str, IdList]:
+    """A split's name and what it lists.
+
+    Raises:
+        AdvCAMError: there is no such list, and none can be made.
+    """
+    if isinstance(split, Path) or split.endswith(".txt") or "/" in split:
+        return _ALIASES.get(Path(split).stem, Path(split).stem), read_list(split)
+    name = _ALIASES.get(split, split)
+    names = (name, *(alias for alias, of in _ALIASES.items() if of == name))
+    files = [voc / folder / f"{n}.txt" for folder in _LIST_FOLDERS for n in names]
+    for file in files:
+        if file.is_file():
+            return name, read_list(file)
+    if name == "train_aug":
+        return name, IdList(_derive_train_aug(voc, sbd), ())
+    there = {file.stem for folder in _LIST_FOLDERS for file in (voc / folder).glob("*.txt")}
+    raise AdvCAMError(
+        f"no list of the split {name!r}: looked for {files[0]}"
+        + ("" if name in SPLITS else nearest(name, there | set(SPLITS)))
+    )
+
+
+def _derive_train_aug(voc: Path, sbd: Path | None) -> tuple[str, ...]:
+    """All ids that SBD has a mask for, and those of train, less those of val; in order of the ids."""
+    if (voc / MASKS_AUG).is_dir():
+        augmented = {file.stem for file in (voc / MASKS_AUG).glob("*.png")}
+    elif sbd is not None and (sbd / "train.txt").is_file():
+        lists = [file for file in (sbd / "train.txt", sbd / "val.txt") if file.is_file()]
+        augmented = {id for file in lists for id in read_list(file).ids}
+    elif sbd is not None:
+        augmented = {file.stem for file in (sbd / "cls").glob("*.mat")}
+    else:
+        raise AdvCAMError(
+            f"no train_aug at {voc}: it takes a list ImageSets/Segmentation/train_aug.txt, the folder {MASKS_AUG}, or "
+            "the Semantic Boundaries Dataset (benchmark_RELEASE/dataset) beside it; or use the split train"
+        )
+    train, val = (set(find_list(voc, split)[1].ids) for split in ("train", "val"))
+    return tuple(sorted((augmented | train) - val))
+
+
+def find_photographs(voc: Path) -> dict[str, list[Path]]:
+    """The image files by id; more than one for an id only if something is wrong."""
+    folder = voc / "JPEGImages"
+    found: dict[str, list[Path]] = {}
+    for path in (folder / name for name in sorted(os.listdir(folder))):
+        if is_image(path):
+            found.setdefault(path.stem, []).append(path)
+    return found
+
+
+def find_masks(voc: Path, split: str, listed: IdList, sbd: Path | None = None) -> VocMasks:
+    """What reads a split's masks."""
+    own, augmented = (voc / MASKS,), (voc / MASKS_AUG,)
+    boundaries = (sbd / "cls",) if sbd is not None else ()
+    if listed.mask_folders:
+        return VocMasks((*(voc / folder for folder in listed.mask_folders), *own))
+    if split == "train_aug":
+        return VocMasks(augmented + own + boundaries)
+    if split in SPLITS:
+        return VocMasks(own)
+    return VocMasks(own + augmented + boundaries)
+
+
+def _annotated(voc: Path, ids: tuple[str, ...], split: str) -> list[tuple[int, ...]]:
+    folder = voc / "Annotations"
+    there = set(os.listdir(folder)) if folder.is_dir() else set()
+    missing = [id for id in ids if f"{id}.xml" not in there]
+    if missing:
+        raise AdvCAMError(
+            f"no labels for {len(missing)} of {len(ids)} images of {split}: {folder} lacks {few(missing)}; "
+            "unpack the annotations of VOCtrainval, or give a cls_labels.npy"
+        )
+    return [read_annotation(folder / f"{id}.xml", CLASSES) for id in ids]
