@@ -104,7 +104,7 @@ def test_headers_tell_damaged_files_from_whole_ones(store):
 
 
 def test_missing_foreign_and_other_settings_are_told(store):
-    with pytest.raises(AdvCAMError, match="no maps of image a: .* is missing"):
+    with pytest.raises(AdvCAMError, match=r"no maps of image a: .* is missing"):
         store.read("a")
     store.write("a", grids())
     save_file({"weight": torch.ones(2)}, store.path("a"))
