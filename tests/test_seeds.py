@@ -14,6 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from seed_run import SETTINGS, random_data, small_classifier
 from torch import nn
 
 from advcam_attr import AdvCAM
@@ -21,7 +22,6 @@ from advcam_attr.engine.sharding import Shard
 from advcam_attr.pipelines.seeds import SeedSettings, make_seeds, seed_store, sweep_seeds
 from advcam_attr.recipes import released_schedule
 from advcam_attr.types import AdvCAMError, Sample
-from tests.seed_run import SETTINGS, random_data, small_classifier
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
