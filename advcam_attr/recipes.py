@@ -277,3 +277,23 @@ def get(recipe: Recipe | str, **changes: Any) -> Recipe:
     if not isinstance(found, Recipe):
         raise TypeError(f"recipe must be a name or a Recipe, got {type(found).__name__}")
     return found.with_(**changes)
+
+
+def described(recipe: Recipe) -> dict[str, Any]:
+    """A recipe's parts in words, functions by their names: what a run folder remembers of it.
+
+    Example:
+        >>> from advcam_attr import recipes
+        >>> words = recipes.described(recipes.get("auto"))
+        >>> words["steps"], words["flip"], words["step_rule"]
+        (8, 'pair', 'ClippedStep(size=0.02, width=3.0)')
+    """
+
+    def words(value: Any) -> Any:
+        if isinstance(value, Views):
+            return next((name for name, views in VIEWS.items() if views == value), "custom")
+        if isinstance(value, tuple):
+            return [words(item) for item in value]
+        return value if isinstance(value, int | float | str) else getattr(value, "__name__", repr(value))
+
+    return {f.name: words(getattr(recipe, f.name)) for f in dataclasses.fields(recipe) if f.name != "source"}

@@ -17,10 +17,8 @@ from PIL import Image
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from advcam_attr import __version__
+from advcam_attr import __version__, recipes
 from advcam_attr.attr.advcam import AdvCAM
-from advcam_attr.climbing.state import Views
-from advcam_attr.climbing.views import VIEWS
 from advcam_attr.data.images import is_image, read_rgb
 from advcam_attr.files import digest, make_folder, replacing, write_json
 from advcam_attr.heads import Head
@@ -175,25 +173,12 @@ def _config(settings: Settings, recipe: Recipe) -> dict[str, Any]:
         "targets": settings.targets,
         "base": settings.base,
         "layer": settings.layer,
-        **{f"recipe.{name}": value for name, value in _described(recipe).items()},
+        **{f"recipe.{name}": value for name, value in recipes.described(recipe).items()},
         **{name: settings.overrides.get(name, False) for name in ("autocast", "channels_last")},
         "probability": settings.probability,
         "saliency": settings.saliency and settings.saliency.resolve().as_posix(),
     }
     return dict(json.loads(json.dumps(config, default=str)))
-
-
-def _described(recipe: Recipe) -> dict[str, Any]:
-    """A recipe's parts in words; functions by their names."""
-
-    def words(value: Any) -> Any:
-        if isinstance(value, Views):
-            return next((name for name, views in VIEWS.items() if views == value), "custom")
-        if isinstance(value, tuple):
-            return [words(item) for item in value]
-        return value if isinstance(value, int | float | str) else getattr(value, "__name__", repr(value))
-
-    return {f.name: words(getattr(recipe, f.name)) for f in dataclasses.fields(recipe) if f.name != "source"}
 
 
 @dataclass(frozen=True)

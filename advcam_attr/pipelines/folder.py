@@ -72,7 +72,7 @@ def outstanding(
         if record and not overwrite:
             if record["config"] != config:
                 raise AdvCAMError(
-                    f"{out / name}.json was made with other settings ({_difference(record['config'], config)}); "
+                    f"{out / name}.json was made with other settings ({difference(record['config'], config)}); "
                     "choose another --out, or --overwrite"
                 )
             if record["image_digest"] == content:
@@ -112,7 +112,13 @@ def _digest(image: Path) -> str:
         return ""
 
 
-def _difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    """What changed from some settings to others, in words; three changes at most.
+
+    Example:
+        >>> difference({"steps": 8, "base": "cam"}, {"steps": 9, "base": "cam"})
+        'steps was 8, is 9'
+    """
     changed = [key for key in {**old, **new} if old.get(key) != new.get(key)]
     shown = [f"{key} was {old.get(key)}, is {new.get(key)}" for key in changed[:3]]
     return "; ".join(shown + (["..."] if len(changed) > 3 else []))

@@ -1,0 +1,38 @@
+"""Image files in; their heights and widths, read from the headers alone, out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from PIL import ExifTags, Image
+
+from advcam_attr.types import AdvCAMError
+
+#: EXIF orientations that lay a picture on its side.
+_LYING = (5, 6, 7, 8)
+
+
+def image_size(path: str | Path) -> tuple[int, int]:
+    """Height and width of the picture that `advcam_attr.data.images.read_rgb` makes of a file.
+
+    The pixels are not read: a file whose end is missing still has a size.
+
+    Args:
+        path: an image file.
+
+    Raises:
+        AdvCAMError: the file is missing, or not an image.
+
+    Example:
+        >>> image_size("photograph.jpg")  # doctest: +SKIP
+        (375, 500)
+    """
+    try:
+        with Image.open(path) as image:
+            width, height = image.size
+            lying = image.getexif().get(ExifTags.Base.Orientation) in _LYING
+    except FileNotFoundError as error:
+        raise AdvCAMError(f"no such image file: {path}") from error
+    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+        raise AdvCAMError(f"not an image that can be read: {path}; convert it to JPEG or PNG") from error
+    return (width, height) if lying else (height, width)

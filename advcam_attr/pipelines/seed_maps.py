@@ -1,0 +1,137 @@
+"""Pictures at several scales, classes and a recipe in; the summed maps of a climb on each scale's own grid, out."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from advcam_attr.climbing import climb
+from advcam_attr.climbing.state import Base, Plan
+from advcam_attr.climbing.views import FLIP_PAIR
+from advcam_attr.heads import HeadView, undisturbed
+from advcam_attr.recipes import Recipe
+from advcam_attr.types import ClimbStep
+
+#: The map that is summed where it is not the climbed one: (images ``(B, C, H, W)``, classes ``(B,)``) to ``(B, h, w)``.
+Readout = Callable[[Tensor, Tensor], Tensor]
+
+#: The scales of the released code, in the order of its ``make_cam`` (``wsss.md`` C).
+SCALES = (1.0, 0.5, 1.5, 2.0)
+
+#: Plain CAM seeds: at each scale the rectified maps of image and mirror image, no step taken.
+CAM_SEEDS = Recipe(
+    name="cam",
+    source="the released make_cam: at each scale relu(z) + mirrored relu(z of the mirror image)",
+    steps=0,
+    flip=FLIP_PAIR,
+    scales=SCALES,
+    transform="relu",  # type: ignore[arg-type]  # names are coerced
+)
+
+
+def seed_plan(recipe: Recipe, base: Base) -> Plan:
+    """The recipe's plan with the recipe's views whatever the number of steps.
+
+    An attribution of zero steps is its base, of the image alone; a seed of zero steps is the sum over image and mirror
+    image, as the released CAM seeds are.
+    """
+    return dataclasses.replace(recipe.plan(base), views=recipe.flip)
+
+
+def summed_maps(
+    view: HeadView,
+    pictures: Mapping[float, Tensor],
+    target: Tensor,
+    image_of: Tensor,
+    recipe: Recipe,
+    base: Base,
+    *,
+    steps: Sequence[int],
+    rows_at_once: int,
+    background: Tensor | None = None,
+    readout: Readout | None = None,
+) -> dict[int, tuple[Tensor, ...]]:
+    """Climb all rows at each scale once, and give the sums that each number of steps would have.
+
+    A climb of T steps is the beginning of every longer one, so the sums of many T cost what the longest costs. How many
+    steps a scale takes for T, and the weight of its sum, is the recipe's schedule, for each T on its own.
+
+    Args:
+        view: the classifier.
+        pictures: the normalised images at each scale, ``(N, C, H s, W s)``.
+        target: the class of each row, ``(R,)``.
+        image_of: the image of each row, ``(R,)``, ascending.
+        recipe: how to climb; its own number of steps and scales are not read.
+        base: the base attribution.
+        steps: the numbers of steps T.
+        rows_at_once: how many rows are climbed together at scale 1; at larger scales, fewer, for the same pixels.
+        background: where a saliency detector sees background, ``(N, H, W)``, bool.
+        readout: gives the maps to sum from each step's images, where these are not the climbed ones (SEAM: the maps
+            after its pixel correlation); costs what it costs at each step.
+
+    Returns:
+        For each T one tensor a scale, ``(R, h, w)``, float32, weighted.
+    """
+    plan = seed_plan(recipe, base)
+    found: dict[int, list[Tensor]] = {t: [] for t in steps}
+    for scale, images in pictures.items():
+        schedule = {t: recipe.schedule(t, scale) for t in steps}
+        wanted = {count for count, _ in schedule.values()}
+        parts: dict[int, list[Tensor]] = {count: [] for count in wanted}
+        for rows in torch.arange(len(target), device=target.device).split(
+            max(1, int(rows_at_once / max(1.0, scale**2)))
+        ):
+            for count, maps in _sums_of_rows(
+                view, images, target[rows], image_of[rows], recipe, plan, wanted, background, readout
+            ).items():
+                parts[count].append(maps)
+        for t, (count, weight) in schedule.items():
+            found[t].append(weight * torch.cat(parts[count]).float())
+    return {t: tuple(grids) for t, grids in found.items()}
+
+
+def _sums_of_rows(
+    view: HeadView,
+    images: Tensor,
+    target: Tensor,
+    image_of: Tensor,
+    recipe: Recipe,
+    plan: Plan,
+    wanted: set[int],
+    background: Tensor | None,
+    readout: Readout | None,
+) -> dict[int, Tensor]:
+    """The running sum of some rows' maps after each wanted number of steps, ``(R, h, w)``."""
+    used, local = image_of.unique(return_inverse=True)
+    outside = None if background is None else _resized(background[image_of], images.shape[2:])
+    walk = climb(
+        view, images[used], target, plan, steps=max(wanted), background=outside,
+        image_of=local if len(used) < len(image_of) else None,
+    )  # fmt: skip
+    kept: dict[int, Tensor] = {}
+    total: Tensor | None = None
+    for step in walk:
+        maps = step.maps if readout is None else _read_out(view, readout, step, target, plan)
+        added = recipe.aggregate(total, maps)
+        total = added if total is None else torch.where(step.climbing[:, None, None], added, total)
+        if step.index in wanted:
+            kept[step.index] = total
+    return kept
+
+
+def _read_out(view: HeadView, readout: Readout, step: ClimbStep, target: Tensor, plan: Plan) -> Tensor:
+    """The readout's maps of a step, views brought back and summed, ``(R, h, w)``."""
+    with undisturbed(view.model), torch.no_grad():
+        maps = readout(view.cast(step.x.flatten(0, 1)), target.repeat_interleave(step.x.shape[1]))
+        return plan.views.merge(maps.float().unflatten(0, step.x.shape[:2]))
+
+
+def _resized(background: Tensor, size: Sequence[int]) -> Tensor:
+    """A mask ``(R, H, W)`` at another size: pixels that are mostly background."""
+    if tuple(background.shape[1:]) == tuple(size):
+        return background
+    return F.interpolate(background[:, None].float(), tuple(size), mode="area")[:, 0] > 0.5

@@ -1,0 +1,103 @@
+"""How seeds are made: what a user chooses in; the whole recipe, and all that the maps depend on in words, out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from advcam_attr import __version__, recipes
+from advcam_attr.climbing.state import Base
+from advcam_attr.data.segmentation import SegmentationData
+from advcam_attr.pipelines.run_folder import weights_digest
+from advcam_attr.pipelines.seed_maps import CAM_SEEDS, SCALES, Readout
+from advcam_attr.recipes import Recipe
+from advcam_attr.types import AdvCAMError, Sample
+
+
+@dataclass(frozen=True)
+class SeedSettings:
+    """How seeds are made.
+
+    Attributes:
+        method: ``"advcam"``, or ``"cam"``: plain CAM seeds, for which recipe and overrides are not read.
+        recipe: the recipe or its name.
+        overrides: parts of the recipe by name.
+        base: what is climbed for: a base attribution's name, or a callable ``(activations, target) -> (B, h, w)``.
+        readout: gives the maps to sum where these are not the climbed ones; see `summed_maps`.
+        layer: the module, by name, whose output is mapped; None finds it.
+        scales: factors; default: the released code's (``wsss.md`` C). The recipe's own are not read.
+        mean, std: of the net's input, for RGB in [0, 1]; default: ImageNet's.
+        saliency: a detector's foreground for a sample, ``(H, W)``, bool or in [0, 1]; at most 0.5 is background and may
+            not change (section 4.4).
+        batch_rows: how many rows (an image and one class) are climbed at once at scale 1, and so many pixels at most at
+            larger scales.
+        workers: threads that read pictures ahead; 0 reads them in between.
+        device: ``"auto"`` takes this process's GPU if there is one.
+        autocast: compute in this precision, where torch does so automatically.
+        channels_last: lay the images out so; move the net there yourself.
+        overwrite: do everything anew, whatever is there.
+    """
+
+    method: Literal["advcam", "cam"] = "advcam"
+    recipe: str | Recipe = "auto"
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    base: str | Base = "cam"
+    readout: Readout | None = None
+    layer: str | None = None
+    scales: tuple[float, ...] = SCALES
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    saliency: Callable[[Sample], Tensor] | None = None
+    batch_rows: int = 4
+    workers: int = 2
+    device: str = "auto"
+    autocast: torch.dtype | None = None
+    channels_last: bool = False
+    overwrite: bool = False
+
+    def whole_recipe(self) -> Recipe:
+        """The recipe with its changes, at these scales.
+
+        Raises:
+            AdvCAMError: an unknown recipe, part or method.
+        """
+        if self.method not in ("advcam", "cam"):
+            raise AdvCAMError(f'method must be "advcam" or "cam", got {self.method!r}')
+        try:
+            found = CAM_SEEDS if self.method == "cam" else recipes.get(self.recipe, **self.overrides)
+            return found.with_(scales=self.scales)
+        except (TypeError, ValueError) as error:
+            raise AdvCAMError(str(error)) from error
+
+
+def described(
+    settings: SeedSettings, net: nn.Module, data: SegmentationData, sweep: Sequence[int] | None
+) -> dict[str, Any]:
+    """All that the maps depend on beyond rounding, as JSON gives it back; ``sweep``: its numbers of steps."""
+    config = {
+        "version": __version__,
+        "data": data.name,
+        "net": type(net).__name__,
+        "weights": weights_digest(net),
+        "method": settings.method,
+        "layer": settings.layer,
+        "base": settings.base if isinstance(settings.base, str) else _name(settings.base),
+        "readout": settings.readout and _name(settings.readout),
+        **{f"recipe.{name}": value for name, value in recipes.described(settings.whole_recipe()).items()},
+        "sweep": sweep,
+        "mean": settings.mean,
+        "std": settings.std,
+        "saliency": settings.saliency and _name(settings.saliency),
+        "autocast": settings.autocast and str(settings.autocast),
+        "channels_last": settings.channels_last,
+    }
+    return dict(json.loads(json.dumps(config, default=str)))
+
+
+def _name(part: Any) -> str:
+    return str(getattr(part, "__qualname__", type(part).__qualname__))

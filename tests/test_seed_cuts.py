@@ -1,0 +1,89 @@
+"""Grids of several scales to maps of the image's size, and to seeds: sizes, sums and cuts by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from advcam_attr.refine.seeds import GridMaps, cam_map, class_maps, cut, high_res_map, normalized, strided_size
+from advcam_attr.types import AdvCAMError
+
+
+@pytest.mark.parametrize("side", [1, 4, 5, 16, 17, 375, 500])
+@pytest.mark.parametrize("stride", [4, 16])
+def test_strided_size_rounds_up(side, stride):
+    assert strided_size((side, 1), stride) == (int(np.ceil(side / stride)), 1)
+
+
+def test_a_golden_map_of_two_scales():
+    # 20 x 32 pixels: 5 x 8 cells of stride 4; 2 x 2 cells of stride 16, laid over 32 x 32 and cut to 20 rows
+    one = torch.tensor([[[1.0, 3.0]]])
+    two = torch.tensor([[[4.0], [0.0]]])
+    cam = cam_map([one, two], (20, 32))
+    assert cam.shape == (1, 5, 8)
+    # along 8 columns from two values at 1.75 and 5.75; along 5 rows from two values at 0.75 and 3.25
+    columns = torch.tensor([1.0, 1.0, 1.25, 1.75, 2.25, 2.75, 3.0, 3.0])
+    rows = torch.tensor([4.0, 3.6, 2.0, 0.4, 0.0])
+    torch.testing.assert_close(cam[0], rows[:, None] + columns)
+    high = high_res_map([one, two], (20, 32))
+    assert high.shape == (1, 20, 32)
+    assert high[0, 0, 0] == 5.0
+    assert high[0, 0, 31] == 7.0
+    # row 19 of 32 is 3.5 of 16 rows below the middle: (24 - 19.5) / 16 of the way back up
+    torch.testing.assert_close(high[0, 19, 0], torch.tensor(1.0 + 4.0 * 4.5 / 16))
+
+
+def test_maps_are_divided_by_their_own_peak_and_nothing_is_subtracted():
+    maps = torch.tensor([[[1.0, 2.0]], [[5.0, 10.0]], [[-3.0, -1.0]], [[-1.0, 4.0]]])
+    found = normalized(maps)
+    wanted = torch.tensor([[[1 / 2.00001, 2 / 2.00001]], [[5 / 10.00001, 10 / 10.00001]], [[0, 0]], [[0, 4 / 4.00001]]])
+    torch.testing.assert_close(found, wanted)
+
+
+def test_class_maps_equal_a_loop_over_classes_and_scales():
+    generator = torch.Generator().manual_seed(1)
+    size = (45, 70)
+    grids = tuple(torch.rand(3, h, w, generator=generator) for h, w in ((3, 5), (2, 3), (5, 7), (6, 9)))
+    found = class_maps(GridMaps((0, 4, 9), size, grids))
+    for k in range(3):
+        small, large = torch.zeros(12, 18), torch.zeros(48, 80)
+        for grid in grids:
+            small += F.interpolate(grid[k][None, None], (12, 18), mode="bilinear", align_corners=False)[0, 0]
+            large += F.interpolate(grid[k][None, None], (48, 80), mode="bilinear", align_corners=False)[0, 0]
+        large = large[:45, :70]
+        torch.testing.assert_close(found.cam[k], small / (small.max() + 1e-5))
+        torch.testing.assert_close(found.high_res[k], large / (large.max() + 1e-5))
+    assert found.high_res.is_contiguous()
+
+
+def test_no_classes_no_maps_all_background():
+    found = class_maps(GridMaps((), (45, 70), ()))
+    assert (found.cam.shape, found.high_res.shape) == ((0, 12, 18), (0, 45, 70))
+    assert cut(found.high_res, (), 0.2).tolist() == [[0] * 70] * 45
+
+
+def test_cut_equals_the_released_evaluation():
+    maps = torch.rand(3, 20, 30, generator=torch.Generator().manual_seed(2))
+    keys = np.array([1, 7, 19])
+    for threshold in (0.15, 0.5, 0.9):
+        padded = np.pad(maps.numpy(), ((1, 0), (0, 0), (0, 0)), mode="constant", constant_values=threshold)
+        wanted = np.pad(keys + 1, (1, 0), mode="constant")[np.argmax(padded, axis=0)]
+        found = cut(maps, (1, 7, 19), threshold)
+        assert found.dtype == torch.uint8
+        assert (found.numpy() == wanted).all()
+
+
+def test_at_a_tie_the_background_wins_then_the_first_class():
+    maps = torch.tensor([[[0.5, 0.7]], [[0.5, 0.7]]])
+    assert cut(maps, (3, 8), 0.5).tolist() == [[0, 4]]
+
+
+def test_what_cannot_be_used_is_refused():
+    with pytest.raises(AdvCAMError, match="2 maps for 1 classes"):
+        cut(torch.rand(2, 3, 3), (1,), 0.2)
+    with pytest.raises(AdvCAMError, match="8 bits"):
+        cut(torch.rand(1, 3, 3), (254,), 0.2)
+    with pytest.raises(AdvCAMError, match="at least one scale"):
+        cam_map([], (3, 3))
