@@ -279,11 +279,14 @@ import torch
 torch.set_num_threads(1)
 import test_classifier as t
 slow = float(sys.argv[2])
+reads = []
 class Slow(t.Blobs):
     def __getitem__(self, index):
         time.sleep(slow)
+        reads.append(index)
         dying = os.environ.get("DIES") == os.environ.get("RANK") and os.environ.get("TORCHELASTIC_RESTART_COUNT") == "0"
-        if dying and index == 9:
+        if dying and len(reads) == 13:
+            print("a rank dies", flush=True)
             os._exit(1)
         return super().__getitem__(index)
 t.classifier.training_items = t.classifier.validation_items = lambda data, settings, net: Slow(data, settings)
@@ -328,7 +331,10 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--np
 def test_a_rank_that_dies_is_restarted(tmp_path):
     script = command(tmp_path)
     for name, dies in (("whole", "none"), ("restarted", "1")):
-        subprocess.run([*TORCHRUN, script, tmp_path / name, "0"], check=True, env=ENVIRONMENT | {"DIES": dies})
+        ran = subprocess.run(
+            [*TORCHRUN, script, tmp_path / name, "0"], check=True, env=ENVIRONMENT | {"DIES": dies}, capture_output=True
+        )
+        assert (b"a rank dies" in ran.stdout) == (b"going on from step" in ran.stdout) == (dies == "1")
     assert files(tmp_path / "restarted") == files(tmp_path / "whole")
 
 
