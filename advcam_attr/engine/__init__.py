@@ -1,1 +1,1 @@
-"""What every long run needs: who does what, and files that are whole or not there."""
+"""What runs over a data set: training with its checkpoints, and maps in shares, batches and stores on disk."""

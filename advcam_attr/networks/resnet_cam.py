@@ -1,0 +1,255 @@
+"""A backbone's name in; the CAM net that is made of it (features, global average pooling, 1 × 1 convolution), out.
+
+The net that AdvCAM's seeds come from is IRN's: a ResNet-50 whose last stride is removed, with a bias-free 1 × 1
+convolution as its classifier. The same is made here of any backbone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from advcam_attr.networks.checkpoint import Checkpoint, load_weights
+from advcam_attr.networks.load import LoadedModel, load_model
+from advcam_attr.networks.strides import execution_order
+from advcam_attr.networks.timm_trunk import Lowering, TimmTrunk, timm_trunk
+from advcam_attr.registry import nearest
+from advcam_attr.types import AdvCAMError
+
+#: IRN's backbone.
+IRN_BACKBONE = "torchvision/resnet50"
+
+
+@dataclass(frozen=True)
+class CAMNetSpec:
+    """What a CAM net is made of, without its weights; see `cam_net`."""
+
+    backbone: str
+    num_classes: int
+    model_args: Mapping[str, Any] = field(default_factory=dict)
+    stride: int | None = 16
+    lowered_by: Lowering = "removal"
+    train_from: str | None = None
+
+
+class CAMNet(nn.Module):
+    """Features, global average pooling, and a 1 × 1 convolution without bias; so class activation maps are exact.
+
+    Norms with running statistics use these always, in training too, and leave them as they are. The stem and what
+    comes before ``spec.train_from`` take no gradient.
+
+    Attributes:
+        spec: what it was made of.
+        stride: by how many pixels of the image the cells of its maps lie apart.
+        mean, std: the normalisation of its images, by channel, for RGB in [0, 1].
+        classifier: the 1 × 1 convolution; weights ``(K, C, 1, 1)``.
+    """
+
+    def __init__(
+        self, spec: CAMNetSpec, stride: int, channels: int, mean: Sequence[float], std: Sequence[float]
+    ) -> None:
+        super().__init__()
+        self.spec, self.stride = spec, stride
+        self.mean, self.std = tuple(mean), tuple(std)
+        self.classifier = nn.Conv2d(channels, spec.num_classes, 1, bias=False)
+
+    def features(self, x: Tensor) -> Tensor:
+        """Images ``(N, 3, H, W)`` to what is pooled, ``(N, C, h, w)``."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images ``(N, 3, H, W)`` to logits ``(N, K)``."""
+        pooled = self.features(x).mean((2, 3), keepdim=True)
+        logits: Tensor = self.classifier(pooled)[:, :, 0, 0]
+        return logits
+
+    def train(self, mode: bool = True) -> CAMNet:
+        """Training mode for all but the norms with running statistics."""
+        super().train(mode)
+        for module in self.modules():
+            if isinstance(module, nn.modules.batchnorm._NormBase):
+                module.eval()
+        return self
+
+
+class ResNet50CAM(CAMNet):
+    """IRN's CAM net; its state dict has IRN's keys ``resnet50.*`` and ``classifier.weight``, and no others.
+
+    Args:
+        spec: output stride 16 is layer4 with stride 1; 8 is layer3 too. By dilation, the convolutions of these layers
+            are dilated by 2, except in the first block of each (IRN's stride-8 option).
+        resnet: torchvision's ResNet-50; changed in place.
+        mean, std: the normalisation.
+    """
+
+    def __init__(self, spec: CAMNetSpec, resnet: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
+        stride = min(spec.stride or 32, 32)
+        if stride not in (8, 16, 32):
+            raise AdvCAMError(f"{spec.backbone} has no output stride {stride}; there are 8, 16 and 32")
+        super().__init__(spec, stride, 2048, mean, std)
+        net: Any = resnet
+        net.avgpool = net.fc = nn.Identity()
+        for layer in {8: (net.layer3, net.layer4), 16: (net.layer4,), 32: ()}[stride]:
+            layer[0].conv2.stride = layer[0].downsample[0].stride = (1, 1)
+            for block in layer[1:] if spec.lowered_by == "dilation" else ():
+                block.conv2.dilation = block.conv2.padding = (2, 2)
+        self.resnet50 = net
+
+    def features(self, x: Tensor) -> Tensor:
+        """Images ``(N, 3, H, W)`` to ``(N, 2048, ceil(H / stride), ceil(W / stride))``."""
+        net = self.resnet50
+        x = net.maxpool(net.relu(net.bn1(net.conv1(x))))
+        out: Tensor = net.layer4(net.layer3(net.layer2(net.layer1(x))))
+        return out
+
+
+class TimmCAM(CAMNet):
+    """The CAM net of a timm model.
+
+    Args:
+        spec: what the trunk was made by.
+        trunk: the model without its classifier and pooling.
+        mean, std: the normalisation.
+    """
+
+    def __init__(self, spec: CAMNetSpec, trunk: TimmTrunk, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__(spec, trunk.stride, trunk.reader.channels, mean, std)
+        self.backbone, self._reader = trunk.model, trunk.reader
+
+    def features(self, x: Tensor) -> Tensor:
+        """Images ``(N, 3, H, W)`` to ``(N, C, h, w)``."""
+        return self._reader(self.backbone, x)
+
+
+def cam_net(
+    backbone: str,
+    num_classes: int,
+    *,
+    model_args: Mapping[str, Any] | None = None,
+    checkpoint: str | Path | None = None,
+    random_weights: bool = False,
+    stride: int | None = 16,
+    lowered_by: Lowering = "removal",
+    train_from: str | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    seed: int = 0,
+) -> CAMNet:
+    """Make a CAM net: a backbone's features, global average pooling, and a new 1 × 1 convolution without bias.
+
+    The backbone's weights are its pretrained ones unless ``checkpoint`` or ``random_weights`` says otherwise. Those of
+    ``torchvision/resnet50`` are ``IMAGENET1K_V1``, which IRN starts from. The normalisation is found as
+    `advcam_attr.networks.load_model` finds it, and travels with the net.
+
+    A lowered stride gives a grid of ceil(H / stride) where all strided layers pad, as ResNets do; nets that drop a
+    rest (2 × 2 patches without padding: ConvNeXt, DenseNet) go on dropping it in the strides that they keep.
+
+    Args:
+        backbone: ``torchvision/resnet50``, IRN's; or ``timm/NAME``.
+        num_classes: K.
+        model_args: keyword arguments of the backbone as its weights need them, e.g. ``{"num_classes": 1001}``.
+        checkpoint: weights of the backbone and of its own classifier, which is dropped.
+        random_weights: a backbone as it is initialised; the same in every call.
+        stride: the output stride. A net whose own is at or below it is left as it is. None keeps the net's own.
+        lowered_by: ``"removal"`` sets the last strides to 1 and leaves all else (IRN, and so AdvCAM);
+            ``"dilation"`` also spreads the convolutions behind them, as timm's ``output_stride`` does (for
+            ``torchvision/resnet50``: as IRN's stride-8 option does).
+        train_from: the module of the backbone from which on weights are trained, e.g. ``"layer3"`` as in IRN;
+            ``"classifier"`` trains the new convolution alone. None trains all but the stem, as AdvCAM's copy of IRN
+            does. The stem, which is all up to the first norm, is always frozen (ResNet: conv1 and bn1).
+        mean, std: another normalisation than the backbone's own.
+        seed: of the new convolution's weights (default initialisation); the global random state is left alone.
+
+    Returns:
+        The net, in eval mode, on the CPU; its ``stride`` is what was reached.
+
+    Raises:
+        AdvCAMError: an unknown name, weights that cannot be had or do not fit, a stride that the net cannot have, or
+            a ``train_from`` that it does not have.
+
+    Example:
+        >>> net = cam_net("timm/resnet18", 20, random_weights=True)
+        >>> net.stride, net.features(torch.zeros(1, 3, 65, 64)).shape, net(torch.zeros(1, 3, 65, 64)).shape
+        (16, torch.Size([1, 512, 5, 4]), torch.Size([1, 20]))
+    """
+    if num_classes < 1:
+        raise AdvCAMError(f"a CAM net needs at least one class, got num_classes={num_classes}")
+    if stride is not None and stride < 1:
+        raise AdvCAMError(f"the output stride must be positive, got {stride}; None keeps the backbone's own")
+    if lowered_by not in ("removal", "dilation"):
+        raise AdvCAMError(f"strides are lowered by 'removal' or 'dilation', not by {lowered_by!r}")
+    spec = CAMNetSpec(backbone, num_classes, dict(model_args or {}), stride, lowered_by, train_from)
+    weights = {"checkpoint": checkpoint, "random_weights": random_weights, "mean": mean, "std": std}
+    net: CAMNet
+    size = 256
+    if backbone == IRN_BACKBONE:
+        loaded = _irn_resnet(spec, weights)
+        with _seeded(seed):
+            net = ResNet50CAM(spec, loaded.model, loaded.preprocessing.mean or (), loaded.preprocessing.std or ())
+    elif backbone.startswith("timm/"):
+        trunk = timm_trunk(backbone, spec.model_args, weights, stride, lowered_by)
+        size = trunk.size
+        with _seeded(seed):
+            net = TimmCAM(spec, trunk, trunk.mean, trunk.std)
+    else:
+        raise AdvCAMError(f"CAM nets are made of {IRN_BACKBONE} or timm/NAME, not of {backbone!r}")
+    _freeze(net, size)
+    return net.eval()
+
+
+def _irn_resnet(spec: CAMNetSpec, weights: Mapping[str, Any]) -> LoadedModel:
+    """torchvision's ResNet-50, with its first ImageNet weights where none are given."""
+    from torchvision.models import ResNet50_Weights
+
+    published = weights["checkpoint"] is None and not weights["random_weights"]
+    options = {**weights, "random_weights": published or weights["random_weights"]}
+    loaded = load_model(spec.backbone, model_args=spec.model_args, **options)
+    if published:
+        start = ResNet50_Weights.IMAGENET1K_V1
+        try:
+            state = start.get_state_dict(progress=False, check_hash=True)
+        except OSError as error:
+            raise AdvCAMError(
+                f"the pretrained weights of {spec.backbone} cannot be downloaded (no network?); "
+                "give a checkpoint or random weights"
+            ) from error
+        load_weights(loaded.model, Checkpoint(Path(start.url), state, {}), spec.backbone)
+    return loaded
+
+
+@contextlib.contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """A block whose random numbers come from a seed, and that leaves the global state as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
+
+
+def _freeze(net: CAMNet, size: int) -> None:
+    """Take the gradient of the stem, and of what runs before ``train_from``."""
+    order = execution_order(net, size=size)
+    names = {name.partition(".")[2]: name for name in order if "." in name} | {"classifier": "classifier"}
+    wanted = net.spec.train_from
+    if wanted is not None and wanted not in names:
+        raise AdvCAMError(f"{net.spec.backbone} has no module {wanted!r} to train from{nearest(wanted, names)}")
+    first = 0 if wanted is None else order[names[wanted]]
+    owners = [name for name, module in net.named_modules() if any(True for _ in module.parameters(recurse=False))]
+    norms = [order[name] for name in owners if name in order and _is_norm(net.get_submodule(name))]
+    stem = min(norms or [min(order[name] for name in owners if name in order)])
+    for name in owners:
+        called = name
+        while called not in order:  # part of a module that uses its weights itself
+            called = called.rpartition(".")[0]
+        if order[called] <= stem or order[called] < first:
+            for parameter in net.get_submodule(name).parameters(recurse=False):
+                parameter.requires_grad_(False)
+
+
+def _is_norm(module: nn.Module) -> bool:
+    return "norm" in type(module).__name__.lower()

@@ -1,0 +1,159 @@
+"""A timm model's name in; its feature extractor, with the output stride that is wanted, out."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from advcam_attr.networks.load import LoadedModel, load_model
+from advcam_attr.networks.strides import output_stride, remove_strides
+from advcam_attr.types import AdvCAMError
+
+Lowering = Literal["removal", "dilation"]
+
+#: What models that are published for one image size need to take any, each family its own.
+_ANY_SIZE: tuple[dict[str, Any], ...] = (
+    {"dynamic_img_size": True, "dynamic_img_pad": True},
+    {"strict_img_size": False},
+)
+
+#: How `load_model` says that a model refuses its arguments.
+_REFUSED = "does not take the arguments"
+
+
+@dataclass(frozen=True)
+class MapReader:
+    """How ``(N, C, h, w)`` is had of a timm model without classifier and pooling.
+
+    Attributes:
+        method: of the model, which gives the maps.
+        layout: in which it gives them.
+        channels: C.
+        prefix: how many tokens come before those of the grid.
+        stride: the model's own output stride; tokens are laid out by it.
+    """
+
+    method: Literal["forward", "forward_features"]
+    layout: Literal["NCHW", "NHWC", "NLC"]
+    channels: int
+    prefix: int
+    stride: int
+
+    def __call__(self, model: nn.Module, x: Tensor) -> Tensor:
+        """Images ``(N, 3, H, W)`` to ``(N, C, h, w)``."""
+        out: Tensor = getattr(model, self.method)(x)
+        if self.layout == "NHWC":
+            return out.permute(0, 3, 1, 2)
+        if self.layout == "NLC":
+            grid = [-(-side // self.stride) for side in x.shape[2:]]
+            return out[:, self.prefix :].transpose(1, 2).unflatten(2, grid)
+        return out
+
+
+@dataclass(frozen=True)
+class TimmTrunk:
+    """A timm model without classifier and pooling.
+
+    Attributes:
+        model: the module.
+        reader: how its maps are read.
+        stride: the output stride.
+        size: a side length of images that it takes.
+        mean, std: its normalisation.
+    """
+
+    model: nn.Module
+    reader: MapReader
+    stride: int
+    size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+def timm_trunk(
+    name: str, model_args: Mapping[str, Any], weights: Mapping[str, Any], stride: int | None, lowered_by: Lowering
+) -> TimmTrunk:
+    """Load a timm model, take its classifier and pooling off, and lower its output stride.
+
+    Args:
+        name: ``timm/NAME``.
+        model_args: keyword arguments of the model.
+        weights: the arguments of `load_model` that say where weights and normalisation come from.
+        stride: the output stride; a model whose own is at or below it is left as it is, None leaves all.
+        lowered_by: see `advcam_attr.networks.resnet_cam.cam_net`.
+
+    Raises:
+        AdvCAMError: the model cannot be loaded, has no maps, or cannot have the stride.
+    """
+    dilated = lowered_by == "dilation" and stride is not None
+    try:
+        loaded = _load(name, {**model_args, **({"output_stride": stride} if dilated else {})}, weights)
+    except AdvCAMError as error:
+        if not dilated or _REFUSED not in str(error):
+            raise
+        raise AdvCAMError(f"{name} has no dilation for output stride {stride}; try lowered_by='removal'") from error
+    model: Any = loaded.model
+    model.reset_classifier(0, "")
+    size = (loaded.preprocessing.size or (256,))[0] if loaded.fixed_size else 256
+    reader = _reader(name, model, size)
+    own = output_stride(model, reader)
+    reached = own or reader.stride
+    if stride is not None and reached > stride:
+        if own is None or dilated or not remove_strides(model, stride, reader):
+            raise AdvCAMError(
+                f"{name} has output stride {reached}, which cannot be lowered to {stride} by {lowered_by}; "
+                f"give stride={reached}, or another backbone"
+            )
+        reached = stride
+    return TimmTrunk(model, reader, reached, size, loaded.preprocessing.mean or (), loaded.preprocessing.std or ())
+
+
+def _load(name: str, args: dict[str, Any], weights: Mapping[str, Any]) -> LoadedModel:
+    for more in _ANY_SIZE if "img_size" not in args and _published_for_one_size(name) else ():
+        try:
+            return load_model(name, model_args={**args, **more}, **weights)
+        except AdvCAMError as error:
+            if _REFUSED not in str(error):
+                raise
+    return load_model(name, model_args=args, **weights)
+
+
+def _published_for_one_size(name: str) -> bool:
+    import timm
+
+    architecture = name.partition("/")[2]
+    if not timm.is_model(architecture):
+        return False
+    config = timm.get_pretrained_cfg(architecture)
+    return bool(config and config.fixed_input_size)
+
+
+def _reader(name: str, model: Any, size: int) -> MapReader:
+    """The last maps of a model: what its forward gives, unless its features have the finer grid (VGG)."""
+    twin = copy.deepcopy(model).to("meta").eval()
+    image = torch.zeros(1, 3, size, size, device="meta")
+    found = []
+    for method in ("forward", "forward_features"):
+        with torch.no_grad():
+            out = getattr(twin, method)(image)
+        if isinstance(out, Tensor) and out.ndim in (3, 4):
+            found.append(_reading(method, out, model, size))
+    if not found:
+        raise AdvCAMError(f"{name} has no feature map that a CAM net could be made of; choose another backbone")
+    return min(found, key=lambda reader: reader.stride)
+
+
+def _reading(method: Any, out: Tensor, model: Any, size: int) -> MapReader:
+    if out.ndim == 3:
+        prefix = int(getattr(model, "num_prefix_tokens", 0))
+        return MapReader(method, "NLC", out.shape[2], prefix, round(size / math.isqrt(out.shape[1] - prefix)))
+    widths = {model.num_features, getattr(model, "head_hidden_size", None)}
+    if out.shape[3] in widths and out.shape[1] not in widths:
+        return MapReader(method, "NHWC", out.shape[3], 0, round(size / out.shape[1]))
+    return MapReader(method, "NCHW", out.shape[1], 0, round(size / out.shape[2]))

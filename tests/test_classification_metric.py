@@ -1,0 +1,69 @@
+"""Average precision against numbers worked out by hand and against a slow definition."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from advcam_attr.metrics.classification import AveragePrecision, average_precision
+from advcam_attr.types import AdvCAMError
+
+
+def slow_average_precision(scores: list[float], labels: list[int]) -> float:
+    """Precision at each threshold that some image's score sets, weighted by the recall that it adds."""
+    total, found, area = sum(labels), 0, 0.0
+    for threshold in sorted(set(scores), reverse=True):
+        kept = [label for score, label in zip(scores, labels, strict=True) if score >= threshold]
+        area += (sum(kept) - found) / total * sum(kept) / len(kept)
+        found = sum(kept)
+    return area
+
+
+def test_golden():
+    scores = torch.tensor([0.9, 0.8, 0.7, 0.6])[:, None]
+    assert average_precision(scores, torch.tensor([1, 0, 1, 0])[:, None]).item() == pytest.approx((1 + 2 / 3) / 2)
+    assert average_precision(scores, torch.tensor([0, 0, 0, 1])[:, None]).item() == 0.25
+    assert average_precision(scores * 0, torch.tensor([0, 0, 0, 1])[:, None]).item() == 0.25
+    assert average_precision(scores, torch.zeros(4, 1)).isnan().all()
+
+
+def test_the_slow_definition():
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(20):
+        scores = torch.randint(0, 8, (30, 4), generator=generator) / 8  # with ties
+        labels = torch.randint(0, 2, (30, 4), generator=generator)
+        slow = [slow_average_precision(scores[:, k].tolist(), labels[:, k].tolist()) for k in range(4)]
+        assert average_precision(scores, labels).tolist() == pytest.approx(slow, abs=1e-12)
+
+
+def test_scikit_learn():
+    metrics = pytest.importorskip("sklearn.metrics")
+    generator = torch.Generator().manual_seed(1)
+    scores = torch.randint(0, 50, (200, 3), generator=generator) / 50
+    labels = torch.randint(0, 2, (200, 3), generator=generator)
+    expected = [metrics.average_precision_score(labels[:, k].numpy(), scores[:, k].numpy()) for k in range(3)]
+    assert average_precision(scores, labels).tolist() == pytest.approx(expected, abs=1e-12)
+
+
+def test_parts_add_up_in_any_order():
+    generator = torch.Generator().manual_seed(2)
+    scores, labels = torch.rand(40, 3, generator=generator), torch.randint(0, 2, (40, 3), generator=generator)
+    whole = AveragePrecision(3)
+    whole.update(scores, labels)
+    parts = [AveragePrecision(3) for _ in range(4)]
+    for n, part in enumerate(parts):
+        part.update(scores[n::4], labels[n::4])
+    for part in parts[1:][::-1]:
+        parts[0].merge(part)
+    assert torch.equal(parts[0].per_class(), whole.per_class())
+    assert parts[0].mean() == whole.mean() == pytest.approx(float(average_precision(scores, labels).mean()))
+
+
+def test_what_cannot_be_scored():
+    with pytest.raises(AdvCAMError, match=r"scores \(2, 3\) and labels \(2, 2\) must both be \(N, K\)"):
+        average_precision(torch.zeros(2, 3), torch.zeros(2, 2))
+    with pytest.raises(AdvCAMError, match="NaN"):
+        average_precision(torch.full((1, 1), torch.nan), torch.ones(1, 1))
+    with pytest.raises(AdvCAMError, match=r"are not \(N, 3\)"):
+        AveragePrecision(3).update(torch.zeros(2, 4), torch.zeros(2, 4))
+    assert average_precision(torch.zeros(0, 2), torch.zeros(0, 2)).isnan().all()

@@ -1,0 +1,375 @@
+"""Seed classifiers: what a training writes, how it goes on, what it leaves alone, what it refuses."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from advcam_attr.data.segmentation import SegmentationData
+from advcam_attr.engine.log import read_log
+from advcam_attr.networks.cam_file import load_cam_net
+from advcam_attr.networks.resnet_cam import CAMNet, CAMNetSpec, cam_net
+from advcam_attr.pipelines import classifier
+from advcam_attr.pipelines.classifier import ClassifierSettings, train_classifier
+from advcam_attr.types import AdvCAMError, Sample
+
+SETTINGS = ClassifierSettings(epochs=2, batch=4, crop=16, workers=0, backbone_lr=0.05, classifier_lr=0.5, device="cpu")
+
+
+class TinyCAM(CAMNet):
+    """A stem with a norm, a layer with dropout, two classes; stride 2."""
+
+    def __init__(self) -> None:
+        torch.manual_seed(0)
+        super().__init__(CAMNetSpec("tests/tiny", 2), 2, 6, (0.5,) * 3, (0.5,) * 3)
+        self.backbone = nn.Sequential(
+            nn.Conv2d(3, 4, 3, stride=2, padding=1), nn.BatchNorm2d(4), nn.ReLU(),
+            nn.Conv2d(4, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU(), nn.Dropout(0.2),
+        )  # fmt: skip
+        for parameter in self.backbone[:2].parameters():
+            parameter.requires_grad_(False)
+
+    def features(self, x: torch.Tensor) -> torch.Tensor:
+        return self.backbone(x)
+
+
+class Blobs:
+    """Noise whose first channel is lit in class 0, whose second in class 1."""
+
+    def __init__(self, data: SegmentationData, settings: ClassifierSettings) -> None:
+        self.data, self.size = data, settings.crop
+
+    def __len__(self) -> int:
+        return len(self.data.samples)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        labels = torch.zeros(2)
+        labels[list(self.data.samples[index].labels)] = 1
+        image = torch.rand(3, self.size, self.size)
+        image[:2] += labels[:, None, None]
+        return image, labels
+
+
+def no_mask(sample: Sample) -> torch.Tensor:
+    raise AdvCAMError("no masks")
+
+
+def blobs(count: int, split: str = "train") -> SegmentationData:
+    labels = [(0,), (1,), (0, 1), ()]
+    samples = tuple(Sample(f"{split}{n}", Path(f"{n}.png"), labels[n % 4]) for n in range(count))
+    return SegmentationData("blobs", Path(), split, ("red", "green"), samples, no_mask)
+
+
+TRAIN, VAL = blobs(22), blobs(9, "val")
+
+
+@pytest.fixture(autouse=True)
+def _items(monkeypatch):
+    monkeypatch.setattr(classifier, "training_items", lambda data, settings, net: Blobs(data, settings))
+    monkeypatch.setattr(classifier, "validation_items", lambda data, settings, net: Blobs(data, settings))
+
+
+def files(out: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in sorted(out.iterdir()) if file.name != "checkpoint.pt"}
+
+
+def test_what_is_written(tmp_path):
+    told: list[str] = []
+    result = train_classifier(SETTINGS, TinyCAM(), TRAIN, VAL, tmp_path, told.append)
+    names = {file.name for file in tmp_path.iterdir()}
+    assert names == {"classifier.safetensors", "classifier.json", "checkpoint.pt", "log.jsonl"}
+    assert (result.steps, result.weights) == (10, tmp_path / "classifier.safetensors")
+    report = json.loads((tmp_path / "classifier.json").read_text())
+    assert report["classes"] == ["red", "green"]
+    assert report["result"]["val_map"] == result.val_map
+    assert report["config"]["momentum"] == 1e-4
+    assert len(result.val_ap) == 2
+    assert 0.5 < result.val_map <= 1
+    log = read_log(tmp_path / "log.jsonl")
+    steps = [record for record in log if "loss" in record]
+    assert [record["step"] for record in steps] == list(range(10))
+    assert [record["lr"] for record in steps[:2]] == [[0.05, 0.5], [0.05 * 0.9**0.9, 0.5 * 0.9**0.9]]
+    assert [(r["step"], r["epoch"]) for r in log if "epoch" in r] == [(4, 1), (9, 2)]
+    assert result.train_loss == pytest.approx(sum(record["loss"] for record in steps[5:]) / 5)
+    assert told[0] == "training on 22 images of blobs train: 2 epochs, 10 steps of 4 images, on 1 x cpu"
+    assert told[-1] == f"wrote {tmp_path / 'classifier.safetensors'} and {tmp_path / 'classifier.json'}"
+
+
+def test_the_loss_falls_and_classes_are_learnt(tmp_path):
+    settings = replace(SETTINGS, epochs=12, backbone_lr=0.2, classifier_lr=2.0)
+    result = train_classifier(settings, TinyCAM(), blobs(40), VAL, tmp_path)
+    losses = [record["loss"] for record in read_log(tmp_path / "log.jsonl") if "loss" in record]
+    assert result.train_loss < 0.7 * sum(losses[:5]) / 5
+    assert result.val_map > 0.9
+
+
+def test_what_is_frozen_stays_as_it_was(tmp_path):
+    net = TinyCAM().train()
+    net.backbone[6].eval()
+    modes = [module.training for module in net.modules()]
+    before = {key: value.clone() for key, value in net.state_dict().items()}
+    state = torch.random.get_rng_state()
+    train_classifier(SETTINGS, net, TRAIN, VAL, tmp_path)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert [module.training for module in net.modules()] == modes
+    after = load_file(tmp_path / "classifier.safetensors")
+    assert {key: value.tolist() for key, value in after.items()} == {k: v.tolist() for k, v in net.state_dict().items()}
+    same = {key for key, value in after.items() if torch.equal(value, before[key])}
+    norms = {f"backbone.{n}.{k}" for n in (1, 4) for k in ("running_mean", "running_var", "num_batches_tracked")}
+    assert same == {f"backbone.{n}.{k}" for n in (0, 1) for k in ("weight", "bias")} | norms
+
+
+def test_one_step_is_worked_out(tmp_path):
+    """Momentum does nothing yet in the first step: w - lr · (gradient + decay · w), each group with its own rate."""
+    settings = replace(SETTINGS, epochs=1, batch=22, weight_decay=0.1)
+    net, twin = TinyCAM(), TinyCAM()
+    for module in (net, twin):
+        module.backbone[6] = nn.Identity()
+    train_classifier(settings, net, TRAIN, None, tmp_path)
+    ((images, labels),) = classifier.load_batches(
+        Blobs(TRAIN, settings), classifier.TrainingBatches(22, 22, seed=0, steps=(0, 1)), seed=0
+    )
+    probability = twin.eval()(images).sigmoid()
+    loss = -(labels * probability.log() + (1 - labels) * (1 - probability).log()).mean()
+    for name, weight in twin.named_parameters():
+        if weight.requires_grad:
+            (gradient,) = torch.autograd.grad(loss, weight, retain_graph=True)
+            rate = 0.5 if name == "classifier.weight" else 0.05
+            expected = weight - rate * (gradient + 0.1 * weight)
+            assert torch.allclose(net.get_parameter(name), expected, atol=1e-6), name
+
+
+class Killed(BaseException):
+    """As if the process ended here."""
+
+
+@pytest.mark.parametrize(("stop", "every"), [(1, 1), (2, 3), (4, 3), (5, 100), (8, 3), (10, 3)])
+def test_an_interrupted_training_ends_with_the_same_bytes(tmp_path, monkeypatch, stop, every):
+    settings = replace(SETTINGS, checkpoint_every=every)
+    train_classifier(settings, TinyCAM(), TRAIN, VAL, tmp_path / "whole")
+    seen = 0
+
+    def killed_at(training, *args, **kwargs):
+        nonlocal seen
+        for record in fit(training, *args, **kwargs):
+            if seen == stop:
+                raise Killed
+            seen += 1
+            yield record
+        if seen == stop:
+            raise Killed
+
+    fit = classifier.fit
+    monkeypatch.setattr(classifier, "fit", killed_at)
+    with pytest.raises(Killed):
+        train_classifier(settings, TinyCAM(), TRAIN, VAL, tmp_path / "cut")
+    monkeypatch.setattr(classifier, "fit", fit)
+    assert not (tmp_path / "cut" / "classifier.json").exists()
+    train_classifier(replace(settings, checkpoint_every=50), TinyCAM(), TRAIN, VAL, tmp_path / "cut")
+    assert files(tmp_path / "cut") == files(tmp_path / "whole")
+
+
+def test_what_a_killed_process_left_is_removed(tmp_path):
+    for name in (f".{'0a' * 16}.pt", ".hidden", ".git"):
+        (tmp_path / name).write_text("")
+    train_classifier(replace(SETTINGS, epochs=1), TinyCAM(), TRAIN, None, tmp_path)
+    assert sorted(file.name for file in tmp_path.glob(".*")) == [".git", ".hidden"]
+
+
+def test_a_second_run_does_nothing(tmp_path):
+    first = train_classifier(SETTINGS, TinyCAM(), TRAIN, VAL, tmp_path)
+    stamps = {file: file.stat().st_mtime_ns for file in tmp_path.iterdir()}
+    told: list[str] = []
+    net = TinyCAM()
+    again = train_classifier(replace(SETTINGS, workers=1), net, TRAIN, VAL, tmp_path, told.append)
+    assert again == first
+    assert told == [f"{tmp_path / 'classifier.json'} is there: nothing to do"]
+    assert stamps == {file: file.stat().st_mtime_ns for file in tmp_path.iterdir()}
+    weights = load_file(first.weights)
+    assert all(torch.equal(value, weights[key]) for key, value in net.state_dict().items())
+
+
+def test_other_settings_in_the_same_folder(tmp_path, monkeypatch):
+    train_classifier(SETTINGS, TinyCAM(), TRAIN, VAL, tmp_path)
+    with pytest.raises(AdvCAMError, match=r"made with other settings \(epochs was 2, is 3\); choose another --out"):
+        train_classifier(replace(SETTINGS, epochs=3), TinyCAM(), TRAIN, VAL, tmp_path)
+    with pytest.raises(AdvCAMError, match=r"val was blobs val, 9 images, \w+, is None"):
+        train_classifier(SETTINGS, TinyCAM(), TRAIN, None, tmp_path)
+    (tmp_path / "classifier.json").unlink()
+    with pytest.raises(AdvCAMError, match=r"begun with other settings \(seed was 0, is 1\)"):
+        train_classifier(replace(SETTINGS, seed=1), TinyCAM(), TRAIN, VAL, tmp_path)
+    other = TinyCAM()
+    other.classifier.weight.data.add_(1)
+    with pytest.raises(AdvCAMError, match="initial_weights was"):
+        train_classifier(SETTINGS, other, TRAIN, VAL, tmp_path)
+
+
+def test_seeds_and_workers(tmp_path):
+    settings = replace(SETTINGS, epochs=1)
+    for name, changes in {"a": {}, "b": {"workers": 2}, "c": {"seed": 1}}.items():
+        train_classifier(replace(settings, **changes), TinyCAM(), TRAIN, VAL, tmp_path / name)
+    assert files(tmp_path / "a") == files(tmp_path / "b")
+    assert files(tmp_path / "a")["classifier.safetensors"] != files(tmp_path / "c")["classifier.safetensors"]
+
+
+def test_images_without_validation(tmp_path):
+    result = train_classifier(SETTINGS, TinyCAM(), TRAIN, None, tmp_path)
+    assert (result.val_loss, result.val_map, result.val_ap) == (None, None, ())
+    assert train_classifier(SETTINGS, TinyCAM(), TRAIN, None, tmp_path) == result
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"epochs": 0}, "epochs must be at least 1, got 0"),
+        ({"backbone_lr": -1.0}, "backbone_lr must be a number that is not negative"),
+        ({"classifier_lr": float("nan")}, "classifier_lr must be"),
+        ({"loss": "hinge"}, "unknown loss 'hinge'"),
+        ({"batch": 23}, "blobs train has 22 images, fewer than one batch of 23; choose a smaller batch"),
+        ({"accumulate": 3}, "a batch of 4 cannot be shared by 1 ranks in 3 parts each"),
+        ({"precision": "float16"}, "float16 training needs a GPU"),
+        ({"device": "tpu0"}, "unknown device 'tpu0'"),
+    ],
+)
+def test_settings_that_cannot_be_used(tmp_path, changes, message):
+    with pytest.raises(AdvCAMError, match=message):
+        train_classifier(replace(SETTINGS, **changes), TinyCAM(), TRAIN, VAL, tmp_path / "out")
+    assert not (tmp_path / "out" / "classifier.json").exists()
+
+
+def test_data_that_cannot_be_used(tmp_path):
+    three = replace(VAL, classes=("a", "b", "c"))
+    with pytest.raises(AdvCAMError, match="the net has 2 classes, but blobs val has 3"):
+        train_classifier(SETTINGS, TinyCAM(), TRAIN, three, tmp_path / "out")
+    with pytest.raises(AdvCAMError, match="blobs val has no images to validate on"):
+        train_classifier(SETTINGS, TinyCAM(), TRAIN, blobs(0, "val"), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_full_disk_is_one_line_and_nothing_half_written(tmp_path, monkeypatch):
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(classifier, "write_json", full)
+    with pytest.raises(AdvCAMError, match=f"cannot write to {tmp_path}: No space left on device"):
+        train_classifier(SETTINGS, TinyCAM(), TRAIN, VAL, tmp_path)
+    monkeypatch.undo()
+    assert not (tmp_path / "classifier.json").exists()
+    assert not [file for file in tmp_path.iterdir() if file.name.startswith(".")]
+
+
+# --- other processes --------------------------------------------------------------------------------------------------
+
+SCRIPT = """
+import os, sys, time
+from pathlib import Path
+sys.path.insert(0, {folder!r})
+import torch
+torch.set_num_threads(1)
+import test_classifier as t
+slow = float(sys.argv[2])
+reads = []
+class Slow(t.Blobs):
+    def __getitem__(self, index):
+        time.sleep(slow)
+        reads.append(index)
+        dying = os.environ.get("DIES") == os.environ.get("RANK") and os.environ.get("TORCHELASTIC_RESTART_COUNT") == "0"
+        if dying and len(reads) == 13:
+            print("a rank dies", flush=True)
+            os._exit(1)
+        return super().__getitem__(index)
+t.classifier.training_items = t.classifier.validation_items = lambda data, settings, net: Slow(data, settings)
+net = t.TinyCAM()
+if len(sys.argv) > 3:
+    net.backbone[6] = torch.nn.Identity()
+t.train_classifier(t.replace(t.SETTINGS, checkpoint_every=2), net, t.TRAIN, t.VAL, Path(sys.argv[1]), print)
+"""
+
+
+def command(tmp_path: Path) -> Path:
+    (tmp_path / "train.py").write_text(SCRIPT.format(folder=str(Path(__file__).parent)))
+    return tmp_path / "train.py"
+
+
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment(tmp_path):
+    script = command(tmp_path)
+    subprocess.run([sys.executable, script, tmp_path / "whole", "0"], check=True, env=ENVIRONMENT)
+    for _ in range(20):
+        process = subprocess.Popen([sys.executable, script, tmp_path / "cut", "0.05"], env=ENVIRONMENT)
+        deadline = time.monotonic() + 60
+        begun = len(read_log(tmp_path / "cut" / "log.jsonl"))
+        while process.poll() is None and time.monotonic() < deadline:
+            if len(read_log(tmp_path / "cut" / "log.jsonl")) >= begun + 4:
+                process.send_signal(signal.SIGKILL)
+                break
+            time.sleep(0.02)
+        if process.wait() == 0:
+            break
+    assert process.returncode == 0
+    assert files(tmp_path / "cut") == files(tmp_path / "whole")
+
+
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=2"]
+
+
+@pytest.mark.slow
+def test_a_rank_that_dies_is_restarted(tmp_path):
+    script = command(tmp_path)
+    for name, dies in (("whole", "none"), ("restarted", "1")):
+        ran = subprocess.run(
+            [*TORCHRUN, script, tmp_path / name, "0"], check=True, env=ENVIRONMENT | {"DIES": dies}, capture_output=True
+        )
+        assert (b"a rank dies" in ran.stdout) == (b"going on from step" in ran.stdout) == (dies == "1")
+    assert files(tmp_path / "restarted") == files(tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_two_ranks_equal_one(tmp_path):
+    script = command(tmp_path)
+    subprocess.run([sys.executable, script, tmp_path / "one", "0", "plain"], check=True, env=ENVIRONMENT)
+    subprocess.run([*TORCHRUN, script, tmp_path / "two", "0", "plain"], check=True, env=ENVIRONMENT)
+    one, two = (load_file(tmp_path / name / "classifier.safetensors") for name in ("one", "two"))
+    assert all(torch.allclose(one[key], two[key], atol=1e-6) for key in one)
+    logs = [read_log(tmp_path / name / "log.jsonl") for name in ("one", "two")]
+    assert [r.keys() for r in logs[0]] == [r.keys() for r in logs[1]]
+    for a, b in zip(*logs, strict=True):
+        assert a.get("loss") == pytest.approx(b.get("loss"), abs=1e-6)
+        assert a.get("val_map") == pytest.approx(b.get("val_map"))
+        assert a.get("val_loss") == pytest.approx(b.get("val_loss"), abs=1e-6)
+
+
+# --- real data --------------------------------------------------------------------------------------------------------
+
+
+def test_real_weights_on_real_photographs(data_root, tmp_path, monkeypatch):
+    voc = pytest.importorskip("advcam_attr.data.voc")
+    monkeypatch.undo()
+    train = voc.read_voc(data_root / "voc", "train")
+    net = cam_net(
+        "timm/mobilenetv2_100", 20, model_args={"num_classes": 1001, "pad_type": "same"}, train_from="blocks.5",
+        checkpoint=data_root / "weights" / "mobilenetv2_100_imagenet.safetensors",
+    )  # fmt: skip
+    settings = ClassifierSettings(
+        epochs=2, batch=8, crop=96, long_side=(96, 128), backbone_lr=0.02, classifier_lr=0.2, workers=0, device="cpu"
+    )
+    result = train_classifier(settings, net, replace(train, samples=train.samples[:32]), None, tmp_path)
+    losses = [record["loss"] for record in read_log(tmp_path / "log.jsonl") if "loss" in record]
+    assert result.train_loss < 0.7 * losses[0]
+    again, classes = load_cam_net(result.weights)
+    assert classes[0] == "aeroplane"
+    assert all(torch.equal(a, b) for a, b in zip(again.state_dict().values(), net.state_dict().values(), strict=True))
