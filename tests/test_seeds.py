@@ -18,9 +18,12 @@ from seed_run import SETTINGS, random_data, small_classifier
 from torch import nn
 
 from advcam_attr import AdvCAM
+from advcam_attr.data.segmentation import SegmentationData
 from advcam_attr.engine.sharding import Shard
+from advcam_attr.networks import load_model
 from advcam_attr.pipelines.seeds import SeedSettings, make_seeds, seed_store, sweep_seeds
 from advcam_attr.recipes import released_schedule
+from advcam_attr.refine.seeds import cut
 from advcam_attr.types import AdvCAMError, Sample
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -347,7 +350,9 @@ def test_what_cannot_be_used_is_one_line(tmp_path, data, net):
     refused(r"unknown option 'stepps'", settings=replace(SETTINGS, overrides={"stepps": 3}))
     refused(r"scales must be positive", settings=replace(SETTINGS, scales=(0.0,)))
     refused(r"method must be", settings=replace(SETTINGS, method="campy"))
-    refused(r"batch_rows must be at least 1", settings=replace(SETTINGS, batch_rows=0))
+    for wrong in ({"batch_rows": 0}, {"workers": -1}, {"mean": (0.5, 0.5)}, {"std": (0.0,)}):
+        with pytest.raises(AdvCAMError, match="must be"):
+            replace(SETTINGS, **wrong)
     refused(r"device 'nonsense'", settings=replace(SETTINGS, device="nonsense"))
     flat = nn.Sequential(nn.Flatten(), nn.Linear(3 * 20 * 28, 5))
     refused(r"Sequential does not take images of 24 x 24 pixels .* seeds need a net that takes any size", model=flat)
@@ -441,3 +446,30 @@ def test_lying_photographs_stand_upright(tmp_path, net, data):
     Image.new("RGB", (28, 20), "red").save(path, exif=exif)
     make_seeds(net, replace(data, samples=(Sample("a", path, (0,)),)), tmp_path / "out", SETTINGS)
     assert seed_store(tmp_path / "out").read("a").size == (28, 20)
+
+
+def test_real_photographs_and_weights(tmp_path, data_root):
+    voc = data_root / "voc" / "VOCdevkit" / "VOC2012"
+    loaded = load_model(
+        "timm/mobilenetv2_100", model_args={"num_classes": 1001, "pad_type": "same"}, mean=[0.5], std=[0.5],
+        checkpoint=data_root / "weights" / "mobilenetv2_100_imagenet.safetensors",
+    )  # fmt: skip
+    ids = (voc / "ImageSets" / "Segmentation" / "train.txt").read_text().split()[:2]
+    samples = []
+    for id in ids:
+        path = voc / "JPEGImages" / f"{id}.jpg"
+        with Image.open(path) as image, torch.no_grad():
+            x = torch.from_numpy(np.asarray(image.convert("RGB")) / 255.0).permute(2, 0, 1)[None].float()
+            likely = loaded.model((x - 0.5) / 0.5)[0].topk(2).indices.tolist()
+        samples.append(Sample(id, path, tuple(sorted(likely))))
+    names = tuple(map(str, range(1001)))
+    few = SegmentationData("voc", voc, "few", names, tuple(samples), lambda sample: torch.zeros(1, 1))
+    settings = SeedSettings(mean=(0.5,), std=(0.5,), overrides={"steps": 1}, scales=(0.5, 0.25))
+    assert make_seeds(loaded.model, few, tmp_path, settings).written == 2
+    for sample in samples:
+        maps = seed_store(tmp_path).read(sample.id)
+        with Image.open(voc / "SegmentationClass" / f"{sample.id}.png") as mask:
+            assert maps.size == (mask.height, mask.width)
+        torch.testing.assert_close(maps.high_res.amax((1, 2)), torch.ones(2), rtol=0, atol=0.02)
+        labels = cut(maps.high_res[:, ::4, ::4], range(2), 0.2)
+        assert set(labels.unique().tolist()) == {0, 1, 2}

@@ -58,6 +58,21 @@ class SeedSettings:
     channels_last: bool = False
     overwrite: bool = False
 
+    def __post_init__(self) -> None:
+        """Refuse numbers that mean nothing.
+
+        Raises:
+            AdvCAMError: with what would do.
+        """
+        if len(self.mean) not in (1, 3) or len(self.std) not in (1, 3) or min(self.std) <= 0:
+            raise AdvCAMError(
+                f"mean and std must be 3 numbers, or 1 for all channels, std above 0; got {self.mean} and {self.std}"
+            )
+        if self.batch_rows < 1 or self.workers < 0:
+            raise AdvCAMError(
+                f"batch_rows must be at least 1 and workers at least 0, got {self.batch_rows} and {self.workers}"
+            )
+
     def whole_recipe(self) -> Recipe:
         """The recipe with its changes, at these scales.
 
