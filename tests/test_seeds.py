@@ -472,4 +472,4 @@ def test_real_photographs_and_weights(tmp_path, data_root):
             assert maps.size == (mask.height, mask.width)
         torch.testing.assert_close(maps.high_res.amax((1, 2)), torch.ones(2), rtol=0, atol=0.02)
         labels = cut(maps.high_res[:, ::4, ::4], range(2), 0.2)
-        assert set(labels.unique().tolist()) == {0, 1, 2}
+        assert {1, 2} <= set(labels.unique().tolist()), "each class has its peak somewhere"
