@@ -10,10 +10,8 @@ from itertools import accumulate
 import torch
 from torch import Tensor, nn
 
-from advcam_attr.attr.advcam import as_base
+from advcam_attr.attr.advcam import AdvCAM
 from advcam_attr.engine.prefetch import prefetched
-from advcam_attr.heads import HeadView
-from advcam_attr.heads import view as head_view
 from advcam_attr.pipelines.pictures import normalized_pictures, scaled_pictures
 from advcam_attr.pipelines.seed_maps import summed_maps
 from advcam_attr.pipelines.seed_settings import SeedSettings
@@ -68,8 +66,8 @@ class SeedMaker:
         device: torch.device,
         highest: Sample,
     ) -> None:
-        self.view: HeadView = head_view(net, settings.layer)
-        self.base, self._needs_class_weights = as_base(settings.base, self.view)
+        advcam = AdvCAM(net, settings.layer, base=settings.base)
+        self.view, self.base, self._needs_class_weights = advcam.view, advcam.base, advcam.needs_class_weights
         self.settings, self.recipe, self.steps = settings, settings.whole_recipe(), list(steps)
         self.sizes, self.device, self.highest = sizes, device, highest
 
@@ -138,8 +136,8 @@ class SeedMaker:
         """Where the detector sees background, ``(H, W)``, bool."""
         if self.settings.saliency is None:
             return None
-        found = self.settings.saliency(sample)
         size = self.sizes[sample.id]
+        found = self.settings.saliency(sample, size)
         if tuple(found.shape) != size:
             raise AdvCAMError(f"the saliency map of {sample.id} is {tuple(found.shape)}, and its image {size}")
         return ~found if found.dtype == torch.bool else found <= 0.5
@@ -157,7 +155,7 @@ class SeedMaker:
                 self._check_head(x)
             found = summed_maps(
                 self.view, dict(zip(self.recipe.scales, images, strict=True)), target, image_of, self.recipe, self.base,
-                steps=self.steps, rows_at_once=self.settings.batch_rows, readout=self.settings.readout,
+                steps=self.steps, rows_at_once=self.settings.batch_rows,
                 background=None if read.background is None else read.background.to(self.device),
             )  # fmt: skip
         return {t: tuple(grid.cpu() for grid in grids) for t, grids in found.items()}

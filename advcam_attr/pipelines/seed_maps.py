@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -12,12 +12,8 @@ from torch import Tensor
 from advcam_attr.climbing import climb
 from advcam_attr.climbing.state import Base, Plan
 from advcam_attr.climbing.views import FLIP_PAIR
-from advcam_attr.heads import HeadView, undisturbed
+from advcam_attr.heads import HeadView
 from advcam_attr.recipes import Recipe
-from advcam_attr.types import ClimbStep
-
-#: The map that is summed where it is not the climbed one: (images ``(B, C, H, W)``, classes ``(B,)``) to ``(B, h, w)``.
-Readout = Callable[[Tensor, Tensor], Tensor]
 
 #: The scales of the released code, in the order of its ``make_cam`` (``wsss.md`` C).
 SCALES = (1.0, 0.5, 1.5, 2.0)
@@ -53,7 +49,6 @@ def summed_maps(
     steps: Sequence[int],
     rows_at_once: int,
     background: Tensor | None = None,
-    readout: Readout | None = None,
 ) -> dict[int, tuple[Tensor, ...]]:
     """Climb all rows at each scale once, and give the sums that each number of steps would have.
 
@@ -70,8 +65,6 @@ def summed_maps(
         steps: the numbers of steps T.
         rows_at_once: how many rows are climbed together at scale 1; at larger scales, fewer, for the same pixels.
         background: where a saliency detector sees background, ``(N, H, W)``, bool.
-        readout: gives the maps to sum from each step's images, where these are not the climbed ones (SEAM: the maps
-            after its pixel correlation); costs what it costs at each step.
 
     Returns:
         For each T one tensor a scale, ``(R, h, w)``, float32, weighted.
@@ -86,7 +79,7 @@ def summed_maps(
             max(1, int(rows_at_once / max(1.0, scale**2)))
         ):
             for count, maps in _sums_of_rows(
-                view, images, target[rows], image_of[rows], recipe, plan, wanted, background, readout
+                view, images, target[rows], image_of[rows], recipe, plan, wanted, background
             ).items():
                 parts[count].append(maps)
         for t, (count, weight) in schedule.items():
@@ -103,7 +96,6 @@ def _sums_of_rows(
     plan: Plan,
     wanted: set[int],
     background: Tensor | None,
-    readout: Readout | None,
 ) -> dict[int, Tensor]:
     """The running sum of some rows' maps after each wanted number of steps, ``(R, h, w)``."""
     used, local = image_of.unique(return_inverse=True)
@@ -115,19 +107,11 @@ def _sums_of_rows(
     kept: dict[int, Tensor] = {}
     total: Tensor | None = None
     for step in walk:
-        maps = step.maps if readout is None else _read_out(view, readout, step, target, plan)
-        added = recipe.aggregate(total, maps)
+        added = recipe.aggregate(total, step.maps)
         total = added if total is None else torch.where(step.climbing[:, None, None], added, total)
         if step.index in wanted:
             kept[step.index] = total
     return kept
-
-
-def _read_out(view: HeadView, readout: Readout, step: ClimbStep, target: Tensor, plan: Plan) -> Tensor:
-    """The readout's maps of a step, views brought back and summed, ``(R, h, w)``."""
-    with undisturbed(view.model), torch.no_grad():
-        maps = readout(view.cast(step.x.flatten(0, 1)), target.repeat_interleave(step.x.shape[1]))
-        return plan.views.merge(maps.float().unflatten(0, step.x.shape[:2]))
 
 
 def _resized(background: Tensor, size: Sequence[int]) -> Tensor:

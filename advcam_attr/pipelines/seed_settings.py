@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,10 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from advcam_attr import __version__, recipes
-from advcam_attr.climbing.state import Base
 from advcam_attr.data.segmentation import SegmentationData
 from advcam_attr.pipelines.run_folder import weights_digest
-from advcam_attr.pipelines.seed_maps import CAM_SEEDS, SCALES, Readout
+from advcam_attr.pipelines.seed_maps import CAM_SEEDS, SCALES
 from advcam_attr.recipes import Recipe
 from advcam_attr.types import AdvCAMError, Sample
 
@@ -27,13 +27,12 @@ class SeedSettings:
         method: ``"advcam"``, or ``"cam"``: plain CAM seeds, for which recipe and overrides are not read.
         recipe: the recipe or its name.
         overrides: parts of the recipe by name.
-        base: what is climbed for: a base attribution's name, or a callable ``(activations, target) -> (B, h, w)``.
-        readout: gives the maps to sum where these are not the climbed ones; see `summed_maps`.
+        base: the map that is climbed and summed: whatever `advcam_attr.AdvCAM` takes as its base.
         layer: the module, by name, whose output is mapped; None finds it.
         scales: factors; default: the released code's (``wsss.md`` C). The recipe's own are not read.
         mean, std: of the net's input, for RGB in [0, 1]; default: ImageNet's.
-        saliency: a detector's foreground for a sample, ``(H, W)``, bool or in [0, 1]; at most 0.5 is background and may
-            not change (section 4.4).
+        saliency: a detector's foreground for a sample and its size, ``(H, W)``, bool or in [0, 1]; at most 0.5 is
+            background and may not change (section 4.4).
         batch_rows: how many rows (an image and one class) are climbed at once at scale 1, and so many pixels at most at
             larger scales.
         workers: threads that read pictures ahead; 0 reads them in between.
@@ -46,19 +45,33 @@ class SeedSettings:
     method: Literal["advcam", "cam"] = "advcam"
     recipe: str | Recipe = "auto"
     overrides: Mapping[str, Any] = field(default_factory=dict)
-    base: str | Base = "cam"
-    readout: Readout | None = None
+    base: Any = "cam"
     layer: str | None = None
     scales: tuple[float, ...] = SCALES
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
-    saliency: Callable[[Sample], Tensor] | None = None
+    saliency: Callable[[Sample, tuple[int, int]], Tensor] | None = None
     batch_rows: int = 4
     workers: int = 2
     device: str = "auto"
     autocast: torch.dtype | None = None
     channels_last: bool = False
     overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that mean nothing.
+
+        Raises:
+            AdvCAMError: with what would do.
+        """
+        if len(self.mean) not in (1, 3) or len(self.std) not in (1, 3) or min(self.std) <= 0:
+            raise AdvCAMError(
+                f"mean and std must be 3 numbers, or 1 for all channels, std above 0; got {self.mean} and {self.std}"
+            )
+        if self.batch_rows < 1 or self.workers < 0:
+            raise AdvCAMError(
+                f"batch_rows must be at least 1 and workers at least 0, got {self.batch_rows} and {self.workers}"
+            )
 
     def whole_recipe(self) -> Recipe:
         """The recipe with its changes, at these scales.
@@ -87,7 +100,6 @@ def described(
         "method": settings.method,
         "layer": settings.layer,
         "base": settings.base if isinstance(settings.base, str) else _name(settings.base),
-        "readout": settings.readout and _name(settings.readout),
         **{f"recipe.{name}": value for name, value in recipes.described(settings.whole_recipe()).items()},
         "sweep": sweep,
         "mean": settings.mean,
@@ -100,4 +112,7 @@ def described(
 
 
 def _name(part: Any) -> str:
+    """A function by its name, a frozen part by its fields, anything else by its type."""
+    if dataclasses.is_dataclass(part) and not isinstance(part, type):
+        return repr(part)
     return str(getattr(part, "__qualname__", type(part).__qualname__))
