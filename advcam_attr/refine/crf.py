@@ -86,6 +86,7 @@ TABLE_1 = CRFRecipe(
 RECIPES = {recipe.name: recipe for recipe in (IRN, PSA, DEEPLAB, TABLE_1)}
 
 
+@torch.no_grad()
 def mean_field(unary: Tensor, kernels: Sequence[tuple[float, Lattice]], iterations: int) -> Tensor:
     """The mean-field marginals of a CRF with Potts compatibility.
 
@@ -99,11 +100,12 @@ def mean_field(unary: Tensor, kernels: Sequence[tuple[float, Lattice]], iteratio
     """
     scores = -unary
     marginals = scores.softmax(1)
+    messages = torch.empty_like(scores)
     for _ in range(iterations):
-        messages = scores
+        messages.copy_(scores)
         for weight, kernel in kernels:
-            messages = messages.add(kernel.filter(marginals), alpha=weight)
-        marginals = messages.softmax(1)
+            messages.add_(kernel.filter(marginals), alpha=weight)
+        torch.softmax(messages, 1, out=marginals)
     return marginals
 
 
@@ -171,7 +173,7 @@ class DenseCRF:
             raise AdvCAMError(f"crf: the unary is on {unary.device}, the images on {self.device}; move one of them")
         if not bool(unary.isfinite().all()):
             raise AdvCAMError("crf: the unary holds values that are not finite; clip scores before taking logarithms")
-        rows = unary.to(self.dtype).permute(0, 2, 3, 1).reshape(-1, unary.shape[1])
+        rows = unary.to(self.dtype).permute(0, 2, 3, 1).contiguous().reshape(-1, unary.shape[1])
         steps = self.recipe.iterations if iterations is None else iterations
         marginals = mean_field(rows, self.kernels, steps)
         return marginals.reshape(*size, -1).permute(0, 3, 1, 2).contiguous()
