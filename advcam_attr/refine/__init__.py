@@ -1,1 +1,1 @@
-"""Localization maps in; what is cut from them, or grown out of them, out."""
+"""Localization maps and images in; seeds, and what a dense CRF, an affinity walk and saliency make of them, out."""

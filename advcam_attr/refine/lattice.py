@@ -1,0 +1,213 @@
+"""Points with feature vectors in; a Gaussian filter over all pairs of them, on a permutohedral lattice, out.
+
+The filter approximates, for every point p, ``out_p = sum_q exp(-|f_p - f_q|² / 2) value_q`` in time linear in the
+number of points (Adams, Baek and Davis, "Fast High-Dimensional Filtering Using the Permutohedral Lattice", 2010):
+
+1. *Embed*: features of D dimensions are turned and scaled into the hyperplane ``sum(x) = 0`` of D + 1 dimensions, in
+   which the lattice is the integer points whose coordinates agree modulo D + 1.
+2. *Splat*: each point gives its value to the D + 1 vertices of the simplex around it, by its barycentric weights.
+3. *Blur*: along each of the D + 1 lattice directions, each vertex becomes itself plus half of its two neighbours.
+   Vertices around which no point lies are not there, and count as zero.
+4. *Slice*: each point reads the vertices of its simplex by the same weights; ``1 / (1 + 2^-D)`` makes up for the blur.
+
+Splat, blur and slice are sums of weighted rows of a table: `torch.nn.functional.embedding_bag`, on CPU and GPU.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from advcam_attr.types import AdvCAMError
+
+#: Added to a point's sum of kernel weights before its inverse root is taken.
+EPSILON = 1e-20
+
+
+@dataclass(frozen=True)
+class Lattice:
+    """A filter over P points, whose simplices have M vertices in all; ready for values of any number of channels.
+
+    Made by `build`. The vertex numbered M is always zero: it stands in for neighbours that are not there.
+
+    Attributes:
+        vertices: the vertices of each point's simplex, ``(P, D + 1)`` int32.
+        slice_weights: how much of each its point reads, ``(P, D + 1)``.
+        members: the points around each vertex, one vertex after another, ``(P · (D + 1),)`` int32.
+        splat_weights: how much of it each of them gives, ``(P · (D + 1),)``.
+        starts: where each vertex's members start, ``(M + 1,)`` int32.
+        neighbours: for each direction, each vertex itself and its two neighbours, ``(D + 1, M + 1, 3)`` int32.
+    """
+
+    vertices: Tensor
+    slice_weights: Tensor
+    members: Tensor
+    splat_weights: Tensor
+    starts: Tensor
+    neighbours: Tensor
+
+    @torch.no_grad()
+    def filter(self, values: Tensor) -> Tensor:
+        """The Gaussian-weighted sum of the values of all points, at each point.
+
+        Args:
+            values: ``(P, K)``, of the lattice's dtype and device.
+
+        Returns:
+            ``(P, K)``.
+        """
+        stencil = values.new_tensor([1.0, 0.5, 0.5]).expand(len(self.starts), 3).contiguous()
+        table = _bags(values, self.members, self.splat_weights, self.starts)
+        for direction in self.neighbours:
+            table = _bags(table, direction, stencil)
+        return _bags(table, self.vertices, self.slice_weights)
+
+    def normalised(self) -> Lattice:
+        """The symmetric normalisation ``S K S``, with ``S = diag(K 1)^(-1/2)``, of this filter's matrix K.
+
+        Krähenbühl and Koltun (2011), as their code does it: ``1 / sqrt(K 1 + 1e-20)`` before and after.
+        """
+        scale = (self.filter(torch.ones_like(self.slice_weights[:, :1])) + EPSILON).rsqrt()
+        return replace(
+            self,
+            slice_weights=self.slice_weights * scale,
+            splat_weights=self.splat_weights * scale[:, 0].index_select(0, self.members),
+        )
+
+
+@torch.no_grad()
+def build(features: Tensor) -> Lattice:
+    """Lay out the lattice around the points of N images; points of different images never meet.
+
+    Args:
+        features: ``(N, P, D)``, each dimension divided by its standard deviation; their dtype is that of the filter.
+
+    Returns:
+        The filter over all ``N · P`` points, those of one image after another.
+
+    Raises:
+        AdvCAMError: features that are not finite, no points, or features so far apart in standard deviations that
+            lattice points have no 64-bit number.
+
+    Example:
+        >>> lattice = build(torch.tensor([[[0.0], [0.0], [9.0]]]))
+        >>> lattice.normalised().filter(torch.tensor([[1.0], [2.0], [4.0]])).flatten()
+        tensor([1.5000, 1.5000, 4.0000])
+    """
+    images, points, dimensions = features.shape
+    if not features.numel() or not bool(features.isfinite().all()):
+        raise AdvCAMError(f"lattice: features must be finite and not empty, got {tuple(features.shape)}")
+    order = dimensions + 1
+    nearest, rank, barycentric = _simplices(features.reshape(-1, dimensions))
+    image = torch.arange(images, device=features.device).repeat_interleave(points)
+    keys, steps = _keys(nearest, rank, image)
+
+    ordered, places = keys.flatten().sort(stable=True)
+    first = torch.ones_like(ordered, dtype=torch.bool)
+    first[1:] = ordered[1:] != ordered[:-1]
+    vertices = torch.empty_like(places, dtype=torch.int32)
+    vertices.scatter_(0, places, first.cumsum(0, dtype=torch.int32) - 1)
+    starts = first.nonzero().flatten()
+    return Lattice(
+        vertices=vertices.reshape(order, -1).T.contiguous(),
+        slice_weights=(barycentric / (1 + 2.0**-dimensions)).T.contiguous(),
+        members=(places % keys.shape[1]).int(),
+        splat_weights=barycentric.flatten().index_select(0, places),
+        starts=F.pad(starts, (0, 1), value=len(ordered)).int(),
+        neighbours=_neighbours(ordered[starts], steps),
+    )
+
+
+def _bags(table: Tensor, rows: Tensor, weights: Tensor, starts: Tensor | None = None) -> Tensor:
+    """Weighted sums of the rows of ``table (T, K)``: of each row of ``rows (B, S)``, or from each start to the next."""
+    return F.embedding_bag(rows, table, starts, mode="sum", per_sample_weights=weights)
+
+
+def _simplices(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The simplex around each point ``(P, D)``: three tensors ``(D + 1, P)``.
+
+    Returns:
+        The coordinates, over D + 1, of the simplex's vertex whose coordinates are multiples of D + 1; int64.
+        The rank of each coordinate among the point's offsets from that vertex, the largest 0; int64.
+        The barycentric weights of the vertices whose coordinates are 0, 1, ..., D modulo D + 1.
+    """
+    dimensions = features.shape[1]
+    order = dimensions + 1
+    position = _embed(features)
+    nearest = (position * (1 / order)).round()
+    offset = position - nearest * order
+    rank = nearest.sum(0, dtype=torch.int32).repeat(order, 1)
+    for i in range(order):
+        for j in range(i + 1, order):
+            below = offset[i] < offset[j]
+            rank[i] += below
+            rank[j] += ~below
+    wrap = (rank < 0).int() - (rank > dimensions).int()
+    nearest, offset, rank = nearest + wrap, (offset - order * wrap) * (1 / order), (rank + order * wrap).long()
+
+    descending = torch.empty_like(offset).scatter_(0, rank, offset)
+    barycentric = torch.empty_like(offset)
+    barycentric[0] = 1 + descending[-1] - descending[0]
+    barycentric[1:] = (descending[:-1] - descending[1:]).flip(0)
+    return nearest.long(), rank, barycentric
+
+
+def _embed(features: Tensor) -> Tensor:
+    """Features ``(P, D)`` into the plane ``sum(x) = 0``, ``(D + 1, P)``, scaled so that the blur has unit deviation.
+
+    The scale is rounded to float32 where the reference code rounds it: pixels often lie on the border between
+    simplices, the last bit decides whose vertices are there, and the blur passes through no others.
+    """
+    dimensions = features.shape[1]
+    deviation = torch.tensor(math.sqrt(2 / 3) * (dimensions + 1), dtype=torch.float32).item()
+    total = torch.zeros_like(features[:, 0])
+    rows = []
+    for i in range(dimensions, 0, -1):
+        scaled = features[:, i - 1] * torch.tensor(deviation / math.sqrt(i * (i + 1)), dtype=torch.float32).item()
+        rows.append(total - i * scaled)
+        total = total + scaled
+    return torch.stack([total, *reversed(rows)])
+
+
+def _keys(nearest: Tensor, rank: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
+    """One number for each vertex of each point's simplex, and how numbers change along the lattice's directions.
+
+    The vertex with remainder k has coordinates ``(D + 1) · (nearest - [rank > D - k]) + k``. Its number is their
+    mixed-radix value, the last coordinate left out (coordinates sum to zero), the image as the highest digit.
+
+    Returns:
+        ``(D + 1, P)`` int64, and the D + 1 steps from a vertex to its neighbour, ``(D + 1,)`` int64.
+    """
+    order, dimensions = len(nearest), len(nearest) - 1
+    low, high = (order * edge for edge in torch.aminmax(nearest[:dimensions], dim=1))
+    ranges = (high - low + 4 * order).tolist()
+    strides = [math.prod(ranges[:i]) for i in range(dimensions + 1)]
+    if strides[-1] * (int(image[-1]) + 1) >= 2**62:
+        raise AdvCAMError("lattice: features span too many standard deviations; use larger ones")
+    stride = nearest.new_tensor([*strides[:-1], 0])[:, None]
+    origin = image * strides[-1] + ((nearest[:dimensions] * order - low[:, None] + 2 * order) * stride[:-1]).sum(0)
+
+    steps = stride.sum() - order * stride
+    by_rank = torch.empty_like(rank).scatter_(0, rank, steps.expand_as(rank))
+    keys = torch.empty_like(rank)
+    keys[0] = origin
+    keys[1:] = origin + by_rank[1:].flip(0).cumsum(0)
+    return keys, steps.flatten()
+
+
+def _neighbours(numbers: Tensor, steps: Tensor) -> Tensor:
+    """Each vertex and its two neighbours along each direction, ``(D + 1, M + 1, 3)``, from the ascending numbers."""
+    count = len(numbers)
+    here = torch.arange(count + 1, device=numbers.device, dtype=torch.int32)
+    table = here[:, None].repeat(len(steps), 1, 3)
+    for direction, step in zip(table, steps, strict=True):
+        direction[:, 1:] = count
+        place = torch.searchsorted(numbers, numbers + step, out_int32=True)
+        there = (numbers[place.clamp(max=count - 1)] == numbers + step).nonzero().flatten()
+        direction[there, 1] = place[there]
+        direction[place[there], 2] = there.int()
+    return table
