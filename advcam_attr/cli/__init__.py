@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from advcam_attr.cli import attribute, demo, inspecting
+from advcam_attr.cli import attribute, data, demo, evaluate, inspecting, wsss
 from advcam_attr.cli.parser import Command, CommandLine, Group, UsageError, fail
 
 COMMANDS: dict[str, Command | Group] = {
@@ -17,6 +17,9 @@ COMMANDS: dict[str, Command | Group] = {
     "inspect": inspecting.INSPECT,
     "demo": demo.COMMAND,
     "census": inspecting.CENSUS,
+    "data": data.GROUP,
+    "wsss": wsss.GROUP,
+    "evaluate": evaluate.GROUP,
 }
 
 
@@ -29,9 +32,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0, 2 for an error of the user, 130 when interrupted.
     """
-    line = CommandLine(COMMANDS, "AdvCAM: where an image classifier sees a class, beyond the obvious.", _version())
+    argv = sys.argv[1:] if argv is None else argv
+    text = "AdvCAM: where an image classifier sees a class, beyond the obvious."
     try:
-        command, options = line.parse(sys.argv[1:] if argv is None else argv)
+        command, options = CommandLine(COMMANDS, text, _version(), argv).parse()
     except SystemExit as done:  # --help and --version
         return int(done.code or 0)
     except UsageError as error:

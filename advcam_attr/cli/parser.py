@@ -57,37 +57,40 @@ def fail(message: str) -> int:
 
 
 class CommandLine:
-    """A tree of commands in; what a command line asks for out.
+    """A tree of commands and a command line in; what it asks for out.
+
+    Options are declared of the command that is asked for alone, as that may import what others need not wait for.
 
     Args:
         commands: by name.
         description: for the help.
         version: what ``--version`` prints.
+        argv: the command line.
     """
 
-    def __init__(self, commands: Mapping[str, Command | Group], description: str, version: str) -> None:
-        self.commands = commands
+    def __init__(
+        self, commands: Mapping[str, Command | Group], description: str, version: str, argv: Sequence[str]
+    ) -> None:
+        self.argv = list(argv)
+        self._commands: dict[tuple[str, ...], Command] = {}
         self._parsers: dict[tuple[str, ...], Parser] = {}
         top = self._add((), Parser(prog="advcam", description=description))
         top.add_argument("--version", action="version", version=version)
         self._add_commands((), commands)
 
-    def parse(self, argv: Sequence[str]) -> tuple[Command, Namespace]:
+    def parse(self) -> tuple[Command, Namespace]:
         """The command that is asked for, and its options.
 
         Raises:
             UsageError: it cannot be understood; the message is one line for users.
             SystemExit: help or the version was asked for, and printed.
         """
+        path = self._path()
         try:
-            options = self._parsers[()].parse_args(list(argv))
+            options = self._parsers[path].parse_args(self.argv[len(path) :])
         except UsageError as error:
-            raise UsageError(self._explain(str(error), argv)) from error
-        found = self.commands[options.command]
-        options = options[options.command]
-        if isinstance(found, Group):
-            found, options = found.commands[options.command], options[options.command]
-        return found, options
+            raise UsageError(self._explain(str(error))) from error
+        return self._commands[path], options
 
     def _add(self, path: tuple[str, ...], parser: Parser) -> Parser:
         self._parsers[path] = parser
@@ -98,28 +101,32 @@ class CommandLine:
         for name, command in commands.items():
             here = (*path, name)
             parser = self._add(here, Parser(prog=" ".join(("advcam", *here)), description=command.text))
-            if isinstance(command, Group):
-                self._add_commands(here, command.commands)
-            else:
-                command.add_options(parser)
+            if isinstance(command, Command):
+                self._commands[here] = command
+                if self.argv[: len(here)] == list(here):
+                    command.add_options(parser)
             subcommands.add_subcommand(name, parser, help=command.text)
             parser.prog = " ".join(("advcam", *here))
+        for name, command in commands.items():
+            if isinstance(command, Group):
+                self._add_commands((*path, name), command.commands)
 
-    def _path(self, argv: Sequence[str]) -> tuple[str, ...]:
-        """The words of a command line that name a command."""
+    def _path(self) -> tuple[str, ...]:
+        """The words that the command line begins with and that name a command."""
         path: tuple[str, ...] = ()
-        for word in argv:
-            if (*path, word) in self._parsers:
-                path = (*path, word)
+        for word in self.argv:
+            if (*path, word) not in self._parsers:
+                break
+            path = (*path, word)
         return path
 
     def _below(self, path: tuple[str, ...]) -> list[str]:
         return [known[-1] for known in self._parsers if len(known) == len(path) + 1 and known[: len(path)] == path]
 
-    def _explain(self, message: str, argv: Sequence[str]) -> str:
+    def _explain(self, message: str) -> str:
         """A parser's message in the words of the command line."""
         message = " ".join(message.split())
-        path = self._path(argv)
+        path = self._path()
         parser, known = self._parsers[path], self._below(path)
         here = " ".join(("advcam", *path))
         if unknown := re.match(r"unrecognized arguments: (\S+)", message):
@@ -138,11 +145,24 @@ class CommandLine:
         if "command" in message and "expected" in message and known:
             return f"give a command: {', '.join(known)}; see {here} --help"
         if missing := re.match(r"the following arguments are required: (.+)", message):
-            names = [name.removeprefix(".".join(path) + ".") for name in missing[1].split(", ")]
-            return " ".join(path) + " needs " + " and ".join(_as_typed(name, parser) for name in names)
+            names = missing[1].split(", ")
+            or_config = ", or --config FILE" if "--config" in parser._option_string_actions else ""
+            return " ".join(path) + " needs " + " and ".join(_as_typed(name, parser) for name in names) + or_config
+        if missing := re.match(r'Parser key "config": File does not exist: (.+)', message):
+            return f"no such configuration: {missing[1]}"
+        if unknown := re.match(r"Option '([\w.]+)' is not accepted", message):
+            name = unknown[1].split(".")[0]
+            close = get_close_matches(name, {a.dest.split(".")[0] for a in parser._actions}, n=1)
+            return f"the configuration has no part {name!r}" + (f"; did you mean {close[0]!r}?" if close else "")
+        if unknown := re.match(r"Group '([\w.]+)' does not accept option '(\w+)'", message):
+            known = [a.dest.rsplit(".", 1)[-1] for a in parser._actions if a.dest.startswith(unknown[1] + ".")]
+            close = get_close_matches(unknown[2], known, n=1)
+            return f"{unknown[1]} has no value {unknown[2]!r}; " + (
+                f"did you mean {close[0]!r}?" if close else f"there are {', '.join(known)}"
+            )
         if wrong := re.match(r'Parser key "([\w.]+)"[^:]*: (?:Expected an? (.+?)\. )?Got value: (.*)', message):
             kind = {"<class 'int'>": "a whole number", "<class 'float'>": "a number", "<class 'dict'>": "JSON, {...}"}
-            name = _as_typed(wrong[1].rsplit(".", 1)[-1], parser)
+            name = _as_typed(wrong[1], parser)
             return f"{name} takes {kind.get(wrong[2], wrong[2])}, got {wrong[3]}"
         return message
 

@@ -1,0 +1,29 @@
+"""``advcam data``: what there is of a data set."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from jsonargparse import Namespace
+
+from advcam_attr.cli.parser import Command, Group, Parser
+
+
+def _add_check(parser: Parser) -> None:
+    parser.add_argument("root", metavar="ROOT", help="folder of PASCAL VOC or MS COCO, or the folder above")
+    parser.add_argument("--deep", action="store_true", help="open every picture and mask, too")
+    parser.add_argument("--workers", type=int, default=0, metavar="N", help="processes that open them (default: none)")
+
+
+def _check(options: Namespace) -> int:
+    from advcam_attr.data.check import check
+
+    inventory = check(Path(options.root), deep=options.deep, workers=options.workers, show_progress=True)
+    print(inventory.text())
+    return 0 if inventory.sound else 1
+
+
+GROUP = Group(
+    "data sets on disk",
+    {"check": Command("tell what is there, what is missing, and counts by split and class", _add_check, _check)},
+)

@@ -1,0 +1,54 @@
+"""``advcam evaluate``: scores of what is on disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from jsonargparse import Namespace
+
+from advcam_attr.cli.parser import Command, Group, Parser
+
+
+def _add_seeds(parser: Parser) -> None:
+    parser.add_argument("run", metavar="RUN", help="run folder of advcam wsss")
+
+
+def _seeds(options: Namespace) -> int:
+    from advcam_attr.cli.wsss import read_config
+    from advcam_attr.pipelines import wsss
+
+    wsss.evaluate(read_config(wsss.config_of(Path(options.run))))
+    return 0
+
+
+def _add_masks(parser: Parser) -> None:
+    parser.add_argument("folder", metavar="FOLDER", help="label maps, one ID.png an image")
+    parser.add_argument("--root", type=str, required=True, metavar="DIR", help="folder of the data set")
+    parser.add_argument("--kind", choices=["voc", "coco"], default="voc", help="of data set (default: %(default)s)")
+    parser.add_argument("--split", type=str, default="train", help="images to score (default: %(default)s)")
+    parser.add_argument("--allow-missing", action="store_true", help="score the others where label maps are missing")
+    parser.add_argument("--out", type=str, metavar="DIR", help="folder for evaluation.json (default: FOLDER's parent)")
+
+
+def _masks(options: Namespace) -> int:
+    from advcam_attr.pipelines.evaluation import evaluate_masks, write_mask_evaluation
+    from advcam_attr.pipelines.wsss import DataConfig, read_split
+    from advcam_attr.report.tables import table_ix
+
+    folder = Path(options.folder)
+    data = read_split(DataConfig(options.root, options.kind), options.split)
+    found = evaluate_masks(folder, data, allow_missing=options.allow_missing)
+    scores = found.scores()
+    print(table_ix({folder.name: found.matrix.iou().tolist()}, data.classes).text())
+    print(f"mIoU {100 * scores.mean_iou:.1f}, precision {100 * scores.precision:.1f}, recall {100 * scores.recall:.1f}")
+    print(f"wrote {write_mask_evaluation(found, Path(options.out) if options.out else folder.parent)}")
+    return 0
+
+
+GROUP = Group(
+    "scores of what is on disk",
+    {
+        "seeds": Command("score the seeds of a run, beside the paper's tables", _add_seeds, _seeds),
+        "masks": Command("score label maps on a data set's masks", _add_masks, _masks),
+    },
+)

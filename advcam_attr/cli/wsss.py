@@ -1,0 +1,100 @@
+"""``advcam wsss``: the stages of weakly supervised segmentation, from one configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jsonargparse import ActionConfigFile, Namespace
+
+from advcam_attr.cli.parser import Command, Group, Parser, fail
+
+if TYPE_CHECKING:
+    from advcam_attr.pipelines.wsss import WSSSConfig
+
+
+def config_parser(parser: Parser) -> Parser:
+    """Declare ``--config`` and every value of a `WSSSConfig` as an option of its own."""
+    from advcam_attr.pipelines.wsss import WSSSConfig
+
+    parser.add_argument("--config", action=ActionConfigFile, help="YAML file of the values below: configs/voc.yaml")
+    parser.add_class_arguments(WSSSConfig, None)
+    return parser
+
+
+def read_config(path: Path) -> WSSSConfig:
+    """The configuration that a run folder keeps."""
+    parser = config_parser(Parser(prog="advcam wsss"))
+    return _config(parser.parse_path(str(path)))
+
+
+def _config(options: Namespace) -> WSSSConfig:
+    parser = config_parser(Parser(prog="advcam wsss"))
+    values = Namespace(**{key: value for key, value in vars(options).items() if key not in ("config", "overwrite")})
+    config: WSSSConfig = _build(parser, values)
+    return config
+
+
+def _build(parser: Parser, values: Namespace) -> Any:
+    from advcam_attr.pipelines.wsss import WSSSConfig
+
+    built = parser.instantiate(values)
+    return WSSSConfig(**{key: built[key] for key in WSSSConfig.__dataclass_fields__})
+
+
+def _stage(run: Callable[[WSSSConfig, Namespace], int]) -> Callable[[Namespace], int]:
+    def command(options: Namespace) -> int:
+        from advcam_attr.pipelines.wsss import save_config
+
+        config = _config(options)
+        save_config(config)
+        return run(config, options)
+
+    return command
+
+
+def _classifier(config: WSSSConfig, options: Namespace) -> int:
+    from advcam_attr.pipelines import wsss
+
+    result = wsss.train(config)
+    if result.val_map is not None:
+        print(f"validation mAP {100 * result.val_map:.1f}, loss {result.val_loss:.4f}")
+    return 0
+
+
+def _seeds(config: WSSSConfig, options: Namespace) -> int:
+    from advcam_attr.pipelines import wsss
+
+    summaries = wsss.seeds(config, overwrite=options.overwrite, show_progress=True)
+    failed = [f"{id}: {reason}" for one in summaries for id, reason in one.failed]
+    if failed:
+        more = f"; and {len(failed) - 5} more" if len(failed) > 5 else ""
+        return fail(f"{len(failed)} maps could not be made: {'; '.join(failed[:5])}{more}")
+    return 0
+
+
+def _evaluate(config: WSSSConfig, options: Namespace) -> int:
+    from advcam_attr.pipelines import wsss
+
+    wsss.evaluate(config)
+    return 0
+
+
+def _add_seed_options(parser: Parser) -> None:
+    config_parser(parser)
+    parser.add_argument("--overwrite", action="store_true", help="make all maps anew, whatever is in the folder")
+
+
+def _add_options(parser: Parser) -> None:
+    config_parser(parser)
+
+
+GROUP = Group(
+    "weakly supervised segmentation, stage by stage",
+    {
+        "classifier": Command("train the classifier on image labels", _add_options, _stage(_classifier)),
+        "seeds": Command("make localization maps of every image's classes", _add_seed_options, _stage(_seeds)),
+        "evaluate": Command("score the maps on masks, beside the paper's tables", _add_options, _stage(_evaluate)),
+    },
+)

@@ -1,0 +1,380 @@
+"""A configuration in; the stages of weakly supervised segmentation over one run folder: classifier, seeds, evaluation.
+
+Every stage reads what the one before it has written, tells what it reads and writes, and does nothing again that is
+there. The folder of a run:
+
+- ``classifier/``: the trained net, its log and its measures (`advcam_attr.pipelines.classifier`);
+- ``seeds/cam/``, ``seeds/advcam/``: localization maps (`advcam_attr.pipelines.seeds`), and their ``evaluation.json``;
+- ``tables.md``: the paper's tables with this run's rows.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from advcam_attr.attr.generators import base_of
+from advcam_attr.data.coco import read_coco
+from advcam_attr.data.saliency import SaliencyFolder
+from advcam_attr.data.segmentation import SegmentationData, without_missing
+from advcam_attr.data.voc import read_voc
+from advcam_attr.engine.sharding import shard_of
+from advcam_attr.files import write_json, write_text
+from advcam_attr.metrics.evaluation import SeedEvaluation, compare_best
+from advcam_attr.metrics.thresholds import THRESHOLDS
+from advcam_attr.networks.cam_file import load_cam_net
+from advcam_attr.networks.generators import load_generator
+from advcam_attr.networks.resnet_cam import CAMNet, cam_net
+from advcam_attr.pipelines.classifier import ClassifierResult, ClassifierSettings, train_classifier
+from advcam_attr.pipelines.evaluation import evaluate_seeds, write_seed_evaluation
+from advcam_attr.pipelines.seeds import SeedSettings, SeedSummary, make_seeds, seed_store
+from advcam_attr.report.tables import Table, table_i, table_ii, table_ix, table_xi, table_xiii
+from advcam_attr.types import AdvCAMError
+
+Method = Literal["cam", "advcam"]
+
+#: The file of a run folder that holds its configuration.
+CONFIG = "config.json"
+
+#: Is told what a stage does, line by line.
+Tell = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which data set, and which of its splits serve for what. Paths may hold ``~`` and ``$VARIABLES``.
+
+    Attributes:
+        kind: ``"voc"`` or ``"coco"``.
+        root: its folder.
+        train: the images and labels that the classifier learns from; a split or a list's path.
+        val: what the classifier is validated on; None leaves that out.
+        seeds: the images that maps are made of; None takes ``train``.
+        score: the images whose masks the seeds are scored on; a part of ``seeds``.
+        labels: a ``cls_labels.npy`` in place of the annotations.
+        masks: COCO's masks: ``"auto"``, ``"draw"``, or a folder of ready ones.
+    """
+
+    root: str
+    kind: Literal["voc", "coco"] = "voc"
+    train: str = "train_aug"
+    val: str | None = "val"
+    seeds: str | None = None
+    score: str = "train"
+    labels: str | None = None
+    masks: str = "auto"
+
+
+@dataclass(frozen=True)
+class NetConfig:
+    """The classifier: one that is trained here, or a published seed generator.
+
+    Attributes:
+        backbone: of a net that is trained here; see `advcam_attr.networks.resnet_cam.cam_net`, as for the next ones.
+        model_args: keyword arguments of the backbone as its weights need them.
+        checkpoint: the backbone's weights; or the generator's file. None takes the backbone's pretrained ones.
+        random_weights: start from a backbone as it is initialised.
+        stride: the output stride.
+        lowered_by: how the stride is reached.
+        train_from: the module from which on weights are trained; None trains all but the stem.
+        mean, std: another normalisation than the backbone's own.
+        seed: of the new classifier's weights.
+        generator: ``"irn"``, ``"seam"`` or ``"sc_cam"``: the authors' net, from ``checkpoint``, without training.
+    """
+
+    backbone: str = "torchvision/resnet50"
+    model_args: dict[str, Any] = field(default_factory=dict)
+    checkpoint: str | None = None
+    random_weights: bool = False
+    stride: int | None = 16
+    lowered_by: Literal["removal", "dilation"] = "removal"
+    train_from: str | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    seed: int = 0
+    generator: str | None = None
+
+
+@dataclass(frozen=True)
+class SeedConfig:
+    """How seeds are made; see `advcam_attr.pipelines.seeds.SeedSettings`.
+
+    Attributes:
+        methods: plain CAM seeds, AdvCAM's, or both.
+        recipe: AdvCAM's.
+        overrides: parts of the recipe by name.
+        base: AdvCAM's base attribution. SEAM brings its own.
+        scales: factors of the pictures' size.
+        saliency: a folder of a detector's maps, for AdvCAM (section 4.4).
+        batch_rows: rows climbed at once at scale 1.
+        workers: threads that read pictures ahead.
+        device: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
+        autocast: the precision to compute in, e.g. ``"bfloat16"``; None for float32.
+        channels_last: lay images and net out so.
+    """
+
+    methods: tuple[Method, ...] = ("cam", "advcam")
+    recipe: str = "official"
+    overrides: dict[str, Any] = field(default_factory=dict)
+    base: str = "cam"
+    scales: tuple[float, ...] = (1.0, 0.5, 1.5, 2.0)
+    saliency: str | None = None
+    batch_rows: int = 4
+    workers: int = 2
+    device: str = "auto"
+    autocast: Literal["bfloat16", "float16"] | None = None
+    channels_last: bool = False
+
+
+@dataclass(frozen=True)
+class ScoreConfig:
+    """How seeds are scored.
+
+    Attributes:
+        thresholds: the background thresholds that are swept: the released scripts' for ``"voc"``, ``"coco"`` or
+            ``"seam"``.
+        device: where pixels are counted.
+        allow_missing: score the other images where maps are missing.
+    """
+
+    thresholds: str = "voc"
+    device: str = "cpu"
+    allow_missing: bool = False
+
+
+@dataclass(frozen=True)
+class WSSSConfig:
+    """A run of the whole pipeline.
+
+    Attributes:
+        run: the folder of all its results.
+        data: what it works on.
+        net: the classifier.
+        classifier: its training.
+        seeds: how maps are made.
+        score: how they are scored.
+    """
+
+    run: str
+    data: DataConfig
+    net: NetConfig = field(default_factory=NetConfig)
+    classifier: ClassifierSettings = field(default_factory=ClassifierSettings)
+    seeds: SeedConfig = field(default_factory=SeedConfig)
+    score: ScoreConfig = field(default_factory=ScoreConfig)
+
+
+def train(config: WSSSConfig, tell: Tell = print) -> ClassifierResult:
+    """The stage ``classifier``.
+
+    Raises:
+        AdvCAMError: the net is a published generator; or as `advcam_attr.pipelines.classifier.train_classifier`.
+    """
+    if config.net.generator is not None:
+        raise AdvCAMError(f"the net is {config.net.generator}'s, which comes trained: go on with the seeds")
+    data = read_split(config.data, config.data.train)
+    val = None if config.data.val is None else read_split(config.data, config.data.val)
+    tell(f"reading {data.root}: {_told(data)}" + ("" if val is None else f" to train on, {_told(val)} to validate on"))
+    net = config.net
+    model = cam_net(
+        net.backbone, len(data.classes), model_args=net.model_args,
+        checkpoint=None if net.checkpoint is None else path_of(net.checkpoint), random_weights=net.random_weights,
+        stride=net.stride, lowered_by=net.lowered_by, train_from=net.train_from, mean=net.mean, std=net.std,
+        seed=net.seed,
+    )  # fmt: skip
+    return train_classifier(config.classifier, model, data, val, folder_of(config, "classifier"), tell)
+
+
+def seeds(
+    config: WSSSConfig, tell: Tell = print, *, overwrite: bool = False, show_progress: bool = False
+) -> list[SeedSummary]:
+    """The stage ``seeds``: the maps of every method.
+
+    Raises:
+        AdvCAMError: there is no classifier yet; or as `advcam_attr.pipelines.seeds.make_seeds`.
+    """
+    data = read_split(config.data, config.data.seeds or config.data.train)
+    data, missing = without_missing(data)
+    tell(f"reading {data.root}: {_told(data)}" + _named_missing(len(missing), missing[0].image if missing else None))
+    net, mean, std = seed_net(config, data, tell)
+    c = config.seeds
+    settings = SeedSettings(
+        recipe=c.recipe, overrides=c.overrides, base=base_of(net) if config.net.generator else c.base, scales=c.scales,
+        mean=mean, std=std, batch_rows=c.batch_rows, workers=c.workers, device=c.device,
+        autocast=None if c.autocast is None else getattr(torch, c.autocast), channels_last=c.channels_last,
+        overwrite=overwrite,
+    )  # fmt: skip
+    detector = None if c.saliency is None else SaliencyFolder(path_of(c.saliency))
+    summaries = []
+    for method in c.methods:
+        chosen = replace(settings, method=method, saliency=detector if method == "advcam" else None)
+        out = folder_of(config, "seeds", method)
+        tell(f"making {method} seeds in {out}")
+        summaries.append(make_seeds(net, data, out, chosen, tell=tell, show_progress=show_progress))
+    return summaries
+
+
+def seed_net(config: WSSSConfig, data: SegmentationData, tell: Tell) -> tuple[nn.Module, Any, Any]:
+    """The net that seeds are made with, and its normalisation.
+
+    Raises:
+        AdvCAMError: it is not trained yet, or of other classes than the data's.
+    """
+    if config.net.generator is not None:
+        if config.net.checkpoint is None:
+            raise AdvCAMError(f"net.generator {config.net.generator!r} needs its authors' file: give net.checkpoint")
+        path = path_of(config.net.checkpoint)
+        generator = load_generator(config.net.generator, path)
+        tell(f"reading {config.net.generator}'s net from {path}")
+        return _laid_out(generator, config), generator.mean, generator.std
+    path = folder_of(config, "classifier") / "classifier.safetensors"
+    if not path.is_file():
+        raise AdvCAMError(f"there is no classifier {path}: train it first (advcam wsss classifier)")
+    net, classes = load_cam_net(path)
+    if classes != data.classes:
+        raise AdvCAMError(f"{path} is of {len(classes)} other classes than {data.name}'s {len(data.classes)}")
+    tell(f"reading {path}")
+    return _laid_out(net, config), net.mean, net.std
+
+
+def _laid_out(net: CAMNet | nn.Module, config: WSSSConfig) -> nn.Module:
+    return net.to(memory_format=torch.channels_last) if config.seeds.channels_last else net
+
+
+def evaluate(config: WSSSConfig, tell: Tell = print) -> dict[str, SeedEvaluation]:
+    """The stage ``evaluate``: scores of every method's seeds, and the paper's tables with this run's rows.
+
+    It takes seconds and is done anew each time.
+
+    Returns:
+        The evaluation of each method whose seeds are there.
+
+    Raises:
+        AdvCAMError: no seeds, or as `advcam_attr.pipelines.evaluation.evaluate_seeds`.
+    """
+    data = read_split(config.data, config.data.score)
+    if config.score.thresholds not in THRESHOLDS:
+        raise AdvCAMError(f"score.thresholds is one of {', '.join(THRESHOLDS)}, got {config.score.thresholds!r}")
+    found: dict[str, SeedEvaluation] = {}
+    for method in config.seeds.methods:
+        folder = folder_of(config, "seeds", method)
+        tell(f"scoring {folder} on the masks of {_told(data)}")
+        found[method] = evaluate_seeds(
+            seed_store(folder), data, THRESHOLDS[config.score.thresholds], device=config.score.device,
+            allow_missing=config.score.allow_missing,
+        )  # fmt: skip
+        tell(f"wrote {write_seed_evaluation(found[method], folder)}")
+    tables = seed_tables(found, config)
+    lines = [summary(found)]
+    if shard_of().rank == 0:
+        path = folder_of(config, "tables.md")
+        write_text(path, "\n\n".join([*lines, *(table.markdown() for table in tables)]) + "\n")
+        tell(f"wrote {path}")
+    for part in (*(table.text() for table in tables), *lines):
+        tell("\n" + part)
+    return found
+
+
+def summary(found: Mapping[str, SeedEvaluation]) -> str:
+    """Each method's best mean IoU and its threshold, and AdvCAM's gain with a bootstrap interval over images."""
+    lines = []
+    for method, one in found.items():
+        best = one.sweep.best_threshold()
+        lines.append(
+            f"{_names(found)[method]}: mIoU {100 * one.at(best).scores().mean_iou:.1f} at threshold {best:.2f}"
+        )
+    if {"cam", "advcam"} <= found.keys():
+        gain, low, high = (100 * value for value in compare_best(found["advcam"], found["cam"]))
+        lines.append(f"AdvCAM - CAM: {gain:+.1f} (90 % interval over images {low:+.1f} to {high:+.1f})")
+    scope = next(iter(found.values())).scope
+    return "\n".join([f"Seeds of {scope.data}, {len(scope.ids)} images", *lines])
+
+
+def seed_tables(found: Mapping[str, SeedEvaluation], config: WSSSConfig) -> list[Table]:
+    """The paper's tables that seeds fill: I, IX and XI for VOC, II and XIII for COCO."""
+    names = _names(found) | ({"cam": "IRN"} if config.net.backbone == NetConfig.backbone else {})
+    cut = {method: one.at() for method, one in found.items()}
+    scores = {names[method]: one.scores() for method, one in cut.items()}
+    scope = next(iter(found.values())).scope
+    source = f"here, {len(scope.ids)} images"
+    if config.data.kind == "coco":
+        sized = {_names(found)[method]: one.by_size() for method, one in cut.items()}
+        return [table_ii({name: (s.mean_iou, None) for name, s in scores.items()}, source), table_xiii(sized, source)]
+    each = {names[method]: one.matrix.iou().tolist() for method, one in cut.items()}
+    tables = [table_i({name: (s.mean_iou, None, None) for name, s in scores.items()}, source)]
+    tables.append(table_ix(each, scope.classes, source))
+    if "AdvCAM" in scores:
+        design = "last map only" if config.seeds.overrides.get("aggregate") == "last" else "sum over t"
+        tables.append(table_xi({design: scores["AdvCAM"]}, source))
+    return tables
+
+
+def _names(found: Mapping[str, Any]) -> dict[str, str]:
+    return {method: {"cam": "CAM", "advcam": "AdvCAM"}[method] for method in found}
+
+
+def read_split(config: DataConfig, split: str) -> SegmentationData:
+    """One split of the configured data set.
+
+    Raises:
+        AdvCAMError: it cannot be read; see the data set's reader.
+    """
+    root = path_of(config.root)
+    labels = None if config.labels is None else path_of(config.labels)
+    chosen: str | Path = path_of(split) if "/" in split or split.endswith(".txt") else split
+    if config.kind == "voc":
+        return read_voc(root, chosen, labels=labels)
+    masks = config.masks if config.masks in ("auto", "draw") else path_of(config.masks)
+    return read_coco(root, split, masks=masks, labels=labels)
+
+
+def folder_of(config: WSSSConfig, *parts: str) -> Path:
+    """A place in the run folder."""
+    return path_of(config.run).joinpath(*parts)
+
+
+def path_of(text: str) -> Path:
+    """A path with ``~`` and ``$VARIABLES`` filled in.
+
+    Example:
+        >>> path_of("data/voc").as_posix()
+        'data/voc'
+
+    Raises:
+        AdvCAMError: a variable is not set.
+    """
+    expanded = os.path.expandvars(os.path.expanduser(text))
+    if "$" in expanded:
+        raise AdvCAMError(f"{text}: set the environment variable {expanded[expanded.index('$') :].split('/')[0]}")
+    return Path(expanded)
+
+
+def save_config(config: WSSSConfig) -> None:
+    """Keep the configuration in the run folder, for those who look at it later."""
+    if shard_of().rank == 0:
+        write_json(folder_of(config, CONFIG), dataclasses.asdict(config))
+
+
+def config_of(run: Path) -> Path:
+    """The file that `save_config` wrote.
+
+    Raises:
+        AdvCAMError: there is none.
+    """
+    if not (run / CONFIG).is_file():
+        raise AdvCAMError(f"{run} is no run folder: it has no {CONFIG}; make seeds with advcam wsss first")
+    return run / CONFIG
+
+
+def _told(data: SegmentationData) -> str:
+    return f"{len(data.samples)} images of {data.name} {data.split}"
+
+
+def _named_missing(count: int, first: Path | None) -> str:
+    return "" if not count else f"; {count} of the list are not there and are left out, e.g. {first}"
