@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from jsonargparse import ActionConfigFile, Namespace
 
@@ -30,26 +30,17 @@ def read_config(path: Path) -> WSSSConfig:
 
 
 def _config(options: Namespace) -> WSSSConfig:
-    parser = config_parser(Parser(prog="advcam wsss"))
-    values = Namespace(**{key: value for key, value in vars(options).items() if key not in ("config", "overwrite")})
-    config: WSSSConfig = _build(parser, values)
-    return config
-
-
-def _build(parser: Parser, values: Namespace) -> Any:
+    """The values of a `WSSSConfig` among a command's options."""
     from advcam_attr.pipelines.wsss import WSSSConfig
 
-    built = parser.instantiate(values)
+    values = Namespace(**{key: options[key] for key in WSSSConfig.__dataclass_fields__})
+    built = config_parser(Parser(prog="advcam wsss")).instantiate(values)
     return WSSSConfig(**{key: built[key] for key in WSSSConfig.__dataclass_fields__})
 
 
 def _stage(run: Callable[[WSSSConfig, Namespace], int]) -> Callable[[Namespace], int]:
     def command(options: Namespace) -> int:
-        from advcam_attr.pipelines.wsss import save_config
-
-        config = _config(options)
-        save_config(config)
-        return run(config, options)
+        return run(_config(options), options)
 
     return command
 

@@ -188,6 +188,7 @@ def train(config: WSSSConfig, tell: Tell = print) -> ClassifierResult:
         stride=net.stride, lowered_by=net.lowered_by, train_from=net.train_from, mean=net.mean, std=net.std,
         seed=net.seed,
     )  # fmt: skip
+    save_config(config)
     return train_classifier(config.classifier, model, data, val, folder_of(config, "classifier"), tell)
 
 
@@ -210,6 +211,7 @@ def seeds(
         autocast=None if c.autocast is None else getattr(torch, c.autocast), channels_last=c.channels_last,
         overwrite=overwrite,
     )  # fmt: skip
+    save_config(config)
     detector = None if c.saliency is None else SaliencyFolder(path_of(c.saliency))
     summaries = []
     for method in c.methods:
