@@ -27,12 +27,13 @@ def write_mask(path: Path, labels: np.ndarray) -> None:
     image.save(path)
 
 
-def write_voc(root: Path, splits: Mapping[str, Mapping[str, Sequence[str]]]) -> Path:
+def write_voc(root: Path, splits: Mapping[str, Mapping[str, Sequence[str]]], size: tuple[int, int] = (6, 8)) -> Path:
     """Write photographs, annotations, masks and lists.
 
     Args:
         root: the folder ``VOC2012`` to make.
         splits: names of objects by id by split.
+        size: height and width of all pictures.
     """
     lists = root / "ImageSets" / "Segmentation"
     for folder in (lists, root / "JPEGImages"):
@@ -40,10 +41,10 @@ def write_voc(root: Path, splits: Mapping[str, Mapping[str, Sequence[str]]]) -> 
     for split, objects in splits.items():
         (lists / f"{split}.txt").write_text("".join(f"{id}\n" for id in objects))
         for index, (id, names) in enumerate(objects.items()):
-            labels = np.zeros((6, 8), np.uint8)
+            labels = np.zeros(size, np.uint8)
             for row, name in enumerate(names):
                 labels[row] = CLASSES.index(name) + 1
-            Image.new("RGB", (8, 6), (40 * index, 80, 120)).save(root / "JPEGImages" / f"{id}.jpg")
+            Image.new("RGB", size[::-1], (40 * index, 80, 120)).save(root / "JPEGImages" / f"{id}.jpg")
             write_annotation(root / "Annotations" / f"{id}.xml", names)
             write_mask(root / "SegmentationClass" / f"{id}.png", labels)
     return root

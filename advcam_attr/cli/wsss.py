@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -57,7 +58,7 @@ def _classifier(config: WSSSConfig, options: Namespace) -> int:
 def _seeds(config: WSSSConfig, options: Namespace) -> int:
     from advcam_attr.pipelines import wsss
 
-    summaries = wsss.seeds(config, overwrite=options.overwrite, show_progress=True)
+    summaries = wsss.seeds(config, overwrite=options.overwrite, show_progress=sys.stderr.isatty())
     failed = [f"{id}: {reason}" for one in summaries for id, reason in one.failed]
     if failed:
         more = f"; and {len(failed) - 5} more" if len(failed) > 5 else ""

@@ -1,0 +1,135 @@
+"""The stages of weakly supervised segmentation, from a configuration file to the tables, by the command line."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from tiny_voc import write_voc
+
+from advcam_attr import cli
+from advcam_attr.cli.wsss import read_config
+from advcam_attr.pipelines import wsss
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+
+CONFIG = """
+run: run
+data: {root: $PICTURES, train: train, val: val, score: train}
+net: {backbone: timm/test_resnet, random_weights: true, mean: [0.5], std: [0.25]}
+classifier: {epochs: 1, batch: 2, crop: 64, long_side: [64, 64], backbone_lr: 0.01, classifier_lr: 0.1, workers: 0}
+seeds: {recipe: auto, overrides: {steps: 1}, scales: [1.0, 0.5], workers: 0}
+"""
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch) -> Path:
+    """A working directory with a tiny VOC, named by a variable, and a configuration."""
+    monkeypatch.chdir(tmp_path)
+    train = {"a": ["dog"], "b": ["cat", "dog"], "c": ["cat"]}
+    write_voc(tmp_path / "VOC2012", {"train": train, "val": {"d": ["dog"], "e": ["cat"]}}, size=(48, 64))
+    monkeypatch.setenv("PICTURES", str(tmp_path / "VOC2012"))
+    (tmp_path / "config.yaml").write_text(CONFIG)
+    return tmp_path
+
+
+def run(capsys, *argv: str) -> tuple[int, str, str]:
+    code = cli.main(["wsss", argv[0], "--config", "config.yaml", *argv[1:]])
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def refused(capsys, *argv: str) -> str:
+    code, _, err = run(capsys, *argv)
+    assert code == 2
+    assert err.count("\n") == 1
+    return err.removeprefix("advcam: error: ").rstrip()
+
+
+def test_from_pictures_to_tables(capsys, folder):
+    code, out, _ = run(capsys, "classifier")
+    assert code == 0
+    assert "3 images of voc train to train on, 2 images of voc val to validate on" in out
+    assert "validation mAP" in out
+    code, out, _ = run(capsys, "seeds")
+    assert code == 0
+    assert "making cam seeds in run/seeds/cam" in out
+    assert "3 written, 0 kept, 0 failed" in out
+    code, out, _ = run(capsys, "evaluate")
+    assert code == 0
+    lines = out.splitlines()
+    assert any(line.startswith("AdvCAM") and "55.6" in line for line in lines), "the paper's row"
+    assert any(line.startswith("AdvCAM") and "here, 3 images" in line for line in lines)
+    assert "AdvCAM - CAM: " in out
+    report = json.loads((folder / "run/seeds/advcam/evaluation.json").read_text())
+    assert report["threshold_chosen"] == "the best on these masks"
+    assert "Table I" in (folder / "run/tables.md").read_text()
+
+    assert "nothing to do" in run(capsys, "classifier")[1]
+    assert "0 written, 3 kept" in run(capsys, "seeds")[1]
+    assert cli.main(["evaluate", "seeds", "run"]) == 0
+    assert "Table I" in capsys.readouterr().out
+    assert read_config(wsss.config_of(Path("run"))).data.root == "$PICTURES"
+
+
+def test_what_cannot_be_used_is_one_line(capsys, folder, monkeypatch):
+    assert refused(capsys, "seeds").startswith("there is no classifier run/classifier/classifier.safetensors: train it")
+    assert not Path("run").exists()
+    assert refused(capsys, "evaluate").startswith("no seeds in run/seeds/cam")
+    assert refused(capsys, "seeds", "--net.generator", "seam").startswith("net.generator 'seam' needs its authors'")
+    assert refused(capsys, "classifier", "--net.generator", "seam").startswith("the net is seam's, which comes trained")
+    assert refused(capsys, "classifier", "--data.root", "nowhere").startswith("no PASCAL VOC 2012 at nowhere")
+    assert "'trian'" in refused(capsys, "classifier", "--data.train", "trian")
+    assert refused(capsys, "classifier", "--classifier.batch", "9").startswith("voc train has 3 images, fewer than")
+    assert refused(capsys, "evaluate", "--score.thresholds", "v").startswith(
+        "score.thresholds is one of voc, coco, seam"
+    )
+    monkeypatch.delenv("PICTURES")
+    assert refused(capsys, "classifier") == "$PICTURES: set the environment variable $PICTURES"
+    assert not Path("run/seeds").exists()
+
+
+def test_other_settings_are_told(capsys, folder):
+    assert run(capsys, "classifier")[0] == 0
+    assert "epochs was 1, is 2" in refused(capsys, "classifier", "--classifier.epochs", "2")
+    assert run(capsys, "seeds", "--seeds.methods", "[advcam]")[0] == 0
+    message = refused(capsys, "seeds", "--seeds.methods", "[advcam]", "--seeds.overrides", "{steps: 2}")
+    assert "recipe.steps was 1, is 2" in message
+    assert run(capsys, "seeds", "--seeds.methods", "[advcam]", "--seeds.scales", "[1.0]", "--overwrite")[0] == 0
+
+
+def test_pictures_that_are_gone_or_broken_are_counted(capsys, folder):
+    assert run(capsys, "classifier")[0] == 0
+    (folder / "VOC2012/JPEGImages/a.jpg").unlink()
+    whole = (folder / "VOC2012/JPEGImages/b.jpg").read_bytes()
+    (folder / "VOC2012/JPEGImages/b.jpg").write_bytes(whole[: len(whole) // 2])
+    code, out, err = run(capsys, "seeds", "--seeds.methods", "[cam]")
+    assert code == 2
+    assert "1 of the list are not there and are left out, e.g. " in out
+    assert "1 written, 0 kept, 1 failed" in out
+    assert err.startswith("advcam: error: 1 maps could not be made: b: ")
+    assert "b.jpg" in err
+    assert "maps of 2 of 3 images are missing" in refused(capsys, "evaluate", "--seeds.methods", "[cam]")
+    assert run(capsys, "evaluate", "--seeds.methods", "[cam]", "--score.allow_missing", "true")[0] == 0
+
+
+def test_saliency_reaches_the_climb_alone(capsys, folder):
+    assert run(capsys, "classifier")[0] == 0
+    (folder / "sal").mkdir()
+    for id in "abc":
+        Image.new("L", (64, 48), 255 if id == "a" else 0).save(folder / f"sal/{id}.png")
+    argv = ["--seeds.saliency", "sal", "--seeds.overrides", "{steps: 3, stop: never}"]
+    assert run(capsys, "seeds", *argv)[0] == 0
+    settings = json.loads((folder / "run/seeds/advcam/seeds.json").read_text())["settings"]
+    assert settings["saliency"] is not None
+    assert json.loads((folder / "run/seeds/cam/seeds.json").read_text())["settings"]["saliency"] is None
+
+
+@pytest.mark.parametrize("name", ["voc", "coco", "voc_small"])
+def test_shipped_configurations_are_valid(name):
+    config = read_config(CONFIGS / f"{name}.yaml")
+    assert config.seeds.methods == ("cam", "advcam")
+    assert replace(config, run="elsewhere").run == "elsewhere"
