@@ -163,7 +163,7 @@ def test_signed_recipes_that_stop_equal_the_attribution(tmp_path, data, net):
 
 
 def test_seeds_of_a_generator_are_its_accumulated_maps(tmp_path, data):
-    """SEAM is climbed before its correlation module and summed after it, as by the attribution; several rows a batch."""
+    """SEAM is climbed before its correlation module and summed after it, as by the attribution."""
     torch.manual_seed(0)
     seam = SEAM(classes=5, width=1).eval()
     with torch.no_grad():  # features are never negative: without this, a class would win or lose in all places
