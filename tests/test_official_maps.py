@@ -130,9 +130,7 @@ def test_a_malicious_pickle_is_refused_and_not_run(tmp_path, protocol, function)
     witness = tmp_path / "run"
     argument = f"touch {witness}" if function is os.system else f"open({str(witness)!r}, 'w')"
     path = save(tmp_path / "a.npy", {"keys": Runs(function, argument)}, protocol)
-    with pytest.raises(
-        AdvCAMError, match=r"a\.npy is refused: its pickle asks for \S+, and may hold"
-    ) as told:
+    with pytest.raises(AdvCAMError, match=r"a\.npy is refused: its pickle asks for \S+, and may hold") as told:
         read_dictionary(path)
     assert "\n" not in str(told.value)
     assert not witness.exists()
