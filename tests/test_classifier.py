@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -11,8 +12,10 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
 
@@ -207,7 +210,7 @@ def test_other_settings_in_the_same_folder(tmp_path, monkeypatch):
     with pytest.raises(AdvCAMError, match=r"val was blobs val, 9 images, \w+, is None"):
         train_classifier(SETTINGS, TinyCAM(), TRAIN, None, tmp_path)
     (tmp_path / "classifier.json").unlink()
-    with pytest.raises(AdvCAMError, match=r"begun with other settings \(seed was 0, is 1\)"):
+    with pytest.raises(AdvCAMError, match=r"checkpoint\.pt was made with other settings \(seed was 0, is 1\)"):
         train_classifier(replace(SETTINGS, seed=1), TinyCAM(), TRAIN, VAL, tmp_path)
     other = TinyCAM()
     other.classifier.weight.data.add_(1)
@@ -239,7 +242,7 @@ def test_images_without_validation(tmp_path):
         ({"batch": 23}, "blobs train has 22 images, fewer than one batch of 23; choose a smaller batch"),
         ({"accumulate": 3}, "a batch of 4 cannot be shared by 1 ranks in 3 parts each"),
         ({"precision": "float16"}, "float16 training needs a GPU"),
-        ({"device": "tpu0"}, "unknown device 'tpu0'"),
+        ({"device": "tpu0"}, "device 'tpu0' cannot be used here"),
     ],
 )
 def test_settings_that_cannot_be_used(tmp_path, changes, message):
@@ -257,12 +260,35 @@ def test_data_that_cannot_be_used(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_full_disk_is_one_line_and_nothing_half_written(tmp_path, monkeypatch):
-    def full(*args, **kwargs):
-        raise OSError(28, "No space left on device")
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_truncated_photograph_is_one_line(tmp_path, monkeypatch, workers):
+    monkeypatch.undo()
+    noise = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
+    for sample in TRAIN.samples:
+        Image.fromarray(noise).save(tmp_path / f"{sample.id}.jpg")
+    broken = tmp_path / f"{TRAIN.samples[7].id}.jpg"
+    broken.write_bytes(broken.read_bytes()[:-500])
+    photographs = tuple(replace(sample, image=tmp_path / f"{sample.id}.jpg") for sample in TRAIN.samples)
+    settings = replace(SETTINGS, workers=workers, long_side=(16, 24))
+    with pytest.raises(AdvCAMError) as told:
+        train_classifier(settings, TinyCAM(), replace(TRAIN, samples=photographs), None, tmp_path / "out")
+    assert str(broken) in str(told.value)
+    assert "truncated" in str(told.value)
+    assert "\n" not in str(told.value)
+    assert not (tmp_path / "out" / "classifier.json").exists()
 
-    monkeypatch.setattr(classifier, "write_json", full)
-    with pytest.raises(AdvCAMError, match=f"cannot write to {tmp_path}: No space left on device"):
+
+def test_a_full_disk_is_one_line_and_nothing_half_written(tmp_path, monkeypatch):
+    write = Path.write_bytes
+
+    def full(path: Path, content: bytes) -> int:
+        if path.suffix == ".json":
+            write(path, content[:9])
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write(path, content)
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(AdvCAMError, match=r"cannot write .*classifier\.json \(No space left on device\): make room"):
         train_classifier(SETTINGS, TinyCAM(), TRAIN, VAL, tmp_path)
     monkeypatch.undo()
     assert not (tmp_path / "classifier.json").exists()

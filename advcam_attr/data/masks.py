@@ -1,7 +1,8 @@
-"""A mask's file in; a label map ``(H, W)`` out: 0 the background, k + 1 class k, 255 void."""
+"""A mask's file, or a sample, in; a label map ``(H, W)`` out: 0 the background, k + 1 class k, 255 void."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -9,13 +10,12 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from advcam_attr.types import AdvCAMError
+from advcam_attr.data.lists import few
+from advcam_attr.data.sizes import image_size
+from advcam_attr.types import AdvCAMError, Sample
 
 #: The label of pixels that count for nothing: borders of objects, crowds.
 VOID = 255
-
-#: The EXIF tag that says how a photograph was held, and the values that swap its height and width.
-_ORIENTATION, _LYING = 0x0112, (5, 6, 7, 8)
 
 
 def palette() -> np.ndarray:
@@ -34,62 +34,92 @@ def palette() -> np.ndarray:
     return colours
 
 
-def read_mask(path: str | Path, num_classes: int, size: tuple[int, int] | None = None) -> Tensor:
-    """Read a label map.
+def read_labels(path: str | Path, num_classes: int) -> Tensor:
+    """Read a label map, whatever labels it holds.
 
     Palette and grey images hold the labels themselves. Where the labels were drawn out in the colours of `palette`
     (an RGB image, or a palette that was packed anew by a tool that saves space), the colours are read back.
 
     Args:
         path: a PNG, or a ``.mat`` file of the Semantic Boundaries Dataset (needs SciPy).
-        num_classes: K, without the background.
+        num_classes: K, without the background; colours count as those of 0..K and 255.
+
+    Returns:
+        ``(H, W)`` uint8.
+
+    Raises:
+        AdvCAMError: the file is missing or damaged, or holds colours that are no class's.
+
+    Example:
+        >>> read_labels("masks/2007_000032.png", 20).unique()  # doctest: +SKIP
+        tensor([ 0,  1, 15], dtype=torch.uint8)
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise AdvCAMError(f"no such mask: {path}")
+    return torch.from_numpy(_read_sbd(path) if path.suffix == ".mat" else _read_image(path, num_classes))
+
+
+def read_mask(path: str | Path, num_classes: int, size: tuple[int, int] | None = None) -> Tensor:
+    """Read a true label map: as `read_labels`, and checked.
+
+    Args:
+        path, num_classes: as for `read_labels`.
         size: the photograph's height and width, where they are to be checked.
 
     Returns:
         ``(H, W)`` uint8, in 0..K or 255.
 
     Raises:
-        AdvCAMError: the file is missing or damaged, is of another size than the photograph, holds labels above K, or
-            colours that are no class's.
+        AdvCAMError: as `read_labels`; the mask is of another size than the photograph, or holds labels above K.
 
     Example:
         >>> read_mask("SegmentationClass/2007_000032.png", 20).unique()  # doctest: +SKIP
         tensor([  0,   1,  15, 255], dtype=torch.uint8)
     """
-    path = Path(path)
-    if not path.is_file():
-        raise AdvCAMError(f"no such mask: {path}")
-    labels = _read_sbd(path) if path.suffix == ".mat" else _read_image(path, num_classes)
-    if size is not None and labels.shape != size:
+    labels = read_labels(path, num_classes)
+    if size is not None and tuple(labels.shape) != tuple(size):
         raise AdvCAMError(
             f"mask {path} is of {labels.shape[1]}x{labels.shape[0]} pixels and its photograph of "
             f"{size[1]}x{size[0]}; they must be of one size"
         )
-    counts = np.bincount(labels.ravel(), minlength=256)
+    counts = np.bincount(labels.numpy().ravel(), minlength=256)
     if counts[num_classes + 1 : VOID].any():
         beyond = [int(k) for k in np.flatnonzero(counts) if num_classes < k < VOID]
         raise AdvCAMError(
             f"mask {path} holds the label{'s' * (len(beyond) > 1)} {', '.join(map(str, beyond[:5]))}, but there are "
             f"{num_classes} classes; labels are 0 to {num_classes}, and 255 for void"
         )
-    return torch.from_numpy(labels)
+    return labels
 
 
-def photograph_size(path: Path) -> tuple[int, int]:
-    """Height and width of a photograph once it is upright, from its header alone.
+@dataclass(frozen=True)
+class MaskFiles:
+    """Reads the true label map of a sample: the first of its files that is there.
 
-    Raises:
-        AdvCAMError: the file is missing, or not an image.
+    Attributes:
+        folders: of PNGs, or of SBD's ``.mat`` files, named as the samples.
+        num_classes: K.
     """
-    try:
-        with Image.open(path) as image:
-            width, height = image.size
-            lying = image.getexif().get(_ORIENTATION) in _LYING
-    except FileNotFoundError as error:
-        raise AdvCAMError(f"no such image file: {path}") from error
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise AdvCAMError(f"not an image that can be read: {path}; is it damaged?") from error
-    return (width, height) if lying else (height, width)
+
+    folders: tuple[Path, ...]
+    num_classes: int
+
+    def find(self, id: str) -> Path | None:
+        """The file of an id's mask, if it has one."""
+        files = (folder / f"{id}{ending}" for folder in self.folders for ending in (".png", ".mat"))
+        return next((file for file in files if file.is_file()), None)
+
+    def __call__(self, sample: Sample) -> Tensor:
+        """The label map ``(H, W)`` uint8.
+
+        Raises:
+            AdvCAMError: there is none, or it cannot be read or does not fit the photograph.
+        """
+        path = self.find(sample.id)
+        if path is None:
+            raise AdvCAMError(f"no mask of {sample.id}: it is not in {few(self.folders)}")
+        return read_mask(path, self.num_classes, image_size(sample.image) if sample.image.is_file() else None)
 
 
 def _read_image(path: Path, num_classes: int) -> np.ndarray:

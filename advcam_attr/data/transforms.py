@@ -1,4 +1,4 @@
-"""Photographs in; the inputs of classifiers, for training, validation and seeds, out.
+"""Photographs in; the inputs of classifiers, for training and validation, out.
 
 The values are those of IRN's and AdvCAM's classifier: the photograph's long side is drawn from 320..640 pixels
 (bicubic), then it is normalised, mirrored half of the time, and cut or padded to 512 x 512 pixels. Padding comes after
@@ -8,6 +8,7 @@ normalisation, so that it is of the mean colour.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -16,10 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.transforms import InterpolationMode, v2
 
+from advcam_attr.data.pictures import MEAN, STD, normalised, to_bytes
 from advcam_attr.types import AdvCAMError
-
-#: Of RGB values in 0..1, over ImageNet.
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def classifier_train(
@@ -48,7 +47,7 @@ def classifier_train(
     return v2.Compose(
         [
             RandomLongSide(*long_side),
-            *_normalised(mean, std),
+            v2.Lambda(partial(to_input, mean=mean, std=std)),
             v2.RandomHorizontalFlip(0.5),
             RandomCropOrPad(crop),
         ]
@@ -62,7 +61,7 @@ def classifier_val(crop: int = 512, mean: Sequence[float] = MEAN, std: Sequence[
         >>> classifier_val(crop=64)(Image.new("RGB", (100, 40), "white"))[0, [39, 40], 0]
         tensor([2.2489, 0.0000])
     """
-    return v2.Compose([*_normalised(mean, std), TopLeftCropOrPad(crop)])
+    return v2.Compose([v2.Lambda(partial(to_input, mean=mean, std=std)), TopLeftCropOrPad(crop)])
 
 
 def to_input(image: Image.Image, mean: Sequence[float] = MEAN, std: Sequence[float] = STD) -> Tensor:
@@ -72,28 +71,7 @@ def to_input(image: Image.Image, mean: Sequence[float] = MEAN, std: Sequence[flo
         >>> to_input(Image.new("RGB", (4, 2), "white"), mean=(0.5,) * 3, std=(0.5,) * 3).shape
         torch.Size([3, 2, 4])
     """
-    normalised: Tensor = v2.Compose(_normalised(mean, std))(image)
-    return normalised
-
-
-def resize_to(image: Image.Image, scale: float) -> Image.Image:
-    """A picture scaled (bicubic), its sides rounded as IRN does: halves to the even number.
-
-    Args:
-        image: 8-bit, of ``W x H`` pixels.
-        scale: above 0.
-
-    Raises:
-        AdvCAMError: nothing would be left of it.
-
-    Example:
-        >>> resize_to(Image.new("RGB", (333, 375)), 0.5).size
-        (166, 188)
-    """
-    width, height = (int(side) for side in np.round(np.array(image.size) * scale))
-    if min(width, height) < 1:
-        raise AdvCAMError(f"an image of {image.size[0]}x{image.size[1]} pixels cannot be scaled by {scale:g}")
-    return image.resize((width, height), Image.Resampling.BICUBIC)
+    return normalised(to_bytes(image), mean, std)
 
 
 class RandomLongSide(nn.Module):
@@ -117,30 +95,6 @@ class RandomLongSide(nn.Module):
         return v2.functional.resize(image, [height, width], InterpolationMode.BICUBIC)
 
 
-class RandomCropOrPad(nn.Module):
-    """A random square of an image; along a side that is too short for it, the image at a random place within zeros.
-
-    Args:
-        size: side of the square in pixels.
-    """
-
-    def __init__(self, size: int) -> None:
-        super().__init__()
-        if size < 1:
-            raise AdvCAMError(f"the crop must be at least 1 pixel, got {size}")
-        self.size = size
-
-    def forward(self, image: Tensor) -> Tensor:
-        """``(..., H, W)`` to ``(..., size, size)``."""
-        top, left = (self._draw(length) for length in image.shape[-2:])
-        return _window(image, top, left, self.size)
-
-    def _draw(self, length: int) -> int:
-        """Where the window begins; below 0 where the image begins within it."""
-        slack = length - self.size
-        return int(torch.randint(min(slack, 0), max(slack, 0) + 1, ()))
-
-
 class TopLeftCropOrPad(nn.Module):
     """The top left square of an image, with zeros right and below where it is too small.
 
@@ -156,7 +110,25 @@ class TopLeftCropOrPad(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """``(..., H, W)`` to ``(..., size, size)``."""
-        return _window(image, 0, 0, self.size)
+        top, left = (self.begin(length) for length in image.shape[-2:])
+        return _window(image, top, left, self.size)
+
+    def begin(self, length: int) -> int:
+        """Where the window begins along a side; below 0 where the image begins within it."""
+        return 0
+
+
+class RandomCropOrPad(TopLeftCropOrPad):
+    """A random square of an image; along a side that is too short for it, the image at a random place within zeros.
+
+    Args:
+        size: side of the square in pixels.
+    """
+
+    def begin(self, length: int) -> int:
+        """Any place in which the window and the image overlap as far as they can."""
+        slack = length - self.size
+        return int(torch.randint(min(slack, 0), max(slack, 0) + 1, ()))
 
 
 def _window(image: Tensor, top: int, left: int, size: int) -> Tensor:
@@ -165,7 +137,3 @@ def _window(image: Tensor, top: int, left: int, size: int) -> Tensor:
     above, before = max(-top, 0), max(-left, 0)
     below, after = size - above - cropped.shape[-2], size - before - cropped.shape[-1]
     return F.pad(cropped, (before, after, above, below))
-
-
-def _normalised(mean: Sequence[float], std: Sequence[float]) -> list[nn.Module]:
-    return [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.ToPureTensor(), v2.Normalize(list(mean), list(std))]

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from advcam_attr import __version__, recipes
+from advcam_attr.data.pictures import MEAN, STD
 from advcam_attr.data.segmentation import SegmentationData
 from advcam_attr.pipelines.run_folder import weights_digest
 from advcam_attr.pipelines.seed_maps import CAM_SEEDS, SCALES
@@ -29,7 +30,7 @@ class SeedSettings:
         overrides: parts of the recipe by name.
         base: the map that is climbed and summed: whatever `advcam_attr.AdvCAM` takes as its base.
         layer: the module, by name, whose output is mapped; None finds it.
-        scales: factors; default: the released code's (``wsss.md`` C). The recipe's own are not read.
+        scales: factors; default: the released code's. The recipe's own are not read.
         mean, std: of the net's input, for RGB in [0, 1]; default: ImageNet's.
         saliency: a detector's foreground for a sample and its size, ``(H, W)``, bool or in [0, 1]; at most 0.5 is
             background and may not change (section 4.4).
@@ -48,8 +49,8 @@ class SeedSettings:
     base: Any = "cam"
     layer: str | None = None
     scales: tuple[float, ...] = SCALES
-    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
-    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    mean: tuple[float, ...] = MEAN
+    std: tuple[float, ...] = STD
     saliency: Callable[[Sample, tuple[int, int]], Tensor] | None = None
     batch_rows: int = 4
     workers: int = 2
