@@ -18,9 +18,11 @@ from seed_run import SETTINGS, random_data, small_classifier
 from torch import nn
 
 from advcam_attr import AdvCAM
+from advcam_attr.attr.generators import SEAMBase
 from advcam_attr.data.segmentation import SegmentationData
 from advcam_attr.engine.sharding import Shard
 from advcam_attr.networks import load_model
+from advcam_attr.networks.seam import SEAM
 from advcam_attr.pipelines.seeds import SeedSettings, make_seeds, seed_store, sweep_seeds
 from advcam_attr.recipes import released_schedule
 from advcam_attr.refine.seeds import cut
@@ -158,6 +160,28 @@ def test_signed_recipes_that_stop_equal_the_attribution(tmp_path, data, net):
         maps = seed_store(tmp_path).read(sample.id)
         assert bool((maps.high_res >= 0).all())
     assert 0 < sum(stopped) < len(stopped)
+
+
+def test_seeds_of_a_generator_are_its_accumulated_maps(tmp_path, data):
+    """SEAM is climbed before its correlation module and summed after it, as by the attribution."""
+    torch.manual_seed(0)
+    seam = SEAM(classes=5, width=1).eval()
+    with torch.no_grad():  # features are never negative: without this, a class would win or lose in all places
+        seam.fc8.weight -= seam.fc8.weight.mean(1, keepdim=True)
+    small = replace(data, samples=tuple(s for s in data.samples if s.labels)[:2])
+    settings = replace(SETTINGS, recipe="official_wrn38", overrides={"steps": 2, "schedule": "same"}, scales=(3.0, 2.0))
+    for name, base in (("seam", SEAMBase(seam)), ("cam", "cam")):
+        make_seeds(seam, small, tmp_path / name, replace(settings, base=base))
+    advcam = AdvCAM(seam, base=SEAMBase(seam), recipe="official_wrn38", **settings.overrides, scales=1.0)
+    differ = []
+    for sample in small.samples:
+        found, plain = (seed_store(tmp_path / name).read_grids(sample.id).grids for name in ("seam", "cam"))
+        for row, label in enumerate(sample.labels):
+            for scale, grids, others in zip(settings.scales, found, plain, strict=True):
+                wanted = advcam.attribute(picture(sample, scale)[None].float(), label, output="native")[0, 0]
+                torch.testing.assert_close(grids[row], wanted, rtol=1e-4, atol=1e-5)
+                differ.append(not torch.allclose(grids[row], others[row], rtol=0.1))
+    assert sum(differ) > 0.5 * len(differ)
 
 
 @pytest.mark.parametrize("settings", [SETTINGS, replace(SETTINGS, recipe="auto"), replace(SETTINGS, method="cam")])
