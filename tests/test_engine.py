@@ -13,13 +13,14 @@ from torch import nn
 
 from advcam_attr.engine import checkpoints
 from advcam_attr.engine.checkpoints import random_states, read_training, restore, save_checkpoint, set_random_states
-from advcam_attr.engine.distributed import ALONE, Rank, attempt, choose_device, shard, shard_rank, training_rank
+from advcam_attr.engine.distributed import attempt, process_group
 from advcam_attr.engine.fit import Training, fit, loss_scaler
 from advcam_attr.engine.loading import TrainingBatches, load_batches
 from advcam_attr.engine.log import json_log, read_log, tensorboard_log
 from advcam_attr.engine.losses import LOSSES
 from advcam_attr.engine.optimiser import RELEASED_MOMENTUM, Group, sgd
 from advcam_attr.engine.schedules import poly
+from advcam_attr.engine.sharding import ALONE, Shard
 from advcam_attr.types import AdvCAMError
 
 CPU = torch.device("cpu")
@@ -141,9 +142,9 @@ class Noisy:
         return torch.tensor([float(index), *drawn]), torch.zeros(1)
 
 
-def read(steps=(0, 6), workers=0, seed=0, rank=ALONE, items=None, batch=4):
+def read(steps=(0, 6), workers=0, seed=0, shard=ALONE, items=None, batch=4):
     items = items or Noisy()
-    order = TrainingBatches(len(items), batch, seed=seed, steps=steps, rank=rank)
+    order = TrainingBatches(len(items), batch, seed=seed, steps=steps, shard=shard)
     return [images for images, _ in load_batches(items, order, seed=seed, workers=workers)]
 
 
@@ -171,7 +172,7 @@ def test_epochs_show_each_image_once_in_another_order_and_with_other_noise():
 @pytest.mark.parametrize("world", [2, 4])
 def test_ranks_share_each_batch(world):
     alone = read()
-    shares = [read(rank=Rank(rank, world)) for rank in range(world)]
+    shares = [read(shard=Shard(rank, world)) for rank in range(world)]
     for step, batch in enumerate(alone):
         together = torch.cat([share[step] for share in shares])
         assert {len(share[step]) for share in shares} == {4 // world}
@@ -334,50 +335,17 @@ def test_tensorboard_is_optional(tmp_path, monkeypatch):
 # --- ranks ------------------------------------------------------------------------------------------------------------
 
 
-def test_ranks_from_the_environment():
-    job = {"SLURM_NTASKS": "4", "SLURM_PROCID": "0"}
-    assert training_rank(job) == Rank()  # a batch script is one process, whatever its job asks for
-    assert training_rank({**job, "SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "3"}) == Rank(3, 4, 0)
-    both = {**job, "SLURM_STEP_NUM_TASKS": "4", "RANK": "1", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}
-    assert training_rank(both) == Rank(1, 8, 1)
-    array = {f"SLURM_ARRAY_TASK_{k}": v for k, v in (("ID", "4"), ("MIN", "0"), ("MAX", "6"), ("COUNT", "4"))}
-    assert shard_rank(array) == Rank(2, 4)
-    assert training_rank(array) == Rank()
-    assert shard_rank(both) == Rank(1, 8, 1)
-    assert shard_rank({}) == Rank()
-
-
-def test_shards_are_the_items_each_once():
-    items = list(range(11))
-    for world in (1, 2, 3, 20):
-        shards = [shard(items, Rank(rank, world)) for rank in range(world)]
-        assert sorted(item for part in shards for item in part) == items
-
-
-@pytest.mark.parametrize(
-    ("env", "message"),
-    [
-        ({"RANK": "2", "WORLD_SIZE": "2"}, "RANK=2 does not fit WORLD_SIZE=2"),
-        ({"RANK": "one", "WORLD_SIZE": "2"}, "RANK='one' where a number was expected"),
-        ({"SLURM_ARRAY_TASK_ID": "1", "SLURM_ARRAY_TASK_MIN": "1", "SLURM_ARRAY_TASK_MAX": "9",
-          "SLURM_ARRAY_TASK_COUNT": "4"}, "the SLURM array has gaps"),
-    ],
-)  # fmt: skip
-def test_environments_that_do_not_fit(env, message):
-    with pytest.raises(AdvCAMError, match=message):
-        shard_rank(env)
-
-
 def test_attempts_do_not_meet():
     names = {attempt({"TORCHELASTIC_RUN_ID": run, "TORCHELASTIC_RESTART_COUNT": n}) for run in "ab" for n in "012"}
     assert len(names) == 6
 
 
-def test_devices():
-    assert choose_device(Rank(), "cpu") == CPU
-    with pytest.raises(AdvCAMError, match="unknown device 'gpu'"):
-        choose_device(Rank(), "gpu")
-    if not torch.cuda.is_available():
-        assert choose_device(Rank()) == CPU
-        with pytest.raises(AdvCAMError, match="cuda:0 is wanted, but there are 0 GPUs"):
-            choose_device(Rank(), "cuda")
+def test_ranks_that_cannot_meet_are_told(monkeypatch):
+    with process_group(ALONE, CPU, {}):
+        pass
+    with pytest.raises(AdvCAMError, match="MASTER_ADDR is not set"), process_group(Shard(1, 2, 1), CPU, {}):
+        pass
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    cuda, env = torch.device("cuda", 0), {"LOCAL_WORLD_SIZE": "2"}
+    with pytest.raises(AdvCAMError, match="2 ranks on this machine need a GPU each, and there are 1"):
+        process_group(Shard(1, 2, 1), cuda, env).__enter__()

@@ -9,28 +9,34 @@ import pytest
 import torch
 
 from advcam_attr.engine.batches import plan_batches
+from advcam_attr.engine.devices import choose_device
 from advcam_attr.engine.prefetch import prefetched
-from advcam_attr.engine.sharding import Shard, shard_of
+from advcam_attr.engine.sharding import Shard, shard_of, shard_of_launch
 from advcam_attr.types import AdvCAMError
 
 ARRAY = {"SLURM_ARRAY_TASK_ID": "7", "SLURM_ARRAY_TASK_MIN": "3", "SLURM_ARRAY_TASK_MAX": "9",
-         "SLURM_ARRAY_TASK_STEP": "2", "SLURM_ARRAY_TASK_COUNT": "4"}  # fmt: skip
+         "SLURM_ARRAY_TASK_COUNT": "4"}  # fmt: skip
+STEP = {"SLURM_PROCID": "3", "SLURM_STEP_NUM_TASKS": "8", "SLURM_LOCALID": "1", "SLURM_NTASKS": "8"}
+TORCHRUN = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}
 
 
 @pytest.mark.parametrize(
-    ("environment", "wanted"),
+    ("environment", "together", "share"),
     [
-        ({}, Shard()),
-        ({"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}, Shard(3, 8, 1)),
-        ({"SLURM_PROCID": "3", "SLURM_STEP_NUM_TASKS": "8", "SLURM_LOCALID": "1", "SLURM_NTASKS": "8"}, Shard(3, 8, 1)),
-        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "8"}, Shard()),  # a batch script's own process
-        ({"SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "2", "RANK": "5", "WORLD_SIZE": "8"}, Shard(5, 8, 0)),
-        (ARRAY, Shard(2, 4, 0)),
-        (ARRAY | {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}, Shard(5, 8, 1)),
+        ({}, Shard(), Shard()),
+        (TORCHRUN, Shard(1, 2, 1), Shard(1, 2, 1)),
+        (STEP, Shard(3, 8, 1), Shard(3, 8, 1)),
+        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "8"}, Shard(), Shard()),  # a batch script's own process
+        (STEP | {"RANK": "5", "WORLD_SIZE": "9"}, Shard(5, 9, 0), Shard(5, 9, 0)),
+        (ARRAY, Shard(), Shard(2, 4, 0)),
+        (ARRAY | TORCHRUN, Shard(1, 2, 1), Shard(5, 8, 1)),
+        (ARRAY | {"SLURM_ARRAY_TASK_MIN": "7", "SLURM_ARRAY_TASK_MAX": "7", "SLURM_ARRAY_TASK_COUNT": "1"},
+         Shard(), Shard()),
     ],
-)
-def test_the_launcher_tells_the_share(environment, wanted):
-    assert shard_of(environment) == wanted
+)  # fmt: skip
+def test_the_launcher_tells_the_share(environment, together, share):
+    assert shard_of_launch(environment) == together
+    assert shard_of(environment) == share
 
 
 @pytest.mark.parametrize(
@@ -40,6 +46,7 @@ def test_the_launcher_tells_the_share(environment, wanted):
         ({"RANK": "2", "WORLD_SIZE": "2"}, "got rank 2 of 2"),
         (ARRAY | {"SLURM_ARRAY_TASK_MAX": "20"}, "gaps"),
         (ARRAY | {"SLURM_ARRAY_TASK_ID": "4"}, "gaps"),
+        ({"SLURM_ARRAY_TASK_COUNT": "4"}, "SLURM_ARRAY_TASK_ID must be a number, got None"),
     ],
 )
 def test_a_share_that_cannot_be_told_is_refused(environment, message):
@@ -55,14 +62,14 @@ def test_shares_are_the_whole_and_never_overlap(world):
 
 
 def test_devices(monkeypatch):
-    assert Shard().device("cpu") == torch.device("cpu")
+    assert choose_device("cpu") == torch.device("cpu")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
-    assert Shard(6, 8, 6).device("auto") == torch.device("cuda", 2)
+    assert choose_device("auto", 6) == choose_device("cuda", 6) == torch.device("cuda", 2)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert Shard(6, 8, 6).device("auto") == torch.device("cpu")
+    assert choose_device("auto", 6) == torch.device("cpu")
     with pytest.raises(AdvCAMError, match="device 'nonsense' cannot be used here"):
-        Shard().device("nonsense")
+        choose_device("nonsense")
 
 
 def test_batches_hold_images_of_one_size_up_to_the_rows():

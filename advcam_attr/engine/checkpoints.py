@@ -14,28 +14,29 @@ from typing import Any
 import numpy as np
 import torch
 
-from advcam_attr.engine.distributed import ALONE, Rank, gather
+from advcam_attr.engine.distributed import gather
 from advcam_attr.engine.fit import Training
+from advcam_attr.engine.sharding import ALONE, Shard
 from advcam_attr.files import replacing
 from advcam_attr.types import AdvCAMError
 
 _KEYS = {"config", "step", "model", "optimiser", "scaler", "random"}
 
 
-def save_checkpoint(path: Path, training: Training, config: Mapping[str, Any], rank: Rank = ALONE) -> None:
+def save_checkpoint(path: Path, training: Training, config: Mapping[str, Any], shard: Shard = ALONE) -> None:
     """Write all that the training's next step depends on; every rank calls it, the first one writes.
 
     Args:
         path: written whole or not at all; what it held before is replaced.
         training: between two steps.
         config: what the training was started with, as JSON would give it back.
-        rank: of this process.
+        shard: which process this is.
 
     Raises:
         AdvCAMError: the file cannot be written.
     """
     states = gather(random_states(next(training.model.parameters()).device))
-    if rank.rank:
+    if shard.rank:
         return
     content = {
         "config": dict(config),
@@ -67,7 +68,7 @@ def read_training(path: Path) -> dict[str, Any]:
     return content
 
 
-def restore(training: Training, content: Mapping[str, Any], rank: Rank = ALONE) -> None:
+def restore(training: Training, content: Mapping[str, Any], shard: Shard = ALONE) -> None:
     """Put a checkpoint's content into a training of the same net, and its random states into this process.
 
     With another number of ranks than before, ranks that had no state keep the one they have.
@@ -75,7 +76,7 @@ def restore(training: Training, content: Mapping[str, Any], rank: Rank = ALONE) 
     Args:
         training: changed in place.
         content: from `read_training`.
-        rank: of this process.
+        shard: which process this is.
 
     Raises:
         AdvCAMError: it is of another net.
@@ -87,8 +88,8 @@ def restore(training: Training, content: Mapping[str, Any], rank: Rank = ALONE) 
         raise AdvCAMError("the checkpoint is of another net; choose another folder to start anew") from error
     training.scaler.load_state_dict(content["scaler"])
     training.step = content["step"]
-    if rank.rank < len(content["random"]):
-        set_random_states(content["random"][rank.rank], next(training.model.parameters()).device)
+    if shard.rank < len(content["random"]):
+        set_random_states(content["random"][shard.rank], next(training.model.parameters()).device)
 
 
 def random_states(device: torch.device) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
-from advcam_attr.engine.distributed import ALONE, Rank
+from advcam_attr.engine.sharding import ALONE, Shard
 from advcam_attr.types import AdvCAMError
 
 Item = tuple[int, int]  # epoch, index
@@ -44,7 +44,7 @@ class TrainingBatches(Sampler[list[Item]]):
         batch: of all ranks together, which share it evenly.
         seed: of the order.
         steps: from the first to the one before the last, of the whole training.
-        rank: whose share.
+        shard: whose share.
 
     Example:
         >>> alone = list(TrainingBatches(5, 2, seed=0, steps=(0, 4)))
@@ -54,8 +54,8 @@ class TrainingBatches(Sampler[list[Item]]):
         True
     """
 
-    def __init__(self, count: int, batch: int, *, seed: int, steps: tuple[int, int], rank: Rank = ALONE) -> None:
-        self.count, self.batch, self.seed, self.steps, self.rank = count, batch, seed, steps, rank
+    def __init__(self, count: int, batch: int, *, seed: int, steps: tuple[int, int], shard: Shard = ALONE) -> None:
+        self.count, self.batch, self.seed, self.steps, self.shard = count, batch, seed, steps, shard
 
     def __len__(self) -> int:
         return self.steps[1] - self.steps[0]
@@ -67,7 +67,7 @@ class TrainingBatches(Sampler[list[Item]]):
             epoch, place = divmod(step, per_epoch)
             if place == 0 or not order:
                 order = epoch_order(self.count, self.seed, epoch)
-            mine = order[place * self.batch : (place + 1) * self.batch][self.rank.rank :: self.rank.world]
+            mine = self.shard.take(order[place * self.batch : (place + 1) * self.batch])
             yield [(epoch, index) for index in mine]
 
 

@@ -11,8 +11,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-import torch
-
 from advcam_attr.types import AdvCAMError
 
 T = TypeVar("T")
@@ -48,70 +46,78 @@ class Shard:
         """
         return items[self.rank :: self.world]
 
-    def device(self, name: str = "auto") -> torch.device:
-        """The device of this process: by ``"auto"`` the GPU of its local number if there is one, else the CPU.
 
-        Raises:
-            AdvCAMError: a device that cannot be used here.
-        """
-        if name in ("auto", "cuda") and torch.cuda.is_available():
-            return torch.device("cuda", self.local % torch.cuda.device_count())
-        if name == "auto":
-            return torch.device("cpu")
-        try:
-            torch.empty(1, device=name).cpu()
-        except (RuntimeError, AssertionError, NotImplementedError) as error:
-            raise AdvCAMError(f"device {name!r} cannot be used here; cpu always can") from error
-        return torch.device(name)
+#: A process that shares its work with nobody.
+ALONE = Shard()
 
 
-def shard_of(environment: Mapping[str, str] | None = None) -> Shard:
-    """This process's share, as its launcher tells it.
+def shard_of_launch(environment: Mapping[str, str] | None = None) -> Shard:
+    """This process among those that its launcher started together; they can talk to each other.
 
     ``torchrun`` sets ``RANK``, ``WORLD_SIZE`` and ``LOCAL_RANK``; ``srun`` sets ``SLURM_PROCID``,
     ``SLURM_STEP_NUM_TASKS`` and ``SLURM_LOCALID``. (``SLURM_NTASKS`` alone does not count: a batch script sees it too
-    when it starts a single process, which would then do a part of the work only.) Each task of a SLURM array is a share
-    again, so that an array of 10 tasks of 4 processes is a run of 40.
+    when it starts a single process, which would then do a part of the work only.)
 
     Args:
         environment: in place of the process's own.
 
     Raises:
-        AdvCAMError: a variable that is no number, or an array with gaps.
+        AdvCAMError: a variable that is no number, or a rank outside of the world.
 
     Example:
-        >>> shard_of({"RANK": "1", "WORLD_SIZE": "4", "LOCAL_RANK": "1"})
+        >>> shard_of_launch({"RANK": "1", "WORLD_SIZE": "4", "LOCAL_RANK": "1"})
         Shard(rank=1, world=4, local=1)
-        >>> shard_of({"SLURM_ARRAY_TASK_ID": "5", "SLURM_ARRAY_TASK_MIN": "1", "SLURM_ARRAY_TASK_COUNT": "10"})
+        >>> shard_of_launch({"SLURM_PROCID": "5", "SLURM_STEP_NUM_TASKS": "8", "SLURM_LOCALID": "1"})
+        Shard(rank=5, world=8, local=1)
+        >>> shard_of_launch({})
+        Shard(rank=0, world=1, local=0)
+    """
+    env = os.environ if environment is None else environment
+    for rank, world, local in (
+        ("RANK", "WORLD_SIZE", "LOCAL_RANK"),
+        ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"),
+    ):
+        if rank in env and world in env:
+            return Shard(number(env, rank), number(env, world), number(env, local) if local in env else 0)
+    return ALONE
+
+
+def shard_of(environment: Mapping[str, str] | None = None) -> Shard:
+    """This process's share of work whose parts do not depend on each other.
+
+    Each task of a SLURM array is a share of `shard_of_launch` again, so that an array of 10 tasks of 4 processes is a
+    run of 40.
+
+    Args:
+        environment: in place of the process's own.
+
+    Raises:
+        AdvCAMError: as `shard_of_launch`, and an array with gaps.
+
+    Example:
+        >>> array = {"SLURM_ARRAY_TASK_ID": "5", "SLURM_ARRAY_TASK_MIN": "1", "SLURM_ARRAY_TASK_MAX": "10"}
+        >>> shard_of({**array, "SLURM_ARRAY_TASK_COUNT": "10"})
         Shard(rank=4, world=10, local=0)
     """
     env = os.environ if environment is None else environment
-    if "WORLD_SIZE" in env and "RANK" in env:
-        rank, world, local = (_number(env, name, 0) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
-    elif "SLURM_STEP_NUM_TASKS" in env and "SLURM_PROCID" in env:
-        names = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID")
-        rank, world, local = (_number(env, name, 0) for name in names)
-    else:
-        rank, world, local = 0, 1, 0
-    if "SLURM_ARRAY_TASK_ID" in env and "SLURM_ARRAY_TASK_COUNT" in env:
-        task, tasks = _array_task(env)
-        rank, world = task * world + rank, tasks * world
-    return Shard(rank, world, local)
-
-
-def _array_task(env: Mapping[str, str]) -> tuple[int, int]:
-    """The number of this task among those of its array, and how many there are."""
-    tasks, step = _number(env, "SLURM_ARRAY_TASK_COUNT", 1), _number(env, "SLURM_ARRAY_TASK_STEP", 1)
-    first = _number(env, "SLURM_ARRAY_TASK_MIN", 0)
-    task, rest = divmod(_number(env, "SLURM_ARRAY_TASK_ID", 0) - first, max(step, 1))
-    last = _number(env, "SLURM_ARRAY_TASK_MAX", first + (tasks - 1) * step)
-    if rest or not 0 <= task < tasks or last != first + (tasks - 1) * step:
+    launch = shard_of_launch(env)
+    if "SLURM_ARRAY_TASK_COUNT" not in env:
+        return launch
+    task, low, high, tasks = (number(env, f"SLURM_ARRAY_TASK_{part}") for part in ("ID", "MIN", "MAX", "COUNT"))
+    step = (high - low) // (tasks - 1) if tasks > 1 else 1
+    place, rest = divmod(task - low, max(step, 1))
+    if rest or high - low != step * (tasks - 1):
         raise AdvCAMError("the SLURM array has gaps, so its shares cannot be told: use --array=0-N")
-    return task, tasks
+    return Shard(place * launch.world + launch.rank, tasks * launch.world, launch.local)
 
 
-def _number(env: Mapping[str, str], name: str, default: int) -> int:
+def number(env: Mapping[str, str], name: str) -> int:
+    """A variable of the environment that holds a whole number.
+
+    Raises:
+        AdvCAMError: it is missing, or holds something else.
+    """
     try:
-        return int(env.get(name, default))
-    except ValueError as error:
-        raise AdvCAMError(f"the environment's {name} must be a number, got {env[name]!r}") from error
+        return int(env[name])
+    except (KeyError, ValueError) as error:
+        raise AdvCAMError(f"the environment's {name} must be a number, got {env.get(name)!r}") from error

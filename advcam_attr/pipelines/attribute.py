@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from advcam_attr import __version__, recipes
 from advcam_attr.attr.advcam import AdvCAM
 from advcam_attr.data.images import is_image, read_rgb
+from advcam_attr.engine.devices import choose_device
 from advcam_attr.files import digest, make_folder, replacing, write_json
 from advcam_attr.heads import Head
 from advcam_attr.networks.load import LoadedModel
@@ -131,7 +132,7 @@ def attribute_images(images: Sequence[Path], out: Path, settings: Settings) -> I
         raise AdvCAMError(f"no such folder of saliency maps: {settings.saliency}")
     if out.exists() and not out.is_dir():
         raise AdvCAMError(f"the results need a folder, but {out} is a file; choose another --out")
-    device = _device(settings.device)
+    device = choose_device(settings.device)
     # Misspelt options are refused before anything costs time, so a stand-in for the model must do here.
     config = _config(settings, _advcam(nn.Identity(), settings, layer=None).recipe)
     jobs, done = outstanding(images, out, config, overwrite=settings.overwrite)
@@ -149,16 +150,6 @@ def _advcam(model: nn.Module, settings: Settings, layer: str | None) -> AdvCAM:
         return AdvCAM(model, layer, base=settings.base, recipe=settings.recipe, **settings.overrides)
     except (TypeError, ValueError) as error:
         raise AdvCAMError(str(error)) from error
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        torch.empty(1, device=name).cpu()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise AdvCAMError(f"device {name!r} cannot be used here; cpu always can") from error
-    return torch.device(name)
 
 
 def _config(settings: Settings, recipe: Recipe) -> dict[str, Any]:

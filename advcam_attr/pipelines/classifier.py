@@ -25,13 +25,15 @@ from torch.nn.parallel import DistributedDataParallel
 
 from advcam_attr.data.segmentation import SegmentationData
 from advcam_attr.engine.checkpoints import random_states, read_training, restore, save_checkpoint, set_random_states
-from advcam_attr.engine.distributed import Rank, choose_device, gather, process_group, shard, training_rank
+from advcam_attr.engine.devices import choose_device
+from advcam_attr.engine.distributed import gather, process_group
 from advcam_attr.engine.fit import Precision, Training, fit, loss_scaler
 from advcam_attr.engine.loading import Items, TrainingBatches, load_batches, mixed_seed
 from advcam_attr.engine.log import Log, json_log, read_log, tensorboard_log
 from advcam_attr.engine.losses import LOSSES
 from advcam_attr.engine.optimiser import RELEASED_MOMENTUM, Group, sgd
 from advcam_attr.engine.schedules import poly
+from advcam_attr.engine.sharding import Shard, shard_of_launch
 from advcam_attr.files import make_folder, write_json
 from advcam_attr.metrics.classification import AveragePrecision
 from advcam_attr.networks.cam_file import save_cam_net
@@ -148,14 +150,14 @@ def train_classifier(
         >>> net = cam_net("torchvision/resnet50", 20)  # doctest: +SKIP
         >>> train_classifier(ClassifierSettings(), net, train, val, Path("run/classifier"), print)  # doctest: +SKIP
     """
-    rank = training_rank()
-    device = choose_device(rank, settings.device)
-    _check(settings, net, train, val, rank)
+    shard = shard_of_launch()
+    device = choose_device(settings.device, shard.local)
+    _check(settings, net, train, val, shard)
     modes = [(module, module.training) for module in net.modules()]
     home = next(net.parameters()).device
-    with _written(out), _own_randomness(device), process_group(rank, device):
+    with _written(out), _own_randomness(device), process_group(shard, device):
         try:
-            return _Run(settings, net, train, val, out, rank, device, tell if rank.rank == 0 else _silent).result()
+            return _Run(settings, net, train, val, out, shard, device, tell if shard.rank == 0 else _silent).result()
         finally:
             net.to(home)
             for module, training in modes:
@@ -176,12 +178,12 @@ class _Run:
         train: SegmentationData,
         val: SegmentationData | None,
         out: Path,
-        rank: Rank,
+        shard: Shard,
         device: torch.device,
         tell: Callable[[str], None],
     ) -> None:
         self.settings, self.net, self.train, self.val, self.out = settings, net, train, val, out
-        self.rank, self.device, self.tell = rank, device, tell
+        self.shard, self.device, self.tell = shard, device, tell
         self.config = _config(settings, net, train, val)
         self.per_epoch = len(train.samples) // settings.batch
         self.steps = self.per_epoch * settings.epochs
@@ -205,7 +207,7 @@ class _Run:
             self.tell(f"{self.report} is there: nothing to do")
             load_weights(self.net, read_checkpoint(self.weights), self.net.spec.backbone)
             return done
-        if self.rank.rank == 0:
+        if self.shard.rank == 0:
             _remove_leftovers(self.out)
         training = self._start(stored)
         with self._logs(training.step) as logs:
@@ -236,7 +238,7 @@ class _Run:
 
     def _start(self, stored: Mapping[str, Any] | None) -> Training:
         s = self.settings
-        torch.manual_seed(mixed_seed(s.seed, self.rank.rank))
+        torch.manual_seed(mixed_seed(s.seed, self.shard.rank))
         self.net.to(self.device).train()
         head = self.net.classifier
         rest = [p for name, p in self.net.named_parameters() if not name.startswith("classifier.")]
@@ -250,10 +252,10 @@ class _Run:
         training = Training(self.net, optimiser, loss_scaler(s.precision, self.device.type))
         self.tell(
             f"training on {len(self.train.samples)} images of {self.train.name} {self.train.split}: {s.epochs} epochs, "
-            f"{self.steps} steps of {s.batch} images, on {self.rank.world} x {self.device.type}"
+            f"{self.steps} steps of {s.batch} images, on {self.shard.world} x {self.device.type}"
         )
         if stored is not None:
-            restore(training, stored, self.rank)
+            restore(training, stored, self.shard)
             self.tell(f"going on from step {training.step} of {self.checkpoint}")
         return training
 
@@ -261,7 +263,7 @@ class _Run:
     def _logs(self, step: int) -> Iterator[list[Log]]:
         with ExitStack() as stack:
             logs: list[Log] = []
-            if self.rank.rank == 0:
+            if self.shard.rank == 0:
                 logs.append(stack.enter_context(json_log(self.out / "log.jsonl", step)))
                 if self.settings.tensorboard:
                     logs.append(stack.enter_context(tensorboard_log(self.out / "tensorboard", step)))
@@ -270,7 +272,7 @@ class _Run:
     def _train(self, training: Training, logs: list[Log]) -> dict[str, Any]:
         s = self.settings
         steps = (training.step, self.steps)
-        order = TrainingBatches(len(self.train.samples), s.batch, seed=s.seed, steps=steps, rank=self.rank)
+        order = TrainingBatches(len(self.train.samples), s.batch, seed=s.seed, steps=steps, shard=self.shard)
         batches = self._read(training_items(self.train, s, self.net), order)
         records = fit(
             training,
@@ -294,11 +296,11 @@ class _Run:
                 speed = (training.step - begun) * s.batch / max(time.monotonic() - clock, 1e-9)
                 self.tell(f"epoch {epoch} of {s.epochs}: {_shown(measured)}, {speed:.1f} images/s")
             if rest == 0 or training.step % s.checkpoint_every == 0:
-                save_checkpoint(self.checkpoint, training, self.config, self.rank)
+                save_checkpoint(self.checkpoint, training, self.config, self.shard)
         return measured
 
     def _replica(self) -> nn.Module | None:
-        if self.rank.world == 1:
+        if self.shard.world == 1:
             return None
         ids = [self.device] if self.device.type == "cuda" else None
         return DistributedDataParallel(self.net, device_ids=ids, broadcast_buffers=False)
@@ -319,7 +321,7 @@ class _Run:
         s = self.settings
         self.net.eval()
         metric, total = AveragePrecision(len(val.classes)), torch.zeros((), dtype=torch.float64)
-        mine = shard(range(len(val.samples)), self.rank)
+        mine = self.shard.take(range(len(val.samples)))
         order = [[(0, index) for index in mine[i : i + s.batch]] for i in range(0, len(mine), s.batch)]
         for images, labels in self._read(validation_items(val, s, self.net), order):
             logits = self.net(images.to(self.device)).float().cpu()
@@ -346,7 +348,7 @@ class _Run:
 
     def _finish(self, measured: Mapping[str, Any]) -> ClassifierResult:
         result = {"steps": self.steps, "val_loss": None, "val_map": None, "val_ap": [], **measured}
-        if self.rank.rank == 0:
+        if self.shard.rank == 0:
             save_cam_net(self.net, self.weights, self.train.classes)
             write_json(self.report, {"config": self.config, "classes": list(self.train.classes), "result": result})
             self.tell(f"wrote {self.weights} and {self.report}")
@@ -376,7 +378,7 @@ def validation_items(data: SegmentationData, settings: ClassifierSettings, net: 
 
 
 def _check(
-    settings: ClassifierSettings, net: CAMNet, train: SegmentationData, val: SegmentationData | None, rank: Rank
+    settings: ClassifierSettings, net: CAMNet, train: SegmentationData, val: SegmentationData | None, shard: Shard
 ) -> None:
     count = len(train.samples)
     if count < settings.batch:
@@ -384,9 +386,9 @@ def _check(
             f"{train.name} {train.split} has {count} images, fewer than one batch of {settings.batch}; "
             "choose a smaller batch"
         )
-    if settings.batch % (rank.world * settings.accumulate):
+    if settings.batch % (shard.world * settings.accumulate):
         raise AdvCAMError(
-            f"a batch of {settings.batch} cannot be shared by {rank.world} ranks in {settings.accumulate} parts each"
+            f"a batch of {settings.batch} cannot be shared by {shard.world} ranks in {settings.accumulate} parts each"
         )
     for data in (train, val):
         if data is not None and len(data.classes) != net.spec.num_classes:

@@ -21,6 +21,7 @@ from tqdm.auto import tqdm
 from advcam_attr import recipes
 from advcam_attr.data.segmentation import SegmentationData
 from advcam_attr.engine.batches import plan_batches
+from advcam_attr.engine.devices import choose_device
 from advcam_attr.engine.sharding import Shard, shard_of
 from advcam_attr.engine.store import FLAT_LIMIT, MapHeader, MapStore
 from advcam_attr.pipelines.run_folder import image_sizes, read_record, same_settings
@@ -160,7 +161,7 @@ def _run(
     """Plan for all, take this process's share of the batches, make what is not there."""
     begin = time.monotonic()
     shard = shard_of() if shard is None else shard
-    device = shard.device(settings.device)
+    device = choose_device(settings.device, shard.local)
     _check_ids(data)
     config = described(settings, net, data, sweep)
     nothing_there = next((out / "maps").rglob("*.safetensors"), None) is None
