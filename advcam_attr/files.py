@@ -1,4 +1,4 @@
-"""A path in; a file that is either whole or not there, out; and what is remembered of files' contents."""
+"""A path in; a file that is either whole or not there, or one line on why, out; and digests of files' contents."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import contextlib
 import hashlib
 import json
 import os
+import re
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,7 +37,8 @@ def replacing(path: Path) -> Iterator[Path]:
     Folders are made as needed. After an error, ``path`` is as it was before and the temporary file is gone.
 
     Raises:
-        AdvCAMError: the folder cannot be made or written to.
+        AdvCAMError: the file cannot be written: its folder is none that can be written to, the disk is full, or the
+            quota is used up.
 
     Example:
         >>> with replacing(Path("scores.json")) as file:  # doctest: +SKIP
@@ -46,14 +49,37 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         os.replace(temporary, path)
+    except OSError as error:
+        raise AdvCAMError(
+            f"cannot write {path} ({error.strerror or error}): make room or choose another --out, and run it again"
+        ) from error
     finally:
         temporary.unlink(missing_ok=True)
 
 
+def remove_leftovers(folder: Path, *, older_than: float = 0.0) -> None:
+    """Remove what killed processes were writing in a folder, under the temporary names of `replacing`.
+
+    Args:
+        folder: need not exist; its sub-folders are left alone.
+        older_than: seconds since the last write; younger files may be another process's that is at work.
+    """
+    for file in folder.glob(".*"):
+        if re.fullmatch(r"\.[0-9a-f]{32}(\.\w+)?", file.name):
+            with contextlib.suppress(FileNotFoundError):  # another process was faster
+                if time.time() - file.stat().st_mtime >= older_than:
+                    file.unlink()
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all."""
+    with replacing(path) as file:
+        file.write_bytes(content)
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a text file whole or not at all."""
-    with replacing(path) as file:
-        file.write_text(text, encoding="utf-8")
+    write_bytes(path, text.encode())
 
 
 def write_json(path: Path, content: Any) -> None:

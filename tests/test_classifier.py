@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -207,7 +208,7 @@ def test_other_settings_in_the_same_folder(tmp_path, monkeypatch):
     with pytest.raises(AdvCAMError, match=r"val was blobs val, 9 images, \w+, is None"):
         train_classifier(SETTINGS, TinyCAM(), TRAIN, None, tmp_path)
     (tmp_path / "classifier.json").unlink()
-    with pytest.raises(AdvCAMError, match=r"begun with other settings \(seed was 0, is 1\)"):
+    with pytest.raises(AdvCAMError, match=r"checkpoint\.pt was made with other settings \(seed was 0, is 1\)"):
         train_classifier(replace(SETTINGS, seed=1), TinyCAM(), TRAIN, VAL, tmp_path)
     other = TinyCAM()
     other.classifier.weight.data.add_(1)
@@ -258,11 +259,16 @@ def test_data_that_cannot_be_used(tmp_path):
 
 
 def test_a_full_disk_is_one_line_and_nothing_half_written(tmp_path, monkeypatch):
-    def full(*args, **kwargs):
-        raise OSError(28, "No space left on device")
+    write = Path.write_bytes
 
-    monkeypatch.setattr(classifier, "write_json", full)
-    with pytest.raises(AdvCAMError, match=f"cannot write to {tmp_path}: No space left on device"):
+    def full(path: Path, content: bytes) -> int:
+        if path.suffix == ".json":
+            write(path, content[:9])
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write(path, content)
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(AdvCAMError, match=r"cannot write .*classifier\.json \(No space left on device\): make room"):
         train_classifier(SETTINGS, TinyCAM(), TRAIN, VAL, tmp_path)
     monkeypatch.undo()
     assert not (tmp_path / "classifier.json").exists()

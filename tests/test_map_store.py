@@ -161,7 +161,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(store, monkeypa
 def test_what_killed_processes_left_is_removed_once_it_is_old(store):
     store.write("a", grids())
     folder = store.path("a").parent
-    old, new = (folder / f".{name}.safetensors" for name in ("old", "new"))
+    old, new = (folder / f".{digit * 32}.safetensors" for digit in "0a")
     for file in (old, new):
         file.write_bytes(b"half")
     os.utime(old, (time.time() - 7200,) * 2)

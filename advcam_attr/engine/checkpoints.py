@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import pickle
 import random
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -113,3 +114,13 @@ def set_random_states(states: Mapping[str, Any], device: torch.device) -> None:
     np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))  # noqa: NPY002
     version, numbers, following = states["python"]
     random.setstate((version, tuple(numbers), following))
+
+
+@contextmanager
+def own_randomness(device: torch.device) -> Iterator[None]:
+    """A block after which the global random states are as they were."""
+    states = random_states(device)
+    try:
+        yield
+    finally:
+        set_random_states(states, device)

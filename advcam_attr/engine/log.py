@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
-from advcam_attr.files import make_folder, replacing
+from advcam_attr.files import write_text
 from advcam_attr.types import AdvCAMError
 
 
@@ -42,10 +42,8 @@ def json_log(path: Path, resume_at: int = 0) -> Iterator[Log]:
         >>> [record["step"] for record in read_log(file)]
         [0, 1]
     """
-    make_folder(path.parent)
     kept = [record for record in read_log(path) if record["step"] < resume_at]
-    with replacing(path) as file:
-        file.write_text("".join(_line(record) for record in kept), encoding="utf-8")
+    write_text(path, "".join(_line(record) for record in kept))
     with path.open("a", encoding="utf-8") as stream:
         yield _JsonLog(path, stream)
 

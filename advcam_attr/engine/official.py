@@ -19,9 +19,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from advcam_attr.engine.disk import write_bytes
 from advcam_attr.engine.plain_pickle import load_plain_npy
 from advcam_attr.engine.store import MapStore
+from advcam_attr.files import write_bytes
 from advcam_attr.refine.seeds import strided_size
 from advcam_attr.types import AdvCAMError, ClassMaps
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from advcam_attr.engine.disk import write_bytes, write_json
+from advcam_attr.files import remove_leftovers, write_bytes, write_json
 from advcam_attr.refine.seeds import GridMaps, class_maps, strided_size
 from advcam_attr.types import AdvCAMError, ClassMaps
 
@@ -157,12 +156,8 @@ class MapStore:
 
     def remove_dead(self) -> None:
         """Remove temporary files that processes left behind when they were killed, more than an hour ago."""
-        for file in self.folder.glob(f".*{_SUFFIX}" if self.layout == "flat" else f"*/.*{_SUFFIX}"):
-            try:
-                if time.time() - file.stat().st_mtime > _DEAD:
-                    file.unlink(missing_ok=True)
-            except OSError:  # another process was faster
-                continue
+        for folder in (self.folder, *self.folder.glob("[0-9][0-9][0-9]")):
+            remove_leftovers(folder, older_than=_DEAD)
 
     def _load(self, id: str) -> GridMaps | ClassMaps:
         path = self.path(id)

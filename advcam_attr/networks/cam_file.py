@@ -9,7 +9,7 @@ from pathlib import Path
 
 from safetensors.torch import save
 
-from advcam_attr.files import replacing
+from advcam_attr.files import write_bytes
 from advcam_attr.networks.checkpoint import load_weights, read_checkpoint
 from advcam_attr.networks.resnet_cam import CAMNet, CAMNetSpec, cam_net
 from advcam_attr.types import AdvCAMError
@@ -38,11 +38,7 @@ def save_cam_net(net: CAMNet, path: Path, classes: Sequence[str]) -> None:
         "std": " ".join(map(str, net.std)),
     }
     weights = {key: value.detach().cpu().contiguous() for key, value in net.state_dict().items()}
-    with replacing(path) as file:
-        try:
-            file.write_bytes(_in_order(save(weights, notes)))
-        except OSError as error:
-            raise AdvCAMError(f"cannot write {path}: {error.strerror}") from error
+    write_bytes(path, _in_order(save(weights, notes)))
 
 
 def _in_order(content: bytes) -> bytes:

@@ -21,7 +21,7 @@ from advcam_attr import __version__, recipes
 from advcam_attr.attr.advcam import AdvCAM
 from advcam_attr.data.images import is_image, read_rgb
 from advcam_attr.engine.devices import choose_device
-from advcam_attr.files import digest, make_folder, replacing, write_json
+from advcam_attr.files import digest, make_folder, replacing, write_bytes, write_json
 from advcam_attr.heads import Head
 from advcam_attr.networks.load import LoadedModel
 from advcam_attr.pipelines.folder import Job, outstanding
@@ -314,9 +314,8 @@ class _Run:
             with replacing(self.out / name) as file:
                 drawing.save(file)
         tensors = {"advcam": maps.advcam, "base": maps.base, "targets": torch.tensor(ready.targets)}
-        with replacing(record.with_suffix(".safetensors")) as file:
-            # save_file would make it readable for its owner alone
-            file.write_bytes(save({name: tensor.contiguous() for name, tensor in tensors.items()}))
+        # save_file would make it readable for its owner alone
+        write_bytes(record.with_suffix(".safetensors"), save({k: tensor.contiguous() for k, tensor in tensors.items()}))
         files = [*names, record.with_suffix(".safetensors").name]
         content = {
             **ready.job.identity(self.config),

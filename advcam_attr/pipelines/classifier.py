@@ -6,12 +6,8 @@ epoch), and when all is done ``classifier.safetensors`` (the net) and ``classifi
 
 from __future__ import annotations
 
-import dataclasses
-import errno
-import hashlib
 import json
 import math
-import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -23,81 +19,29 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from advcam_attr.data.classification import ClassificationDataset
 from advcam_attr.data.segmentation import SegmentationData
-from advcam_attr.engine.checkpoints import random_states, read_training, restore, save_checkpoint, set_random_states
+from advcam_attr.data.transforms import classifier_train, classifier_val
+from advcam_attr.engine.checkpoints import own_randomness, read_training, restore, save_checkpoint
 from advcam_attr.engine.devices import choose_device
 from advcam_attr.engine.distributed import gather, process_group
-from advcam_attr.engine.fit import Precision, Training, fit, loss_scaler
+from advcam_attr.engine.fit import Training, fit, loss_scaler
 from advcam_attr.engine.loading import Items, TrainingBatches, load_batches, mixed_seed
 from advcam_attr.engine.log import Log, json_log, read_log, tensorboard_log
 from advcam_attr.engine.losses import LOSSES
-from advcam_attr.engine.optimiser import RELEASED_MOMENTUM, Group, sgd
+from advcam_attr.engine.optimiser import Group, sgd
 from advcam_attr.engine.schedules import poly
 from advcam_attr.engine.sharding import Shard, shard_of_launch
-from advcam_attr.files import make_folder, write_json
+from advcam_attr.files import make_folder, remove_leftovers, write_json
 from advcam_attr.metrics.classification import AveragePrecision
 from advcam_attr.networks.cam_file import save_cam_net
 from advcam_attr.networks.checkpoint import load_weights, read_checkpoint
 from advcam_attr.networks.resnet_cam import CAMNet
-from advcam_attr.registry import lookup
+from advcam_attr.pipelines.classifier_settings import ClassifierSettings, check_training, described
+from advcam_attr.pipelines.folder import require_same
 from advcam_attr.types import AdvCAMError
 
-
-@dataclass(frozen=True)
-class ClassifierSettings:
-    """How a seed classifier is trained. The defaults are IRN's for VOC and COCO, which AdvCAM follows.
-
-    Attributes:
-        epochs: 5; the rest of an epoch that fills no batch is dropped.
-        batch: 16 images an update, whatever the number of ranks and parts.
-        crop: 512 pixels, the side of the square that is cut or padded.
-        long_side: 320 to 640 pixels, the range of the random size before that.
-        backbone_lr: 0.1, of all weights but the classifier's.
-        classifier_lr: 1.0, of the new 1 × 1 convolution.
-        weight_decay: 1e-4, of all weights.
-        momentum: 1e-4. The released optimiser passes the weight decay in the place of the momentum, and the learning
-            rates fit that; with 0.9 they would be about ten times too high.
-        power: 0.9, of the poly schedule.
-        loss: sigmoid cross-entropy, the mean over classes and images.
-        precision: ``float32``; ``bfloat16`` and ``float16`` (GPU only) are autocast, and not in IRN.
-        accumulate: in how many parts a batch goes through the net, to save memory.
-        seed: of order, augmentation and dropout.
-        workers: processes that read images; the result does not depend on it.
-        checkpoint_every: steps between two checkpoints, besides one after each epoch.
-        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
-        tensorboard: whether TensorBoard's files are written too, to the folder ``tensorboard``.
-    """
-
-    epochs: int = 5
-    batch: int = 16
-    crop: int = 512
-    long_side: tuple[int, int] = (320, 640)
-    backbone_lr: float = 0.1
-    classifier_lr: float = 1.0
-    weight_decay: float = 1e-4
-    momentum: float = RELEASED_MOMENTUM
-    power: float = 0.9
-    loss: str = "multilabel_soft_margin"
-    precision: Precision = "float32"
-    accumulate: int = 1
-    seed: int = 0
-    workers: int = 4
-    checkpoint_every: int = 200
-    device: str = "auto"
-    tensorboard: bool = False
-
-    def __post_init__(self) -> None:
-        for name in ("epochs", "batch", "crop", "accumulate", "checkpoint_every"):
-            if getattr(self, name) < 1:
-                raise AdvCAMError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("backbone_lr", "classifier_lr", "weight_decay", "momentum", "power", "workers"):
-            if not (getattr(self, name) >= 0 and math.isfinite(getattr(self, name))):
-                raise AdvCAMError(f"{name} must be a number that is not negative, got {getattr(self, name)}")
-        lookup(self.loss, LOSSES, "loss")
-
-
-#: Settings that change nothing about the result, so a training may go on with others.
-_FREE = ("workers", "checkpoint_every", "device", "tensorboard")
+__all__ = ["ClassifierResult", "ClassifierSettings", "train_classifier"]
 
 
 @dataclass(frozen=True)
@@ -152,10 +96,10 @@ def train_classifier(
     """
     shard = shard_of_launch()
     device = choose_device(settings.device, shard.local)
-    _check(settings, net, train, val, shard)
+    check_training(settings, net, train, val, shard)
     modes = [(module, module.training) for module in net.modules()]
     home = next(net.parameters()).device
-    with _written(out), _own_randomness(device), process_group(shard, device):
+    with own_randomness(device), process_group(shard, device):
         try:
             return _Run(settings, net, train, val, out, shard, device, tell if shard.rank == 0 else _silent).result()
         finally:
@@ -184,7 +128,7 @@ class _Run:
     ) -> None:
         self.settings, self.net, self.train, self.val, self.out = settings, net, train, val, out
         self.shard, self.device, self.tell = shard, device, tell
-        self.config = _config(settings, net, train, val)
+        self.config = described(settings, net, train, val)
         self.per_epoch = len(train.samples) // settings.batch
         self.steps = self.per_epoch * settings.epochs
         self.loss = LOSSES[settings.loss]
@@ -197,7 +141,7 @@ class _Run:
         done = self._done()
         stored = read_training(self.checkpoint) if done is None and self.checkpoint.is_file() else None
         if stored is not None:
-            self._same(stored["config"], "begun")
+            require_same(self.checkpoint, stored["config"], self.config, "remove it")
         seen = gather((done is not None, stored["step"] if stored else 0))
         if len(set(seen)) > 1:
             raise AdvCAMError(
@@ -208,7 +152,7 @@ class _Run:
             load_weights(self.net, read_checkpoint(self.weights), self.net.spec.backbone)
             return done
         if self.shard.rank == 0:
-            _remove_leftovers(self.out)
+            remove_leftovers(self.out)
         training = self._start(stored)
         with self._logs(training.step) as logs:
             measured = self._train(training, logs)
@@ -223,18 +167,8 @@ class _Run:
             result = ClassifierResult(self.weights, **{**result, "val_ap": tuple(result["val_ap"])})
         except (ValueError, KeyError, TypeError) as error:
             raise AdvCAMError(f"{self.report} is damaged; remove it to train anew") from error
-        self._same(config, "made")
+        require_same(self.report, config, self.config, "remove it")
         return result
-
-    def _same(self, config: Mapping[str, Any], what: str) -> None:
-        changed = [key for key in {**config, **self.config} if config.get(key) != self.config.get(key)]
-        if changed:
-            shown = [f"{key} was {config.get(key)}, is {self.config.get(key)}" for key in changed[:3]]
-            more = ["..."] if len(changed) > 3 else []
-            raise AdvCAMError(
-                f"the classifier in {self.out} was {what} with other settings ({'; '.join(shown + more)}); "
-                "choose another --out, or remove it"
-            )
 
     def _start(self, stored: Mapping[str, Any] | None) -> Training:
         s = self.settings
@@ -358,73 +292,14 @@ class _Run:
 
 def training_items(data: SegmentationData, settings: ClassifierSettings, net: CAMNet) -> Items:
     """Augmented images and their labels."""
-    from advcam_attr.data.classification import ClassificationDataset  # type: ignore[import-not-found, unused-ignore]
-    from advcam_attr.data.transforms import classifier_train  # type: ignore[import-not-found, unused-ignore]
-
     transform = classifier_train(settings.crop, settings.long_side, net.mean, net.std)
-    items: Items = ClassificationDataset(data.samples, len(data.classes), transform)
-    return items
+    return ClassificationDataset(data.samples, len(data.classes), transform)
 
 
 def validation_items(data: SegmentationData, settings: ClassifierSettings, net: CAMNet) -> Items:
     """Images, their top left squares, and their labels."""
-    from advcam_attr.data.classification import ClassificationDataset  # type: ignore[import-not-found, unused-ignore]
-    from advcam_attr.data.transforms import classifier_val  # type: ignore[import-not-found, unused-ignore]
-
-    items: Items = ClassificationDataset(
-        data.samples, len(data.classes), classifier_val(settings.crop, net.mean, net.std)
-    )
-    return items
-
-
-def _check(
-    settings: ClassifierSettings, net: CAMNet, train: SegmentationData, val: SegmentationData | None, shard: Shard
-) -> None:
-    count = len(train.samples)
-    if count < settings.batch:
-        raise AdvCAMError(
-            f"{train.name} {train.split} has {count} images, fewer than one batch of {settings.batch}; "
-            "choose a smaller batch"
-        )
-    if settings.batch % (shard.world * settings.accumulate):
-        raise AdvCAMError(
-            f"a batch of {settings.batch} cannot be shared by {shard.world} ranks in {settings.accumulate} parts each"
-        )
-    for data in (train, val):
-        if data is not None and len(data.classes) != net.spec.num_classes:
-            raise AdvCAMError(
-                f"the net has {net.spec.num_classes} classes, but {data.name} {data.split} has {len(data.classes)}"
-            )
-    if val is not None and not val.samples:
-        raise AdvCAMError(f"{val.name} {val.split} has no images to validate on; leave it out")
-
-
-def _config(
-    settings: ClassifierSettings, net: CAMNet, train: SegmentationData, val: SegmentationData | None
-) -> dict[str, Any]:
-    """All that the result depends on, as JSON gives it back."""
-    config = {key: value for key, value in dataclasses.asdict(settings).items() if key not in _FREE}
-    config |= dataclasses.asdict(net.spec) | {"mean": net.mean, "std": net.std, "initial_weights": _digest(net)}
-    for name, data in (("train", train), ("val", val)):
-        config[name] = (
-            None if data is None else f"{data.name} {data.split}, {len(data.samples)} images, {_labels(data)}"
-        )
-    loaded: dict[str, Any] = json.loads(json.dumps(config))
-    return loaded
-
-
-def _digest(net: nn.Module) -> str:
-    content = hashlib.sha256()
-    for name, value in net.state_dict().items():
-        content.update(name.encode())
-        content.update(value.detach().cpu().contiguous().numpy().tobytes())
-    return content.hexdigest()[:16]
-
-
-def _labels(data: SegmentationData) -> str:
-    """What tells a list of images and labels from others."""
-    lines = "".join(f"{sample.id} {sample.labels}\n" for sample in data.samples)
-    return hashlib.sha256(lines.encode()).hexdigest()[:8]
+    transform = classifier_val(settings.crop, net.mean, net.std)
+    return ClassificationDataset(data.samples, len(data.classes), transform)
 
 
 def _shown(measured: Mapping[str, Any]) -> str:
@@ -434,31 +309,3 @@ def _shown(measured: Mapping[str, Any]) -> str:
     if measured.get("val_map") is not None:
         shown.append(f"mAP {100 * measured['val_map']:.1f}")
     return ", ".join(shown)
-
-
-def _remove_leftovers(out: Path) -> None:
-    """Remove what a killed process was writing under a temporary name; see `advcam_attr.files.replacing`."""
-    for file in out.glob(".*"):
-        if re.fullmatch(r"\.[0-9a-f]{32}(\.\w+)?", file.name):
-            file.unlink(missing_ok=True)
-
-
-@contextmanager
-def _own_randomness(device: torch.device) -> Iterator[None]:
-    """A block after which the global random states are as they were."""
-    states = random_states(device)
-    try:
-        yield
-    finally:
-        set_random_states(states, device)
-
-
-@contextmanager
-def _written(out: Path) -> Iterator[None]:
-    """A block in which a full disk is told in one line."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
-            raise
-        raise AdvCAMError(f"cannot write to {out}: {error.strerror}") from error

@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from PIL import Image
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from advcam_attr.data.segmentation import SegmentationData
-from advcam_attr.files import replacing, write_json
+from advcam_attr.files import write_bytes, write_json
 from advcam_attr.metrics.evaluation import MaskEvaluation, Scope, SeedEvaluation
 from advcam_attr.metrics.image_counts import ImageCounts
 from advcam_attr.metrics.measures import marginals
@@ -199,8 +199,7 @@ def save_counts(evaluation: SeedEvaluation, path: Path) -> None:
     """Write what was counted as safetensors, for `load_counts`: a shard's part, or the whole."""
     scope = {**vars(evaluation.scope), "missing": dict(evaluation.scope.missing)}
     scope["unmasked"] = dict(evaluation.scope.unmasked)
-    with replacing(path) as file:
-        save_file(evaluation.state(), file, {"scope": json.dumps(scope)})
+    write_bytes(path, save(evaluation.state(), {"scope": json.dumps(scope)}))
 
 
 def load_counts(path: Path) -> SeedEvaluation:

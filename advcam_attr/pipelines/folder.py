@@ -70,11 +70,7 @@ def outstanding(
         taken.add(name)
         content = _digest(image)
         if record and not overwrite:
-            if record["config"] != config:
-                raise AdvCAMError(
-                    f"{out / name}.json was made with other settings ({difference(record['config'], config)}); "
-                    "choose another --out, or --overwrite"
-                )
+            require_same(out / f"{name}.json", record["config"], config, "--overwrite")
             if record["image_digest"] == content:
                 done.append(image)
                 continue
@@ -110,6 +106,24 @@ def _digest(image: Path) -> str:
         return digest(image)
     except OSError:
         return ""
+
+
+def require_same(made: Path, old: Mapping[str, Any], new: Mapping[str, Any], remedy: str) -> None:
+    """Check that what is there was made with the settings of this run.
+
+    Args:
+        made: what is there.
+        old: its settings.
+        new: this run's.
+        remedy: what helps besides another folder.
+
+    Raises:
+        AdvCAMError: it was not; the message says what changed.
+    """
+    if old != new:
+        raise AdvCAMError(
+            f"{made} was made with other settings ({difference(old, new)}); choose another --out, or {remedy}"
+        )
 
 
 def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:

@@ -15,9 +15,9 @@ import torch
 from torch import nn
 
 from advcam_attr.data.sizes import image_size
-from advcam_attr.engine.disk import write_json
 from advcam_attr.engine.prefetch import prefetched
-from advcam_attr.pipelines.folder import difference
+from advcam_attr.files import write_json
+from advcam_attr.pipelines.folder import require_same
 from advcam_attr.types import AdvCAMError, Sample
 
 
@@ -54,11 +54,7 @@ def same_settings(path: Path, config: Mapping[str, Any], *, overwrite: bool = Fa
     if record is None or (overwrite and record["digest"] != digest):
         write_json(path, {"digest": digest, "settings": config})
         record = read_record(path)  # another process may have been faster, with other settings
-    if record is None or record["digest"] != digest:
-        raise AdvCAMError(
-            f"{path} was made with other settings ({difference(record['settings'] if record else {}, config)}); "
-            "choose another folder, or overwrite"
-        )
+    require_same(path, record["settings"] if record else {}, config, "overwrite")
     return digest
 
 
