@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import collections
 import io
 import pickle
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from advcam_attr.data.npy import read_npy
 from advcam_attr.types import AdvCAMError
@@ -79,6 +81,35 @@ def test_arrays_of_all_kinds(tmp_path, array, wrap):
     np.testing.assert_array_equal(read_npy(tmp_path / "y.npy"), array)
 
 
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+def test_plain_contents_come_back_as_they_were(tmp_path, protocol):
+    view = torch.arange(12.0).view(3, 4)[1:, ::2]
+    content = {
+        np.int32(2007000032): np.arange(6, dtype=np.float32).reshape(2, 3).T,
+        "2007_000032": [np.float64(0.5), (True, None, b"bytes", 3)],
+        "text": np.array(["aeroplane", "cat"]),
+        "objects": np.array([{"a": np.ones(2)}, "b"], dtype=object),
+        "empty": np.zeros((0, 3), np.int64),
+        "view": view,
+        "half": torch.ones(2, dtype=torch.float16),
+        "scalar": torch.tensor(3),
+        "flags": np.array([True, False]),
+        "ordered": collections.OrderedDict(a=1),
+    }
+    found = read_npy(write_pickle(tmp_path / "a.npy", pickle.dumps(np.array(content, object), protocol)))
+    assert found.keys() == content.keys()
+    assert found["2007_000032"] == content["2007_000032"]
+    assert (found[2007000032] == content[np.int32(2007000032)]).all()
+    for name in ("text", "empty", "flags"):
+        assert found[name].dtype == content[name].dtype
+        assert found[name].tolist() == content[name].tolist()
+    assert found["objects"][0]["a"].tolist() == [1.0, 1.0]
+    assert found["objects"][1] == "b"
+    for name in ("view", "half", "scalar"):
+        assert torch.equal(found[name], content[name])
+    assert found["ordered"] == {"a": 1}
+
+
 @pytest.mark.parametrize("protocol", range(6))
 def test_code_is_not_run(tmp_path, protocol):
     trace = tmp_path / "trace"
@@ -86,7 +117,7 @@ def test_code_is_not_run(tmp_path, protocol):
     pickle.loads(payload)
     assert trace.exists(), "the attack must work where nobody is careful"
     trace.unlink()
-    with pytest.raises(AdvCAMError, match=r"labels\.npy is refused: it asks for .*(pathlib|builtin)"):
+    with pytest.raises(AdvCAMError, match=r"labels\.npy is refused: its pickle asks for .*(pathlib|builtin)"):
         read_npy(write_pickle(tmp_path / "labels.npy", payload))
     assert not trace.exists()
 
@@ -105,6 +136,7 @@ def test_an_attack_within_a_table_is_found(tmp_path):
         b"cnumpy._core.multiarray\nscalar\ncnumpy\ndtype\n(S'O8'\ntRS'12345678'\n\x86R.",  # a pointer as a scalar
         b"cnumpy._core.multiarray\nscalar\n(N}S'__new__'\nI1\nstb.",  # sets an attribute of the stand-in
         b"cnumpy\nndarray\n(N}S'x'\nI1\nstb.",
+        b"\x80\x04cnumpy\nndarray\nN}X\x0c\x00\x00\x00__defaults__)s\x86b.",
         b"ccopyreg\n_reconstructor\n.",
         b"cnumpy\nload\n.",
     ],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 import io
 import os
 import pickle
@@ -13,7 +12,6 @@ import pytest
 import torch
 
 from advcam_attr.engine.official import export_maps, import_maps, read_dictionary, write_dictionary
-from advcam_attr.engine.plain_pickle import load_plain_npy
 from advcam_attr.engine.store import MapStore
 from advcam_attr.refine.seeds import GridMaps
 from advcam_attr.types import AdvCAMError
@@ -114,35 +112,6 @@ def test_files_of_any_protocol_and_kind_are_read(tmp_path, protocol):
     assert found.high_res[:, 0, 0].tolist() == found.cam[:, 0, 0].tolist() == [1.0, 3.0]
 
 
-@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
-def test_plain_contents_come_back_as_they_were(tmp_path, protocol):
-    view = torch.arange(12.0).view(3, 4)[1:, ::2]
-    content = {
-        np.int32(2007000032): np.arange(6, dtype=np.float32).reshape(2, 3).T,
-        "2007_000032": [np.float64(0.5), (True, None, b"bytes", 3)],
-        "text": np.array(["aeroplane", "cat"]),
-        "objects": np.array([{"a": np.ones(2)}, "b"], dtype=object),
-        "empty": np.zeros((0, 3), np.int64),
-        "view": view,
-        "half": torch.ones(2, dtype=torch.float16),
-        "scalar": torch.tensor(3),
-        "flags": np.array([True, False]),
-        "ordered": collections.OrderedDict(a=1),
-    }
-    found = load_plain_npy(save(tmp_path / "a.npy", content, protocol))
-    assert found.keys() == content.keys()
-    assert found["2007_000032"] == content["2007_000032"]
-    assert (found[2007000032] == content[np.int32(2007000032)]).all()
-    for name in ("text", "empty", "flags"):
-        assert found[name].dtype == content[name].dtype
-        assert found[name].tolist() == content[name].tolist()
-    assert found["objects"][0]["a"].tolist() == [1.0, 1.0]
-    assert found["objects"][1] == "b"
-    for name in ("view", "half", "scalar"):
-        assert torch.equal(found[name], content[name])
-    assert found["ordered"] == {"a": 1}
-
-
 class Runs:
     """Asks to call a function when it is read."""
 
@@ -161,7 +130,7 @@ def test_a_malicious_pickle_is_refused_and_not_run(tmp_path, protocol, function)
     witness = tmp_path / "run"
     argument = f"touch {witness}" if function is os.system else f"open({str(witness)!r}, 'w')"
     path = save(tmp_path / "a.npy", {"keys": Runs(function, argument)}, protocol)
-    with pytest.raises(AdvCAMError, match=r"a\.npy is refused: its pickle asks for \S+, which is no array") as told:
+    with pytest.raises(AdvCAMError, match=r"a\.npy is refused: its pickle asks for \S+, and may hold") as told:
         read_dictionary(path)
     assert "\n" not in str(told.value)
     assert not witness.exists()
@@ -172,7 +141,7 @@ def test_a_malicious_storage_inside_a_tensor_is_refused_and_not_run(tmp_path):
     inner = io.BytesIO()
     torch.save(Runs(os.system, f"touch {witness}"), inner, _use_new_zipfile_serialization=False)
     path = save(tmp_path / "a.npy", {"keys": Runs(torch.storage._load_from_bytes, inner.getvalue())})
-    with pytest.raises(AdvCAMError, match=r"a\.npy is damaged"):
+    with pytest.raises(AdvCAMError, match=r"cannot read .*a\.npy"):
         read_dictionary(path)
     assert not witness.exists()
 
@@ -192,30 +161,17 @@ def test_forged_states_are_refused(tmp_path):
             read_dictionary(save(tmp_path / "a.npy", content))
 
 
-def test_the_named_functions_keep_no_state(tmp_path):
-    before = load_plain_npy(save(tmp_path / "a.npy", {"a": np.ones(1)}))
-    # numpy.ndarray, then BUILD with attributes to set on it
-    forged = b"\x80\x04cnumpy\nndarray\nN}X\x0c\x00\x00\x00__defaults__)s\x86b."
-    path = tmp_path / "b.npy"
-    with path.open("wb") as file:
-        np.lib.format.write_array_header_1_0(file, {"descr": "|O", "fortran_order": False, "shape": ()})
-        file.write(forged)
-    with pytest.raises(AdvCAMError, match="damaged"):
-        load_plain_npy(path)
-    assert load_plain_npy(tmp_path / "a.npy") == before
-
-
 def test_damaged_and_foreign_files_are_one_line(tmp_path, store):
     export_maps(store, tmp_path / "npy", ids=["2007_000032"])
     path = tmp_path / "npy" / "2007_000032.npy"
     whole = path.read_bytes()
     for content in (b"", b"no numpy", whole[:50], whole[:-200], whole[:200] + b"\xff" * 20 + whole[220:]):
         path.write_bytes(content)
-        with pytest.raises(AdvCAMError, match=r"2007_000032\.npy is (damaged|refused)") as told:
+        with pytest.raises(AdvCAMError, match=r"(cannot read .*2007_000032\.npy|npy is refused)") as told:
             read_dictionary(path)
         assert "\n" not in str(told.value)
     np.save(path, np.ones(3))
-    with pytest.raises(AdvCAMError, match="damaged, or no"):
+    with pytest.raises(AdvCAMError, match="holds no dictionary of IRN or PSA, but a ndarray"):
         read_dictionary(path)
     for content in (
         [1, 2],

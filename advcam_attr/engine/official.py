@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from advcam_attr.engine.plain_pickle import load_plain_npy
+from advcam_attr.data.npy import read_npy
 from advcam_attr.engine.store import MapStore
 from advcam_attr.files import write_bytes
 from advcam_attr.refine.seeds import strided_size
@@ -81,9 +81,9 @@ def read_dictionary(path: str | Path, size: tuple[int, int] | None = None) -> Cl
         size: the image's height and width; needed where the dictionary has no maps, and checked where it has.
 
     Raises:
-        AdvCAMError: damaged, refused (see `advcam_attr.engine.plain_pickle`), no such dictionary, or of another size.
+        AdvCAMError: damaged, refused (see `advcam_attr.data.npy`), no such dictionary, or of another size.
     """
-    content = load_plain_npy(path)
+    content = read_npy(path)
     if not isinstance(content, dict):
         raise AdvCAMError(f"{path} holds no dictionary of IRN or PSA, but a {type(content).__name__}")
     try:
