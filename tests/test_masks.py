@@ -9,7 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from advcam_attr.data.masks import palette, photograph_size, read_mask
+from advcam_attr.data.masks import palette, read_mask
+from advcam_attr.data.sizes import image_size
 from advcam_attr.types import AdvCAMError
 
 LABELS = np.array([[0, 0, 1, 20], [255, 7, 7, 15], [0, 3, 3, 255]], np.uint8)
@@ -127,15 +128,15 @@ def test_files_that_claim_to_be_enormous(tmp_path, monkeypatch):
     with pytest.raises(AdvCAMError, match=r"cannot read mask .*m\.png"):
         read_mask(tmp_path / "m.png", 20)
     with pytest.raises(AdvCAMError, match=r"not an image that can be read: .*m\.png"):
-        photograph_size(tmp_path / "m.png")
+        image_size(tmp_path / "m.png")
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_photograph_size_is_that_of_the_upright_picture(tmp_path, orientation):
+def test_image_size_is_that_of_the_upright_picture(tmp_path, orientation):
     from advcam_attr.data.images import read_rgb
 
     exif = Image.Exif()
     exif[0x0112] = orientation
     Image.new("RGB", (12, 8)).save(tmp_path / "p.jpg", exif=exif)
     upright = read_rgb(tmp_path / "p.jpg")
-    assert photograph_size(tmp_path / "p.jpg") == (upright.height, upright.width)
+    assert image_size(tmp_path / "p.jpg") == (upright.height, upright.width)

@@ -13,8 +13,9 @@ from torch import Tensor
 from advcam_attr.data.coco_instances import CocoImage, CocoInstances, read_instances
 from advcam_attr.data.labels import coco_key, look_up, read_label_table
 from advcam_attr.data.lists import few, read_list
-from advcam_attr.data.masks import photograph_size, read_mask
+from advcam_attr.data.masks import read_mask
 from advcam_attr.data.segmentation import SegmentationData
+from advcam_attr.data.sizes import image_size
 from advcam_attr.types import AdvCAMError, Sample
 
 #: In the order of the categories' ids, which leave gaps; class k is k + 1 in label maps.
@@ -131,8 +132,8 @@ class CocoMasks:
         image = self.images.get(sample.id)
         if image is None:
             raise AdvCAMError(f"no mask of {sample.id}: the annotations do not have this image")
-        if sample.image.is_file() and photograph_size(sample.image) != image.size:
-            height, width = photograph_size(sample.image)
+        if sample.image.is_file() and image_size(sample.image) != image.size:
+            height, width = image_size(sample.image)
             raise AdvCAMError(
                 f"image {sample.image} is of {width}x{height} pixels, and of {image.size[1]}x{image.size[0]} in the "
                 "annotations; take the published photograph, or scale the annotations with it"
@@ -166,7 +167,7 @@ class CocoMaskFiles:
         path = self.find(sample.id)
         if path is None:
             raise AdvCAMError(f"no mask of {sample.id}: it is not in {self.folder}")
-        return read_mask(path, self.num_classes, photograph_size(sample.image) if sample.image.is_file() else None)
+        return read_mask(path, self.num_classes, image_size(sample.image) if sample.image.is_file() else None)
 
 
 def find_coco(root: str | Path) -> Path:

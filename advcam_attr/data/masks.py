@@ -14,9 +14,6 @@ from advcam_attr.types import AdvCAMError
 #: The label of pixels that count for nothing: borders of objects, crowds.
 VOID = 255
 
-#: The EXIF tag that says how a photograph was held, and the values that swap its height and width.
-_ORIENTATION, _LYING = 0x0112, (5, 6, 7, 8)
-
 
 def palette() -> np.ndarray:
     """The colours of PASCAL VOC's label maps, ``(256, 3)`` uint8.
@@ -73,23 +70,6 @@ def read_mask(path: str | Path, num_classes: int, size: tuple[int, int] | None =
             f"{num_classes} classes; labels are 0 to {num_classes}, and 255 for void"
         )
     return torch.from_numpy(labels)
-
-
-def photograph_size(path: Path) -> tuple[int, int]:
-    """Height and width of a photograph once it is upright, from its header alone.
-
-    Raises:
-        AdvCAMError: the file is missing, or not an image.
-    """
-    try:
-        with Image.open(path) as image:
-            width, height = image.size
-            lying = image.getexif().get(_ORIENTATION) in _LYING
-    except FileNotFoundError as error:
-        raise AdvCAMError(f"no such image file: {path}") from error
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise AdvCAMError(f"not an image that can be read: {path}; is it damaged?") from error
-    return (width, height) if lying else (height, width)
 
 
 def _read_image(path: Path, num_classes: int) -> np.ndarray:

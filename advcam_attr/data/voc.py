@@ -16,8 +16,9 @@ from torch import Tensor
 from advcam_attr.data.images import is_image
 from advcam_attr.data.labels import look_up, read_annotation, read_label_table, voc_id
 from advcam_attr.data.lists import IdList, few, read_list
-from advcam_attr.data.masks import photograph_size, read_mask
+from advcam_attr.data.masks import read_mask
 from advcam_attr.data.segmentation import SegmentationData
+from advcam_attr.data.sizes import image_size
 from advcam_attr.registry import nearest
 from advcam_attr.types import AdvCAMError, Sample
 
@@ -123,7 +124,7 @@ class VocMasks:
         path = self.find(sample.id)
         if path is None:
             raise AdvCAMError(f"no mask of {sample.id}: it is not in {few(self.folders)}")
-        return read_mask(path, len(CLASSES), photograph_size(sample.image) if sample.image.is_file() else None)
+        return read_mask(path, len(CLASSES), image_size(sample.image) if sample.image.is_file() else None)
 
 
 def find_voc(root: str | Path) -> Path:
