@@ -8,6 +8,7 @@ normalisation, so that it is of the mean colour.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.transforms import InterpolationMode, v2
+from torchvision.transforms.v2.functional import pil_to_tensor
 
 from advcam_attr.types import AdvCAMError
 
@@ -72,8 +74,22 @@ def to_input(image: Image.Image, mean: Sequence[float] = MEAN, std: Sequence[flo
         >>> to_input(Image.new("RGB", (4, 2), "white"), mean=(0.5,) * 3, std=(0.5,) * 3).shape
         torch.Size([3, 2, 4])
     """
-    normalised: Tensor = v2.Compose(_normalised(mean, std))(image)
-    return normalised
+    return normalised(pil_to_tensor(image), mean, std)
+
+
+def normalised(pictures: Tensor, mean: Sequence[float] = MEAN, std: Sequence[float] = STD) -> Tensor:
+    """8-bit pictures ``(..., 3, H, W)`` to what a net takes: ``(value / 255 - mean) / std``, float32.
+
+    Args:
+        pictures: uint8, on any device.
+        mean, std: of each channel, or one for all.
+
+    Example:
+        >>> normalised(torch.full((1, 3, 1, 1), 255, dtype=torch.uint8), (0.5,) * 3, (0.25,) * 3).flatten()
+        tensor([2., 2., 2.])
+    """
+    shift, scale = (torch.tensor(v, dtype=torch.float32, device=pictures.device)[:, None, None] for v in (mean, std))
+    return (pictures.float() / 255 - shift) / scale
 
 
 def resize_to(image: Image.Image, scale: float) -> Image.Image:
@@ -168,4 +184,4 @@ def _window(image: Tensor, top: int, left: int, size: int) -> Tensor:
 
 
 def _normalised(mean: Sequence[float], std: Sequence[float]) -> list[nn.Module]:
-    return [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.ToPureTensor(), v2.Normalize(list(mean), list(std))]
+    return [v2.PILToTensor(), v2.Lambda(partial(normalised, mean=mean, std=std))]

@@ -9,10 +9,12 @@ from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
+from torchvision.transforms.v2.functional import pil_to_tensor
 
 from advcam_attr.attr.advcam import AdvCAM
+from advcam_attr.data.images import read_rgb
+from advcam_attr.data.transforms import normalised, resize_to
 from advcam_attr.engine.prefetch import prefetched
-from advcam_attr.pipelines.pictures import normalized_pictures, scaled_pictures
 from advcam_attr.pipelines.seed_maps import summed_maps
 from advcam_attr.pipelines.seed_settings import SeedSettings
 from advcam_attr.refine.seeds import GridMaps
@@ -121,7 +123,7 @@ class SeedMaker:
         for sample in batch:
             try:
                 if sample.labels:
-                    made = scaled_pictures(sample.image, self.recipe.scales, self.sizes[sample.id])
+                    made = self._pictures(sample)
                     background = self._background(sample)
                     pictures.append(made)
                     backgrounds += [] if background is None else [background]
@@ -131,6 +133,16 @@ class SeedMaker:
             samples.append(sample)
         stacked = tuple(map(torch.stack, zip(*pictures, strict=True)))
         return _Read(batch, tuple(samples), stacked, torch.stack(backgrounds) if backgrounds else None, failed)
+
+    def _pictures(self, sample: Sample) -> tuple[Tensor, ...]:
+        """The picture at each scale, ``(3, H s, W s)``, uint8: 8 bits travel to the device, where `_images` goes on."""
+        picture, (height, width) = read_rgb(sample.image), self.sizes[sample.id]
+        if picture.size != (width, height):
+            raise AdvCAMError(
+                f"{sample.image} is {picture.height} x {picture.width}, and was {height} x {width} when the run began: "
+                "remove sizes.json from the run folder if the images have changed"
+            )
+        return tuple(pil_to_tensor(resize_to(picture, scale)) for scale in self.recipe.scales)
 
     def _background(self, sample: Sample) -> Tensor | None:
         """Where the detector sees background, ``(H, W)``, bool."""
@@ -161,7 +173,7 @@ class SeedMaker:
         return {t: tuple(grid.cpu() for grid in grids) for t, grids in found.items()}
 
     def _images(self, pictures: Tensor) -> Tensor:
-        x = normalized_pictures(pictures.to(self.device), self.settings.mean, self.settings.std)
+        x = normalised(pictures.to(self.device), self.settings.mean, self.settings.std)
         return x.contiguous(memory_format=torch.channels_last) if self.settings.channels_last else x
 
     def _precision(self) -> contextlib.AbstractContextManager[object]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from advcam_attr import __version__, recipes
 from advcam_attr.data.segmentation import SegmentationData
+from advcam_attr.data.transforms import MEAN, STD
 from advcam_attr.pipelines.run_folder import weights_digest
 from advcam_attr.pipelines.seed_maps import CAM_SEEDS, SCALES
 from advcam_attr.recipes import Recipe
@@ -48,8 +49,8 @@ class SeedSettings:
     base: Any = "cam"
     layer: str | None = None
     scales: tuple[float, ...] = SCALES
-    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
-    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    mean: tuple[float, ...] = MEAN
+    std: tuple[float, ...] = STD
     saliency: Callable[[Sample, tuple[int, int]], Tensor] | None = None
     batch_rows: int = 4
     workers: int = 2
