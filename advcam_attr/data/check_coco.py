@@ -59,8 +59,8 @@ def inspect_coco(folder: Path) -> DataSetInventory:
 
 def _split(folder: Path, data: SegmentationData) -> SplitInventory:
     ids = frozenset(sample.id for sample in data.samples)
-    ready = coco.CocoMaskFiles(folder / coco.MASKS, len(data.classes))
-    use_ready = ready.folder.is_dir()
+    ready = coco.CocoMaskFiles((folder / coco.MASKS,), len(data.classes))
+    use_ready = ready.folders[0].is_dir()
     return SplitInventory(
         name=data.split,
         published=coco.SPLITS.get(data.split),

@@ -13,7 +13,7 @@ from torch import Tensor
 from advcam_attr.data.coco_instances import CocoImage, CocoInstances, read_instances
 from advcam_attr.data.labels import coco_key, look_up, read_label_table
 from advcam_attr.data.lists import few, read_list
-from advcam_attr.data.masks import read_mask
+from advcam_attr.data.masks import MaskFiles
 from advcam_attr.data.segmentation import SegmentationData
 from advcam_attr.data.sizes import image_size
 from advcam_attr.types import AdvCAMError, Sample
@@ -105,7 +105,7 @@ def read_coco(
     if masks == DRAW or (masks == AUTO and not ready.is_dir()):
         read = CocoMasks(by_id, instances)
     elif ready.is_dir():
-        read = CocoMaskFiles(ready, len(classes))
+        read = CocoMaskFiles((ready,), len(classes))
     else:
         raise AdvCAMError(f"no such folder of masks: {ready}")
     return SegmentationData("coco", folder, split, classes, tuple(samples), read)
@@ -141,33 +141,12 @@ class CocoMasks:
         return torch.from_numpy(self.instances.draw(image))
 
 
-@dataclass(frozen=True)
-class CocoMaskFiles:
-    """Reads the true label map of a sample from a folder of PNGs.
-
-    Attributes:
-        folder: the PNGs, named as the samples or by the twelve digits of their number.
-        num_classes: K.
-    """
-
-    folder: Path
-    num_classes: int
+class CocoMaskFiles(MaskFiles):
+    """Reads the true label map of a sample from PNGs named as the samples or by the digits of their number."""
 
     def find(self, id: str) -> Path | None:
         """The file of an id's mask, if it has one."""
-        files = (self.folder / f"{id}.png", self.folder / f"{id[-12:]}.png")
-        return next((file for file in files if file.is_file()), None)
-
-    def __call__(self, sample: Sample) -> Tensor:
-        """The label map ``(H, W)`` uint8.
-
-        Raises:
-            AdvCAMError: there is none, or it cannot be read or does not fit the photograph.
-        """
-        path = self.find(sample.id)
-        if path is None:
-            raise AdvCAMError(f"no mask of {sample.id}: it is not in {self.folder}")
-        return read_mask(path, self.num_classes, image_size(sample.image) if sample.image.is_file() else None)
+        return super().find(id) or super().find(id[-12:])
 
 
 def find_coco(root: str | Path) -> Path:

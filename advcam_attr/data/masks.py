@@ -1,7 +1,8 @@
-"""A mask's file in; a label map ``(H, W)`` out: 0 the background, k + 1 class k, 255 void."""
+"""A mask's file, or a sample, in; a label map ``(H, W)`` out: 0 the background, k + 1 class k, 255 void."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,9 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from advcam_attr.types import AdvCAMError
+from advcam_attr.data.lists import few
+from advcam_attr.data.sizes import image_size
+from advcam_attr.types import AdvCAMError, Sample
 
 #: The label of pixels that count for nothing: borders of objects, crowds.
 VOID = 255
@@ -70,6 +73,35 @@ def read_mask(path: str | Path, num_classes: int, size: tuple[int, int] | None =
             f"{num_classes} classes; labels are 0 to {num_classes}, and 255 for void"
         )
     return torch.from_numpy(labels)
+
+
+@dataclass(frozen=True)
+class MaskFiles:
+    """Reads the true label map of a sample: the first of its files that is there.
+
+    Attributes:
+        folders: of PNGs, or of SBD's ``.mat`` files, named as the samples.
+        num_classes: K.
+    """
+
+    folders: tuple[Path, ...]
+    num_classes: int
+
+    def find(self, id: str) -> Path | None:
+        """The file of an id's mask, if it has one."""
+        files = (folder / f"{id}{ending}" for folder in self.folders for ending in (".png", ".mat"))
+        return next((file for file in files if file.is_file()), None)
+
+    def __call__(self, sample: Sample) -> Tensor:
+        """The label map ``(H, W)`` uint8.
+
+        Raises:
+            AdvCAMError: there is none, or it cannot be read or does not fit the photograph.
+        """
+        path = self.find(sample.id)
+        if path is None:
+            raise AdvCAMError(f"no mask of {sample.id}: it is not in {few(self.folders)}")
+        return read_mask(path, self.num_classes, image_size(sample.image) if sample.image.is_file() else None)
 
 
 def _read_image(path: Path, num_classes: int) -> np.ndarray:

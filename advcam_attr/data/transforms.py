@@ -133,30 +133,6 @@ class RandomLongSide(nn.Module):
         return v2.functional.resize(image, [height, width], InterpolationMode.BICUBIC)
 
 
-class RandomCropOrPad(nn.Module):
-    """A random square of an image; along a side that is too short for it, the image at a random place within zeros.
-
-    Args:
-        size: side of the square in pixels.
-    """
-
-    def __init__(self, size: int) -> None:
-        super().__init__()
-        if size < 1:
-            raise AdvCAMError(f"the crop must be at least 1 pixel, got {size}")
-        self.size = size
-
-    def forward(self, image: Tensor) -> Tensor:
-        """``(..., H, W)`` to ``(..., size, size)``."""
-        top, left = (self._draw(length) for length in image.shape[-2:])
-        return _window(image, top, left, self.size)
-
-    def _draw(self, length: int) -> int:
-        """Where the window begins; below 0 where the image begins within it."""
-        slack = length - self.size
-        return int(torch.randint(min(slack, 0), max(slack, 0) + 1, ()))
-
-
 class TopLeftCropOrPad(nn.Module):
     """The top left square of an image, with zeros right and below where it is too small.
 
@@ -172,7 +148,25 @@ class TopLeftCropOrPad(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """``(..., H, W)`` to ``(..., size, size)``."""
-        return _window(image, 0, 0, self.size)
+        top, left = (self.begin(length) for length in image.shape[-2:])
+        return _window(image, top, left, self.size)
+
+    def begin(self, length: int) -> int:
+        """Where the window begins along a side; below 0 where the image begins within it."""
+        return 0
+
+
+class RandomCropOrPad(TopLeftCropOrPad):
+    """A random square of an image; along a side that is too short for it, the image at a random place within zeros.
+
+    Args:
+        size: side of the square in pixels.
+    """
+
+    def begin(self, length: int) -> int:
+        """Any place in which the window and the image overlap as far as they can."""
+        slack = length - self.size
+        return int(torch.randint(min(slack, 0), max(slack, 0) + 1, ()))
 
 
 def _window(image: Tensor, top: int, left: int, size: int) -> Tensor:

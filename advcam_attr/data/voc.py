@@ -8,17 +8,13 @@ else made from what is there.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
-
-from torch import Tensor
 
 from advcam_attr.data.images import is_image
 from advcam_attr.data.labels import look_up, read_annotation, read_label_table, voc_id
 from advcam_attr.data.lists import IdList, few, read_list
-from advcam_attr.data.masks import read_mask
+from advcam_attr.data.masks import MaskFiles
 from advcam_attr.data.segmentation import SegmentationData
-from advcam_attr.data.sizes import image_size
 from advcam_attr.registry import nearest
 from advcam_attr.types import AdvCAMError, Sample
 
@@ -98,33 +94,6 @@ def read_voc(
         classes = _annotated(folder, listed.ids, name)
     samples = (Sample(id, path, labels) for id, (path,), labels in zip(listed.ids, files, classes, strict=True))
     return SegmentationData("voc", folder, name, CLASSES, tuple(samples), find_masks(folder, name, listed, sbd))
-
-
-@dataclass(frozen=True)
-class VocMasks:
-    """Reads the true label map of a sample: the first of its files that is there.
-
-    Attributes:
-        folders: of PNGs, or of SBD's ``.mat`` files.
-    """
-
-    folders: tuple[Path, ...]
-
-    def find(self, id: str) -> Path | None:
-        """The file of an id's mask, if it has one."""
-        files = (folder / f"{id}{'.mat' if folder.name == 'cls' else '.png'}" for folder in self.folders)
-        return next((file for file in files if file.is_file()), None)
-
-    def __call__(self, sample: Sample) -> Tensor:
-        """The label map ``(H, W)`` uint8.
-
-        Raises:
-            AdvCAMError: there is none, or it cannot be read or does not fit the photograph.
-        """
-        path = self.find(sample.id)
-        if path is None:
-            raise AdvCAMError(f"no mask of {sample.id}: it is not in {few(self.folders)}")
-        return read_mask(path, len(CLASSES), image_size(sample.image) if sample.image.is_file() else None)
 
 
 def find_voc(root: str | Path) -> Path:
@@ -215,17 +184,17 @@ def find_photographs(voc: Path) -> dict[str, list[Path]]:
     return found
 
 
-def find_masks(voc: Path, split: str, listed: IdList, sbd: Path | None = None) -> VocMasks:
+def find_masks(voc: Path, split: str, listed: IdList, sbd: Path | None = None) -> MaskFiles:
     """What reads a split's masks."""
     own, augmented = (voc / MASKS,), (voc / MASKS_AUG,)
     boundaries = (sbd / "cls",) if sbd is not None else ()
     if listed.mask_folders:
-        return VocMasks((*(voc / folder for folder in listed.mask_folders), *own))
+        return MaskFiles((*(voc / folder for folder in listed.mask_folders), *own), len(CLASSES))
     if split == "train_aug":
-        return VocMasks(augmented + own + boundaries)
+        return MaskFiles(augmented + own + boundaries, len(CLASSES))
     if split in SPLITS:
-        return VocMasks(own)
-    return VocMasks(own + augmented + boundaries)
+        return MaskFiles(own, len(CLASSES))
+    return MaskFiles(own + augmented + boundaries, len(CLASSES))
 
 
 def _annotated(voc: Path, ids: tuple[str, ...], split: str) -> list[tuple[int, ...]]:
