@@ -284,12 +284,12 @@ def test_masks_that_do_not_fit_are_named(toy, tmp_path):
     refused(r"scene_3.png is 40 x 48 pixels and the mask of scene_3 48 x 48")
     Image.fromarray(np.full((48, 48), 7, np.uint8)).save(file)
     refused(r"scene_3.png: prediction holds labels 0 to 7|scene_3.png: prediction holds labels 7 to 7")
-    Image.fromarray(np.zeros((48, 48, 3), np.uint8)).save(file)
-    refused(r"scene_3.png is an image of mode RGB: label maps are grey or palette PNGs")
+    Image.fromarray(np.full((48, 48, 3), 77, np.uint8)).save(file)
+    refused(r"scene_3.png holds the colour \(77, 77, 77\), which is none of the 4 classes'")
     file.write_bytes(file.read_bytes()[:60])
-    refused(r"cannot read the label map .*scene_3.png: it is truncated")
+    refused(r"cannot read mask .*scene_3.png")
     file.unlink()
-    refused(r"there is no label map .*scene_3.png")
+    refused(r"no such mask: .*scene_3.png")
     found = evaluate_masks(tmp_path, data, allow_missing=True)
     assert list(found.scope.missing) == ["scene_3"]
     assert len(found.images) == 7

@@ -34,45 +34,63 @@ def palette() -> np.ndarray:
     return colours
 
 
-def read_mask(path: str | Path, num_classes: int, size: tuple[int, int] | None = None) -> Tensor:
-    """Read a label map.
+def read_labels(path: str | Path, num_classes: int) -> Tensor:
+    """Read a label map, whatever labels it holds.
 
     Palette and grey images hold the labels themselves. Where the labels were drawn out in the colours of `palette`
     (an RGB image, or a palette that was packed anew by a tool that saves space), the colours are read back.
 
     Args:
         path: a PNG, or a ``.mat`` file of the Semantic Boundaries Dataset (needs SciPy).
-        num_classes: K, without the background.
+        num_classes: K, without the background; colours count as those of 0..K and 255.
+
+    Returns:
+        ``(H, W)`` uint8.
+
+    Raises:
+        AdvCAMError: the file is missing or damaged, or holds colours that are no class's.
+
+    Example:
+        >>> read_labels("masks/2007_000032.png", 20).unique()  # doctest: +SKIP
+        tensor([ 0,  1, 15], dtype=torch.uint8)
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise AdvCAMError(f"no such mask: {path}")
+    return torch.from_numpy(_read_sbd(path) if path.suffix == ".mat" else _read_image(path, num_classes))
+
+
+def read_mask(path: str | Path, num_classes: int, size: tuple[int, int] | None = None) -> Tensor:
+    """Read a true label map: as `read_labels`, and checked.
+
+    Args:
+        path, num_classes: as for `read_labels`.
         size: the photograph's height and width, where they are to be checked.
 
     Returns:
         ``(H, W)`` uint8, in 0..K or 255.
 
     Raises:
-        AdvCAMError: the file is missing or damaged, is of another size than the photograph, holds labels above K, or
-            colours that are no class's.
+        AdvCAMError: as `read_labels`; the mask is of another size than the photograph, or holds labels above K.
 
     Example:
         >>> read_mask("SegmentationClass/2007_000032.png", 20).unique()  # doctest: +SKIP
         tensor([  0,   1,  15, 255], dtype=torch.uint8)
     """
-    path = Path(path)
-    if not path.is_file():
-        raise AdvCAMError(f"no such mask: {path}")
-    labels = _read_sbd(path) if path.suffix == ".mat" else _read_image(path, num_classes)
-    if size is not None and labels.shape != size:
+    labels = read_labels(path, num_classes)
+    if size is not None and tuple(labels.shape) != tuple(size):
         raise AdvCAMError(
             f"mask {path} is of {labels.shape[1]}x{labels.shape[0]} pixels and its photograph of "
             f"{size[1]}x{size[0]}; they must be of one size"
         )
-    counts = np.bincount(labels.ravel(), minlength=256)
+    counts = np.bincount(labels.numpy().ravel(), minlength=256)
     if counts[num_classes + 1 : VOID].any():
         beyond = [int(k) for k in np.flatnonzero(counts) if num_classes < k < VOID]
         raise AdvCAMError(
             f"mask {path} holds the label{'s' * (len(beyond) > 1)} {', '.join(map(str, beyond[:5]))}, but there are "
             f"{num_classes} classes; labels are 0 to {num_classes}, and 255 for void"
         )
-    return torch.from_numpy(labels)
+    return labels
 
 
 @dataclass(frozen=True)

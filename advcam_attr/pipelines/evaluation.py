@@ -8,13 +8,12 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
-import numpy as np
 import torch
-from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from advcam_attr.data.masks import read_labels
 from advcam_attr.data.segmentation import SegmentationData
 from advcam_attr.files import write_bytes, write_json
 from advcam_attr.metrics.evaluation import MaskEvaluation, Scope, SeedEvaluation
@@ -98,9 +97,9 @@ def evaluate_seeds(
             continue
         try:
             found = _read_maps(maps, sample, truth)
-        except _Unreadable as error:
+        except AdvCAMError as error:
             if not allow_missing:
-                raise AdvCAMError(str(error)) from error
+                raise
             missing[sample.id] = str(error)
             continue
         try:
@@ -126,7 +125,7 @@ def evaluate_masks(
     Predicted void (255), which pseudo masks mark for training to ignore, counts as background (spec H3).
 
     Args:
-        folder: grey or palette PNGs of 8 bits that hold labels.
+        folder: PNGs that hold labels, see `advcam_attr.data.masks.read_labels`.
         data: the images, their classes and their masks. Images without a mask are left out and named in the result.
         samples: some of the data's.
         allow_missing: score the other images where files are missing or damaged; those are named in the result.
@@ -154,10 +153,10 @@ def evaluate_masks(
             continue
         path = folder / f"{sample.id}.png"
         try:
-            prediction = _read_labels(path)
-        except _Unreadable as error:
+            prediction = read_labels(path, len(data.classes))
+        except AdvCAMError as error:
             if not allow_missing:
-                raise AdvCAMError(str(error)) from error
+                raise
             missing[sample.id] = str(error)
             continue
         if prediction.shape != truth.shape:
@@ -220,36 +219,16 @@ def load_counts(path: Path) -> SeedEvaluation:
         ) from error
 
 
-class _Unreadable(Exception):
-    """What is to be scored of one image is missing or damaged."""
-
-
 def _read_maps(maps: MapReader, sample: Sample, truth: Tensor) -> ClassMaps:
     if sample.id not in maps:
         if sample.labels:
-            raise _Unreadable(f"there are no maps of {sample.id}")
+            raise AdvCAMError(f"there are no maps of {sample.id}")
         size = truth.shape[0], truth.shape[1]
         return ClassMaps((), size, truth.new_zeros(0, 0, 0).float(), truth.new_zeros(0, *size).float())
-    try:
-        found = maps.read(sample.id)
-    except AdvCAMError as error:
-        raise _Unreadable(str(error)) from error
+    found = maps.read(sample.id)
     if not bool(found.high_res.isfinite().all()):
-        raise _Unreadable(f"the maps of {sample.id} are not finite: make them anew")
+        raise AdvCAMError(f"the maps of {sample.id} are not finite: make them anew")
     return found
-
-
-def _read_labels(path: Path) -> Tensor:
-    if not path.is_file():
-        raise _Unreadable(f"there is no label map {path}")
-    try:
-        with Image.open(path) as image:
-            mode, labels = image.mode, np.array(image)
-    except (OSError, SyntaxError, ValueError) as error:
-        raise _Unreadable(f"cannot read the label map {path}: it is truncated or no image") from error
-    if mode not in ("P", "L"):
-        raise _Unreadable(f"{path} is an image of mode {mode}: label maps are grey or palette PNGs of 8 bits")
-    return torch.from_numpy(labels)
 
 
 def _mask(data: SegmentationData, sample: Sample, unmasked: dict[str, str]) -> Tensor | None:
