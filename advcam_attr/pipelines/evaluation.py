@@ -52,7 +52,7 @@ def evaluate_seeds(
 ) -> SeedEvaluation:
     """Score localization maps, cut at every background threshold, against the masks of a data set.
 
-    The protocol is that of the released scripts (spec C): a pixel is of its strongest class where that class's
+    The protocol is that of the released scripts: a pixel is of its strongest class where that class's
     ``high_res`` map exceeds the threshold, counts are pooled over images, void pixels of the truth count for nothing,
     and the mean IoU is over all classes that occur, the background included. An image without labels has no maps: all
     of it is background.
@@ -122,7 +122,8 @@ def evaluate_masks(
 ) -> MaskEvaluation:
     """Score label maps ``<id>.png`` of a folder against the masks of a data set.
 
-    Predicted void (255), which pseudo masks mark for training to ignore, counts as background (spec H3).
+    Predicted void (255), which pseudo masks mark for training to ignore, counts as background, as in the released
+    evaluation.
 
     Args:
         folder: PNGs that hold labels, see `advcam_attr.data.masks.read_labels`.

@@ -15,7 +15,7 @@ from advcam_attr.climbing.views import FLIP_PAIR
 from advcam_attr.heads import HeadView
 from advcam_attr.recipes import Recipe
 
-#: The scales of the released code, in the order of its ``make_cam`` (``wsss.md`` C).
+#: The scales of the released code, in the order of its ``make_cam``.
 SCALES = (1.0, 0.5, 1.5, 2.0)
 
 #: Plain CAM seeds: at each scale the rectified maps of image and mirror image, no step taken.

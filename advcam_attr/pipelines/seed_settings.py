@@ -30,7 +30,7 @@ class SeedSettings:
         overrides: parts of the recipe by name.
         base: the map that is climbed and summed: whatever `advcam_attr.AdvCAM` takes as its base.
         layer: the module, by name, whose output is mapped; None finds it.
-        scales: factors; default: the released code's (``wsss.md`` C). The recipe's own are not read.
+        scales: factors; default: the released code's. The recipe's own are not read.
         mean, std: of the net's input, for RGB in [0, 1]; default: ImageNet's.
         saliency: a detector's foreground for a sample and its size, ``(H, W)``, bool or in [0, 1]; at most 0.5 is
             background and may not change (section 4.4).

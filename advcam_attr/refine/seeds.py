@@ -1,7 +1,7 @@
 """Class maps on a net's own grids, one a scale, in; maps of the image's size, and seeds cut from them, out.
 
-Sizes and normalisation are the released code's (``wsss.md`` C): maps of all scales are brought to one size, summed, and
-divided by their class's peak; nothing is subtracted.
+Sizes and normalisation are the released code's: maps of all scales are brought to one size, summed, and divided by
+their class's peak; nothing is subtracted.
 """
 
 from __future__ import annotations
