@@ -12,8 +12,10 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
 
@@ -256,6 +258,24 @@ def test_data_that_cannot_be_used(tmp_path):
     with pytest.raises(AdvCAMError, match="blobs val has no images to validate on"):
         train_classifier(SETTINGS, TinyCAM(), TRAIN, blobs(0, "val"), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_truncated_photograph_is_one_line(tmp_path, monkeypatch, workers):
+    monkeypatch.undo()
+    noise = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
+    for sample in TRAIN.samples:
+        Image.fromarray(noise).save(tmp_path / f"{sample.id}.jpg")
+    broken = tmp_path / f"{TRAIN.samples[7].id}.jpg"
+    broken.write_bytes(broken.read_bytes()[:-500])
+    photographs = tuple(replace(sample, image=tmp_path / f"{sample.id}.jpg") for sample in TRAIN.samples)
+    settings = replace(SETTINGS, workers=workers, long_side=(16, 24))
+    with pytest.raises(AdvCAMError) as told:
+        train_classifier(settings, TinyCAM(), replace(TRAIN, samples=photographs), None, tmp_path / "out")
+    assert str(broken) in str(told.value)
+    assert "truncated" in str(told.value)
+    assert "\n" not in str(told.value)
+    assert not (tmp_path / "out" / "classifier.json").exists()
 
 
 def test_a_full_disk_is_one_line_and_nothing_half_written(tmp_path, monkeypatch):
