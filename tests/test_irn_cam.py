@@ -11,8 +11,9 @@ import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 
-from advcam_attr import AdvCAMError
+from advcam_attr import AdvCAMError, heads
 from advcam_attr.networks.checkpoint import Checkpoint, load_weights, read_checkpoint
+from advcam_attr.networks.generators import load_generator
 from advcam_attr.networks.irn_cam import irn_weights
 
 
@@ -79,6 +80,27 @@ def test_irn_files_load_whichever_names_they_hold(tmp_path, kept):
     load_weights(net, found.checkpoint, "irn")
     x = torch.rand(1, 3, 64, 64)
     assert torch.equal(net(x), irn(x))
+
+
+def test_the_published_net_loads_by_its_name(tmp_path):
+    torch.manual_seed(0)
+    irn = IRNet(resnet50_of_stride_16(), classes=7).eval()
+    weights = {f"module.{key}": value for key, value in irn.state_dict().items()}
+    torch.save(weights, tmp_path / "res50_cam.pth")
+    state, told = torch.get_rng_state(), []
+    net = load_generator("irn", tmp_path / "res50_cam.pth", told.append)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert not net.training
+    assert (net.stride, net.mean, net.std) == (16, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    assert len(told) == 1
+    assert told[0].startswith(f"ignored {2 * len(list(irn.resnet50.state_dict())) + 1} keys (backbone.*, newly_added.*")
+    x = torch.rand(1, 3, 64, 48)
+    torch.testing.assert_close(net(x), irn(x))
+    assert heads.view(net).inspect(x).exactness == "exact"
+    torch.save({"conv1.weight": torch.ones(1)}, tmp_path / "other.pth")
+    with pytest.raises(AdvCAMError, match=r"other\.pth does not fit irn: 266 missing keys") as error:
+        load_generator("irn", tmp_path / "other.pth")
+    assert "\n" not in str(error.value)
 
 
 def test_irn_files_that_contradict_themselves_or_hold_more_are_refused():

@@ -8,22 +8,38 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from advcam_attr.networks.checkpoint import load_weights, read_checkpoint, without_prefix
+from advcam_attr.networks.checkpoint import Checkpoint, load_weights, read_checkpoint, without_prefix
+from advcam_attr.networks.irn_cam import irn_weights
 from advcam_attr.networks.resnet38 import ResNet38
+from advcam_attr.networks.resnet_cam import IRN_BACKBONE, CAMNet, cam_net
 from advcam_attr.networks.sc_cam import SCCAM
 from advcam_attr.networks.seam import SEAM
 from advcam_attr.registry import lookup
 
+#: A net of the sizes that a file's weights have, the weights that are for it, and a line on the others, or "".
+Made = tuple[ResNet38 | CAMNet, Checkpoint, str]
 
-def _seam(weights: Mapping[str, Tensor]) -> SEAM:
-    return SEAM(max(1, _rows(weights, "fc8", 21) - 1), _rows(weights, "conv1a", 64))
+#: What the keys of the nets on ResNet-38 begin with.
+_ROOTS = ("conv1a.", "b2.", "bn7.", "fc8.", "fc8_20.", "f9.")
 
 
-def _sc_cam(weights: Mapping[str, Tensor]) -> SCCAM:
+def _irn(checkpoint: Checkpoint) -> Made:
+    found = irn_weights(checkpoint)
+    classes = max(1, _rows(found.checkpoint.weights, "classifier", 20))
+    return cam_net(IRN_BACKBONE, classes, random_weights=True), found.checkpoint, found.note
+
+
+def _seam(checkpoint: Checkpoint) -> Made:
+    weights = without_prefix(checkpoint.weights, _ROOTS)
+    return SEAM(max(1, _rows(weights, "fc8", 21) - 1), _rows(weights, "conv1a", 64)), checkpoint, ""
+
+
+def _sc_cam(checkpoint: Checkpoint) -> Made:
+    weights = without_prefix(checkpoint.weights, _ROOTS)
     width = _rows(weights, "conv1a", 64)
     if "fc8.weight" in weights:
-        return SCCAM(_rows(weights, "fc8", 20), 0, width)
-    return SCCAM(_rows(weights, "fc8_20", 20), _rows(weights, "fc8_200", 200), width)
+        return SCCAM(_rows(weights, "fc8", 20), 0, width), checkpoint, ""
+    return SCCAM(_rows(weights, "fc8_20", 20), _rows(weights, "fc8_200", 200), width), checkpoint, ""
 
 
 def _rows(weights: Mapping[str, Tensor], layer: str, published: int) -> int:
@@ -32,21 +48,18 @@ def _rows(weights: Mapping[str, Tensor], layer: str, published: int) -> int:
     return published if kernel is None or not kernel.ndim else len(kernel)
 
 
-#: Weights to a net of the sizes that they have.
-GENERATORS: dict[str, Callable[[Mapping[str, Tensor]], ResNet38]] = {"seam": _seam, "sc_cam": _sc_cam}
-
-#: What the keys of all these nets begin with.
-_ROOTS = ("conv1a.", "b2.", "bn7.", "fc8.", "fc8_20.", "f9.")
+GENERATORS: dict[str, Callable[[Checkpoint], Made]] = {"irn": _irn, "seam": _seam, "sc_cam": _sc_cam}
 
 
-def load_generator(name: str, path: str | Path) -> ResNet38:
+def load_generator(name: str, path: str | Path, tell: Callable[[str], object] = lambda line: None) -> ResNet38 | CAMNet:
     """Load a published seed generator from its authors' file.
 
     Numbers of classes are read from the file. No code of the file is run; a ``module.`` before all keys is taken off.
 
     Args:
-        name: ``"seam"`` or ``"sc_cam"`` (IRN's files: `advcam_attr.networks.irn_cam.irn_weights`).
+        name: ``"irn"`` (AdvCAM's classifier is one), ``"seam"`` or ``"sc_cam"``.
         path: a torch file of plain weights, or a safetensors file.
+        tell: is told in one line what is ignored of the file, and why; IRN's files name most weights three times.
 
     Returns:
         The net in eval mode, on the CPU, float32; ``net(x)`` are the scores of the foreground classes ``(N, K)``;
@@ -58,10 +71,12 @@ def load_generator(name: str, path: str | Path) -> ResNet38:
 
     Example:
         >>> net = load_generator("seam", "resnet38_SEAM.pth")  # doctest: +SKIP
+        >>> net = load_generator("irn", "res50_cam.pth", tell=print)  # doctest: +SKIP
     """
     make = lookup(name, GENERATORS, "generator")
-    checkpoint = read_checkpoint(path)
     with torch.random.fork_rng(devices=[]):
-        net = make(without_prefix(checkpoint.weights, _ROOTS))
+        net, checkpoint, note = make(read_checkpoint(path))
     load_weights(net, checkpoint, name)
+    if note:
+        tell(note)
     return net.eval()
