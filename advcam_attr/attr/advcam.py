@@ -29,7 +29,7 @@ from advcam_attr.attr.grad_cam import GradCAM
 from advcam_attr.attr.grad_cam_plus_plus import GradCAMPlusPlus
 from advcam_attr.attr.inputs import check_background, check_images, check_targets, in_range
 from advcam_attr.attr.layer_cam import LayerCAM
-from advcam_attr.climbing import climb
+from advcam_attr.climbing.loop import climb, to_grid, totals
 from advcam_attr.climbing.state import Base
 from advcam_attr.heads import HeadView, undisturbed
 from advcam_attr.registry import lookup, require_callable
@@ -246,8 +246,8 @@ class AdvCAM(MapAttribution):
         for scale in self.recipe.scales:
             scaled = self._scaled(images[used], scale)
             outside = None if background is None else background[image_of]
-            if outside is not None and scaled.shape[2:] != outside.shape[1:]:
-                outside = F.interpolate(outside[:, None].float(), scaled.shape[2:], mode="area")[:, 0] > 0.5
+            if outside is not None:
+                outside = to_grid(outside, (scaled.shape[2], scaled.shape[3]))
             views = plan.views.spread(scaled[:1]).shape[1]
             rows = take_rows(extra, image_of.repeat_interleave(views), len(images))
             count, weight = self.recipe.schedule(steps, scale)
@@ -255,12 +255,8 @@ class AdvCAM(MapAttribution):
                 self.view, scaled, target, plan, steps=count, background=outside,
                 image_of=local if several else None, extra=rows,
             )  # fmt: skip
-            summed: Tensor | None = None
-            for step in walk:
+            for step, summed in totals(walk, self.recipe.aggregate):  # noqa: B007
                 tick(step)
-                added = self.recipe.aggregate(summed, step.maps)
-                summed = added if summed is None else torch.where(step.climbing[:, None, None], added, summed)
-            assert summed is not None
             if summed.shape[1:] != grid:
                 summed = resize(summed[:, None], grid)[:, 0]
             total = weight * summed if total is None else total + weight * summed

@@ -6,7 +6,7 @@ over it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from advcam_attr.climbing.objective import target_logits
-from advcam_attr.climbing.state import Base, ClimbState, Plan
+from advcam_attr.climbing.state import Aggregate, Base, ClimbState, Plan
 from advcam_attr.climbing.stops import never
 from advcam_attr.heads import Activations, HeadView, undisturbed
 from advcam_attr.types import AdvCAMError, ClimbStep
@@ -155,8 +155,24 @@ def _checked(value: Any, shape: tuple[int, ...], what: str, part: Any) -> Tensor
     return value
 
 
+def totals(walk: Iterable[ClimbStep], aggregate: Aggregate) -> Iterator[tuple[ClimbStep, Tensor]]:
+    """Each step of a climb, and the running total of its maps, ``(R, h, w)`` (Eq. 4).
+
+    Rows that the plan has stopped keep their total.
+
+    Args:
+        walk: from `climb`.
+        aggregate: what a step's maps are added by.
+    """
+    total: Tensor | None = None
+    for step in walk:
+        added = aggregate(total, step.maps)
+        total = added if total is None else torch.where(step.climbing[:, None, None], added, total)
+        yield step, total
+
+
 def to_grid(background: Tensor, grid: tuple[int, int]) -> Tensor:
-    """A background mask ``(R, H, W)`` on the map's grid: cells that are mostly background, ``(R, h, w)``."""
+    """A background mask ``(R, H, W)`` on another grid: cells that are mostly background, ``(R, h, w)``."""
     return F.adaptive_avg_pool2d(background[:, None].float(), grid)[:, 0] > 0.5
 
 

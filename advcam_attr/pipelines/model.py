@@ -38,7 +38,9 @@ class ModelChoice:
         return load_model(self.spec, **options)
 
 
-def head_at(view: HeadView, x: Tensor, spec: str, *, class_weights: bool = False) -> Head:
+def head_at(
+    view: HeadView, x: Tensor, spec: str, *, class_weights: bool = False, remedy: str = "try --input-size"
+) -> Head:
     """A model's head for images of the size of ``x``.
 
     Args:
@@ -46,6 +48,7 @@ def head_at(view: HeadView, x: Tensor, spec: str, *, class_weights: bool = False
         x: one image, ``(3, H, W)``.
         spec: what to call the model.
         class_weights: whether they are needed.
+        remedy: what helps where the model does not take images of this size.
 
     Raises:
         AdvCAMError: the model does not take images of this size, or has no class weights.
@@ -55,5 +58,5 @@ def head_at(view: HeadView, x: Tensor, spec: str, *, class_weights: bool = False
     except AdvCAMError:
         raise
     except (RuntimeError, ValueError, AssertionError) as error:
-        size = " x ".join(map(str, x.shape[1:]))
-        raise AdvCAMError(f"{spec} does not take images of {size} pixels ({error}); try --input-size") from error
+        reason, pixels = " ".join(str(error).split()), " x ".join(map(str, x.shape[1:]))
+        raise AdvCAMError(f"{spec} does not take images of {pixels} pixels ({reason}); {remedy}") from error

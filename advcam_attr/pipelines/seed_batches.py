@@ -15,6 +15,7 @@ from advcam_attr.attr.advcam import AdvCAM
 from advcam_attr.data.images import read_rgb
 from advcam_attr.data.transforms import normalised, resize_to
 from advcam_attr.engine.prefetch import prefetched
+from advcam_attr.pipelines.model import head_at
 from advcam_attr.pipelines.seed_maps import summed_maps
 from advcam_attr.pipelines.seed_settings import SeedSettings
 from advcam_attr.refine.seeds import GridMaps
@@ -183,16 +184,10 @@ class SeedMaker:
 
     def _check_head(self, x: Tensor) -> None:
         """That the net takes images of this size and has all classes of the data."""
-        try:
-            head = (self.view.require if self._needs_class_weights else self.view.inspect)(x[:1])
-        except AdvCAMError:
-            raise
-        except (RuntimeError, ValueError, AssertionError) as error:
-            reason, pixels = " ".join(str(error).split()), " x ".join(map(str, x.shape[2:]))
-            raise AdvCAMError(
-                f"{type(self.view.model).__name__} does not take images of {pixels} pixels ({reason}): seeds need a "
-                f"net that takes any size, or scales other than {self.recipe.scales}"
-            ) from error
+        head = head_at(
+            self.view, x[0], type(self.view.model).__name__, class_weights=self._needs_class_weights,
+            remedy=f"seeds need a net that takes any size, or scales other than {self.recipe.scales}",
+        )  # fmt: skip
         if self.highest.labels[-1] >= head.classes:
             raise AdvCAMError(
                 f"image {self.highest.id} has class {self.highest.labels[-1]}, and the net has {head.classes}, "

@@ -6,10 +6,9 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from advcam_attr.climbing import climb
+from advcam_attr.climbing.loop import climb, to_grid, totals
 from advcam_attr.climbing.state import Base, Plan
 from advcam_attr.climbing.views import FLIP_PAIR
 from advcam_attr.heads import HeadView
@@ -99,23 +98,9 @@ def _sums_of_rows(
 ) -> dict[int, Tensor]:
     """The running sum of some rows' maps after each wanted number of steps, ``(R, h, w)``."""
     used, local = image_of.unique(return_inverse=True)
-    outside = None if background is None else _resized(background[image_of], images.shape[2:])
+    outside = None if background is None else to_grid(background[image_of], (images.shape[2], images.shape[3]))
     walk = climb(
         view, images[used], target, plan, steps=max(wanted), background=outside,
         image_of=local if len(used) < len(image_of) else None,
     )  # fmt: skip
-    kept: dict[int, Tensor] = {}
-    total: Tensor | None = None
-    for step in walk:
-        added = recipe.aggregate(total, step.maps)
-        total = added if total is None else torch.where(step.climbing[:, None, None], added, total)
-        if step.index in wanted:
-            kept[step.index] = total
-    return kept
-
-
-def _resized(background: Tensor, size: Sequence[int]) -> Tensor:
-    """A mask ``(R, H, W)`` at another size: pixels that are mostly background."""
-    if tuple(background.shape[1:]) == tuple(size):
-        return background
-    return F.interpolate(background[:, None].float(), tuple(size), mode="area")[:, 0] > 0.5
+    return {step.index: total for step, total in totals(walk, recipe.aggregate) if step.index in wanted}
