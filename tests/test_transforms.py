@@ -11,15 +11,13 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from advcam_attr.data.classification import ClassificationDataset
+from advcam_attr.data.pictures import MEAN, STD, resize_to
 from advcam_attr.data.transforms import (
-    MEAN,
-    STD,
     RandomCropOrPad,
     RandomLongSide,
     TopLeftCropOrPad,
     classifier_train,
     classifier_val,
-    resize_to,
     to_input,
 )
 from advcam_attr.types import AdvCAMError, Sample

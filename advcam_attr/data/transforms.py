@@ -1,4 +1,4 @@
-"""Photographs in; the inputs of classifiers, for training, validation and seeds, out.
+"""Photographs in; the inputs of classifiers, for training and validation, out.
 
 The values are those of IRN's and AdvCAM's classifier: the photograph's long side is drawn from 320..640 pixels
 (bicubic), then it is normalised, mirrored half of the time, and cut or padded to 512 x 512 pixels. Padding comes after
@@ -16,12 +16,9 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.transforms import InterpolationMode, v2
-from torchvision.transforms.v2.functional import pil_to_tensor
 
+from advcam_attr.data.pictures import MEAN, STD, normalised, to_bytes
 from advcam_attr.types import AdvCAMError
-
-#: Of RGB values in 0..1, over ImageNet.
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def classifier_train(
@@ -50,7 +47,7 @@ def classifier_train(
     return v2.Compose(
         [
             RandomLongSide(*long_side),
-            *_normalised(mean, std),
+            v2.Lambda(partial(to_input, mean=mean, std=std)),
             v2.RandomHorizontalFlip(0.5),
             RandomCropOrPad(crop),
         ]
@@ -64,7 +61,7 @@ def classifier_val(crop: int = 512, mean: Sequence[float] = MEAN, std: Sequence[
         >>> classifier_val(crop=64)(Image.new("RGB", (100, 40), "white"))[0, [39, 40], 0]
         tensor([2.2489, 0.0000])
     """
-    return v2.Compose([*_normalised(mean, std), TopLeftCropOrPad(crop)])
+    return v2.Compose([v2.Lambda(partial(to_input, mean=mean, std=std)), TopLeftCropOrPad(crop)])
 
 
 def to_input(image: Image.Image, mean: Sequence[float] = MEAN, std: Sequence[float] = STD) -> Tensor:
@@ -74,42 +71,7 @@ def to_input(image: Image.Image, mean: Sequence[float] = MEAN, std: Sequence[flo
         >>> to_input(Image.new("RGB", (4, 2), "white"), mean=(0.5,) * 3, std=(0.5,) * 3).shape
         torch.Size([3, 2, 4])
     """
-    return normalised(pil_to_tensor(image), mean, std)
-
-
-def normalised(pictures: Tensor, mean: Sequence[float] = MEAN, std: Sequence[float] = STD) -> Tensor:
-    """8-bit pictures ``(..., 3, H, W)`` to what a net takes: ``(value / 255 - mean) / std``, float32.
-
-    Args:
-        pictures: uint8, on any device.
-        mean, std: of each channel, or one for all.
-
-    Example:
-        >>> normalised(torch.full((1, 3, 1, 1), 255, dtype=torch.uint8), (0.5,) * 3, (0.25,) * 3).flatten()
-        tensor([2., 2., 2.])
-    """
-    shift, scale = (torch.tensor(v, dtype=torch.float32, device=pictures.device)[:, None, None] for v in (mean, std))
-    return (pictures.float() / 255 - shift) / scale
-
-
-def resize_to(image: Image.Image, scale: float) -> Image.Image:
-    """A picture scaled (bicubic), its sides rounded as IRN does: halves to the even number.
-
-    Args:
-        image: 8-bit, of ``W x H`` pixels.
-        scale: above 0.
-
-    Raises:
-        AdvCAMError: nothing would be left of it.
-
-    Example:
-        >>> resize_to(Image.new("RGB", (333, 375)), 0.5).size
-        (166, 188)
-    """
-    width, height = (int(side) for side in np.round(np.array(image.size) * scale))
-    if min(width, height) < 1:
-        raise AdvCAMError(f"an image of {image.size[0]}x{image.size[1]} pixels cannot be scaled by {scale:g}")
-    return image.resize((width, height), Image.Resampling.BICUBIC)
+    return normalised(to_bytes(image), mean, std)
 
 
 class RandomLongSide(nn.Module):
@@ -175,7 +137,3 @@ def _window(image: Tensor, top: int, left: int, size: int) -> Tensor:
     above, before = max(-top, 0), max(-left, 0)
     below, after = size - above - cropped.shape[-2], size - before - cropped.shape[-1]
     return F.pad(cropped, (before, after, above, below))
-
-
-def _normalised(mean: Sequence[float], std: Sequence[float]) -> list[nn.Module]:
-    return [v2.PILToTensor(), v2.Lambda(partial(normalised, mean=mean, std=std))]

@@ -9,11 +9,10 @@ from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
-from torchvision.transforms.v2.functional import pil_to_tensor
 
 from advcam_attr.attr.advcam import AdvCAM
 from advcam_attr.data.images import read_rgb
-from advcam_attr.data.transforms import normalised, resize_to
+from advcam_attr.data.pictures import normalised, resize_to, to_bytes
 from advcam_attr.engine.prefetch import prefetched
 from advcam_attr.pipelines.model import head_at
 from advcam_attr.pipelines.seed_maps import summed_maps
@@ -143,7 +142,7 @@ class SeedMaker:
                 f"{sample.image} is {picture.height} x {picture.width}, and was {height} x {width} when the run began: "
                 "remove sizes.json from the run folder if the images have changed"
             )
-        return tuple(pil_to_tensor(resize_to(picture, scale)) for scale in self.recipe.scales)
+        return tuple(to_bytes(resize_to(picture, scale)) for scale in self.recipe.scales)
 
     def _background(self, sample: Sample) -> Tensor | None:
         """Where the detector sees background, ``(H, W)``, bool."""

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from advcam_attr import __version__, recipes
+from advcam_attr.data.pictures import MEAN, STD
 from advcam_attr.data.segmentation import SegmentationData
-from advcam_attr.data.transforms import MEAN, STD
 from advcam_attr.pipelines.run_folder import weights_digest
 from advcam_attr.pipelines.seed_maps import CAM_SEEDS, SCALES
 from advcam_attr.recipes import Recipe
