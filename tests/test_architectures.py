@@ -26,9 +26,8 @@ FAST = {
     "timm/mobilenetv3_small_100": ("linearised", "blocks"),
     "timm/efficientvim_m1": ("linearised", None),
     "timm/vit_tiny_patch16_224": ("none", "blocks.11.norm1"),
-    "timm/coat_tiny": ("none", "parallel_blocks.5.norm14"),
     "timm/resnet50_clip": ("none", None),
-    "torchvision/vgg11": ("none", "avgpool"),
+    "torchvision/alexnet": ("none", "avgpool"),
 }
 
 SLOW = [
@@ -38,6 +37,7 @@ SLOW = [
         "beit_base_patch16_224",
         "caformer_s18",
         "cait_xxs24_224",
+        "coat_tiny",
         "coatnet_nano_rw_224",
         "convmixer_768_32",
         "convnext_zepto_rms_ols",
