@@ -232,7 +232,7 @@ def seed_net(config: WSSSConfig, data: SegmentationData, tell: Tell) -> tuple[nn
         if config.net.checkpoint is None:
             raise AdvCAMError(f"net.generator {config.net.generator!r} needs its authors' file: give net.checkpoint")
         path = path_of(config.net.checkpoint)
-        generator = load_generator(config.net.generator, path)
+        generator = load_generator(config.net.generator, path, tell)
         tell(f"reading {config.net.generator}'s net from {path}")
         return _laid_out(generator, config), generator.mean, generator.std
     path = folder_of(config, "classifier") / "classifier.safetensors"
