@@ -72,6 +72,13 @@ def test_from_pictures_to_tables(capsys, folder):
     assert "0 written, 3 kept" in run(capsys, "seeds")[1]
     assert cli.main(["evaluate", "seeds", "run"]) == 0
     assert "Table I" in capsys.readouterr().out
+    before = report["scores"]["mean_iou"]
+    assert cli.main(["wsss", "export", "run/seeds/advcam", "--to", "irn"]) == 0
+    assert sorted(file.name for file in Path("irn").iterdir()) == ["a.npy", "b.npy", "c.npy"]
+    assert cli.main(["wsss", "import", "irn", "--to", "theirs/seeds/advcam"]) == 0
+    assert run(capsys, "evaluate", "--run", "theirs", "--seeds.methods", "[advcam]")[0] == 0
+    theirs = json.loads((folder / "theirs/seeds/advcam/evaluation.json").read_text())
+    assert theirs["scores"]["mean_iou"] == pytest.approx(before, abs=1e-6)
     assert read_config(wsss.config_of(Path("run"))).data.root == "$PICTURES"
 
 

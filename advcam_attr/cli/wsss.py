@@ -82,11 +82,38 @@ def _add_options(parser: Parser) -> None:
     config_parser(parser)
 
 
+def _add_export(parser: Parser) -> None:
+    parser.add_argument("seeds", metavar="SEEDS", help="folder of one method's maps, e.g. runs/voc/seeds/advcam")
+    parser.add_argument("--to", type=str, required=True, metavar="DIR", help="folder for one ID.npy an image")
+    parser.add_argument("--format", choices=["irn", "psa"], default="irn", help="whose (default: %(default)s)")
+
+
+def _export(options: Namespace) -> int:
+    from advcam_attr.pipelines.wsss import export_seeds
+
+    export_seeds(Path(options.seeds), Path(options.to), options.format)
+    return 0
+
+
+def _add_import(parser: Parser) -> None:
+    parser.add_argument("folder", metavar="DIR", help="folder of IRN's or PSA's ID.npy files")
+    parser.add_argument("--to", type=str, required=True, metavar="SEEDS", help="e.g. runs/theirs/seeds/advcam")
+
+
+def _import(options: Namespace) -> int:
+    from advcam_attr.pipelines.wsss import import_seeds
+
+    import_seeds(Path(options.folder), Path(options.to))
+    return 0
+
+
 GROUP = Group(
     "weakly supervised segmentation, stage by stage",
     {
         "classifier": Command("train the classifier on image labels", _add_options, _stage(_classifier)),
         "seeds": Command("make localization maps of every image's classes", _add_seed_options, _stage(_seeds)),
+        "export": Command("write maps as IRN's or PSA's .npy files", _add_export, _export),
+        "import": Command("read maps from IRN's or PSA's .npy files", _add_import, _import),
         "evaluate": Command("score the maps on masks, beside the paper's tables", _add_options, _stage(_evaluate)),
     },
 )

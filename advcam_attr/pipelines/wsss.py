@@ -25,7 +25,9 @@ from advcam_attr.data.coco import read_coco
 from advcam_attr.data.saliency import SaliencyFolder
 from advcam_attr.data.segmentation import SegmentationData, without_missing
 from advcam_attr.data.voc import read_voc
+from advcam_attr.engine.official import export_maps, import_maps
 from advcam_attr.engine.sharding import shard_of
+from advcam_attr.engine.store import MapStore
 from advcam_attr.files import write_json, write_text
 from advcam_attr.metrics.evaluation import SeedEvaluation, compare_best
 from advcam_attr.metrics.thresholds import THRESHOLDS
@@ -34,6 +36,7 @@ from advcam_attr.networks.generators import load_generator
 from advcam_attr.networks.resnet_cam import CAMNet, cam_net
 from advcam_attr.pipelines.classifier import ClassifierResult, ClassifierSettings, train_classifier
 from advcam_attr.pipelines.evaluation import evaluate_seeds, write_seed_evaluation
+from advcam_attr.pipelines.run_folder import same_settings
 from advcam_attr.pipelines.seeds import SeedSettings, SeedSummary, make_seeds, seed_store
 from advcam_attr.report.tables import Table, table_i, table_ii, table_ix, table_xi, table_xiii
 from advcam_attr.types import AdvCAMError
@@ -319,6 +322,27 @@ def seed_tables(found: Mapping[str, SeedEvaluation], config: WSSSConfig) -> list
 
 def _names(found: Mapping[str, Any]) -> dict[str, str]:
     return {method: {"cam": "CAM", "advcam": "AdvCAM"}[method] for method in found}
+
+
+def export_seeds(seeds: Path, out: Path, dictionary: str, tell: Tell = print) -> None:
+    """Write the maps of ``run/seeds/METHOD`` as other projects' ``.npy`` dictionaries.
+
+    Raises:
+        AdvCAMError: no seeds there, an unknown dictionary, or a file that cannot be written.
+    """
+    count = export_maps(seed_store(seeds), out, dictionary)
+    tell(f"wrote {count} files of {dictionary.upper()}'s format to {out}")
+
+
+def import_seeds(folder: Path, seeds: Path, tell: Tell = print) -> None:
+    """Read other projects' ``.npy`` dictionaries into ``run/seeds/METHOD``, where `evaluate` finds them.
+
+    Raises:
+        AdvCAMError: a file that cannot be used, or ``seeds`` holds maps of another origin.
+    """
+    digest = same_settings(seeds / "seeds.json", {"imported": folder.resolve().as_posix()})
+    count = import_maps(folder, MapStore(seeds / "maps", settings=digest))
+    tell(f"read {count} files of {folder} into {seeds}")
 
 
 def read_split(config: DataConfig, split: str) -> SegmentationData:
