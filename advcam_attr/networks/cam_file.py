@@ -40,12 +40,12 @@ def save_cam_net(net: CAMNet, path: Path, classes: Sequence[str]) -> None:
     weights = {key: value.detach().cpu().contiguous() for key, value in net.state_dict().items()}
     with replacing(path) as file:
         try:
-            file.write_bytes(_in_order(save(weights, notes)))
+            file.write_bytes(in_order(save(weights, notes)))
         except OSError as error:
             raise AdvCAMError(f"cannot write {path}: {error.strerror}") from error
 
 
-def _in_order(content: bytes) -> bytes:
+def in_order(content: bytes) -> bytes:
     """A safetensors file with its notes sorted, so that equal nets make equal files; the library shuffles them."""
     size = int.from_bytes(content[:8], "little")
     header = json.loads(content[8 : 8 + size])
