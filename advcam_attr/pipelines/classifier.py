@@ -7,11 +7,9 @@ epoch), and when all is done ``classifier.safetensors`` (the net) and ``classifi
 from __future__ import annotations
 
 import dataclasses
-import errno
 import hashlib
 import json
 import math
-import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -24,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from advcam_attr.data.segmentation import SegmentationData
-from advcam_attr.engine.checkpoints import random_states, read_training, restore, save_checkpoint, set_random_states
+from advcam_attr.engine.checkpoints import read_training, restore, save_checkpoint
 from advcam_attr.engine.distributed import Rank, choose_device, gather, process_group, shard, training_rank
 from advcam_attr.engine.fit import Precision, Training, fit, loss_scaler
 from advcam_attr.engine.loading import Items, TrainingBatches, load_batches, mixed_seed
@@ -37,6 +35,7 @@ from advcam_attr.metrics.classification import AveragePrecision
 from advcam_attr.networks.cam_file import save_cam_net
 from advcam_attr.networks.checkpoint import load_weights, read_checkpoint
 from advcam_attr.networks.resnet_cam import CAMNet
+from advcam_attr.pipelines.training import own_randomness, remove_leftovers, written
 from advcam_attr.registry import lookup
 from advcam_attr.types import AdvCAMError
 
@@ -153,7 +152,7 @@ def train_classifier(
     _check(settings, net, train, val, rank)
     modes = [(module, module.training) for module in net.modules()]
     home = next(net.parameters()).device
-    with _written(out), _own_randomness(device), process_group(rank, device):
+    with written(out), own_randomness(device), process_group(rank, device):
         try:
             return _Run(settings, net, train, val, out, rank, device, tell if rank.rank == 0 else _silent).result()
         finally:
@@ -206,7 +205,7 @@ class _Run:
             load_weights(self.net, read_checkpoint(self.weights), self.net.spec.backbone)
             return done
         if self.rank.rank == 0:
-            _remove_leftovers(self.out)
+            remove_leftovers(self.out)
         training = self._start(stored)
         with self._logs(training.step) as logs:
             measured = self._train(training, logs)
@@ -432,31 +431,3 @@ def _shown(measured: Mapping[str, Any]) -> str:
     if measured.get("val_map") is not None:
         shown.append(f"mAP {100 * measured['val_map']:.1f}")
     return ", ".join(shown)
-
-
-def _remove_leftovers(out: Path) -> None:
-    """Remove what a killed process was writing under a temporary name; see `advcam_attr.files.replacing`."""
-    for file in out.glob(".*"):
-        if re.fullmatch(r"\.[0-9a-f]{32}(\.\w+)?", file.name):
-            file.unlink(missing_ok=True)
-
-
-@contextmanager
-def _own_randomness(device: torch.device) -> Iterator[None]:
-    """A block after which the global random states are as they were."""
-    states = random_states(device)
-    try:
-        yield
-    finally:
-        set_random_states(states, device)
-
-
-@contextmanager
-def _written(out: Path) -> Iterator[None]:
-    """A block in which a full disk is told in one line."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
-            raise
-        raise AdvCAMError(f"cannot write to {out}: {error.strerror}") from error
