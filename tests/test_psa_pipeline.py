@@ -274,6 +274,9 @@ def test_what_is_missing_damaged_or_of_other_settings_is_made_again(small, world
     (tmp_path / "masks" / "1.png").unlink()
     (tmp_path / "masks" / "2.png").write_bytes(whole["masks/2.png"][:20])
     Image.new("P", (60, 44)).save(tmp_path / "masks" / "3.png")
+    left = tmp_path / "masks" / f".{'0a' * 16}.png"
+    left.write_text("by a process that was killed")
+    os.utime(left, (0, 0))
     write_masks(small, net, seeds, data, tmp_path)
     assert contents(tmp_path) == whole
     with pytest.raises(AdvCAMError, match=r"masks.json was made with other settings \(alpha"):

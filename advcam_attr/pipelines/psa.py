@@ -29,7 +29,7 @@ from advcam_attr.pipelines.pictures import normalized_pictures
 from advcam_attr.pipelines.psa_labels import AffinityItems, SeededImage, make_scores, read_all
 from advcam_attr.pipelines.psa_settings import PSASettings
 from advcam_attr.pipelines.run_folder import read_record, same_settings, weights_digest
-from advcam_attr.pipelines.training import TrainingTask, as_found, train
+from advcam_attr.pipelines.training import TrainingTask, as_found, remove_leftovers, train
 from advcam_attr.refine.psa import affinity_walk, pair_losses, walk_labels, walk_maps, weighed
 from advcam_attr.types import AdvCAMError, Sample
 
@@ -42,6 +42,9 @@ WEIGHTS = "affinitynet.safetensors"
 
 #: For so long, in seconds, nothing new may come from the other ranks before they count as stopped.
 PATIENCE = 1800.0
+
+#: Temporary files older than this, in seconds, were left by killed processes: a write takes milliseconds.
+_DEAD = 3600.0
 
 _TRAINING = ("alphas", "crf", "radius", "epochs", "batch", "crop", "lr", "weight_decay", "momentum", "power", "jitter",
              "precision", "seed")  # fmt: skip
@@ -172,6 +175,7 @@ def write_masks(
     mine = shard.take(data.samples)
     todo = [s for s in mine if settings.overwrite or png_settings(mask_path(folder, s.id)) != digest]
     tell(f"{shard}: {len(mine)} of {len(data.samples)} masks, {len(mine) - len(todo)} are in {folder}")
+    remove_leftovers(folder, _DEAD)
     failed = []
     with as_found(net):
         net.to(device).eval()
@@ -208,6 +212,7 @@ def _scores(settings: PSASettings, seeds: MapReader, data: SegmentationData, fol
     config = {"alphas": settings.alphas, "crf": settings.crf, "seeds": _digest_of(seeds), "data": data.name}
     nothing_there = next(folder.glob("*.png"), None) is None
     digest = same_settings(_record(folder), _plain(config), overwrite=settings.overwrite or nothing_there)
+    remove_leftovers(folder, _DEAD)
     mine = shard.take(data.samples)
     tell(f"{shard}: label scores of {len(mine)} of {len(data.samples)} images in {folder}")
     _raise_failures(make_scores(settings, seeds, mine, folder, digest, shard.device(settings.device)), "label scores")

@@ -177,11 +177,20 @@ def _replica(net: nn.Module, rank: Rank, device: torch.device) -> nn.Module | No
     return DistributedDataParallel(net, [device] if device.type == "cuda" else None, broadcast_buffers=False)
 
 
-def remove_leftovers(out: Path) -> None:
-    """Remove what a killed process was writing under a temporary name; see `advcam_attr.files.replacing`."""
+def remove_leftovers(out: Path, older: float = 0.0) -> None:
+    """Remove what killed processes were writing under temporary names; see `advcam_attr.files.replacing`.
+
+    Args:
+        out: the folder.
+        older: seconds; what is younger may be another process's that is alive.
+    """
     for file in out.glob(".*"):
         if re.fullmatch(r"\.[0-9a-f]{32}(\.\w+)?", file.name):
-            file.unlink(missing_ok=True)
+            try:
+                if time.time() - file.stat().st_mtime >= older:
+                    file.unlink()
+            except FileNotFoundError:  # another process was faster, or is done with it
+                continue
 
 
 @contextmanager
