@@ -262,7 +262,7 @@ def test_a_second_run_does_nothing(small, world, run):
     refine_psa(replace(small, workers=1), world[1], world[0], run, told.append)
     assert stamps == {file: file.stat().st_mtime_ns for file in run.rglob("*")}
     assert any("nothing to train" in line for line in told)
-    assert "5 are in" in told[-2]
+    assert "5 are in" in told[-1]
 
 
 def test_what_is_missing_damaged_or_of_other_settings_is_made_again(small, world, run, tmp_path):

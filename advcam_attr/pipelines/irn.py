@@ -35,9 +35,11 @@ from advcam_attr.pipelines.label_stage import (
     LabelStage,
     Tell,
     check_made,
+    check_seeds,
     listed,
     plain,
     run_stage,
+    seeds_digest,
     silent,
     wait_for_all,
 )
@@ -316,26 +318,6 @@ def edges(net: IRNet, pixels: Tensor, pad_to: int = 512) -> Tensor:
     image = normalized_pictures(torch.stack([pixels, pixels.flip(-1)]), net.mean, net.std)
     logits = net(F.pad(image, (0, large_width - width, 0, large_height - height)))[:, 0]
     return edge_map(logits[:, : -(-height // 4), : -(-width // 4)])
-
-
-def check_seeds(seeds: MapReader, data: SegmentationData) -> None:
-    """That there are images, and seeds of all that have labels.
-
-    Raises:
-        AdvCAMError: otherwise.
-    """
-    if not data.samples:
-        raise AdvCAMError(f"no images in {data.name} {data.split} at {data.root}: look at its list")
-    missing = [sample for sample in data.samples if sample.labels and sample.id not in seeds]
-    if missing:
-        raise AdvCAMError(
-            f"seeds of {len(missing)} of {len(data.samples)} images are missing, e.g. {missing[0].id}: make them first"
-        )
-
-
-def seeds_digest(seeds: MapReader) -> str:
-    """What the seeds depend on, where they say so."""
-    return str(getattr(seeds, "settings", ""))
 
 
 def _net_config(net: IRNet) -> dict[str, Any]:

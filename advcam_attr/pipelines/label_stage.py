@@ -19,8 +19,10 @@ from torch import Tensor
 from advcam_attr.data.segmentation import SegmentationData
 from advcam_attr.engine.prefetch import prefetched
 from advcam_attr.engine.sharding import Shard, shard_of
+from advcam_attr.pipelines.evaluation import MapReader
 from advcam_attr.pipelines.masks import mask_path, png_settings, write_mask
 from advcam_attr.pipelines.run_folder import read_record, same_settings
+from advcam_attr.pipelines.training import remove_leftovers
 from advcam_attr.types import AdvCAMError, Sample
 
 T = TypeVar("T")
@@ -28,6 +30,9 @@ Tell = Callable[[str], None]
 
 #: For so long, in seconds, nothing new may come from the other processes before they count as stopped.
 PATIENCE = 1800.0
+
+#: Temporary files older than this, in seconds, were left by killed processes: a write takes milliseconds.
+_DEAD = 3600.0
 
 
 def silent(line: str) -> None:
@@ -43,7 +48,8 @@ class LabelStage(Generic[T]):
         folder: of the PNGs.
         depends_on: all that they depend on.
         read: what an image's label map is made of; called ahead, in threads.
-        make: the label map, ``(H, W)`` uint8.
+        make: the label map, ``(H, W)`` uint8, or whatever ``write`` takes.
+        write: writes it to a path, with a digest that `advcam_attr.pipelines.masks.png_settings` finds.
     """
 
     what: str
@@ -51,6 +57,7 @@ class LabelStage(Generic[T]):
     depends_on: Mapping[str, Any]
     read: Callable[[Sample], T]
     make: Callable[[T], Tensor]
+    write: Callable[[Path, Tensor, str], None] = write_mask
 
 
 def run_stage(
@@ -85,6 +92,7 @@ def run_stage(
     mine = shard.take(data.samples)
     todo = [s for s in mine if overwrite or png_settings(mask_path(folder, s.id)) != digest]
     tell(f"{shard}: {stage.what} of {len(mine)} of {len(data.samples)} images; {len(mine) - len(todo)} are in {folder}")
+    remove_leftovers(folder, _DEAD)
     failed: list[tuple[str, str]] = []
 
     def read(sample: Sample) -> Any:
@@ -101,7 +109,7 @@ def run_stage(
         except AdvCAMError as error:
             failed.append((sample.id, str(error)))
             continue
-        write_mask(mask_path(folder, sample.id), labels, digest)
+        stage.write(mask_path(folder, sample.id), labels, digest)
     if todo:
         made = len(todo) - len(failed)
         tell(f"{shard}: {made} {stage.what} written, {made / max(time.monotonic() - begin, 1e-9):.2f} images/s")
@@ -139,14 +147,15 @@ def check_made(folder: Path, data: SegmentationData, what: str) -> str:
     Raises:
         AdvCAMError: some are missing, or were made with other settings.
     """
-    digest = folder_digest(folder)
-    missing = [s for s in data.samples if png_settings(mask_path(folder, s.id)) != digest]
+    record = read_record(record_path(folder))
+    digest = None if record is None else str(record["digest"])
+    missing = [s for s in data.samples if digest is None or png_settings(mask_path(folder, s.id)) != digest]
     if missing:
         raise AdvCAMError(
             f"{what} of {len(missing)} of {len(data.samples)} images are missing in {folder}, e.g. of {missing[0].id}; "
             "make them first"
         )
-    return digest
+    return str(digest)
 
 
 def wait_for_all(folder: Path, data: SegmentationData, digest: str) -> None:
@@ -162,6 +171,26 @@ def wait_for_all(folder: Path, data: SegmentationData, digest: str) -> None:
         if time.monotonic() - since > PATIENCE:
             raise AdvCAMError(f"another process has stopped: {missing[0]} and {len(missing) - 1} more did not come")
         time.sleep(0.2)
+
+
+def check_seeds(seeds: MapReader, data: SegmentationData) -> None:
+    """That there are images, and seeds of all that have labels.
+
+    Raises:
+        AdvCAMError: otherwise.
+    """
+    if not data.samples:
+        raise AdvCAMError(f"no images in {data.name} {data.split} at {data.root}: look at its list")
+    missing = [sample for sample in data.samples if sample.labels and sample.id not in seeds]
+    if missing:
+        raise AdvCAMError(
+            f"seeds of {len(missing)} of {len(data.samples)} images are missing, e.g. {missing[0].id}: make them first"
+        )
+
+
+def seeds_digest(seeds: MapReader) -> str:
+    """What the seeds depend on, where they say so."""
+    return str(getattr(seeds, "settings", ""))
 
 
 def listed(data: SegmentationData) -> str:

@@ -1,4 +1,4 @@
-"""Seeds and images in; PSA's label scores on disk, and from them images with affinity labels to train on, out.
+"""PSA's label scores and images in; files of the scores, and images with affinity labels to train on, out.
 
 The scores of an image, of its labels by the low and by the high power, cost two CRFs; they are made once and kept as
 one grey PNG, ``scores/<id>.png``, the maps below each other, in 8 bits where PSA keeps float32. A label is the
@@ -7,8 +7,6 @@ strongest of scores averaged over a cell, so the rounding matters only where two
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -20,91 +18,11 @@ from torchvision.transforms import v2
 from advcam_attr.data.images import read_rgb
 from advcam_attr.data.segmentation import SegmentationData
 from advcam_attr.data.transforms import RandomCropOrPad, to_input
-from advcam_attr.engine.prefetch import prefetched
 from advcam_attr.networks.affinitynet import AffinityNet
-from advcam_attr.pipelines.evaluation import MapReader
-from advcam_attr.pipelines.masks import mask_path, png_settings, write_png
+from advcam_attr.pipelines.masks import mask_path, write_png
 from advcam_attr.pipelines.psa_settings import PSASettings
-from advcam_attr.refine.confident import psa_scores
 from advcam_attr.refine.psa import affinity_labels
-from advcam_attr.types import AdvCAMError, ClassMaps, Sample
-
-
-@dataclass(frozen=True)
-class SeededImage:
-    """An image and the localization maps of its classes, which fit it.
-
-    Attributes:
-        sample: which.
-        pixels: ``(3, H, W)`` uint8.
-        maps: of the same size; of no class for an image without labels.
-    """
-
-    sample: Sample
-    pixels: Tensor
-    maps: ClassMaps
-
-
-def read_seeded(seeds: MapReader, sample: Sample) -> SeededImage:
-    """Read an image and its maps.
-
-    Raises:
-        AdvCAMError: one of them cannot be read, they differ in size, or the maps are not finite.
-    """
-    pixels = torch.from_numpy(np.array(read_rgb(sample.image))).permute(2, 0, 1).contiguous()
-    size = (pixels.shape[1], pixels.shape[2])
-    if not sample.labels and sample.id not in seeds:
-        return SeededImage(sample, pixels, ClassMaps((), size, torch.zeros(0, 0, 0), torch.zeros(0, *size)))
-    maps = seeds.read(sample.id)
-    if tuple(maps.high_res.shape) != (len(maps.classes), *size):
-        raise AdvCAMError(
-            f"the maps of {sample.id} are of {maps.high_res.shape[2]} x {maps.high_res.shape[1]} pixels and its image "
-            f"{sample.image} of {size[1]} x {size[0]}; make the maps again from this image"
-        )
-    if not bool(maps.high_res.isfinite().all()):
-        raise AdvCAMError(f"the maps of {sample.id} are not finite; make them anew")
-    return SeededImage(sample, pixels, maps)
-
-
-def read_all(
-    seeds: MapReader, samples: Sequence[Sample], workers: int
-) -> Iterator[tuple[Sample, SeededImage | AdvCAMError]]:
-    """Read images and maps ahead, in threads; those that cannot be read come as their errors."""
-
-    def read(sample: Sample) -> SeededImage | AdvCAMError:
-        try:
-            return read_seeded(seeds, sample)
-        except AdvCAMError as error:
-            return error
-
-    yield from zip(samples, prefetched(read, samples, workers=workers), strict=True)
-
-
-def make_scores(
-    settings: PSASettings, seeds: MapReader, samples: Sequence[Sample], folder: Path, digest: str, device: torch.device
-) -> list[tuple[str, str]]:
-    """Make the label scores of a share of the images, those that are there left out.
-
-    Args:
-        settings: the powers and the CRF are read.
-        seeds: maps by image id.
-        samples: of the share.
-        folder: of the scores.
-        digest: of what they depend on; scores of another are made anew.
-        device: of the CRFs.
-
-    Returns:
-        Id and reason of the images whose scores could not be made.
-    """
-    todo = [s for s in samples if settings.overwrite or png_settings(mask_path(folder, s.id)) != digest]
-    failed = []
-    for sample, read in read_all(seeds, todo, settings.workers):
-        if isinstance(read, AdvCAMError):
-            failed.append((sample.id, str(read)))
-            continue
-        low, high = psa_scores(read.maps, read.pixels.to(device), settings.alphas, settings.crf)
-        write_scores(mask_path(folder, sample.id), torch.cat([low, high]), digest)
-    return failed
+from advcam_attr.types import AdvCAMError
 
 
 def write_scores(path: Path, scores: Tensor, digest: str = "") -> None:

@@ -24,9 +24,18 @@ from advcam_attr.data.segmentation import SegmentationData
 from advcam_attr.engine.distributed import training_rank
 from advcam_attr.engine.sharding import shard_of
 from advcam_attr.pipelines.evaluation import MapReader
-from advcam_attr.pipelines.irn import check_seeds, refine_irn, seeds_digest
+from advcam_attr.pipelines.irn import refine_irn
 from advcam_attr.pipelines.irn_settings import IRNSettings
-from advcam_attr.pipelines.label_stage import LabelStage, Tell, folder_digest, run_stage, silent, wait_for_all
+from advcam_attr.pipelines.label_stage import (
+    LabelStage,
+    Tell,
+    check_seeds,
+    folder_digest,
+    run_stage,
+    seeds_digest,
+    silent,
+    wait_for_all,
+)
 from advcam_attr.pipelines.masks import mask_path
 from advcam_attr.pipelines.psa import PSASettings, refine_psa
 from advcam_attr.pipelines.seeded_images import SeededImage, read_seeded

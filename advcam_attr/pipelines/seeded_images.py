@@ -37,15 +37,15 @@ def read_seeded(seeds: MapReader, sample: Sample) -> SeededImage:
     """
     pixels = torch.from_numpy(np.array(read_rgb(sample.image))).permute(2, 0, 1).contiguous()
     size = (pixels.shape[1], pixels.shape[2])
-    grid = strided_size(size, 4)
     if not sample.labels and sample.id not in seeds:
-        return SeededImage(sample, pixels, ClassMaps((), size, torch.zeros(0, *grid), torch.zeros(0, *size)))
+        return SeededImage(
+            sample, pixels, ClassMaps((), size, torch.zeros(0, *strided_size(size, 4)), torch.zeros(0, *size))
+        )
     maps = seeds.read(sample.id)
-    count = len(maps.classes)
-    if maps.size != size or maps.high_res.shape != (count, *size) or maps.cam.shape != (count, *grid):
+    if tuple(maps.high_res.shape) != (len(maps.classes), *size):
         raise AdvCAMError(
-            f"the maps of {sample.id} are of {maps.size[1]}x{maps.size[0]} pixels and its image {sample.image} is of "
-            f"{size[1]}x{size[0]}; make the maps again from this image"
+            f"the maps of {sample.id} are of {maps.high_res.shape[2]} x {maps.high_res.shape[1]} pixels and its image "
+            f"{sample.image} is of {size[1]} x {size[0]}; make the maps again from this image"
         )
     if not bool(maps.high_res.isfinite().all() and maps.cam.isfinite().all()):
         raise AdvCAMError(f"the maps of {sample.id} are not finite; make them anew")
