@@ -18,6 +18,7 @@ from refine_run import IRN, SETTINGS, scenes
 
 from advcam_attr.data.masks import palette, read_mask
 from advcam_attr.data.segmentation import SegmentationData
+from advcam_attr.data.voc import read_voc
 from advcam_attr.engine.log import read_log
 from advcam_attr.engine.sharding import Shard
 from advcam_attr.engine.store import MapStore
@@ -28,6 +29,7 @@ from advcam_attr.pipelines import refine as stages
 from advcam_attr.pipelines.irn import ConfidentItems, edges, make_confident, refine_irn, train_irn, write_masks
 from advcam_attr.pipelines.irn_settings import SETTINGS as NAMED
 from advcam_attr.pipelines.irn_settings import IRNSettings
+from advcam_attr.pipelines.psa_settings import PSASettings
 from advcam_attr.pipelines.refine import RefineSettings, refine
 from advcam_attr.refine.confident import ir_label
 from advcam_attr.refine.irn import irn_labels
@@ -454,3 +456,49 @@ def test_an_untrained_net_file_is_told(tmp_path):
     )
     with pytest.raises(AdvCAMError, match="no such checkpoint file"):
         IRNSettings(trained=tmp_path / "other.pth").make_net()
+
+
+def test_psa_is_a_method_too(given, tmp_path):
+    psa = PSASettings(
+        random_weights=True, backbone="timm/test_resnet", stride=16, radius=3, epochs=1, batch=4, crop=80, workers=0,
+        device="cpu", steps=4,
+    )  # fmt: skip
+    summary = refine(replace(SETTINGS, method="psa", psa=psa), given[1], given[0], tmp_path)
+    assert {path.name for path in summary.final.iterdir()} == {f"{s.id}.png" for s in given[0].samples}
+    with pytest.raises(AdvCAMError, match=r"masks\.json was made with other settings \(method was psa, is irn"):
+        refine(SETTINGS, given[1], given[0], tmp_path)
+
+
+@pytest.mark.slow
+def test_real_photographs_and_weights(data_root, tmp_path):
+    """Blobs in the middle of true masks teach edges, which lie where the true borders are."""
+    voc = read_voc(data_root / "voc", "train")
+    few = replace(voc, samples=tuple(s for s in voc.samples if len(s.labels) == 1)[:8])
+    store = MapStore(tmp_path / "maps")
+    for sample in few.samples:
+        (label,) = sample.labels
+        inside = (few.mask(sample) == label + 1)[None, None].float()
+        blob = inside
+        for _ in range(6):
+            blob = F.avg_pool2d(blob, 31, 1, 15, count_include_pad=False) * inside
+        blob = F.avg_pool2d(blob, 31, 1, 15, count_include_pad=False)
+        size = (inside.shape[2], inside.shape[3])
+        cam = F.interpolate(blob, strided_size(size, 4), mode="bilinear")[0]
+        store.write(sample.id, ClassMaps((label,), size, cam / cam.amax(), blob[0] / blob.amax()))
+    settings = IRNSettings(
+        backbone="timm/mobilenetv2_100", model_args={"num_classes": 1001, "pad_type": "same"}, mean=(0.5,) * 3,
+        std=(0.5,) * 3, checkpoint=data_root / "weights" / "mobilenetv2_100_imagenet.safetensors", crop=192, batch=4,
+        epochs=15, radius=5, edge_lr=1.0, workers=0, device="cpu",
+    )  # fmt: skip
+    summary = refine(RefineSettings(irn=settings, workers=0, device="cpu"), store, few, tmp_path / "out")
+    net = load_irnet(tmp_path / "out" / "irnet" / "irnet.safetensors")[0]
+    border, rest = [], []
+    for sample in few.samples:
+        assert set(read_mask(summary.final / f"{sample.id}.png", 20).unique().tolist()) == {0, sample.labels[0] + 1}
+        pixels = torch.from_numpy(np.array(Image.open(sample.image).convert("RGB"))).permute(2, 0, 1)
+        truth = few.mask(sample)[2::4, 2::4]
+        at_border = F.max_pool2d((truth == 255)[None].float(), 3, 1, 1)[0] > 0
+        edge = edges(net, pixels)[: truth.shape[0], : truth.shape[1]]
+        border.append(edge[at_border])
+        rest.append(edge[~at_border])
+    assert torch.cat(border).mean() > 1.5 * torch.cat(rest).mean()
