@@ -38,10 +38,10 @@ def save_cam_net(net: CAMNet, path: Path, classes: Sequence[str]) -> None:
         "std": " ".join(map(str, net.std)),
     }
     weights = {key: value.detach().cpu().contiguous() for key, value in net.state_dict().items()}
-    write_bytes(path, _in_order(save(weights, notes)))
+    write_bytes(path, in_order(save(weights, notes)))
 
 
-def _in_order(content: bytes) -> bytes:
+def in_order(content: bytes) -> bytes:
     """A safetensors file with its notes sorted, so that equal nets make equal files; the library shuffles them."""
     size = int.from_bytes(content[:8], "little")
     header = json.loads(content[8 : 8 + size])

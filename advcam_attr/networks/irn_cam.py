@@ -7,7 +7,7 @@ and as ``backbone``, and the classifier again in ``newly_added``. So a file name
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -21,12 +21,11 @@ _STAGES = {
     "stage1.0": "conv1", "stage1.1": "bn1", "stage1.4": "layer1",
     "stage2.0": "layer2", "stage3.0": "layer3", "stage4.0": "layer4",
 }  # fmt: skip
-_OWN = re.compile(r"resnet50\.(conv1|bn1|layer[1-4])\.|classifier\.weight$")
 _STAGE = re.compile(r"(stage\d\.\d+)\.(.+)")
 _BACKBONE = re.compile(r"backbone\.(\d)\.(.+)")
 
 #: ResNet-50's own classifier, of ImageNet's classes, which the CAM net does not read.
-_UNREAD = "resnet50.fc."
+_UNREAD = r"resnet50\.fc\."
 
 
 @dataclass(frozen=True)
@@ -71,15 +70,34 @@ def irn_weights(checkpoint: Checkpoint) -> IRNWeights:
         >>> found.note
         'ignored 2 keys (backbone.*, stage1.*): further names of weights that are used'
     """
-    weights = without_prefix(checkpoint.weights, ("resnet50.", "stage1.", "backbone.", "classifier.", "newly_added."))
+    roots = ("resnet50.", "stage1.", "backbone.", "classifier.", "newly_added.")
+    return each_once(checkpoint, roots, _own_name, {_UNREAD: "ImageNet's classifier, which the net does not read"})
+
+
+def each_once(
+    checkpoint: Checkpoint, roots: Collection[str], own_name: Callable[[str], str], unread: Mapping[str, str]
+) -> IRNWeights:
+    """The weights of a file in which tensors have several names, by one name each.
+
+    Args:
+        checkpoint: the file's.
+        roots: what keys of the net begin with, which tells prefixes that wrappers have put before them.
+        own_name: the one name of a key's tensor; other names are kept as they are.
+        unread: patterns of keys that are not used, each with the reason.
+
+    Raises:
+        AdvCAMError: two names of one tensor hold different weights.
+    """
+    weights = without_prefix(checkpoint.weights, roots)
     used: dict[str, Tensor] = {}
     origin: dict[str, str] = {}
     ignored: dict[str, str] = {}
-    for key in sorted(weights, key=lambda key: not _OWN.match(key)):
-        if key.startswith(_UNREAD):
-            ignored[key] = "ImageNet's classifier, which the net does not read"
+    for key in sorted(weights, key=lambda key: own_name(key) != key):
+        reason = next((reason for pattern, reason in unread.items() if re.match(pattern, key)), None)
+        if reason is not None:
+            ignored[key] = reason
             continue
-        name = _own_name(key)
+        name = own_name(key)
         if name not in used:
             used[name], origin[name] = weights[key], key
         elif torch.equal(used[name], weights[key]):

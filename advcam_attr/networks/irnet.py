@@ -1,0 +1,239 @@
+"""A backbone in; IRN's net on it, which tells class boundaries and displacements to objects' centres, out.
+
+IRN (Ahn, Cho and Kwak, "Weakly Supervised Learning of Instance Segmentation with Inter-pixel Relations", 2019) reads
+five feature maps of a frozen ResNet-50. The same branches are put here on any backbone that has maps at strides 4, 8,
+16 and 32.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from advcam_attr.networks.resnet_cam import IRN_BACKBONE, CAMNet, cam_net
+from advcam_attr.networks.strides import shape_twin
+from advcam_attr.types import AdvCAMError
+
+#: The strides of a backbone's stages, before its last one is lowered to 16.
+_STAGE_STRIDES = (4, 8, 16, 32)
+
+#: The strides of the stages' maps in IRN's net.
+_STRIDES = (4, 8, 16, 16)
+
+#: The side of the image that maps are measured on.
+_SIZE = 256
+
+
+class MeanShift(nn.Module):
+    """Subtracts a stored mean, but not while the net is trained.
+
+    Attributes:
+        running_mean: ``(C,)``; zero until it is set.
+    """
+
+    running_mean: Tensor
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.register_buffer("running_mean", torch.zeros(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(N, C, h, w)`` to the same."""
+        return x if self.training else x - self.running_mean[:, None, None]
+
+
+class IRNet(nn.Module):
+    """IRN's edge and displacement branches on five maps of a frozen backbone.
+
+    The five are what goes into the first of four stages, and what comes out of each: for ResNet-50, after the max pool
+    and after layer1 to layer4. The backbone takes no gradient and stays in eval mode. Names of weights within the
+    branches are those of IRN's code (``fc_edge1`` to ``fc_edge6``, ``fc_dp1`` to ``fc_dp7``, ``mean_shift``).
+
+    Args:
+        trunk: a CAM net of output stride 16, whose classifier is taken off; changed in place.
+        stages: the names of its four stages, whose maps have strides 4, 8, 16 and 16.
+        seed: of the branches' weights (default initialisation); the global random state is left alone.
+
+    Raises:
+        AdvCAMError: a stage gives no map, or one of another stride.
+    """
+
+    def __init__(self, trunk: CAMNet, stages: Sequence[str], seed: int = 0) -> None:
+        super().__init__()
+        name = trunk.spec.backbone
+        trunk.classifier = nn.Identity()  # type: ignore[assignment]
+        self.trunk, self.stages = trunk.eval().requires_grad_(False), tuple(stages)
+        shapes = _tap_shapes(trunk, self.stages)
+        strides = [_SIZE / shape[2] for shape in shapes]
+        if tuple(strides[1:]) != _STRIDES or strides[0] not in (1, 2, 4):
+            raise AdvCAMError(
+                f"{name} has maps of the strides {', '.join(f'{s:g}' for s in strides[1:])} in {', '.join(stages)}; "
+                "IRN's branches need 4, 8, 16 and 16"
+            )
+        c = [shape[1] for shape in shapes]
+        first = int(4 // strides[0])
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.fc_edge1 = nn.Sequential(*_normed(c[0], 32, 4), *_pooled(first), nn.ReLU())
+            self.fc_edge2 = nn.Sequential(*_normed(c[1], 32, 4), nn.ReLU())
+            self.fc_edge3 = nn.Sequential(*_normed(c[2], 32, 4), _enlarged(2), nn.ReLU())
+            self.fc_edge4 = nn.Sequential(*_normed(c[3], 32, 4), _enlarged(4), nn.ReLU())
+            self.fc_edge5 = nn.Sequential(*_normed(c[4], 32, 4), _enlarged(4), nn.ReLU())
+            self.fc_edge6 = nn.Conv2d(5 * 32, 1, 1)
+            self.fc_dp1 = nn.Sequential(*_normed(c[0], 64, 8), *_pooled(first), nn.ReLU())
+            self.fc_dp2 = nn.Sequential(*_normed(c[1], 128, 16), nn.ReLU())
+            self.fc_dp3 = nn.Sequential(*_normed(c[2], 256, 16), nn.ReLU())
+            self.fc_dp4 = nn.Sequential(*_normed(c[3], 256, 16), _enlarged(2), nn.ReLU())
+            self.fc_dp5 = nn.Sequential(*_normed(c[4], 256, 16), _enlarged(2), nn.ReLU())
+            self.fc_dp6 = nn.Sequential(*_normed(3 * 256, 256, 16), _enlarged(2), nn.ReLU())
+            self.fc_dp7 = nn.Sequential(*_normed(64 + 128 + 256, 256, 16), nn.ReLU(), nn.Conv2d(256, 2, 1, bias=False))
+        self.mean_shift = MeanShift(2)
+
+    @property
+    def mean(self) -> tuple[float, ...]:
+        """What is subtracted from images, by channel, for RGB in [0, 1]."""
+        return self.trunk.mean
+
+    @property
+    def std(self) -> tuple[float, ...]:
+        """What images are divided by."""
+        return self.trunk.std
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images to edges and displacements.
+
+        Args:
+            x: normalised images ``(N, 3, H, W)``.
+
+        Returns:
+            ``(N, 3, h, w)`` on the grid of stride 4: the logit of a class boundary, and the displacement from each
+            pixel to its object's centre, y then x, in cells of the grid.
+        """
+        x1, x2, x3, x4, x5 = self.taps(x)
+        fourth, eighth = x2.shape[2:], x3.shape[2:]
+        edges = (self.fc_edge1(x1), self.fc_edge2(x2), self.fc_edge3(x3), self.fc_edge4(x4), self.fc_edge5(x5))
+        edge = self.fc_edge6(torch.cat([_cut(e, fourth) for e in edges], 1))
+        deep = [_cut(d, eighth) for d in (self.fc_dp3(x3), self.fc_dp4(x4), self.fc_dp5(x5))]
+        raised = self.fc_dp6(torch.cat(deep, 1))
+        near = [_cut(d, fourth) for d in (self.fc_dp1(x1), self.fc_dp2(x2), raised)]
+        return torch.cat([edge, self.mean_shift(self.fc_dp7(torch.cat(near, 1)))], 1)
+
+    @torch.no_grad()
+    def taps(self, x: Tensor) -> tuple[Tensor, ...]:
+        """The five maps of the backbone, each ``(N, C, h, w)``."""
+        return _taps(self.trunk, self.stages, x)
+
+    def edge_parameters(self) -> list[nn.Parameter]:
+        """The weights of the edge branch."""
+        return [p for name, p in self.named_parameters() if name.startswith("fc_edge")]
+
+    def displacement_parameters(self) -> list[nn.Parameter]:
+        """The weights of the displacement branch."""
+        return [p for name, p in self.named_parameters() if name.startswith("fc_dp")]
+
+    def train(self, mode: bool = True) -> IRNet:
+        """Training mode for the branches; the backbone stays in eval mode."""
+        super().train(mode)
+        self.trunk.eval()
+        return self
+
+
+def _normed(channels: int, width: int, groups: int) -> tuple[nn.Module, nn.Module]:
+    return nn.Conv2d(channels, width, 1, bias=False), nn.GroupNorm(groups, width)
+
+
+def _enlarged(factor: int) -> nn.Module:
+    return nn.Upsample(scale_factor=factor, mode="bilinear", align_corners=False)
+
+
+def _pooled(factor: int) -> tuple[nn.Module, ...]:
+    """Means over squares, the last ones over what there is of them; nothing for a factor of 1."""
+    return (nn.AvgPool2d(factor, ceil_mode=True),) if factor > 1 else ()
+
+
+def _cut(x: Tensor, size: torch.Size) -> Tensor:
+    return x[..., : size[0], : size[1]]
+
+
+def _taps(trunk: CAMNet, stages: Sequence[str], x: Tensor) -> tuple[Tensor, ...]:
+    found: dict[int, Tensor] = {}
+    with contextlib.ExitStack() as stack:
+        first = trunk.get_submodule(stages[0])
+        stack.callback(first.register_forward_pre_hook(lambda module, args: found.setdefault(0, args[0])).remove)
+        for number, stage in enumerate(stages, start=1):
+            stack.callback(trunk.get_submodule(stage).register_forward_hook(_keeper(found, number)).remove)
+        trunk.features(x)
+    return tuple(found[number].detach() for number in range(len(stages) + 1))
+
+
+def _keeper(found: dict[int, Tensor], number: int) -> Any:
+    def keep(module: nn.Module, args: tuple[Any, ...], out: Tensor) -> None:
+        found[number] = out
+
+    return keep
+
+
+def _tap_shapes(trunk: CAMNet, stages: Sequence[str]) -> list[torch.Size]:
+    twin: Any = shape_twin(trunk)
+    with torch.no_grad():
+        maps = _taps(twin, stages, torch.zeros(1, 3, _SIZE, _SIZE, device="meta"))
+    if any(not isinstance(map, Tensor) or map.ndim != 4 for map in maps):
+        raise AdvCAMError(f"{trunk.spec.backbone} has stages that give no maps (N, C, h, w); choose another backbone")
+    return [map.shape for map in maps]
+
+
+def irnet(
+    backbone: str = IRN_BACKBONE,
+    *,
+    model_args: Mapping[str, Any] | None = None,
+    checkpoint: str | Path | None = None,
+    random_weights: bool = False,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    seed: int = 0,
+) -> IRNet:
+    """Make IRN's net on a backbone, whose last stride is removed as in the seed classifier.
+
+    Args:
+        backbone: ``torchvision/resnet50``, IRN's; or ``timm/NAME`` of a net whose stages timm lists.
+        model_args, checkpoint, random_weights, mean, std: of the backbone; see
+            `advcam_attr.networks.resnet_cam.cam_net`. By default it has its ImageNet weights, as in IRN.
+        seed: of the branches' weights.
+
+    Returns:
+        The net, in eval mode, on the CPU.
+
+    Raises:
+        AdvCAMError: as `cam_net`; a backbone that has no maps of the strides 4, 8, 16 and 32.
+
+    Example:
+        >>> net = irnet("timm/test_resnet", random_weights=True)
+        >>> [tuple(tap.shape[1:]) for tap in net.taps(torch.zeros(1, 3, 64, 96))]
+        [(32, 16, 24), (32, 16, 24), (48, 8, 12), (192, 4, 6), (96, 4, 6)]
+        >>> net(torch.zeros(1, 3, 64, 96)).shape
+        torch.Size([1, 3, 16, 24])
+    """
+    trunk = cam_net(
+        backbone, 1, model_args=model_args, checkpoint=checkpoint, random_weights=random_weights, mean=mean, std=std
+    )
+    return IRNet(trunk, tuple(_stages(trunk)), seed).eval()
+
+
+def _stages(trunk: Any) -> Iterator[str]:
+    """The names of the stages of strides 4, 8, 16 and 32, in the trunk of a CAM net."""
+    if trunk.spec.backbone == IRN_BACKBONE:
+        yield from (f"resnet50.layer{n}" for n in range(1, 5))
+        return
+    listed = {f["reduction"]: f["module"] for f in getattr(trunk.backbone, "feature_info", ())}
+    for stride in _STAGE_STRIDES:
+        if stride not in listed:
+            raise AdvCAMError(
+                f"{trunk.spec.backbone} has no stage of stride {stride}, which IRN's branches need; "
+                "choose a ResNet, a MobileNet, a ConvNeXt or the like"
+            )
+        yield f"backbone.{listed[stride]}"

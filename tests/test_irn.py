@@ -1,0 +1,252 @@
+"""IRN's losses and labels: numbers by hand, a slow second reading over single pairs of pixels, and odd inputs."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from advcam_attr.refine.irn import (
+    WalkRecipe,
+    edge_map,
+    grid_labels,
+    inference_size,
+    irn_labels,
+    irn_loss,
+    pair_displacements,
+    pair_labels,
+    path_affinities,
+    walk_labels,
+)
+from advcam_attr.types import AdvCAMError, ClassMaps
+
+TERMS = ("background", "foreground", "different", "foreground_displacement", "background_displacement")
+
+
+def random_case(seed: int, size: tuple[int, int] = (8, 8), images: int = 2) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(images, 3, *size, generator=generator, dtype=torch.float64) * 2
+    labels = torch.tensor([0, 0, 0, 3, 3, 9, 255])[torch.randint(0, 7, (images, *size), generator=generator)]
+    return logits, labels.to(torch.uint8)
+
+
+def slow_loss(logits: np.ndarray, labels: np.ndarray, radius: int) -> dict[str, float]:
+    """Pixel by pixel, pair by pair: geometry, affinity and loss all anew."""
+    images, _, height, width = logits.shape
+    sums, counts = dict.fromkeys(TERMS, 0.0), dict.fromkeys(TERMS, 0)
+    for n in range(images):
+        for y in range(height - (radius - 1)):
+            for x in range(radius - 1, width - (radius - 1)):
+                for dy in range(radius):
+                    for dx in range(1 - radius, radius):
+                        if dy * dy + dx * dx >= radius * radius or (dy == 0 and dx <= 0):
+                            continue
+                        one, other = labels[n, y, x], labels[n, y + dy, x + dx]
+                        if 255 in (one, other):
+                            continue
+                        strongest = max(
+                            1 / (1 + math.exp(-logits[n, 0, y + v, x + u]))
+                            for v in range(dy + 1)
+                            for u in range(min(dx, 0), max(dx, 0) + 1)
+                            if abs(dy * u - dx * v) < math.hypot(dy, dx)
+                        )
+                        a = 1 - strongest
+                        d = logits[n, 1:, y, x] - logits[n, 1:, y + dy, x + dx]
+                        if one != other:
+                            sums["different"] -= math.log(1 + 1e-5 - a)
+                            counts["different"] += 1
+                        elif one == 0:
+                            sums["background"] -= math.log(a + 1e-5)
+                            counts["background"] += 1
+                            sums["background_displacement"] += abs(d[0]) + abs(d[1])
+                            counts["background_displacement"] += 2
+                        else:
+                            sums["foreground"] -= math.log(a + 1e-5)
+                            counts["foreground"] += 1
+                            sums["foreground_displacement"] += abs(d[0] - dy) + abs(d[1] - dx)
+                            counts["foreground_displacement"] += 2
+    return {term: sums[term] / (counts[term] + 1e-5) for term in TERMS}
+
+
+@pytest.mark.parametrize("radius", [2, 3, 4])
+def test_the_loss_is_that_of_a_slow_loop_over_pairs(radius):
+    logits, labels = random_case(radius)
+    found, expected = irn_loss(logits, labels, radius), slow_loss(logits.numpy(), labels.numpy(), radius)
+    for term in TERMS:
+        assert getattr(found, term).item() == pytest.approx(expected[term], rel=1e-12)
+    total = (expected["background"] / 2 + expected["foreground"] / 2 + expected["different"]) / 2
+    total += (expected["foreground_displacement"] + expected["background_displacement"]) / 2
+    assert found.total.item() == pytest.approx(total, rel=1e-12)
+
+
+def test_golden_loss():
+    """Two rows of three cells, radius 2: one source, the middle of the upper row; its neighbours are labelled by hand.
+
+    To the right another class, below left the source's class, below undecided, below right the source's class."""
+    labels = torch.tensor([[[0, 5, 0], [5, 255, 5]]], dtype=torch.uint8)
+    edge = torch.tensor([[0.0, -math.log(3.0), 0.0], [math.log(3.0), -9.0, -9.0]])
+    displacement = torch.zeros(2, 2, 3)
+    displacement[:, 0, 1] = torch.tensor([1.0, 0.5])
+    loss = irn_loss(torch.cat([edge[None], displacement])[None], labels, radius=2)
+    # affinities: right 1 - 1/2; below left: the way is source, end, both corners' cells (0, 0), (1, 1): max is 3/4
+    assert loss.different.item() == pytest.approx(-math.log(1 + 1e-5 - 0.5), rel=2e-5)
+    # below right: cells (0, 1), (0, 2), (1, 1), (1, 2): max is 1/2
+    assert loss.foreground.item() == pytest.approx(-(math.log(0.25 + 1e-5) + math.log(0.5 + 1e-5)) / 2, rel=1e-5)
+    # displacement (1, 0.5) towards (1, -1) and (1, 1): |0| + |1.5| and |0| + |-0.5|, over 2 · 2
+    assert loss.foreground_displacement.item() == pytest.approx(2.0 / 4, rel=1e-5)
+    assert (loss.background.item(), loss.background_displacement.item()) == (0, 0)
+
+
+def test_pairs_have_the_sizes_of_the_released_code():
+    labels = torch.zeros(1, 128, 128, dtype=torch.uint8)
+    pairs = pair_labels(labels)
+    assert pairs.background.shape == (1, 152, 119, 110)
+    assert pairs.counts().tolist() == [152 * 119 * 110, 0, 0]
+
+
+def test_gradients_are_those_of_finite_differences():
+    logits, labels = random_case(7, (5, 6), images=1)
+    logits.requires_grad_(True)
+    assert torch.autograd.gradcheck(lambda x: irn_loss(x, labels, 3).total, logits, atol=1e-6)
+
+
+def test_a_batch_split_among_processes_has_the_batchs_loss():
+    logits, labels = random_case(11, images=4)
+    whole = irn_loss(logits, labels, 3).total
+    halves = [(logits[:2], labels[:2]), (logits[2:], labels[2:])]
+    counts = torch.stack([pair_labels(part, 3).counts() for _, part in halves]).mean(0)
+    parts = [irn_loss(x, y, 3, counts).total for x, y in halves]
+    assert sum(parts).item() / 2 == pytest.approx(whole.item(), rel=1e-6)
+
+
+def test_the_mirror_image_has_the_mirrored_affinities():
+    edge = random_case(2)[0][:, 0]
+    here, there = path_affinities(edge, 3), path_affinities(edge.flip(-1), 3)
+    # offsets (1, -1), (1, 0), (1, 1) are mirrored into each other; see `paths`
+    ways = {(1, x): i for i, x in zip(range(2, 7), (-2, -1, 0, 1, 2), strict=True)}
+    for (_, x), index in ways.items():
+        torch.testing.assert_close(here[:, index], there[:, ways[1, -x]].flip(-1), rtol=0, atol=0)
+
+
+def test_displacements_that_point_to_a_centre_cost_nothing():
+    y, x = torch.meshgrid(torch.arange(8.0), torch.arange(9.0), indexing="ij")
+    towards = torch.stack([4 - y, 3 - x])[None]
+    logits = torch.cat([torch.zeros(1, 1, 8, 9), towards], 1)
+    # the neighbour at (dy, dx) lies that much further on, so its displacement is that much smaller
+    assert irn_loss(logits, torch.full((1, 8, 9), 4), 3).foreground_displacement.item() == 0
+    assert pair_displacements(towards, 3)[0, :, 0, 0, 0].tolist() == [0, 1]
+
+
+def test_grid_labels_are_pils_nearest():
+    labels = np.random.default_rng(0).integers(0, 256, (64, 96), dtype=np.uint8)
+    pil = np.array(Image.fromarray(labels).resize((24, 16), Image.Resampling.NEAREST))
+    assert torch.equal(grid_labels(torch.from_numpy(labels)[None])[0], torch.from_numpy(pil))
+
+
+def test_too_small_grids_and_other_grids_are_refused():
+    with pytest.raises(AdvCAMError, match=r"grid of 8 x 18 .* at least 10 x 19"):
+        irn_loss(torch.zeros(1, 3, 8, 18), torch.zeros(1, 8, 18))
+    with pytest.raises(AdvCAMError, match="do not fit labels"):
+        irn_loss(torch.zeros(1, 3, 8, 8), torch.zeros(1, 8, 9), 2)
+
+
+def test_golden_edge_map():
+    logits = torch.tensor([[[2.0, 0.0]], [[4.0, 2.0]]])
+    torch.testing.assert_close(edge_map(logits), torch.tensor([[2.0, 2.0]]).sigmoid())
+
+
+@pytest.mark.parametrize("size", [(1, 1), (375, 500), (512, 512), (640, 480), (1000, 513)])
+def test_every_image_fits_where_it_is_padded(size):
+    padded = inference_size(size)
+    assert all(large >= side and large >= 512 and large % 16 == 0 for large, side in zip(padded, size, strict=True))
+    assert all(large - side < 16 for large, side in zip(padded, size, strict=True) if side > 512)
+
+
+def maps_of(cam: Tensor, size: tuple[int, int], classes: tuple[int, ...]) -> ClassMaps:
+    return ClassMaps(classes, size, cam, F.interpolate(cam[None], size)[0] if len(cam) else torch.zeros(0, *size))
+
+
+def slow_labels(maps: ClassMaps, edge: Tensor, recipe: WalkRecipe) -> np.ndarray:
+    """The released code's steps: edges padded, a dense matrix squared, maps enlarged, one peak for all classes."""
+    height, width = edge.shape
+    padded = np.pad(edge.double().numpy(), ((0, 5), (5, 5)), constant_values=1.0)
+    rows, columns = padded.shape
+    matrix = np.eye(rows * columns)
+    r = recipe.radius
+    for y in range(rows):
+        for x in range(columns):
+            for dy in range(r):
+                for dx in range(1 - r, r):
+                    inside = y + dy < rows and 0 <= x + dx < columns
+                    if dy * dy + dx * dx >= r * r or (dy == 0 and dx <= 0) or not inside:
+                        continue
+                    strongest = max(
+                        padded[y + v, x + u]
+                        for v in range(dy + 1)
+                        for u in range(min(dx, 0), max(dx, 0) + 1)
+                        if abs(dy * u - dx * v) < math.hypot(dy, dx)
+                    )
+                    i, j = y * columns + x, (y + dy) * columns + x + dx
+                    matrix[i, j] = matrix[j, i] = 1 - strongest
+    keep = np.arange(rows * columns).reshape(rows, columns)[:height, 5 : 5 + width].ravel()
+    matrix = matrix[np.ix_(keep, keep)] ** recipe.beta
+    matrix = matrix / matrix.sum(0)
+    for _ in range(int(math.log2(recipe.steps))):
+        matrix = matrix @ matrix
+    cam = maps.cam.double().numpy() ** recipe.exponent * (1 - edge.double().numpy())
+    walked = torch.from_numpy((cam.reshape(len(cam), -1) @ matrix).reshape(cam.shape))
+    large = F.interpolate(walked[None], scale_factor=4, mode="bilinear")[0, :, : maps.size[0], : maps.size[1]]
+    scores = torch.cat([torch.full_like(large[:1], recipe.background), large / large.max()])
+    return np.array([0, *(k + 1 for k in maps.classes)])[scores.argmax(0).numpy()]
+
+
+@pytest.mark.parametrize("recipe", [WalkRecipe(), WalkRecipe(exponent=1.0), WalkRecipe(exponent=1.3, background=0.27)])
+def test_labels_are_those_of_the_dense_matrix(recipe):
+    generator = torch.Generator().manual_seed(4)
+    edge = (torch.randn(9, 11, generator=generator) * 3 - 2).sigmoid()
+    cam = torch.rand(2, 9, 11, generator=generator)
+    cam /= cam.amax((1, 2), keepdim=True)
+    maps = maps_of(cam, (34, 43), (2, 14))
+    labels = irn_labels(maps, edge, recipe)
+    assert labels.dtype == torch.uint8
+    assert set(labels.unique().tolist()) >= {3, 15}
+    assert np.array_equal(labels.numpy(), slow_labels(maps, edge, recipe))
+
+
+def test_the_exponent_sharpens():
+    generator = torch.Generator().manual_seed(1)
+    edge = torch.full((12, 12), 0.3)
+    edge[6] = 0.99
+    maps = maps_of(torch.rand(1, 12, 12, generator=generator), (48, 48), (0,))
+    sharp, plain = (irn_labels(maps, edge, WalkRecipe(exponent=p, steps=4)) for p in (4.0, 1.0))
+    assert 0 < (sharp > 0).sum() < (plain > 0).sum()
+
+
+def test_odd_maps():
+    edge = torch.full((3, 1), 0.2)
+    none = maps_of(torch.zeros(0, 3, 1), (11, 1), ())
+    zeros = maps_of(torch.zeros(2, 3, 1), (11, 1), (0, 4))
+    ones = maps_of(torch.ones(1, 3, 1), (11, 1), (4,))
+    assert irn_labels(none, edge).tolist() == [[0]] * 11
+    assert irn_labels(zeros, edge).tolist() == [[0]] * 11
+    assert irn_labels(ones, edge).tolist() == [[5]] * 11
+    with pytest.raises(AdvCAMError, match="differ in size"):
+        irn_labels(ones, torch.zeros(4, 1))
+
+
+def test_a_weak_class_loses_beside_a_strong_one():
+    maps = maps_of(torch.ones(2, 1, 2), (4, 8), (0, 1))
+    walked = torch.tensor([[[1.0, 0.0]], [[0.0, 0.2]]])
+    assert walk_labels(walked, maps)[0, [0, -1]].tolist() == [1, 0]
+    assert walk_labels(walked[1:], maps_of(torch.ones(1, 1, 2), (4, 8), (1,)))[0, -1].item() == 2
+
+
+@pytest.mark.parametrize("wrong", [{"exponent": 0}, {"background": 2}, {"radius": 1}, {"steps": -1}, {"beta": -1}])
+def test_recipes_are_checked(wrong):
+    with pytest.raises(AdvCAMError, match="walk: "):
+        WalkRecipe(**wrong)
