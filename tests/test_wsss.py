@@ -25,6 +25,14 @@ seeds: {recipe: auto, overrides: {steps: 1}, scales: [1.0, 0.5], workers: 0}
 """
 
 
+#: IRN in the smallest: one backbone without weights, one step.
+MASKS = [
+    "--seeds.methods", "[advcam]", "--refine.irn.backbone", "timm/resnet18", "--refine.irn.random_weights", "true",
+    "--refine.irn.batch", "2", "--refine.irn.epochs", "1", "--refine.irn.crop", "64", "--refine.irn.radius", "3",
+    "--refine.irn.pad_to", "64", "--refine.irn.workers", "0", "--refine.workers", "0",
+]  # fmt: skip
+
+
 @pytest.fixture
 def folder(tmp_path, monkeypatch) -> Path:
     """A working directory with a tiny VOC, named by a variable, and a configuration."""
@@ -80,6 +88,28 @@ def test_from_pictures_to_tables(capsys, folder):
     theirs = json.loads((folder / "theirs/seeds/advcam/evaluation.json").read_text())
     assert theirs["scores"]["mean_iou"] == pytest.approx(before, abs=1e-6)
     assert read_config(wsss.config_of(Path("run"))).data.root == "$PICTURES"
+
+
+def test_seeds_become_masks(capsys, folder):
+    """Three steps of training say nothing of quality: that every step is made, scored and not made again."""
+    assert run(capsys, "classifier")[0] == 0
+    assert "no seeds in run/seeds/advcam" in refused(capsys, "refine", *MASKS)
+    assert run(capsys, "seeds", "--seeds.methods", "[advcam]")[0] == 0
+    code, out, _ = run(capsys, "refine", "--crf", *MASKS)
+    assert code == 0
+    assert "refining advcam seeds by irn in run/refined/advcam" in out
+    for step in ("seeds_crf", "masks"):
+        made = sorted((folder / "run/refined/advcam" / step).glob("*.png"))
+        assert [file.stem for file in made] == ["a", "b", "c"]
+        with Image.open(made[0]) as mask:
+            assert (mask.mode, mask.size) == ("P", (64, 48))
+    code, out, _ = run(capsys, "evaluate", "--seeds.methods", "[advcam]")
+    row = next(line for line in out.splitlines() if line.startswith("AdvCAM") and "here" in line)
+    assert len(row.split("images")[1].split()) == 3
+    assert "–" not in row
+    stamps = {file: file.stat().st_mtime_ns for file in (folder / "run/refined").rglob("*.png")}
+    assert run(capsys, "refine", "--crf", *MASKS)[0] == 0
+    assert stamps == {file: file.stat().st_mtime_ns for file in (folder / "run/refined").rglob("*.png")}
 
 
 def test_what_cannot_be_used_is_one_line(capsys, folder, monkeypatch):

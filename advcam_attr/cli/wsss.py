@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from jsonargparse import ActionConfigFile, Namespace
 
@@ -66,6 +67,23 @@ def _seeds(config: WSSSConfig, options: Namespace) -> int:
     return 0
 
 
+def _add_refine_options(parser: Parser) -> None:
+    config_parser(parser)
+    parser.add_argument("--method", choices=["irn", "psa"], help="in place of refine.method")
+    parser.add_argument("--crf", action="store_true", help="put the seeds through a dense CRF, too: Table I's + CRF")
+    parser.add_argument("--saliency", type=str, metavar="DIR", help="in place of refine.saliency: maps named as images")
+
+
+def _refine(config: WSSSConfig, options: Namespace) -> int:
+    from advcam_attr.pipelines import wsss
+
+    changes: dict[str, Any] = {"method": options.method, "saliency": options.saliency}
+    changes = {name: value for name, value in changes.items() if value is not None}
+    changes |= {"crf": ("seeds",)} if options.crf else {}
+    wsss.refine_seeds(replace(config, refine=replace(config.refine, **changes)))
+    return 0
+
+
 def _evaluate(config: WSSSConfig, options: Namespace) -> int:
     from advcam_attr.pipelines import wsss
 
@@ -112,6 +130,7 @@ GROUP = Group(
     {
         "classifier": Command("train the classifier on image labels", _add_options, _stage(_classifier)),
         "seeds": Command("make localization maps of every image's classes", _add_seed_options, _stage(_seeds)),
+        "refine": Command("make pseudo ground truth of the maps, by IRN or PSA", _add_refine_options, _stage(_refine)),
         "export": Command("write maps as IRN's or PSA's .npy files", _add_export, _export),
         "import": Command("read maps from IRN's or PSA's .npy files", _add_import, _import),
         "evaluate": Command("score the maps on masks, beside the paper's tables", _add_options, _stage(_evaluate)),

@@ -1,10 +1,11 @@
-"""A configuration in; the stages of weakly supervised segmentation over one run folder: classifier, seeds, evaluation.
+"""A configuration in; the stages of weakly supervised segmentation over one run folder, from classifier to masks, out.
 
 Every stage reads what the one before it has written, tells what it reads and writes, and does nothing again that is
 there. The folder of a run:
 
 - ``classifier/``: the trained net, its log and its measures (`advcam_attr.pipelines.classifier`);
 - ``seeds/cam/``, ``seeds/advcam/``: localization maps (`advcam_attr.pipelines.seeds`), and their ``evaluation.json``;
+- ``refined/cam/``, ``refined/advcam/``: pseudo ground truth, a folder a step (`advcam_attr.pipelines.refine`);
 - ``tables.md``: the paper's tables with this run's rows.
 """
 
@@ -35,7 +36,8 @@ from advcam_attr.networks.cam_file import load_cam_net
 from advcam_attr.networks.generators import load_generator
 from advcam_attr.networks.resnet_cam import CAMNet, cam_net
 from advcam_attr.pipelines.classifier import ClassifierResult, ClassifierSettings, train_classifier
-from advcam_attr.pipelines.evaluation import evaluate_seeds, write_seed_evaluation
+from advcam_attr.pipelines.evaluation import evaluate_masks, evaluate_seeds, write_seed_evaluation
+from advcam_attr.pipelines.refine import RefineSettings, RefineSummary, refine
 from advcam_attr.pipelines.run_folder import same_settings
 from advcam_attr.pipelines.seeds import SeedSettings, SeedSummary, make_seeds, seed_store
 from advcam_attr.report.tables import Table, table_i, table_ii, table_ix, table_xi, table_xiii
@@ -163,6 +165,7 @@ class WSSSConfig:
         classifier: its training.
         seeds: how maps are made.
         score: how they are scored.
+        refine: how pseudo ground truth is made of them.
     """
 
     run: str
@@ -171,6 +174,7 @@ class WSSSConfig:
     classifier: ClassifierSettings = field(default_factory=ClassifierSettings)
     seeds: SeedConfig = field(default_factory=SeedConfig)
     score: ScoreConfig = field(default_factory=ScoreConfig)
+    refine: RefineSettings = field(default_factory=RefineSettings)
 
 
 def train(config: WSSSConfig, tell: Tell = print) -> ClassifierResult:
@@ -252,6 +256,36 @@ def _laid_out(net: CAMNet | nn.Module, config: WSSSConfig) -> nn.Module:
     return net.to(memory_format=torch.channels_last) if config.seeds.channels_last else net
 
 
+def refine_seeds(config: WSSSConfig, tell: Tell = print) -> dict[str, RefineSummary]:
+    """The stage ``refine``: pseudo ground truth of every method's seeds.
+
+    Raises:
+        AdvCAMError: no seeds; or as `advcam_attr.pipelines.refine.refine`.
+    """
+    data, _ = without_missing(read_split(config.data, config.data.seeds or config.data.train))
+    settings = replace(
+        config.refine,
+        irn=replace(config.refine.irn, **_paths(config.refine.irn, "checkpoint", "trained")),
+        psa=replace(config.refine.psa, **_paths(config.refine.psa, "checkpoint", "trained")),
+        **_paths(config.refine, "saliency"),
+    )
+    stores = {method: seed_store(folder_of(config, "seeds", method)) for method in config.seeds.methods}
+    save_config(config)
+    summaries: dict[str, RefineSummary] = {}
+    for method, store in stores.items():
+        out = folder_of(config, "refined", method)
+        tell(f"refining {method} seeds by {settings.method} in {out}")
+        summaries[method] = refine(settings, store, data, out, tell)
+        tell(str(summaries[method]))
+    return summaries
+
+
+def _paths(settings: Any, *names: str) -> dict[str, Any]:
+    """Paths of settings with their variables filled in."""
+    given = {name: getattr(settings, name) for name in names}
+    return {name: None if value is None else path_of(str(value)) for name, value in given.items()}
+
+
 def evaluate(config: WSSSConfig, tell: Tell = print) -> dict[str, SeedEvaluation]:
     """The stage ``evaluate``: scores of every method's seeds, and the paper's tables with this run's rows.
 
@@ -275,7 +309,7 @@ def evaluate(config: WSSSConfig, tell: Tell = print) -> dict[str, SeedEvaluation
             allow_missing=config.score.allow_missing,
         )  # fmt: skip
         tell(f"wrote {write_seed_evaluation(found[method], folder)}")
-    tables = seed_tables(found, config)
+    tables = seed_tables(found, config, {method: refined_iou(config, method, data, tell) for method in found})
     lines = [summary(found)]
     if shard_of().rank == 0:
         path = folder_of(config, "tables.md")
@@ -301,8 +335,34 @@ def summary(found: Mapping[str, SeedEvaluation]) -> str:
     return "\n".join([f"Seeds of {scope.data}, {len(scope.ids)} images", *lines])
 
 
-def seed_tables(found: Mapping[str, SeedEvaluation], config: WSSSConfig) -> list[Table]:
-    """The paper's tables that seeds fill: I, IX and XI for VOC, II and XIII for COCO."""
+def refined_iou(
+    config: WSSSConfig, method: str, data: SegmentationData, tell: Tell
+) -> tuple[float | None, float | None]:
+    """The mean IoU of a method's seeds after the CRF and of its pseudo masks, None where there are none."""
+    found: list[float | None] = []
+    for step in ("seeds_crf", "masks"):
+        folder = folder_of(config, "refined", method, step)
+        if folder.is_dir():
+            tell(f"scoring {folder}")
+            evaluation = evaluate_masks(folder, data, allow_missing=config.score.allow_missing)
+            found.append(evaluation.scores().mean_iou)
+        else:
+            found.append(None)
+    return found[0], found[1]
+
+
+def seed_tables(
+    found: Mapping[str, SeedEvaluation],
+    config: WSSSConfig,
+    refined: Mapping[str, tuple[float | None, float | None]],
+) -> list[Table]:
+    """The paper's tables that seeds and masks fill: I, IX and XI for VOC, II and XIII for COCO.
+
+    Args:
+        found: the seeds of each method.
+        config: of the run.
+        refined: for each method the mean IoU after the CRF and of the masks.
+    """
     names = _names(found) | ({"cam": "IRN"} if config.net.backbone == NetConfig.backbone else {})
     cut = {method: one.at() for method, one in found.items()}
     scores = {names[method]: one.scores() for method, one in cut.items()}
@@ -310,9 +370,10 @@ def seed_tables(found: Mapping[str, SeedEvaluation], config: WSSSConfig) -> list
     source = f"here, {len(scope.ids)} images"
     if config.data.kind == "coco":
         sized = {_names(found)[method]: one.by_size() for method, one in cut.items()}
-        return [table_ii({name: (s.mean_iou, None) for name, s in scores.items()}, source), table_xiii(sized, source)]
+        both = {names[method]: (scores[names[method]].mean_iou, refined[method][1]) for method in found}
+        return [table_ii(both, source), table_xiii(sized, source)]
     each = {names[method]: one.matrix.iou().tolist() for method, one in cut.items()}
-    tables = [table_i({name: (s.mean_iou, None, None) for name, s in scores.items()}, source)]
+    tables = [table_i({names[method]: (scores[names[method]].mean_iou, *refined[method]) for method in found}, source)]
     tables.append(table_ix(each, scope.classes, source))
     if "AdvCAM" in scores:
         design = "last map only" if config.seeds.overrides.get("aggregate") == "last" else "sum over t"
