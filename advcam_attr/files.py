@@ -25,9 +25,9 @@ def make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise AdvCAMError(f"cannot make the folder {folder}: {error.strerror}; choose another --out") from error
+        raise AdvCAMError(f"cannot make the folder {folder}: {error.strerror}; choose another folder") from error
     if not os.access(folder, os.W_OK | os.X_OK):
-        raise AdvCAMError(f"the folder {folder} cannot be written to; choose another --out")
+        raise AdvCAMError(f"the folder {folder} cannot be written to; choose another folder")
 
 
 @contextlib.contextmanager
@@ -51,7 +51,7 @@ def replacing(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
     except OSError as error:
         raise AdvCAMError(
-            f"cannot write {path} ({error.strerror or error}): make room or choose another --out, and run it again"
+            f"cannot write {path} ({error.strerror or error}): make room or choose another folder, and run it again"
         ) from error
     finally:
         temporary.unlink(missing_ok=True)

@@ -205,7 +205,7 @@ def test_a_second_run_does_nothing(tmp_path):
 
 def test_other_settings_in_the_same_folder(tmp_path, monkeypatch):
     train_classifier(SETTINGS, TinyCAM(), TRAIN, VAL, tmp_path)
-    with pytest.raises(AdvCAMError, match=r"made with other settings \(epochs was 2, is 3\); choose another --out"):
+    with pytest.raises(AdvCAMError, match=r"made with other settings \(epochs was 2, is 3\); choose another folder"):
         train_classifier(replace(SETTINGS, epochs=3), TinyCAM(), TRAIN, VAL, tmp_path)
     with pytest.raises(AdvCAMError, match=r"val was blobs val, 9 images, \w+, is None"):
         train_classifier(SETTINGS, TinyCAM(), TRAIN, None, tmp_path)

@@ -235,7 +235,7 @@ def test_other_settings_in_the_same_folder(capsys, folder):
     argv = ["attribute", "pictures", *NET, "--out", "out"]
     assert run(capsys, *argv, "--steps", 1)[0] == 0
     message = refused(capsys, *argv, "--steps", 2)
-    assert message.endswith("(recipe.steps was 1, is 2); choose another --out, or --overwrite")
+    assert message.endswith("(recipe.steps was 1, is 2); choose another folder, or --overwrite")
     assert run(capsys, *argv, "--steps", 2, "--overwrite")[0] == 0
 
 

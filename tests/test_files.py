@@ -19,7 +19,7 @@ def test_a_file_that_cannot_be_written_is_one_line_and_the_old_one_stays(tmp_pat
         file.write_text("half")
         raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
     assert str(told.value) == (
-        f"cannot write {path} ({os.strerror(errno.EDQUOT)}): make room or choose another --out, and run it again"
+        f"cannot write {path} ({os.strerror(errno.EDQUOT)}): make room or choose another folder, and run it again"
     )
     (tmp_path / "folder" / "inner").mkdir(parents=True)
     with pytest.raises(AdvCAMError, match=r"cannot write .*folder"):

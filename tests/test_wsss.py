@@ -124,6 +124,18 @@ def test_what_cannot_be_used_is_one_line(capsys, folder, monkeypatch):
     assert refused(capsys, "evaluate", "--score.thresholds", "v").startswith(
         "score.thresholds is one of voc, coco, seam"
     )
+    assert refused(capsys, "seeds", "--seeds.methods", "[]").startswith("seeds.methods names no method")
+    assert refused(capsys, "classifier", "--classifier.seed", "-1").startswith(
+        "seed must be a number that is not negative"
+    )
+    (folder / "config.yaml").write_bytes(b"\xff\xfe\x00")
+    assert refused(capsys, "seeds") == "the configuration is not UTF-8 text"
+    (folder / "config.yaml").write_text(CONFIG)
+    for damaged in ("{", "[1]"):
+        (folder / "old").mkdir(exist_ok=True)
+        (folder / "old/config.json").write_text(damaged)
+        assert cli.main(["evaluate", "seeds", "old"]) == 2
+        assert "old/config.json is damaged" in capsys.readouterr().err
     monkeypatch.delenv("PICTURES")
     assert refused(capsys, "classifier") == "$PICTURES: set the environment variable $PICTURES"
     assert not Path("run/seeds").exists()
@@ -133,6 +145,9 @@ def test_other_settings_are_told(capsys, folder):
     assert run(capsys, "classifier")[0] == 0
     assert "epochs was 1, is 2" in refused(capsys, "classifier", "--classifier.epochs", "2")
     assert run(capsys, "seeds", "--seeds.methods", "[advcam]")[0] == 0
+    for typo in (["--seeds.recipe", "oto"], ["--seeds.overrides", "{stepz: 2}"], ["--seeds.base", "cem"]):
+        assert "did you mean" in refused(capsys, "seeds", *typo)
+    assert not Path("run/seeds/cam").exists(), "a typo is told before anything is made"
     message = refused(capsys, "seeds", "--seeds.methods", "[advcam]", "--seeds.overrides", "{steps: 2}")
     assert "recipe.steps was 1, is 2" in message
     assert run(capsys, "seeds", "--seeds.methods", "[advcam]", "--seeds.scales", "[1.0]", "--overwrite")[0] == 0

@@ -90,6 +90,8 @@ class CommandLine:
             options = self._parsers[path].parse_args(self.argv[len(path) :])
         except UsageError as error:
             raise UsageError(self._explain(str(error))) from error
+        except UnicodeDecodeError as error:
+            raise UsageError("the configuration is not UTF-8 text") from error
         return self._commands[path], options
 
     def _add(self, path: tuple[str, ...], parser: Parser) -> Parser:

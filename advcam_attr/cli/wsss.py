@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from jsonargparse import ActionConfigFile, Namespace
 
-from advcam_attr.cli.parser import Command, Group, Parser, fail
+from advcam_attr.cli.parser import Command, Group, Parser, UsageError, fail
 
 if TYPE_CHECKING:
     from advcam_attr.pipelines.wsss import WSSSConfig
@@ -26,9 +26,18 @@ def config_parser(parser: Parser) -> Parser:
 
 
 def read_config(path: Path) -> WSSSConfig:
-    """The configuration that a run folder keeps."""
+    """The configuration that a run folder keeps.
+
+    Raises:
+        AdvCAMError: the file is damaged.
+    """
+    from advcam_attr.types import AdvCAMError
+
     parser = config_parser(Parser(prog="advcam wsss"))
-    return _config(parser.parse_path(str(path)))
+    try:
+        return _config(parser.parse_path(str(path)))
+    except (UsageError, ValueError, TypeError, KeyError) as error:
+        raise AdvCAMError(f"{path} is damaged ({error}); run a stage again, with --config, to write it anew") from error
 
 
 def _config(options: Namespace) -> WSSSConfig:

@@ -64,7 +64,7 @@ def _object_names(path: Path) -> list[str]:
         parser.Parse(path.read_bytes(), True)
     except FileNotFoundError as error:
         raise AdvCAMError(f"no such annotation: {path}") from error
-    except (OSError, expat.ExpatError) as error:
+    except (OSError, expat.ExpatError, LookupError, ValueError) as error:
         raise AdvCAMError(f"cannot read annotation {path} ({error}): is it truncated or damaged?") from error
     return [name.strip() for name in names]
 

@@ -72,7 +72,7 @@ class ClassifierSettings:
         for name in ("epochs", "batch", "crop", "accumulate", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise AdvCAMError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("backbone_lr", "classifier_lr", "weight_decay", "momentum", "power", "workers"):
+        for name in ("backbone_lr", "classifier_lr", "weight_decay", "momentum", "power", "workers", "seed"):
             if not (getattr(self, name) >= 0 and math.isfinite(getattr(self, name))):
                 raise AdvCAMError(f"{name} must be a number that is not negative, got {getattr(self, name)}")
         lookup(self.loss, LOSSES, "loss")

@@ -122,7 +122,7 @@ def require_same(made: Path, old: Mapping[str, Any], new: Mapping[str, Any], rem
     """
     if old != new:
         raise AdvCAMError(
-            f"{made} was made with other settings ({difference(old, new)}); choose another --out, or {remedy}"
+            f"{made} was made with other settings ({difference(old, new)}); choose another folder, or {remedy}"
         )
 
 

@@ -21,6 +21,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from advcam_attr.attr.advcam import as_base
 from advcam_attr.attr.generators import base_of
 from advcam_attr.data.coco import read_coco
 from advcam_attr.data.saliency import SaliencyFolder
@@ -30,6 +31,7 @@ from advcam_attr.engine.official import export_maps, import_maps
 from advcam_attr.engine.sharding import shard_of
 from advcam_attr.engine.store import MapStore
 from advcam_attr.files import write_json, write_text
+from advcam_attr.heads import view
 from advcam_attr.metrics.evaluation import SeedEvaluation, compare_best
 from advcam_attr.metrics.thresholds import THRESHOLDS
 from advcam_attr.networks.cam_file import load_cam_net
@@ -137,6 +139,11 @@ class SeedConfig:
     autocast: Literal["bfloat16", "float16"] | None = None
     channels_last: bool = False
 
+    def __post_init__(self) -> None:
+        """Raises: AdvCAMError: no method."""
+        if not self.methods:
+            raise AdvCAMError("seeds.methods names no method: give cam, advcam, or both")
+
 
 @dataclass(frozen=True)
 class ScoreConfig:
@@ -219,10 +226,14 @@ def seeds(
         overwrite=overwrite,
     )  # fmt: skip
     save_config(config)
+    methods = {method: replace(settings, method=method) for method in c.methods}
+    for chosen in methods.values():
+        chosen.whole_recipe()
+    as_base(settings.base, view(net))
     detector = None if c.saliency is None else SaliencyFolder(path_of(c.saliency))
     summaries = []
-    for method in c.methods:
-        chosen = replace(settings, method=method, saliency=detector if method == "advcam" else None)
+    for method, chosen in methods.items():
+        chosen = replace(chosen, saliency=detector if method == "advcam" else None)
         out = folder_of(config, "seeds", method)
         tell(f"making {method} seeds in {out}")
         summaries.append(make_seeds(net, data, out, chosen, tell=tell, show_progress=show_progress))
@@ -308,6 +319,8 @@ def evaluate(config: WSSSConfig, tell: Tell = print) -> dict[str, SeedEvaluation
             seed_store(folder), data, THRESHOLDS[config.score.thresholds], device=config.score.device,
             allow_missing=config.score.allow_missing,
         )  # fmt: skip
+        for id, reason in list(found[method].scope.unmasked.items())[:5]:
+            tell(f"left out: {id}, {reason}")
         tell(f"wrote {write_seed_evaluation(found[method], folder)}")
     tables = seed_tables(found, config, {method: refined_iou(config, method, data, tell) for method in found})
     lines = [summary(found)]
