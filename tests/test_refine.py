@@ -158,7 +158,7 @@ class Stop(Exception):
     ["checkpoint", *(pytest.param(w, marks=pytest.mark.slow) for w in ("confident", "end of training", "masks"))],
 )
 def test_a_run_that_is_stopped_ends_with_the_same_bytes(done, given, tmp_path, monkeypatch, where):
-    from advcam_attr.pipelines import label_stage, training
+    from advcam_attr.pipelines import masks, training
 
     data, seeds = given
 
@@ -179,9 +179,7 @@ def test_a_run_that_is_stopped_ends_with_the_same_bytes(done, given, tmp_path, m
         elif where == "end of training":
             patch.setattr(irn, "store_mean_displacement", stopping(irn.store_mean_displacement, 0))
         else:
-            patch.setattr(
-                label_stage, "write_mask", stopping(label_stage.write_mask, 4 if where == "confident" else 13)
-            )
+            patch.setattr(masks, "write_png", stopping(masks.write_png, 4 if where == "confident" else 13))
         with pytest.raises(Stop):
             refine_irn(IRN, seeds, data, tmp_path)
     told: list[str] = []
