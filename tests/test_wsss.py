@@ -12,7 +12,7 @@ from tiny_voc import write_voc
 
 from advcam_attr import cli
 from advcam_attr.cli.wsss import read_config
-from advcam_attr.pipelines import wsss
+from advcam_attr.pipelines.wsss_config import config_of
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 
@@ -87,7 +87,7 @@ def test_from_pictures_to_tables(capsys, folder):
     assert run(capsys, "evaluate", "--run", "theirs", "--seeds.methods", "[advcam]")[0] == 0
     theirs = json.loads((folder / "theirs/seeds/advcam/evaluation.json").read_text())
     assert theirs["scores"]["mean_iou"] == pytest.approx(before, abs=1e-6)
-    assert read_config(wsss.config_of(Path("run"))).data.root == "$PICTURES"
+    assert read_config(config_of(Path("run"))).data.root == "$PICTURES"
 
 
 def test_seeds_become_masks(capsys, folder):

@@ -16,8 +16,9 @@ def _add_seeds(parser: Parser) -> None:
 def _seeds(options: Namespace) -> int:
     from advcam_attr.cli.wsss import read_config
     from advcam_attr.pipelines import wsss
+    from advcam_attr.pipelines.wsss_config import config_of
 
-    wsss.evaluate(read_config(wsss.config_of(Path(options.run))))
+    wsss.evaluate(read_config(config_of(Path(options.run))))
     return 0
 
 
@@ -32,7 +33,8 @@ def _add_masks(parser: Parser) -> None:
 
 def _masks(options: Namespace) -> int:
     from advcam_attr.pipelines.evaluation import evaluate_masks, write_mask_evaluation
-    from advcam_attr.pipelines.wsss import DataConfig, read_split
+    from advcam_attr.pipelines.wsss import read_split
+    from advcam_attr.pipelines.wsss_config import DataConfig
     from advcam_attr.report.tables import table_ix
 
     folder = Path(options.folder)

@@ -13,12 +13,12 @@ from jsonargparse import ActionConfigFile, Namespace
 from advcam_attr.cli.parser import Command, Group, Parser, UsageError, fail
 
 if TYPE_CHECKING:
-    from advcam_attr.pipelines.wsss import WSSSConfig
+    from advcam_attr.pipelines.wsss_config import WSSSConfig
 
 
 def config_parser(parser: Parser) -> Parser:
     """Declare ``--config`` and every value of a `WSSSConfig` as an option of its own."""
-    from advcam_attr.pipelines.wsss import WSSSConfig
+    from advcam_attr.pipelines.wsss_config import WSSSConfig
 
     parser.add_argument("--config", action=ActionConfigFile, help="YAML file of the values below: configs/voc.yaml")
     parser.add_class_arguments(WSSSConfig, None)
@@ -42,7 +42,7 @@ def read_config(path: Path) -> WSSSConfig:
 
 def _config(options: Namespace) -> WSSSConfig:
     """The values of a `WSSSConfig` among a command's options."""
-    from advcam_attr.pipelines.wsss import WSSSConfig
+    from advcam_attr.pipelines.wsss_config import WSSSConfig
 
     values = Namespace(**{key: options[key] for key in WSSSConfig.__dataclass_fields__})
     built = config_parser(Parser(prog="advcam wsss")).instantiate(values)
