@@ -41,6 +41,7 @@ from advcam_attr.climbing.steps import ClippedStep
 from advcam_attr.data.coco import CLASSES as COCO_CLASSES
 from advcam_attr.data.coco import read_coco
 from advcam_attr.data.images import read_rgb
+from advcam_attr.data.known_classes import read_known_classes
 from advcam_attr.data.segmentation import SegmentationData
 from advcam_attr.data.toy import CLASS_NAMES, make_scenes
 from advcam_attr.data.transforms import to_input
@@ -99,14 +100,16 @@ def voc(options: argparse.Namespace) -> Iterator[Setting]:
     parts = [read_voc(options.data / "voc", split) for split in ("train", "val")]
     chosen = {s.id for s in halve(sorted(whole.samples, key=lambda s: s.id), options.half)}
     scored = replace(whole, samples=tuple(s for s in whole.samples if s.id in chosen))
+    known = read_known_classes(options.data / "coco/coco_to_imagenet.json", whole.classes, offset=1)
     for seed in options.seeds:
         net = cam_net(
             "timm/mobilenetv2_100", 20, model_args={"num_classes": 1001, "pad_type": "same"}, mean=[0.5], std=[0.5],
-            checkpoint=options.data / "weights/mobilenetv2_100_imagenet.safetensors", train_from="blocks.5", seed=seed,
+            checkpoint=options.data / "weights/mobilenetv2_100_imagenet.safetensors", lowered_by="dilation",
+            train_from="classifier", seed=seed, known=known,
         )  # fmt: skip
         settings = ClassifierSettings(
-            epochs=10, batch=10, crop=320, long_side=(320, 480), backbone_lr=0.01, classifier_lr=0.5, seed=seed,
-            workers=0,
+            epochs=10, batch=10, crop=320, long_side=(320, 480), classifier_lr=0.3, momentum=0.9, weight_decay=0.0,
+            anchor=0.01, seed=seed, workers=0,
         )  # fmt: skip
         train_classifier(settings, net, parts[0], parts[1], options.out / f"voc{seed}" / "classifier", print)
         yield pooled(f"voc{seed}", net, scored, scored, net.mean, net.std)

@@ -11,6 +11,7 @@ from torch import nn
 
 from advcam_attr import heads
 from advcam_attr.networks.cam_file import load_cam_net, save_cam_net
+from advcam_attr.networks.load import load_model
 from advcam_attr.networks.resnet_cam import cam_net
 from advcam_attr.networks.strides import execution_order, output_stride, remove_strides
 from advcam_attr.types import AdvCAMError
@@ -255,6 +256,28 @@ def test_the_new_layer_depends_on_the_seed_alone():
 
 
 # --- files ------------------------------------------------------------------------------------------------------------
+
+
+def test_golden_start_from_known_classes():
+    """The mean of the known classes' weights, less the mean of all; nothing for a class that is not known."""
+    own = load_model("timm/resnet18", model_args={"num_classes": 7}, random_weights=True).model.get_classifier().weight
+    net = cam_net(
+        "timm/resnet18", 3, model_args={"num_classes": 7}, random_weights=True, known={0: (2, 5), 2: (6,)}, stride=None
+    )
+    expected = torch.stack([(own[2] + own[5]) / 2 - own.mean(0), torch.zeros(512), own[6] - own.mean(0)])
+    assert torch.allclose(net.classifier.weight[:, :, 0, 0], expected, atol=1e-7)
+    assert net.classifier.weight.requires_grad
+
+
+@pytest.mark.parametrize("known", [{0: (7,)}, {3: (1,)}, {0: (-1,)}])
+def test_known_classes_that_are_not_there(known):
+    with pytest.raises(AdvCAMError, match="has 7 classes and the new net 3: there is no"):
+        cam_net("timm/resnet18", 3, model_args={"num_classes": 7}, random_weights=True, known=known)
+
+
+def test_no_linear_classifier_to_start_from():
+    with pytest.raises(AdvCAMError, match="no linear classifier on its last maps"):
+        cam_net("timm/vgg11", 3, random_weights=True, known={0: (1,)})
 
 
 def test_a_net_comes_back_from_its_file(tmp_path):

@@ -21,6 +21,7 @@ from torch import nn
 
 from advcam_attr.data.segmentation import SegmentationData
 from advcam_attr.engine.log import read_log
+from advcam_attr.engine.sharding import Shard
 from advcam_attr.networks.cam_file import load_cam_net
 from advcam_attr.networks.resnet_cam import CAMNet, CAMNetSpec, cam_net
 from advcam_attr.pipelines import classifier
@@ -28,6 +29,9 @@ from advcam_attr.pipelines.classifier import ClassifierSettings, train_classifie
 from advcam_attr.types import AdvCAMError, Sample
 
 SETTINGS = ClassifierSettings(epochs=2, batch=4, crop=16, workers=0, backbone_lr=0.05, classifier_lr=0.5, device="cpu")
+
+
+CPU = torch.device("cpu")
 
 
 class TinyCAM(CAMNet):
@@ -151,6 +155,28 @@ def test_one_step_is_worked_out(tmp_path):
             rate = 0.5 if name == "classifier.weight" else 0.05
             expected = weight - rate * (gradient + 0.1 * weight)
             assert torch.allclose(net.get_parameter(name), expected, atol=1e-6), name
+
+
+def test_golden_anchor(tmp_path):
+    """Twelve weights, each 1 away from its start: anchor * 12, and a gradient of 2 * anchor for each."""
+    net = TinyCAM()
+    run = classifier._Run(replace(SETTINGS, anchor=0.25), net, TRAIN, None, tmp_path, Shard(0, 1), CPU, print)
+    net.classifier.weight.data += 1
+    zeros = torch.zeros(1, 2)
+    loss = run._anchored(zeros, zeros)
+    loss.backward()
+    assert float(loss) == pytest.approx(0.25 * 12 + float(run.loss(zeros, zeros)))
+    assert torch.allclose(net.classifier.weight.grad, torch.full((2, 6, 1, 1), 0.5))
+
+
+def test_an_anchor_keeps_the_weights_near_their_start(tmp_path):
+    away = []
+    for anchor in (0.0, 1.0):
+        net = TinyCAM()
+        start = net.classifier.weight.detach().clone()
+        train_classifier(replace(SETTINGS, anchor=anchor), net, TRAIN, None, tmp_path / str(anchor))
+        away.append(float((net.classifier.weight - start).norm()))
+    assert 0 < away[1] < away[0] / 2
 
 
 class Killed(BaseException):

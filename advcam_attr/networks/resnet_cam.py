@@ -140,6 +140,7 @@ def cam_net(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     seed: int = 0,
+    known: Mapping[int, Sequence[int]] | None = None,
 ) -> CAMNet:
     """Make a CAM net: a backbone's features, global average pooling, and a new 1 × 1 convolution without bias.
 
@@ -165,13 +166,16 @@ def cam_net(
             does. The stem, which is all up to the first norm, is always frozen (ResNet: conv1 and bn1).
         mean, std: another normalisation than the backbone's own.
         seed: of the new convolution's weights (default initialisation); the global random state is left alone.
+        known: for some of the new classes, the classes of the backbone's own linear classifier that depict them. Their
+            weights start from the mean of these, less the mean of all of its classes; those of the other classes from
+            zero. With few images this is worth more than any training from scratch.
 
     Returns:
         The net, in eval mode, on the CPU; its ``stride`` is what was reached.
 
     Raises:
-        AdvCAMError: an unknown name, weights that cannot be had or do not fit, a stride that the net cannot have, or
-            a ``train_from`` that it does not have.
+        AdvCAMError: an unknown name, weights that cannot be had or do not fit, a stride that the net cannot have, a
+            ``train_from`` that it does not have, or ``known`` classes that it does not have.
 
     Example:
         >>> net = cam_net("timm/resnet18", 20, random_weights=True)
@@ -190,17 +194,36 @@ def cam_net(
     size = 256
     if backbone == IRN_BACKBONE:
         loaded = _irn_resnet(spec, weights)
+        own: Any = loaded.model.fc
         with _seeded(seed):
             net = ResNet50CAM(spec, loaded.model, loaded.preprocessing.mean or (), loaded.preprocessing.std or ())
     elif backbone.startswith("timm/"):
         trunk = timm_trunk(backbone, spec.model_args, weights, stride, lowered_by)
-        size = trunk.size
+        size, own = trunk.size, trunk.classifier
         with _seeded(seed):
             net = TimmCAM(spec, trunk, trunk.mean, trunk.std)
     else:
         raise AdvCAMError(f"CAM nets are made of {IRN_BACKBONE} or timm/NAME, not of {backbone!r}")
+    if known is not None:
+        _start_from(net.classifier, own, known, backbone)
     _freeze(net, size)
     return net.eval()
+
+
+def _start_from(classifier: nn.Conv2d, own: nn.Module, known: Mapping[int, Sequence[int]], backbone: str) -> None:
+    """Give a new classifier the weights of the classes that a backbone's own one knows."""
+    if not isinstance(own, nn.Linear) or own.in_features != classifier.in_channels:
+        raise AdvCAMError(f"{backbone} has no linear classifier on its last maps to take known classes from")
+    start = torch.zeros_like(classifier.weight)
+    for new, depicting in known.items():
+        wrong = [c for c in depicting if not 0 <= c < own.out_features]
+        if wrong or not 0 <= new < len(start):
+            raise AdvCAMError(
+                f"{backbone} has {own.out_features} classes and the new net {len(start)}: there is no {wrong or new}"
+            )
+        if depicting:
+            start[new, :, 0, 0] = (own.weight[list(depicting)].mean(0) - own.weight.mean(0)).detach()
+    classifier.weight.data.copy_(start)
 
 
 def _irn_resnet(spec: CAMNetSpec, weights: Mapping[str, Any]) -> LoadedModel:

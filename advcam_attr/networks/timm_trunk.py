@@ -66,6 +66,7 @@ class TimmTrunk:
         stride: the output stride.
         size: a side length of images that it takes.
         mean, std: its normalisation.
+        classifier: what was taken off.
     """
 
     model: nn.Module
@@ -74,6 +75,7 @@ class TimmTrunk:
     size: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    classifier: nn.Module
 
 
 def timm_trunk(
@@ -99,6 +101,7 @@ def timm_trunk(
             raise
         raise AdvCAMError(f"{name} has no dilation for output stride {stride}; try lowered_by='removal'") from error
     model: Any = loaded.model
+    classifier = model.get_classifier()
     model.reset_classifier(0, "")
     size = (loaded.preprocessing.size or (256,))[0] if loaded.fixed_size else 256
     reader = _reader(name, model, size)
@@ -111,7 +114,8 @@ def timm_trunk(
                 f"give stride={reached}, or another backbone"
             )
         reached = stride
-    return TimmTrunk(model, reader, reached, size, loaded.preprocessing.mean or (), loaded.preprocessing.std or ())
+    mean, std = loaded.preprocessing.mean or (), loaded.preprocessing.std or ()
+    return TimmTrunk(model, reader, reached, size, mean, std, classifier)
 
 
 def _load(name: str, args: dict[str, Any], weights: Mapping[str, Any]) -> LoadedModel:

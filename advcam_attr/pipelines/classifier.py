@@ -132,6 +132,7 @@ class _Run:
         self.per_epoch = len(train.samples) // settings.batch
         self.steps = self.per_epoch * settings.epochs
         self.loss = LOSSES[settings.loss]
+        self.start = net.classifier.weight.detach().clone()
         self.weights, self.report = out / "classifier.safetensors", out / "classifier.json"
         self.checkpoint = out / "checkpoint.pt"
 
@@ -211,7 +212,7 @@ class _Run:
         records = fit(
             training,
             batches,
-            self.loss,
+            self._anchored if s.anchor else self.loss,
             poly(self.steps, s.power),
             precision=s.precision,
             accumulate=s.accumulate,
@@ -232,6 +233,12 @@ class _Run:
             if rest == 0 or training.step % s.checkpoint_every == 0:
                 save_checkpoint(self.checkpoint, training, self.config, self.shard)
         return measured
+
+    def _anchored(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """The loss, and how far the classifier's weights are from their start."""
+        weights = self.net.classifier.weight
+        away: Tensor = (weights - self.start.to(weights.device)).square().sum()
+        return self.loss(logits, labels) + self.settings.anchor * away
 
     def _replica(self) -> nn.Module | None:
         if self.shard.world == 1:

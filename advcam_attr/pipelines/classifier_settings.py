@@ -32,6 +32,8 @@ class ClassifierSettings:
         backbone_lr: 0.1, of all weights but the classifier's.
         classifier_lr: 1.0, of the new 1 × 1 convolution.
         weight_decay: 1e-4, of all weights.
+        anchor: the weight of the squared distance of the classifier's weights from those that they start with, which
+            is added to the loss (L2-SP of Li et al., 2018). 0 in IRN; for few images, and a start from known classes.
         momentum: 1e-4. The released optimiser passes the weight decay in the place of the momentum, and the learning
             rates fit that; with 0.9 they would be about ten times too high.
         power: 0.9, of the poly schedule.
@@ -52,6 +54,7 @@ class ClassifierSettings:
     backbone_lr: float = 0.1
     classifier_lr: float = 1.0
     weight_decay: float = 1e-4
+    anchor: float = 0.0
     momentum: float = RELEASED_MOMENTUM
     power: float = 0.9
     loss: str = "multilabel_soft_margin"
@@ -72,7 +75,7 @@ class ClassifierSettings:
         for name in ("epochs", "batch", "crop", "accumulate", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise AdvCAMError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("backbone_lr", "classifier_lr", "weight_decay", "momentum", "power", "workers", "seed"):
+        for name in ("backbone_lr", "classifier_lr", "weight_decay", "anchor", "momentum", "power", "workers", "seed"):
             if not (getattr(self, name) >= 0 and math.isfinite(getattr(self, name))):
                 raise AdvCAMError(f"{name} must be a number that is not negative, got {getattr(self, name)}")
         lookup(self.loss, LOSSES, "loss")

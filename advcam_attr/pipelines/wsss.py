@@ -22,6 +22,7 @@ from torch import nn
 from advcam_attr.attr.advcam import as_base
 from advcam_attr.attr.generators import base_of
 from advcam_attr.data.coco import read_coco
+from advcam_attr.data.known_classes import read_known_classes
 from advcam_attr.data.saliency import SaliencyFolder
 from advcam_attr.data.segmentation import SegmentationData, without_missing
 from advcam_attr.data.voc import read_voc
@@ -60,11 +61,12 @@ def train(config: WSSSConfig, tell: Tell = print) -> ClassifierResult:
     val = None if config.data.val is None else read_split(config.data, config.data.val)
     tell(f"reading {data.root}: {_told(data)}" + ("" if val is None else f" to train on, {_told(val)} to validate on"))
     net = config.net
+    known = None if net.known is None else read_known_classes(path_of(net.known), data.classes, net.known_offset)
     model = cam_net(
         net.backbone, len(data.classes), model_args=net.model_args,
         checkpoint=None if net.checkpoint is None else path_of(net.checkpoint), random_weights=net.random_weights,
         stride=net.stride, lowered_by=net.lowered_by, train_from=net.train_from, mean=net.mean, std=net.std,
-        seed=net.seed,
+        seed=net.seed, known=known,
     )  # fmt: skip
     save_config(config)
     return train_classifier(config.classifier, model, data, val, folder_of(config, "classifier"), tell)

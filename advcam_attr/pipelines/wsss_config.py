@@ -59,6 +59,9 @@ class NetConfig:
         train_from: the module from which on weights are trained; None trains all but the stem.
         mean, std: another normalisation than the backbone's own.
         seed: of the new classifier's weights.
+        known: a JSON file that says which classes of the backbone's own classifier depict the data's; the new
+            classifier starts from their weights (`advcam_attr.data.known_classes`). None starts from random ones.
+        known_offset: is added to the file's classes; 1 for backbones whose class 0 is the background.
         generator: ``"irn"``, ``"seam"`` or ``"sc_cam"``: the authors' net, from ``checkpoint``, without training.
     """
 
@@ -72,6 +75,8 @@ class NetConfig:
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     seed: int = 0
+    known: str | None = None
+    known_offset: int = 0
     generator: str | None = None
 
 
