@@ -70,6 +70,11 @@ class Setting:
     score: Callable[[MapStore], Any]
     compare: Callable[[str, Any, Any], str]
 
+    def common(self, options: argparse.Namespace) -> dict[str, Any]:
+        """What all of its seeds are made with."""
+        rows = 64 if options.setting == "toy" else 2
+        return {"mean": self.mean, "std": self.std, "scales": tuple(options.scales), "batch_rows": rows}
+
 
 # --- toy scenes -------------------------------------------------------------------------------------------------------
 
@@ -212,9 +217,13 @@ def overrides(options: argparse.Namespace) -> dict[str, Any]:
     return parts
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("setting", choices=["toy", "coco", "voc"])
+SETTINGS = {"toy": toy, "coco": coco, "voc": voc}
+
+
+def arguments(description: str | None) -> argparse.ArgumentParser:
+    """What is run, on which images, with which recipe."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("setting", choices=SETTINGS)
     parser.add_argument("--data", type=Path)
     parser.add_argument("--out", type=Path, required=True, help="folder of maps and nets, gone on with")
     parser.add_argument("--half", choices=["tuning", "reporting"], default="reporting")
@@ -226,16 +235,20 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=2000, help="toy scenes that seeds are made of")
     parser.add_argument("--train", type=int, default=2000, help="toy scenes that the net learns from")
     parser.add_argument("--toy-epochs", type=int, default=12)
+    return parser
+
+
+def main() -> None:
+    parser = arguments(__doc__)
     parser.add_argument("--name", default="advcam", help="of the recipe's folder")
     options = parser.parse_args()
     changes = overrides(options)
     print(f"\n{options.setting}, {options.half} half, recipe {options.recipe} {changes or ''}, scales {options.scales}")
     print("\n| setting | rows | measure | CAM | AdvCAM | difference (90 % interval) | P / R | P / R | noise |")
     print("|---|---|---|---|---|---|---|---|---|", flush=True)
-    for setting in {"toy": toy, "coco": coco, "voc": voc}[options.setting](options):
+    for setting in SETTINGS[options.setting](options):
         folder = options.out / f"{setting.name}_{options.half}_seeds"
-        rows = 64 if options.setting == "toy" else 2
-        common = {"mean": setting.mean, "std": setting.std, "scales": tuple(options.scales), "batch_rows": rows}
+        common = setting.common(options)
         start = time.perf_counter()
         make_seeds(setting.net, setting.data, folder / "cam", SeedSettings(method="cam", **common))
         base = setting.score(seed_store(folder / "cam"))
