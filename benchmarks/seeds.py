@@ -72,7 +72,7 @@ class Setting:
 
     def common(self, options: argparse.Namespace) -> dict[str, Any]:
         """What all of its seeds are made with."""
-        rows = 64 if options.setting == "toy" else 2
+        rows = 64 if options.setting == "toy" else 1
         return {"mean": self.mean, "std": self.std, "scales": tuple(options.scales), "batch_rows": rows}
 
 
