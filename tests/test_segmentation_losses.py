@@ -43,7 +43,8 @@ def test_cross_entropy_equals_a_loop_over_pixels(batch):
     assert float(cross_entropy(logits, labels)) == pytest.approx(sum(terms) / len(terms))
 
 
-def test_balanced_loss_equals_a_loop_over_pixels(batch):
+@pytest.mark.parametrize(("name", "least"), [("balanced", 0.0), ("balanced_clamped", 1e-5)])
+def test_balanced_loss_equals_a_loop_over_pixels(batch, name, least):
     logits, labels = batch
     per_image = []
     for n in range(4):
@@ -51,13 +52,23 @@ def test_balanced_loss_equals_a_loop_over_pixels(batch):
         for y in range(6):
             for x in range(7):
                 if (label := int(labels[n, y, x])) != 255:
-                    p = max(math.exp(log_probability(logits, n, y, x, label)), 1e-5)
+                    p = max(math.exp(log_probability(logits, n, y, x, label)), least)
                     parts[label > 0].append(-math.log(p))
         per_image.append(sum(sum(part) / len(part) for part in parts.values() if part))
     assert per_image[3] == 0
-    found = float(balanced_cross_entropy(logits, labels))
-    assert found == pytest.approx(sum(per_image) / 4)
-    assert min(log_probability(logits, 0, y, x, 1) for y in range(6) for x in range(7)) < math.log(1e-5)  # clamps bite
+    assert float(SEGMENTATION_LOSSES[name](logits, labels)) == pytest.approx(sum(per_image) / 4)
+
+
+def test_a_clamped_pixel_has_no_gradient_and_an_unclamped_one_has():
+    """p(label) = 1 / (1 + e^20): the gradient is -1 of it where nothing is clamped."""
+    labels = torch.ones(1, 1, 1, dtype=torch.long)
+    gradients = {}
+    for name in ("balanced", "balanced_clamped"):
+        logits = torch.tensor([20.0, 0.0]).reshape(1, 2, 1, 1).requires_grad_()
+        SEGMENTATION_LOSSES[name](logits, labels).backward()
+        gradients[name] = logits.grad.flatten().tolist()
+    assert gradients["balanced"] == pytest.approx([1, -1])
+    assert gradients["balanced_clamped"] == [0, 0]
 
 
 def test_golden_balanced():

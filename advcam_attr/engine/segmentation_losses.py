@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 
@@ -13,9 +14,6 @@ from advcam_attr.engine.losses import Loss
 
 #: The label of pixels that count for nothing.
 VOID = 255
-
-#: The least probability that the balanced loss takes the logarithm of.
-_LEAST = 1e-5
 
 
 def resized_labels(labels: Tensor, size: Sequence[int]) -> Tensor:
@@ -50,16 +48,17 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     return total / (labels != VOID).sum().clamp_min(1)
 
 
-def balanced_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+def balanced_cross_entropy(logits: Tensor, labels: Tensor, least: float = 0.0) -> Tensor:
     """The mean of ``-ln p(label)`` over the foreground's pixels plus that over the background's, as in DSRG.
 
     Of each image on its own, then the mean over images. A part without pixels counts 0, void pixels are in neither.
-    Probabilities are clamped to at least 1e-5, below which they have no gradient. AdvCAM's authors call theirs
-    "similar to DSRG" (their issue 9).
+    AdvCAM's authors call theirs "similar to DSRG" (their issue 9).
 
     Args:
         logits: ``(N, K, h, w)``.
         labels: ``(N, h, w)`` int64, in 0..K - 1 or 255.
+        least: what probabilities are clamped to; about 1e-5 in DSRG. Below it there is no gradient: a pixel that is
+            surely wrong stays so. The logarithm is computed of logits here, and needs no clamp.
 
     Example:
         >>> balanced_cross_entropy(torch.zeros(1, 2, 1, 4), torch.tensor([[[1, 0, 0, 255]]]))
@@ -67,7 +66,9 @@ def balanced_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """
     known = labels != VOID
     target = labels.masked_fill(~known, 0)
-    losses = -logits.log_softmax(1).clamp_min(math.log(_LEAST)).gather(1, target[:, None])[:, 0]
+    losses = -logits.log_softmax(1).gather(1, target[:, None])[:, 0]
+    if least > 0:
+        losses = losses.clamp_max(-math.log(least))
 
     def mean(part: Tensor) -> Tensor:
         return torch.where(part, losses, 0).sum((1, 2)) / part.sum((1, 2)).clamp_min(1)
@@ -92,4 +93,8 @@ def summed_over_grids(loss: Loss) -> Loss:
 
 
 #: Losses of segmentation nets: logits ``(N, K, h, w)`` and labels ``(N, h, w)``, 255 for void, to a scalar.
-SEGMENTATION_LOSSES: dict[str, Loss] = {"balanced": balanced_cross_entropy, "cross_entropy": cross_entropy}
+SEGMENTATION_LOSSES: dict[str, Loss] = {
+    "balanced": balanced_cross_entropy,
+    "balanced_clamped": functools.partial(balanced_cross_entropy, least=1e-5),
+    "cross_entropy": cross_entropy,
+}
