@@ -80,7 +80,7 @@ class RandomScaleOf(nn.Module):
         super().__init__()
         self.scales = tuple(scales)
 
-    def forward(self, image: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, image: Tensor, labels: tv_tensors.Mask) -> tuple[Tensor, Tensor]:
         """``(3, H, W)`` and ``(H, W)`` to the same at another size."""
         scale = self.scales[int(torch.randint(len(self.scales), ()))]
         size = [max(1, int(side * scale)) for side in image.shape[-2:]]
@@ -101,7 +101,7 @@ class PadRightAndBelow(nn.Module):
         super().__init__()
         self.size = size
 
-    def forward(self, image: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, image: Tensor, labels: tv_tensors.Mask) -> tuple[Tensor, Tensor]:
         """``(3, H, W)`` and ``(H, W)`` to the same with sides of ``size`` or more."""
         height, width = image.shape[-2:]
         padding = [0, 0, max(0, self.size - width), max(0, self.size - height)]
