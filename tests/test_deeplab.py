@@ -242,6 +242,7 @@ def test_the_strides_of_resnet101_stand_where_they_shall(resnet):
         assert other(torch.zeros(1, 3, 65, 65)).shape == (1, 3, 5, 5)
 
 
+@pytest.mark.slow
 def test_other_backbones_have_the_stride():
     with torch.no_grad():
         for backbone in ("timm/res2net101_26w_4s", "res2net152_26w_4s"):
