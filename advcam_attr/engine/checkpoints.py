@@ -47,6 +47,8 @@ def save_checkpoint(path: Path, training: Training, config: Mapping[str, Any], s
         "scaler": training.scaler.state_dict(),
         "random": states,
     }
+    if training.average is not None:
+        content["average"] = training.average.state_dict()
     with replacing(path) as file:
         try:
             torch.save(content, file)
@@ -85,6 +87,8 @@ def restore(training: Training, content: Mapping[str, Any], shard: Shard = ALONE
     try:
         training.model.load_state_dict(content["model"])
         training.optimiser.load_state_dict(content["optimiser"])
+        if training.average is not None:
+            training.average.load_state_dict(content["average"])
     except (RuntimeError, ValueError, KeyError) as error:
         raise AdvCAMError("the checkpoint is of another net; choose another folder to start anew") from error
     training.scaler.load_state_dict(content["scaler"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
+from torch.optim.swa_utils import AveragedModel
 
 from advcam_attr.engine.distributed import mean_over_ranks
 from advcam_attr.engine.losses import Loss
@@ -29,12 +30,14 @@ class Training:
         optimiser: whose groups have ``initial_lr``.
         scaler: of float16 losses; disabled otherwise.
         step: the next one, from 0.
+        average: a running mean of the weights, which each step updates; None where there is none.
     """
 
     model: nn.Module
     optimiser: Optimizer
     scaler: torch.amp.GradScaler
     step: int = 0
+    average: AveragedModel | None = None
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,7 @@ def fit(
     Args:
         training: changed in place.
         batches: images and labels, the next step's first; the loop ends with them.
-        loss: of logits and labels, a mean over images.
+        loss: of what the net gives (logits, or several of them) in float32 and labels; a mean over images.
         schedule: the factor of the learning rates at a step.
         precision: of the forward: ``float32``, or autocast to ``bfloat16``, or to ``float16`` with a scaled loss.
         accumulate: in how many parts a batch goes through the net; the update is that of the whole batch (to rounding),
@@ -102,8 +105,8 @@ def fit(
         for number, (x, target) in enumerate(parts, start=1):
             with _gathering(model, last=number == len(parts)):
                 with _autocast(precision, device):
-                    logits = model(x.to(device, non_blocking=True))
-                share = loss(logits.float(), target.to(device, non_blocking=True)) * (len(x) / len(images))
+                    output = model(x.to(device, non_blocking=True))
+                share = loss(_float32(output), target.to(device, non_blocking=True)) * (len(x) / len(images))
                 training.scaler.scale(share).backward()
             total += share.detach()
         value = mean_over_ranks(total)
@@ -114,6 +117,8 @@ def fit(
         training.scaler.step(training.optimiser)
         training.scaler.update()
         training.step += 1
+        if training.average is not None:
+            training.average.update_parameters(training.model)
         yield StepRecord(training.step - 1, value, tuple(group["lr"] for group in training.optimiser.param_groups))
 
 
@@ -128,6 +133,10 @@ def loss_scaler(precision: Precision, device: str = "cpu") -> torch.amp.GradScal
     if precision == "float16" and device == "cpu":
         raise AdvCAMError("float16 training needs a GPU; on the CPU, give precision bfloat16 or float32")
     return torch.amp.GradScaler(device, enabled=precision == "float16")
+
+
+def _float32(output: Tensor | Sequence[Tensor]) -> Tensor | tuple[Tensor, ...]:
+    return output.float() if isinstance(output, Tensor) else tuple(part.float() for part in output)
 
 
 def _autocast(precision: Precision, device: torch.device) -> contextlib.AbstractContextManager[object]:

@@ -121,6 +121,26 @@ def load_model(
     )
 
 
+def first_published(spec: str) -> Checkpoint:
+    """The first ImageNet weights that torchvision published of a model, ``IMAGENET1K_V1``, which papers start from.
+
+    Args:
+        spec: ``torchvision/NAME``.
+
+    Raises:
+        AdvCAMError: they cannot be downloaded.
+    """
+    from torchvision.models import get_model_weights
+
+    start = get_model_weights(spec.partition("/")[2])["IMAGENET1K_V1"]
+    try:
+        return Checkpoint(Path(start.url), start.get_state_dict(progress=False, check_hash=True), {})
+    except OSError as error:
+        raise AdvCAMError(
+            f"the pretrained weights of {spec} cannot be downloaded (no network?); give a checkpoint or random weights"
+        ) from error
+
+
 def read_labels(path: str | Path) -> tuple[str, ...]:
     """Read class names, one a line, in the order of the classes.
 

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from advcam_attr.networks.checkpoint import Checkpoint, load_weights
-from advcam_attr.networks.load import LoadedModel, load_model
+from advcam_attr.networks.checkpoint import load_weights
+from advcam_attr.networks.load import LoadedModel, first_published, load_model
 from advcam_attr.networks.strides import execution_order
 from advcam_attr.networks.timm_trunk import Lowering, TimmTrunk, timm_trunk
 from advcam_attr.registry import nearest
@@ -228,21 +228,11 @@ def _start_from(classifier: nn.Conv2d, own: nn.Module, known: Mapping[int, Seque
 
 def _irn_resnet(spec: CAMNetSpec, weights: Mapping[str, Any]) -> LoadedModel:
     """torchvision's ResNet-50, with its first ImageNet weights where none are given."""
-    from torchvision.models import ResNet50_Weights
-
     published = weights["checkpoint"] is None and not weights["random_weights"]
     options = {**weights, "random_weights": published or weights["random_weights"]}
     loaded = load_model(spec.backbone, model_args=spec.model_args, **options)
     if published:
-        start = ResNet50_Weights.IMAGENET1K_V1
-        try:
-            state = start.get_state_dict(progress=False, check_hash=True)
-        except OSError as error:
-            raise AdvCAMError(
-                f"the pretrained weights of {spec.backbone} cannot be downloaded (no network?); "
-                "give a checkpoint or random weights"
-            ) from error
-        load_weights(loaded.model, Checkpoint(Path(start.url), state, {}), spec.backbone)
+        load_weights(loaded.model, first_published(spec.backbone), spec.backbone)
     return loaded
 
 

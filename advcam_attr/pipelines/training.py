@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from advcam_attr.engine.checkpoints import own_randomness, read_training, restore, save_checkpoint
 from advcam_attr.engine.devices import choose_device
@@ -49,6 +50,11 @@ class TrainingTask:
         save: writes the net to a file.
         file: its name in the output folder.
         overwrite: whether a training of other settings in that folder makes way.
+        steps: of the whole training, in place of whole epochs.
+        accumulate: in how many parts a batch goes through the net.
+        refresh: every how many steps the learning rates follow the schedule.
+        average: the decay of an exponential moving average of the weights, which is what is saved then; None for the
+            weights as they are.
     """
 
     name: str
@@ -69,6 +75,20 @@ class TrainingTask:
     save: Callable[[Path], None]
     file: str
     overwrite: bool = False
+    steps: int | None = None
+    accumulate: int = 1
+    refresh: int = 1
+    average: float | None = None
+
+    @property
+    def per_epoch(self) -> int:
+        """Steps of an epoch, whose rest that fills no batch is dropped."""
+        return len(self.items) // self.batch
+
+    @property
+    def all_steps(self) -> int:
+        """Steps of the whole training."""
+        return self.per_epoch * self.epochs if self.steps is None else self.steps
 
 
 def train(task: TrainingTask, out: Path, tell: Callable[[str], None] = lambda line: None) -> Path:
@@ -93,8 +113,9 @@ def train(task: TrainingTask, out: Path, tell: Callable[[str], None] = lambda li
     device = choose_device(task.device, shard.local)
     if len(task.items) < task.batch:
         raise AdvCAMError(f"there are {len(task.items)} images, fewer than one batch of {task.batch}; lower the batch")
-    if task.batch % shard.world:
-        raise AdvCAMError(f"a batch of {task.batch} cannot be shared by {shard.world} ranks")
+    if task.batch % (shard.world * task.accumulate):
+        parts = f" in {task.accumulate} parts each" if task.accumulate > 1 else ""
+        raise AdvCAMError(f"a batch of {task.batch} cannot be shared by {shard.world} ranks{parts}")
     with own_randomness(device), as_found(task.net), process_group(shard, device):
         make_folder(out)
         return _train(task, out, shard, device, tell if shard.rank == 0 else lambda line: None)
@@ -122,10 +143,14 @@ def _train(task: TrainingTask, out: Path, shard: Shard, device: torch.device, te
     task.net.to(device).train()
     optimiser = sgd(task.groups, task.momentum)
     training = Training(task.net, optimiser, loss_scaler(task.precision, device.type))
+    if task.average is not None:
+        training.average = AveragedModel(task.net, multi_avg_fn=get_ema_multi_avg_fn(task.average))
     if stored is not None:
         restore(training, stored, shard)
         tell(f"going on from step {training.step} of {kept}")
     _steps(task, training, out, {"digest": digest}, shard, device, tell)
+    if training.average is not None:
+        task.net.load_state_dict(training.average.module.state_dict())
     if shard.rank == 0:
         task.save(file)
         tell(f"wrote {file}")
@@ -142,17 +167,17 @@ def _steps(
     device: torch.device,
     tell: Callable[[str], None],
 ) -> None:
-    per_epoch = len(task.items) // task.batch
-    steps = per_epoch * task.epochs
+    steps = task.all_steps
+    length = f"{task.epochs} epochs, " if task.steps is None else ""
     tell(
-        f"training the {task.name} on {len(task.items)} images: {task.epochs} epochs, {steps} steps of {task.batch} "
-        f"images, on {shard.world} x {device.type}"
+        f"training the {task.name} on {len(task.items)} images: {length}{steps} steps of {task.batch} images, on "
+        f"{shard.world} x {device.type}"
     )
     order = TrainingBatches(len(task.items), task.batch, seed=task.seed, steps=(training.step, steps), shard=shard)
     batches = load_batches(task.items, order, seed=task.seed, workers=task.workers, pin=device.type == "cuda")
     records = fit(
-        training, batches, task.loss, poly(steps, task.power), precision=task.precision,
-        replica=_replica(task.net, shard, device),
+        training, batches, task.loss, poly(steps, task.power, task.refresh), precision=task.precision,
+        accumulate=task.accumulate, replica=_replica(task.net, shard, device),
     )  # fmt: skip
     begun, clock, losses = training.step, time.monotonic(), []
     with ExitStack() as stack:
@@ -161,14 +186,21 @@ def _steps(
             if log is not None:
                 log.write({"step": record.step, "loss": record.loss, "lr": list(record.lr)})
             losses.append(record.loss)
-            epoch, rest = divmod(training.step, per_epoch)
-            if rest == 0:
+            reached = _mark(task, training.step)
+            if reached:
                 speed = (training.step - begun) * task.batch / max(time.monotonic() - clock, 1e-9)
-                mean = sum(losses) / len(losses)
-                tell(f"epoch {epoch} of {task.epochs}: loss {mean:.4f}, {speed:.1f} images/s")
+                tell(f"{reached}: loss {sum(losses) / len(losses):.4f}, {speed:.1f} images/s")
                 losses.clear()
-            if rest == 0 or training.step % task.checkpoint_every == 0:
+            if reached or training.step % task.checkpoint_every == 0:
                 save_checkpoint(out / "checkpoint.pt", training, config, shard)
+
+
+def _mark(task: TrainingTask, step: int) -> str:
+    """What has been reached before a step, where it is worth telling: an epoch, or so many steps."""
+    if task.steps is None:
+        epoch, rest = divmod(step, task.per_epoch)
+        return "" if rest else f"epoch {epoch} of {task.epochs}"
+    return "" if step % task.checkpoint_every and step != task.steps else f"step {step} of {task.steps}"
 
 
 def _replica(net: nn.Module, shard: Shard, device: torch.device) -> nn.Module | None:

@@ -1,0 +1,242 @@
+"""A backbone's name in; DeepLab-v2 on it (dilated features, four 3 × 3 convolutions summed), at several scales, out.
+
+DeepLab-v2 (Chen et al., "DeepLab: Semantic Image Segmentation with Deep Convolutional Nets, Atrous Convolution, and
+Fully Connected CRFs", 2018) is a ResNet-101 whose last two stages are dilated in place of their strides, and a pyramid
+of dilated classifiers. The same is made here of any backbone.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from advcam_attr.networks.deeplab_trunk import RESNET101, StrideIn, res2net_trunk, resnet_trunk, resnet_weights
+from advcam_attr.networks.res2net import RES2NETS
+from advcam_attr.networks.timm_trunk import Lowering, MapReader, timm_trunk
+from advcam_attr.types import AdvCAMError
+
+
+@dataclass(frozen=True)
+class DeepLabSpec:
+    """What a DeepLab is made of, without its weights; see `deeplab`."""
+
+    backbone: str
+    num_labels: int
+    model_args: Mapping[str, Any] = field(default_factory=dict)
+    stride: int = 8
+    stride_in: StrideIn = "3x3"
+    lowered_by: Lowering = "dilation"
+    rates: tuple[int, ...] = (6, 12, 18, 24)
+    scales: tuple[float, ...] = (0.5, 0.75)
+
+
+class ASPP(nn.ModuleList):
+    """Atrous spatial pyramid pooling: 3 × 3 convolutions of several dilations, summed.
+
+    Weights are drawn from N(0, 0.01²), biases are 0.
+
+    Args:
+        channels: C, of the features.
+        num_labels: K, the background included.
+        rates: the dilations, each its convolution's padding too.
+
+    Example:
+        >>> ASPP(8, 21, (1, 2))(torch.zeros(1, 8, 5, 6)).shape
+        torch.Size([1, 21, 5, 6])
+    """
+
+    def __init__(self, channels: int, num_labels: int, rates: Sequence[int]) -> None:
+        super().__init__(nn.Conv2d(channels, num_labels, 3, padding=rate, dilation=rate) for rate in rates)
+        for name, parameter in self.named_parameters():
+            if name.endswith("weight"):
+                nn.init.normal_(parameter, std=0.01)
+            else:
+                nn.init.zeros_(parameter)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Features ``(N, C, h, w)`` to logits ``(N, K, h, w)``."""
+        total: Tensor = sum(conv(x) for conv in self)
+        return total
+
+
+class DeepLab(nn.Module):
+    """Features and `ASPP`, at the scale of the image.
+
+    Norms with running statistics use these always, in training too, leave them as they are, and their affine weights
+    take no gradient (deeplab-pytorch does not give them to its optimiser).
+
+    Args:
+        spec: what it is made of.
+        trunk: images to features.
+        channels: C, of these.
+        stride: by how many pixels of the image the cells of the maps lie apart.
+        mean, std: the normalisation of its images, by channel, for RGB in [0, 1].
+    """
+
+    def __init__(
+        self,
+        spec: DeepLabSpec,
+        trunk: nn.Module,
+        channels: int,
+        stride: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+    ) -> None:
+        super().__init__()
+        self.spec, self.stride, self.mean, self.std = spec, stride, tuple(mean), tuple(std)
+        self.trunk, self.aspp = trunk, ASPP(channels, spec.num_labels, spec.rates)
+        for norm in _norms(trunk):
+            norm.requires_grad_(False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images ``(N, 3, H, W)`` to logits ``(N, K, h, w)`` on the grid of the output stride."""
+        logits: Tensor = self.aspp(self.trunk(x))
+        return logits
+
+    def train(self, mode: bool = True) -> DeepLab:
+        """Training mode for all but the norms with running statistics."""
+        super().train(mode)
+        for norm in _norms(self):
+            norm.eval()
+        return self
+
+
+class MultiScale(nn.Module):
+    """DeepLab at several scales with the same weights (deeplab-pytorch's MSC).
+
+    Args:
+        net: the net; its ``spec.scales`` are the scales besides 1.
+    """
+
+    def __init__(self, net: DeepLab) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, ...]:
+        """Images to logits.
+
+        Args:
+            x: normalised images ``(N, 3, H, W)``.
+
+        Returns:
+            In eval mode the greatest of all scales' logits, element by element, ``(N, K, h, w)`` on the grid of
+            scale 1. In training mode those of scale 1, those of each other scale on its own grid, and the greatest.
+        """
+        first: Tensor = self.net(x)
+        others = [
+            self.net(F.interpolate(x, scale_factor=scale, mode="bilinear", align_corners=False))
+            for scale in self.net.spec.scales
+        ]
+        enlarged = (F.interpolate(o, first.shape[2:], mode="bilinear", align_corners=False) for o in others)
+        greatest = functools.reduce(torch.maximum, enlarged, first)
+        if not self.training:
+            return greatest
+        return (first, *others, greatest) if others else (first,)
+
+
+class Features(nn.Module):
+    """A backbone's last maps.
+
+    Args:
+        model: without classifier and pooling.
+        reader: how its maps are read.
+    """
+
+    def __init__(self, model: nn.Module, reader: MapReader) -> None:
+        super().__init__()
+        self.model, self.reader = model, reader
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images ``(N, 3, H, W)`` to ``(N, C, h, w)``."""
+        return self.reader(self.model, x)
+
+
+def deeplab(
+    backbone: str = RESNET101,
+    num_labels: int = 21,
+    *,
+    model_args: Mapping[str, Any] | None = None,
+    checkpoint: str | Path | None = None,
+    random_weights: bool = False,
+    stride: int = 8,
+    stride_in: StrideIn | None = None,
+    lowered_by: Lowering = "dilation",
+    rates: Sequence[int] = (6, 12, 18, 24),
+    scales: Sequence[float] = (0.5, 0.75),
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    seed: int = 0,
+) -> DeepLab:
+    """Make a DeepLab-v2 with a new pyramid of classifiers.
+
+    The backbone's weights are its pretrained ones (of ``torchvision/resnet101``: ``IMAGENET1K_V1``) unless
+    ``checkpoint`` or ``random_weights`` says otherwise. For ResNet-101, a checkpoint may have torchvision's keys, or
+    those of deeplab-pytorch's nets, which were converted from Caffe: these read BGR values from 0 to 255, which is
+    brought into the first convolution and the normalisation here.
+
+    Args:
+        backbone: ``torchvision/resnet101``, the paper's; ``timm/NAME``; or ``res2net152_26w_4s`` or ``res2net152d``,
+            which timm has no name for.
+        num_labels: K, the background included.
+        model_args: keyword arguments of a timm backbone as its weights need them, e.g. ``{"num_classes": 1001}``.
+        checkpoint: weights of the backbone. Its own classifier, or the pyramid of a trained DeepLab, is dropped.
+        random_weights: a backbone as it is initialised; the same in every call.
+        stride: the output stride; 8 in DeepLab-v2. The rates count cells of this grid.
+        stride_in: which convolution of a ResNet-101's bottleneck has the stride: ``"1x1"`` as in Caffe, ``"3x3"`` as in
+            torchvision. By default as the weights were trained with, by their keys.
+        lowered_by: how a timm model's stride is lowered, by ``"dilation"`` or, where it has none, by ``"removal"``.
+        rates: the pyramid's dilations.
+        scales: those besides 1 that `MultiScale` adds; none leaves it out.
+        mean, std: another normalisation than the backbone's own.
+        seed: of the pyramid's weights; the global random state is left alone.
+
+    Returns:
+        The net, in eval mode, on the CPU; its ``stride`` is what was reached.
+
+    Raises:
+        AdvCAMError: an unknown name, weights that cannot be had or do not fit, or a stride that the net cannot have.
+
+    Example:
+        >>> net = deeplab("timm/test_resnet", 21, random_weights=True)
+        >>> net(torch.zeros(1, 3, 65, 64)).shape, MultiScale(net).train()(torch.zeros(1, 3, 64, 64))[1].shape
+        (torch.Size([1, 21, 9, 8]), torch.Size([1, 21, 4, 4]))
+    """
+    _check(num_labels, rates, scales, stride)
+    args, own_rates, own_scales = dict(model_args or {}), tuple(map(int, rates)), tuple(map(float, scales))
+    spec = DeepLabSpec(backbone, num_labels, args, stride, stride_in or "3x3", lowered_by, own_rates, own_scales)
+    if backbone == RESNET101:
+        weights, own_place = resnet_weights(checkpoint, random_weights)
+        spec = replace(spec, stride_in=stride_in or own_place)
+        made = resnet_trunk(args, weights, stride, spec.stride_in)
+    elif backbone in RES2NETS:
+        made = res2net_trunk(backbone, args, checkpoint, random_weights, stride)
+    elif backbone.startswith("timm/"):
+        source = {"checkpoint": checkpoint, "random_weights": random_weights, "mean": mean, "std": std}
+        made = timm_trunk(backbone, args, source, stride, lowered_by)
+    else:
+        raise AdvCAMError(f"DeepLab is made of {RESNET101}, timm/NAME or {' or '.join(RES2NETS)}, not of {backbone!r}")
+    trunk = Features(made.model, made.reader)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return DeepLab(spec, trunk, made.reader.channels, made.stride, mean or made.mean, std or made.std).eval()
+
+
+def _check(num_labels: int, rates: Sequence[int], scales: Sequence[float], stride: int) -> None:
+    if num_labels < 2:
+        raise AdvCAMError(f"DeepLab needs the background and at least one class, got num_labels={num_labels}")
+    if not rates or min(rates) < 1 or any(not scale > 0 for scale in scales) or stride < 1:
+        raise AdvCAMError(
+            f"DeepLab: rates and the stride must be at least 1 and scales above 0, got rates {tuple(rates)}, scales "
+            f"{tuple(scales)}, stride {stride}"
+        )
+
+
+def _norms(net: nn.Module) -> list[nn.Module]:
+    return [module for module in net.modules() if isinstance(module, nn.modules.batchnorm._NormBase)]

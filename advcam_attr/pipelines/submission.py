@@ -1,0 +1,190 @@
+"""A folder of predictions in; the archive that PASCAL VOC's test server takes, and what is wrong with one, out.
+
+The server takes ``results/VOC2012/Segmentation/comp6_test_cls/<id>.png`` in a ``.tgz``: 8-bit palette PNGs with VOC's
+colours, of the photographs' sizes, one of each image of the test list, labels 0 to 20 only. ``comp5`` is for nets that
+saw VOC's data alone; ``comp6``, with ImageNet's weights, is what the paper's nets are.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import tarfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import Literal, get_args
+
+import numpy as np
+from PIL import Image
+
+from advcam_attr.data.lists import few
+from advcam_attr.data.masks import palette
+from advcam_attr.data.segmentation import SegmentationData
+from advcam_attr.data.sizes import image_size
+from advcam_attr.data.voc import CLASSES
+from advcam_attr.files import replacing
+from advcam_attr.pipelines.masks import mask_path
+from advcam_attr.types import AdvCAMError, Sample
+
+Competition = Literal["comp5", "comp6"]
+
+#: A label map of VOC has a few thousand bytes; what is far larger is none, and is not read.
+_LARGEST = 1 << 22
+
+
+def submission_folder(competition: Competition = "comp6", split: str = "test") -> str:
+    """Where label maps are in an archive.
+
+    Example:
+        >>> submission_folder()
+        'results/VOC2012/Segmentation/comp6_test_cls'
+    """
+    if competition not in get_args(Competition):
+        raise AdvCAMError(f"the server's competitions for segmentation are comp5 and comp6, not {competition!r}")
+    return f"results/VOC2012/Segmentation/{competition}_{split}_cls"
+
+
+def write_submission(predictions: Path, data: SegmentationData, path: Path, competition: Competition = "comp6") -> Path:
+    """Pack the predictions of a split for the test server; equal predictions make equal archives.
+
+    Args:
+        predictions: a folder of ``<id>.png``, see `advcam_attr.pipelines.segmentation.predict`.
+        data: the images whose predictions are packed, VOC's ``test``.
+        path: ends in ``.tgz`` or ``.tar.gz``; written whole or not at all.
+        competition: ``"comp6"``, or ``"comp5"`` where VOC's own data is all that was trained on.
+
+    Returns:
+        The path.
+
+    Raises:
+        AdvCAMError: predictions are missing or are not what the server takes, or the file cannot be written.
+
+    Example:
+        >>> write_submission(Path("run/predictions/test_crf"), test, Path("results.tgz"))  # doctest: +SKIP
+    """
+    folder = submission_folder(competition, data.split)
+    missing = [s.id for s in data.samples if not mask_path(predictions, s.id).is_file()]
+    if missing or not data.samples:
+        raise AdvCAMError(
+            f"predictions of {len(missing)} of {len(data.samples)} images are missing in {predictions}, e.g. of "
+            f"{few(missing) or data.split}; make them first"
+        )
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        packed = gzip.GzipFile("", "wb", fileobj=file, mtime=0)
+        with packed, tarfile.open(fileobj=packed, mode="w", format=tarfile.USTAR_FORMAT) as archive:
+            for sample in sorted(data.samples, key=lambda s: s.id):
+                source = mask_path(predictions, sample.id)
+                content = source.read_bytes()
+                if problem := _problem_of(content, _size_of(sample)):
+                    raise AdvCAMError(f"{source} {problem}")
+                member = tarfile.TarInfo(f"{folder}/{sample.id}.png")
+                member.size = len(content)
+                archive.addfile(member, io.BytesIO(content))
+    return path
+
+
+def check_submission(path: Path, data: SegmentationData, limit: int = 10) -> list[str]:
+    """What is wrong with an archive, one line each; none where the test server takes it.
+
+    Nothing is unpacked to disk, and nothing of unusual size is read.
+
+    Args:
+        path: the archive.
+        data: the images that it shall hold; sizes are compared where photographs are there.
+        limit: how many problems are told at most; a last line says that there are more.
+
+    Raises:
+        AdvCAMError: the file is not there, or no gzipped tar.
+
+    Example:
+        >>> check_submission(Path("results.tgz"), read_voc("VOCdevkit", "test"))  # doctest: +SKIP
+        []
+    """
+    problems: list[str] = []
+    with _opened(path) as archive:
+        for problem in _problems(archive, data):
+            if len(problems) == limit:
+                return [*problems, "... and more"]
+            problems.append(problem)
+    return problems
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tarfile.TarFile]:
+    if not path.is_file():
+        raise AdvCAMError(f"no such archive: {path}")
+    try:
+        with tarfile.open(path, "r|gz") as archive:
+            yield archive
+    except (tarfile.TarError, OSError, EOFError, ValueError) as error:
+        raise AdvCAMError(f"{path} is no gzipped tar archive, or damaged ({error}); pack it anew") from error
+
+
+def _problems(archive: tarfile.TarFile, data: SegmentationData) -> Iterator[str]:
+    samples: Mapping[str, Sample] = {sample.id: sample for sample in data.samples}
+    folders = {competition: submission_folder(competition, data.split) for competition in get_args(Competition)}
+    above = {
+        str(parent) for folder in folders.values() for parent in (PurePosixPath(folder), *PurePosixPath(folder).parents)
+    }
+    used: dict[str, None] = {}
+    seen: set[str] = set()
+    for member in archive:
+        name = PurePosixPath(member.name)
+        shown = repr(member.name[:120])
+        if name.is_absolute() or ".." in name.parts or "\\" in member.name:
+            yield f"{shown} is not a path within the archive"
+        elif member.isdir():
+            if str(name) not in above:
+                yield f"folder {shown} does not belong there: label maps are in {folders['comp6']}"
+        elif not member.isreg():
+            yield f"{shown} is a link or a device, not a file"
+        elif str(name.parent) not in folders.values() or name.suffix != ".png":
+            yield f"{shown} does not belong there: it is no PNG in {folders['comp6']}"
+        elif name.stem not in samples:
+            yield f"{shown} is of no image of the list {data.split}"
+        elif name.stem in seen:
+            yield f"{shown} comes twice"
+        else:
+            seen.add(name.stem)
+            used.setdefault(str(name.parent))
+            if problem := _problem_of_member(archive, member, samples[name.stem]):
+                yield f"{shown} {problem}"
+    if len(used) > 1:
+        yield f"label maps are in several folders: {' and '.join(used)}; the server takes one"
+    missing = [id for id in samples if id not in seen]
+    if missing:
+        yield f"{len(missing)} of {len(samples)} images are missing, e.g. {few(missing)}"
+
+
+def _problem_of_member(archive: tarfile.TarFile, member: tarfile.TarInfo, sample: Sample) -> str | None:
+    if member.size > _LARGEST:
+        return f"has {member.size} bytes, far more than a label map"
+    file = archive.extractfile(member)
+    return "cannot be read" if file is None else _problem_of(file.read(), _size_of(sample))
+
+
+def _size_of(sample: Sample) -> tuple[int, int] | None:
+    return image_size(sample.image) if sample.image.is_file() else None
+
+
+def _problem_of(content: bytes, size: tuple[int, int] | None) -> str | None:
+    """What is wrong with a label map's file, or None."""
+    try:
+        with Image.open(io.BytesIO(content), formats=["PNG"]) as image:
+            depth = content[24] if len(content) > 24 else 0
+            if image.mode != "P" or depth != 8:
+                return f"is a PNG of mode {image.mode} and {depth} bits; the server takes palette PNGs of 8 bits"
+            if size is not None and image.size[::-1] != size:
+                return f"is of {image.width}x{image.height} pixels and its photograph of {size[1]}x{size[0]}"
+            labels, colours = np.array(image), np.reshape(image.getpalette() or [], (-1, 3))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        return "is no PNG that can be read"
+    if strange := sorted(set(np.unique(labels).tolist()) - set(range(len(CLASSES) + 1))):
+        return f"holds {_listed(strange)}; the server takes the labels 0 to {len(CLASSES)} only"
+    own = palette()[: int(labels.max()) + 1]
+    return None if np.array_equal(colours[: len(own)], own) else "has other colours than VOC's palette"
+
+
+def _listed(labels: Sequence[int]) -> str:
+    return f"the label{'s' * (len(labels) > 1)} {few(labels, 5)}"
