@@ -23,7 +23,7 @@ from advcam_attr.engine.distributed import gather, process_group
 from advcam_attr.engine.fit import Precision, Training, fit, loss_scaler
 from advcam_attr.engine.loading import Items, TrainingBatches, load_batches, mixed_seed
 from advcam_attr.engine.log import json_log
-from advcam_attr.engine.losses import Loss
+from advcam_attr.engine.losses import Loss, SteppedLoss
 from advcam_attr.engine.optimiser import Group, sgd
 from advcam_attr.engine.schedules import poly
 from advcam_attr.engine.sharding import Shard, shard_of_launch
@@ -40,7 +40,7 @@ class TrainingTask:
         name: what to call the net in messages.
         net: trained in place.
         items: images and targets.
-        loss: of the net's output and the targets.
+        loss: of the net's output and the targets; or one that differs from step to step.
         groups: of weights, each with its learning rate.
         momentum: of SGD.
         epochs, batch, power, precision, seed, workers, checkpoint_every, device: as in
@@ -49,12 +49,14 @@ class TrainingTask:
         save: writes the net to a file.
         file: its name in the output folder.
         overwrite: whether a training of other settings in that folder makes way.
+        after_epoch: called after each epoch on every rank, with its number from 1, before its checkpoint is written;
+            true, on all ranks, ends the training. It leaves the net's mode and device as they were.
     """
 
     name: str
     net: nn.Module
     items: Items
-    loss: Loss
+    loss: Loss | SteppedLoss
     groups: Sequence[Group]
     momentum: float
     epochs: int
@@ -69,6 +71,7 @@ class TrainingTask:
     save: Callable[[Path], None]
     file: str
     overwrite: bool = False
+    after_epoch: Callable[[int], bool] | None = None
 
 
 def train(task: TrainingTask, out: Path, tell: Callable[[str], None] = lambda line: None) -> Path:
@@ -159,7 +162,7 @@ def _steps(
         log = stack.enter_context(json_log(out / "log.jsonl", training.step)) if shard.rank == 0 else None
         for record in records:
             if log is not None:
-                log.write({"step": record.step, "loss": record.loss, "lr": list(record.lr)})
+                log.write({"step": record.step, "loss": record.loss, "lr": list(record.lr), **record.parts})
             losses.append(record.loss)
             epoch, rest = divmod(training.step, per_epoch)
             if rest == 0:
@@ -167,6 +170,8 @@ def _steps(
                 mean = sum(losses) / len(losses)
                 tell(f"epoch {epoch} of {task.epochs}: loss {mean:.4f}, {speed:.1f} images/s")
                 losses.clear()
+                if task.after_epoch is not None and task.after_epoch(epoch):
+                    return  # without a checkpoint: a training that is killed from here on ends here again
             if rest == 0 or training.step % task.checkpoint_every == 0:
                 save_checkpoint(out / "checkpoint.pt", training, config, shard)
 
