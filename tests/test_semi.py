@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,16 +15,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from refine_run import scenes
+from semi_run import FEW, SETTINGS, semi_scenes, small_net
 
 from advcam_attr.cli.parser import Parser
 from advcam_attr.data.masks import palette, read_mask
-from advcam_attr.data.segmentation import SegmentationData
 from advcam_attr.data.semi_transforms import PairedAugmentation
 from advcam_attr.data.voc import read_voc
 from advcam_attr.engine import checkpoints
 from advcam_attr.engine.log import read_log
-from advcam_attr.networks.cct import CCT, cct_net
+from advcam_attr.networks.cct import cct_net
 from advcam_attr.networks.cct_file import load_cct, read_notes
 from advcam_attr.pipelines import semi, training
 from advcam_attr.pipelines.masks import write_mask
@@ -31,28 +33,10 @@ from advcam_attr.pipelines.semi_data import Pairs, PseudoMasks, SemiData, read_s
 from advcam_attr.pipelines.semi_predict import mean_iou, multi_scale_scores, padded_scores, write_predictions
 from advcam_attr.types import AdvCAMError
 
-SETTINGS = SemiSettings(
-    epochs=3, batch=2, crop=32, long_side=(30, 60), validate_every=1, checkpoint_every=2, workers=0, device="cpu",
-)  # fmt: skip
-FEW = {"vat": 1, "dropout": 1, "context_mask": 1, "feature_noise": 1}
-
-
-def small_net(seed: int = 0, auxiliary: dict[str, int] = FEW) -> CCT:
-    return cct_net("timm/test_resnet", 4, random_weights=True, auxiliary=auxiliary, channels=8, seed=seed)
-
-
-def part(data: SegmentationData, first: int, last: int) -> SegmentationData:
-    return replace(data, samples=data.samples[first:last], split=f"{first}-{last}")
-
 
 @pytest.fixture(scope="module")
 def given(tmp_path_factory) -> SemiData:
-    """Two labelled scenes, five unlabelled ones with pseudo masks, and two to validate on."""
-    folder = tmp_path_factory.mktemp("scenes")
-    data, _ = scenes(folder, 9)
-    for sample in data.samples[2:7]:
-        write_mask(folder / "pseudo" / f"{sample.id}.png", data.mask(sample))
-    return SemiData(part(data, 0, 2), part(data, 2, 7), PseudoMasks(folder / "pseudo", 3), part(data, 7, 9))
+    return semi_scenes(tmp_path_factory.mktemp("scenes"))
 
 
 @pytest.fixture(scope="module")
@@ -224,6 +208,27 @@ def test_without_validation_the_last_net_is_kept_and_all_is_as_it_was(given, tmp
     assert read_log(tmp_path / "log.jsonl")[0].keys() == {
         "step", "loss", "lr", "supervised", "consistency", "pairwise"
     }  # fmt: skip
+
+
+def test_half_precision_trains(given, tmp_path):
+    settings = replace(SETTINGS, epochs=1, precision="bfloat16")
+    train_semi(settings, small_net(auxiliary=dict.fromkeys(FEW, 1) | {"cutout": 1}), given, tmp_path)
+    assert all(np.isfinite(r["loss"]) for r in read_log(tmp_path / "log.jsonl"))
+
+
+@pytest.mark.slow
+def test_two_ranks_share_a_training(tmp_path):
+    script = Path(__file__).with_name("semi_run.py")
+    environment = {**os.environ, "PYTHONPATH": str(script.parents[1]), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+    run = subprocess.run(
+        [*command, str(tmp_path / "scenes"), str(tmp_path / "out")],
+        env=environment, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr[-2000:]
+    assert [r["step"] for r in read_log(tmp_path / "out" / "log.jsonl")] == [0, 1, 2]
+    assert len(read_log(tmp_path / "out" / "validation.jsonl")) == 3
+    load_cct(tmp_path / "out" / "cct.safetensors")
 
 
 def test_labelled_images_alone_can_be_learned(given, tmp_path):
