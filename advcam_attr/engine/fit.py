@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 import torch
@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
 from advcam_attr.engine.distributed import mean_over_ranks
-from advcam_attr.engine.losses import Loss
+from advcam_attr.engine.losses import Loss, LossTerms, SteppedLoss
 from advcam_attr.engine.schedules import Schedule, set_rates
 from advcam_attr.types import AdvCAMError
 
@@ -48,17 +48,19 @@ class StepRecord:
         step: from 0.
         loss: before the update; the mean over the whole batch, of all ranks.
         lr: of each group, in this step.
+        parts: of the loss by name, where it tells them; means as the loss.
     """
 
     step: int
     loss: float
     lr: tuple[float, ...]
+    parts: Mapping[str, float] = field(default_factory=dict)
 
 
 def fit(
     training: Training,
     batches: Iterable[tuple[Tensor, Tensor]],
-    loss: Loss,
+    loss: Loss | SteppedLoss,
     schedule: Schedule,
     *,
     precision: Precision = "float32",
@@ -72,7 +74,8 @@ def fit(
     Args:
         training: changed in place.
         batches: images and labels, the next step's first; the loop ends with them.
-        loss: of what the net gives (logits, or several of them) in float32 and labels; a mean over images.
+        loss: of what the net gives (logits, or several of them) in float32 and labels, a mean over images; or one that
+            differs from step to step.
         schedule: the factor of the learning rates at a step.
         precision: of the forward: ``float32``, or autocast to ``bfloat16``, or to ``float16`` with a scaled loss.
         accumulate: in how many parts a batch goes through the net; the update is that of the whole batch (to rounding),
@@ -100,15 +103,20 @@ def fit(
     for images, labels in batches:
         set_rates(training.optimiser, schedule(training.step))
         training.optimiser.zero_grad(set_to_none=True)
-        total = torch.zeros((), device=device)
+        loss_now = loss.at(training.step) if isinstance(loss, SteppedLoss) else loss
+        total, told = torch.zeros((), device=device), dict[str, Tensor]()
         parts = list(zip(images.chunk(accumulate), labels.chunk(accumulate), strict=True))
         for number, (x, target) in enumerate(parts, start=1):
             with _gathering(model, last=number == len(parts)):
                 with _autocast(precision, device):
                     output = model(x.to(device, non_blocking=True))
-                share = loss(_float32(output), target.to(device, non_blocking=True)) * (len(x) / len(images))
-                training.scaler.scale(share).backward()
-            total += share.detach()
+                found = loss_now(_float32(output), target.to(device, non_blocking=True))
+                terms = found if isinstance(found, LossTerms) else LossTerms(found, {})
+                share = len(x) / len(images)
+                training.scaler.scale(terms.total * share).backward()
+            total += terms.total.detach() * share
+            for name, part in terms.parts.items():
+                told[name] = told.get(name, torch.zeros_like(total)) + part.detach() * share
         value = mean_over_ranks(total)
         if not torch.isfinite(torch.tensor(value)):
             raise AdvCAMError(
@@ -119,7 +127,8 @@ def fit(
         training.step += 1
         if training.average is not None:
             training.average.update_parameters(training.model)
-        yield StepRecord(training.step - 1, value, tuple(group["lr"] for group in training.optimiser.param_groups))
+        rates = tuple(group["lr"] for group in training.optimiser.param_groups)
+        yield StepRecord(training.step - 1, value, rates, {name: mean_over_ranks(part) for name, part in told.items()})
 
 
 def loss_scaler(precision: Precision, device: str = "cpu") -> torch.amp.GradScaler:

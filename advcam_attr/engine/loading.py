@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -23,6 +23,14 @@ class Items(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]: ...
+
+
+@runtime_checkable
+class EpochItems(Protocol):
+    """A data set whose items differ from epoch to epoch by more than their augmentation."""
+
+    def of_epoch(self, epoch: int) -> Items:
+        """The items of an epoch, from 0."""
 
 
 def epoch_order(count: int, seed: int, epoch: int) -> list[int]:
@@ -93,7 +101,8 @@ class SeededItems(Dataset[Any]):
                 torch.manual_seed(number)
                 random.seed(number)
                 np.random.seed(number % 2**32)  # noqa: NPY002
-                return self.items[index]
+                items = self.items.of_epoch(epoch) if isinstance(self.items, EpochItems) else self.items
+                return items[index]
         except AdvCAMError as error:
             return error
         finally:

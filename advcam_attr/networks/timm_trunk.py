@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -66,7 +66,7 @@ class TimmTrunk:
         stride: the output stride.
         size: a side length of images that it takes.
         mean, std: its normalisation.
-        classifier: what was taken off.
+        classifier: what was taken off; an identity where nothing is known of it.
     """
 
     model: nn.Module
@@ -75,7 +75,7 @@ class TimmTrunk:
     size: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    classifier: nn.Module
+    classifier: nn.Module = field(default_factory=nn.Identity)
 
 
 def timm_trunk(

@@ -24,7 +24,7 @@ from advcam_attr.engine.distributed import gather, process_group
 from advcam_attr.engine.fit import Precision, Training, fit, loss_scaler
 from advcam_attr.engine.loading import Items, TrainingBatches, load_batches, mixed_seed
 from advcam_attr.engine.log import json_log
-from advcam_attr.engine.losses import Loss
+from advcam_attr.engine.losses import Loss, SteppedLoss
 from advcam_attr.engine.optimiser import Group, sgd
 from advcam_attr.engine.schedules import poly
 from advcam_attr.engine.sharding import Shard, shard_of_launch
@@ -41,7 +41,7 @@ class TrainingTask:
         name: what to call the net in messages.
         net: trained in place.
         items: images and targets.
-        loss: of the net's output and the targets.
+        loss: of the net's output and the targets; or one that differs from step to step.
         groups: of weights, each with its learning rate.
         momentum: of SGD.
         epochs, batch, power, precision, seed, workers, checkpoint_every, device: as in
@@ -55,12 +55,14 @@ class TrainingTask:
         refresh: every how many steps the learning rates follow the schedule.
         average: the decay of an exponential moving average of the weights, which is what is saved then; None for the
             weights as they are.
+        after_epoch: called after each epoch on every rank, with its number from 1, before its checkpoint is written;
+            true, on all ranks, ends the training. It leaves the net's mode and device as they were.
     """
 
     name: str
     net: nn.Module
     items: Items
-    loss: Loss
+    loss: Loss | SteppedLoss
     groups: Sequence[Group]
     momentum: float
     epochs: int
@@ -79,6 +81,7 @@ class TrainingTask:
     accumulate: int = 1
     refresh: int = 1
     average: float | None = None
+    after_epoch: Callable[[int], bool] | None = None
 
     @property
     def per_epoch(self) -> int:
@@ -184,13 +187,16 @@ def _steps(
         log = stack.enter_context(json_log(out / "log.jsonl", training.step)) if shard.rank == 0 else None
         for record in records:
             if log is not None:
-                log.write({"step": record.step, "loss": record.loss, "lr": list(record.lr)})
+                log.write({"step": record.step, "loss": record.loss, "lr": list(record.lr), **record.parts})
             losses.append(record.loss)
             reached = _mark(task, training.step)
             if reached:
                 speed = (training.step - begun) * task.batch / max(time.monotonic() - clock, 1e-9)
                 tell(f"{reached}: loss {sum(losses) / len(losses):.4f}, {speed:.1f} images/s")
                 losses.clear()
+                epoch, rest = divmod(training.step, task.per_epoch)
+                if rest == 0 and task.after_epoch is not None and task.after_epoch(epoch):
+                    return  # without a checkpoint: a training that is killed from here on ends here again
             if reached or training.step % task.checkpoint_every == 0:
                 save_checkpoint(out / "checkpoint.pt", training, config, shard)
 

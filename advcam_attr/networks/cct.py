@@ -1,0 +1,266 @@
+"""A backbone's name in; a segmentation net for cross-consistency training (encoder, main and auxiliary decoders), out.
+
+Ouali, Hudelot and Tami, "Semi-Supervised Semantic Segmentation with Cross-Consistency Training", CVPR 2020. The
+encoder is a backbone at output stride 8 and a pyramid pooling module; decoders are of `cct_decoders`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from advcam_attr.networks.cct_decoders import AuxiliaryDecoder, Decoder, doubling_steps
+from advcam_attr.networks.cct_perturbations import AUXILIARY, PERTURBATIONS, Guide
+from advcam_attr.networks.checkpoint import Checkpoint, load_weights, read_checkpoint, without_prefix
+from advcam_attr.networks.timm_trunk import Lowering, TimmTrunk, timm_trunk
+from advcam_attr.registry import lookup
+from advcam_attr.types import AdvCAMError
+
+#: The released code's backbone: a ResNet-50 whose stem is three 3 × 3 convolutions to 64, 64 and 128 channels.
+DEEP_BASE = "deepbase_resnet50"
+
+#: The same in timm's words. At output stride 8, timm dilates as the released code does: layer3 by 2, layer4 by 4, and
+#: the convolution that has lost its stride by half of that.
+_DEEP_BASE_ARGS = {"stem_type": "deep", "stem_width": 64}
+
+#: The stem of the published file ``3x3resnet50-imagenet.pth``, by timm's names.
+_STEM = {"conv1": "conv1.0", "bn1": "conv1.1", "conv2": "conv1.3", "bn2": "conv1.4", "conv3": "conv1.6", "bn3": "bn1"}
+
+#: Sizes of the grids that features are pooled to.
+BINS = (1, 2, 3, 6)
+
+Norms = Literal["trained", "frozen"]
+
+
+@dataclass(frozen=True)
+class CCTSpec:
+    """What a net is made of, without its weights; see `cct_net`."""
+
+    backbone: str
+    num_classes: int
+    model_args: Mapping[str, Any] = field(default_factory=dict)
+    stride: int = 8
+    lowered_by: Lowering = "dilation"
+    channels: int | None = None
+    auxiliary: Mapping[str, int] = field(default_factory=lambda: dict(AUXILIARY))
+    norms: Norms = "trained"
+
+
+class PyramidPooling(nn.Module):
+    """Features beside their means over 1, 4, 9 and 36 regions, and a 3 × 3 convolution of all that.
+
+    Zhao et al., "Pyramid Scene Parsing Network", CVPR 2017, as in CCT's released code.
+
+    Args:
+        channels: C of the features.
+        out: channels of each pooled branch, and of the result; C / 4 in the released code.
+    """
+
+    def __init__(self, channels: int, out: int) -> None:
+        super().__init__()
+        self.branches = nn.ModuleList(
+            nn.Sequential(
+                nn.AdaptiveAvgPool2d(size), nn.Conv2d(channels, out, 1, bias=False), nn.BatchNorm2d(out), nn.ReLU()
+            )
+            for size in BINS
+        )
+        self.bottleneck = nn.Sequential(
+            nn.Conv2d(channels + out * len(BINS), out, 3, padding=1, bias=False), nn.BatchNorm2d(out), nn.ReLU()
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Features ``(N, C, h, w)`` to ``(N, out, h, w)``."""
+        pooled = [F.interpolate(branch(x), x.shape[2:], mode="bilinear") for branch in self.branches]
+        mixed: Tensor = self.bottleneck(torch.cat([x, *pooled], 1))
+        return mixed
+
+
+class CCT(nn.Module):
+    """Encoder, main decoder, and auxiliary decoders behind perturbations.
+
+    Attributes:
+        spec: what it was made of.
+        stride: by how many pixels the encoder's cells lie apart; images' sides must be multiples of it.
+        mean, std: the normalisation of its images, by channel, for RGB in [0, 1].
+        backbone, pyramid: the encoder.
+        main: the main decoder, which alone is used after training.
+        auxiliary: the decoders of the seven perturbations, in the order of `PERTURBATIONS`.
+    """
+
+    def __init__(self, spec: CCTSpec, trunk: TimmTrunk) -> None:
+        super().__init__()
+        self.spec, self.stride = spec, trunk.stride
+        self.mean, self.std = trunk.mean, trunk.std
+        self.backbone, self._reader = trunk.model, trunk.reader
+        channels = trunk.reader.channels
+        out = spec.channels or channels // len(BINS)
+        steps = doubling_steps(trunk.stride)
+        self.pyramid = PyramidPooling(channels, out)
+        self.main = Decoder(out, spec.num_classes, steps)
+        self.auxiliary = nn.ModuleList(
+            AuxiliaryDecoder(perturbation, Decoder(out, spec.num_classes, steps))
+            for name, perturbation in PERTURBATIONS.items()
+            for _ in range(spec.auxiliary.get(name, 0))
+        )
+
+    def features(self, x: Tensor) -> Tensor:
+        """Images ``(N, 3, H, W)`` to the encoder's features ``(N, C, H / stride, W / stride)``."""
+        encoded: Tensor = self.pyramid(self._reader(self.backbone, x))
+        return encoded
+
+    def forward(self, x: Tensor) -> Tensor:
+        """What all decoders say of pairs in training, or what the main decoder says of images.
+
+        Args:
+            x: images ``(N, 3, H, W)``; or pairs ``(N, 2, 3, H, W)``, a labelled image and an unlabelled one, which
+                share no batch norm's statistics, as in the released code.
+
+        Returns:
+            Scores ``(N, K, H, W)`` of images. Of pairs, ``(N, 2 + A, K, H, W)``: the main decoder's of the labelled
+            image and of the unlabelled one, and of this one all A auxiliary decoders'; without auxiliary decoders
+            only the first, ``(N, 1, K, H, W)``.
+
+        Raises:
+            AdvCAMError: sides that are no multiples of the stride.
+        """
+        if x.shape[-1] % self.stride or x.shape[-2] % self.stride:
+            raise AdvCAMError(f"images of {x.shape[-1]}x{x.shape[-2]} pixels: sides must be multiples of {self.stride}")
+        if x.ndim == 4:
+            scores: Tensor = self.main(self.features(x))
+            return scores
+        labelled = self.main(self.features(x[:, 0]))
+        if not self.auxiliary:
+            return labelled[:, None]
+        features = self.features(x[:, 1])
+        unlabelled = self.main(features)
+        guide = Guide.of(unlabelled)
+        return torch.stack([labelled, unlabelled, *(decoder(features, guide) for decoder in self.auxiliary)], 1)
+
+    def train(self, mode: bool = True) -> CCT:
+        """Training mode; norms of a backbone whose ``spec.norms`` are ``"frozen"`` go on using their statistics."""
+        super().train(mode)
+        for module in self.backbone.modules() if self.spec.norms == "frozen" else ():
+            if isinstance(module, nn.modules.batchnorm._NormBase):
+                module.eval()
+        return self
+
+
+def cct_net(
+    backbone: str,
+    num_classes: int,
+    *,
+    model_args: Mapping[str, Any] | None = None,
+    checkpoint: str | Path | None = None,
+    random_weights: bool = False,
+    stride: int = 8,
+    lowered_by: Lowering = "dilation",
+    channels: int | None = None,
+    auxiliary: Mapping[str, int] | None = None,
+    norms: Norms = "trained",
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    seed: int = 0,
+) -> CCT:
+    """Make a net for cross-consistency training.
+
+    Args:
+        backbone: ``deepbase_resnet50``, the released code's, whose published weights are given as ``checkpoint``
+            (``3x3resnet50-imagenet.pth``); or ``timm/NAME``, with its own pretrained weights if nothing else is said.
+        num_classes: K, the background included.
+        model_args: keyword arguments of the backbone as its weights need them.
+        checkpoint: weights of the backbone and of its own classifier, which is dropped.
+        random_weights: a backbone as it is initialised.
+        stride: the encoder's; a power of two. 8 in the released code.
+        lowered_by: ``"dilation"`` as in the released code, or ``"removal"``.
+        channels: of the pyramid's branches and result; a quarter of the backbone's if None (ResNet-50: 512).
+        auxiliary: how many decoders of each perturbation; the released code's 30 if None.
+        norms: ``"trained"`` as in the released code; ``"frozen"`` keeps the statistics and affine weights of the
+            backbone's batch norms as they are, e.g. for weights whose norms were folded into convolutions.
+        mean, std: another normalisation than the backbone's own.
+        seed: of the new weights; the global random state is left alone.
+
+    Returns:
+        The net, in eval mode, on the CPU.
+
+    Raises:
+        AdvCAMError: an unknown name or perturbation, weights that cannot be had or do not fit (missing and unexpected
+            keys are named), or a stride that the backbone or the decoders cannot have.
+
+    Example:
+        >>> few = {"dropout": 1, "feature_noise": 1}
+        >>> net = cct_net("timm/resnet18", 21, random_weights=True, auxiliary=few)
+        >>> net(torch.zeros(2, 3, 64, 96)).shape, net(torch.zeros(2, 2, 3, 64, 64)).shape
+        (torch.Size([2, 21, 64, 96]), torch.Size([2, 4, 21, 64, 64]))
+    """
+    counts = dict(AUXILIARY if auxiliary is None else auxiliary)
+    for name, count in counts.items():
+        lookup(name, PERTURBATIONS, "perturbation")
+        if count < 0:
+            raise AdvCAMError(f"{name}: there cannot be {count} decoders")
+    if num_classes < 2 or (channels is not None and channels < 1):
+        raise AdvCAMError(f"a net of {num_classes} classes and {channels} channels; give 2 or more, and 1 or more")
+    doubling_steps(stride)
+    spec = CCTSpec(backbone, num_classes, dict(model_args or {}), stride, lowered_by, channels, counts, norms)
+    weights = {"checkpoint": checkpoint, "random_weights": random_weights, "mean": mean, "std": std}
+    trunk = _deep_base(spec, weights) if backbone == DEEP_BASE else _timm(spec, weights)
+    if trunk.stride != stride:
+        spec = dataclasses.replace(spec, stride=trunk.stride)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        net = CCT(spec, trunk)
+    if norms == "frozen":
+        for module in net.backbone.modules():
+            if isinstance(module, nn.modules.batchnorm._NormBase):
+                module.requires_grad_(False)
+    return net.eval()
+
+
+def _timm(spec: CCTSpec, weights: Mapping[str, Any]) -> TimmTrunk:
+    if not spec.backbone.startswith("timm/"):
+        raise AdvCAMError(f"nets for CCT are made of {DEEP_BASE} or timm/NAME, not of {spec.backbone!r}")
+    return timm_trunk(spec.backbone, spec.model_args, weights, spec.stride, spec.lowered_by)
+
+
+def _deep_base(spec: CCTSpec, weights: Mapping[str, Any]) -> TimmTrunk:
+    """timm's ResNet-50 with the deep stem, and the published weights by their own names."""
+    if weights["checkpoint"] is None and not weights["random_weights"]:
+        raise AdvCAMError(
+            f"the weights of {DEEP_BASE} cannot be downloaded by name: give checkpoint 3x3resnet50-imagenet.pth, or "
+            "random_weights, or another backbone, e.g. timm/resnet50d"
+        )
+    if weights["checkpoint"] is not None and weights["random_weights"]:
+        raise AdvCAMError("a checkpoint and random weights exclude each other: give one of the two")
+    empty = {**weights, "checkpoint": None, "random_weights": True}
+    trunk = timm_trunk("timm/resnet50", {**_DEEP_BASE_ARGS, **spec.model_args}, empty, spec.stride, spec.lowered_by)
+    if weights["checkpoint"] is not None:
+        load_weights(trunk.model, deep_base_weights(read_checkpoint(weights["checkpoint"])), DEEP_BASE)
+    return trunk
+
+
+def deep_base_weights(checkpoint: Checkpoint) -> Checkpoint:
+    """The published weights of the deep ResNet-50 by timm's names; its classifier is left out, all else is kept.
+
+    Example:
+        >>> keys = ["conv1.weight", "bn3.bias", "layer1.0.bn3.bias", "fc.weight"]
+        >>> found = deep_base_weights(Checkpoint(Path("3x3resnet50.pth"), dict.fromkeys(keys, torch.zeros(1)), {}))
+        >>> sorted(found.weights)
+        ['bn1.bias', 'conv1.0.weight', 'layer1.0.bn3.bias']
+    """
+    own = {"conv1", "fc", "layer1"}  # beginnings that no prefix has
+    weights = without_prefix(checkpoint.weights, [f"{name}." for name in own])
+    named = {re.sub(r"^(resinit|prefix)\.", "", key): value for key, value in weights.items()}
+    renamed = {
+        ".".join([_STEM.get(stem, stem), rest]): value
+        for key, value in named.items()
+        for stem, _, rest in [key.partition(".")]
+        if stem != "fc"
+    }
+    return dataclasses.replace(checkpoint, weights=renamed)
