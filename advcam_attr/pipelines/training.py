@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from advcam_attr.engine.checkpoints import own_randomness, read_training, restore, save_checkpoint
@@ -25,11 +25,13 @@ from advcam_attr.engine.loading import Items, TrainingBatches, load_batches, mix
 from advcam_attr.engine.log import json_log
 from advcam_attr.engine.losses import Loss
 from advcam_attr.engine.optimiser import Group, sgd
-from advcam_attr.engine.schedules import poly
+from advcam_attr.engine.schedules import Schedule, poly
 from advcam_attr.engine.sharding import Shard, shard_of_launch
 from advcam_attr.files import make_folder, remove_leftovers
 from advcam_attr.pipelines.run_folder import read_record, same_settings
 from advcam_attr.types import AdvCAMError
+
+Batch = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,11 @@ class TrainingTask:
         save: writes the net to a file.
         file: its name in the output folder.
         overwrite: whether a training of other settings in that folder makes way.
+        after_epoch: called after each epoch on every rank, with its number from 1, before its checkpoint is written;
+            true, on all ranks, ends the training. It leaves the net's mode and device as they were.
+        schedule: of the learning rates, in place of poly's.
+        nesterov: whether the momentum is Nesterov's.
+        prepare: what becomes of the batches on their way to the net, given them and the number of the first one.
     """
 
     name: str
@@ -69,6 +76,10 @@ class TrainingTask:
     save: Callable[[Path], None]
     file: str
     overwrite: bool = False
+    after_epoch: Callable[[int], bool] | None = None
+    schedule: Schedule | None = None
+    nesterov: bool = False
+    prepare: Callable[[Iterator[Batch], int], Iterator[Batch]] | None = None
 
 
 def train(task: TrainingTask, out: Path, tell: Callable[[str], None] = lambda line: None) -> Path:
@@ -120,7 +131,7 @@ def _train(task: TrainingTask, out: Path, shard: Shard, device: torch.device, te
         remove_leftovers(out)
     torch.manual_seed(mixed_seed(task.seed, shard.rank))
     task.net.to(device).train()
-    optimiser = sgd(task.groups, task.momentum)
+    optimiser = sgd(task.groups, task.momentum, nesterov=task.nesterov)
     training = Training(task.net, optimiser, loss_scaler(task.precision, device.type))
     if stored is not None:
         restore(training, stored, shard)
@@ -150,8 +161,10 @@ def _steps(
     )
     order = TrainingBatches(len(task.items), task.batch, seed=task.seed, steps=(training.step, steps), shard=shard)
     batches = load_batches(task.items, order, seed=task.seed, workers=task.workers, pin=device.type == "cuda")
+    if task.prepare is not None:
+        batches = task.prepare(batches, training.step)
     records = fit(
-        training, batches, task.loss, poly(steps, task.power), precision=task.precision,
+        training, batches, task.loss, task.schedule or poly(steps, task.power), precision=task.precision,
         replica=_replica(task.net, shard, device),
     )  # fmt: skip
     begun, clock, losses = training.step, time.monotonic(), []
@@ -167,6 +180,8 @@ def _steps(
                 mean = sum(losses) / len(losses)
                 tell(f"epoch {epoch} of {task.epochs}: loss {mean:.4f}, {speed:.1f} images/s")
                 losses.clear()
+                if task.after_epoch is not None and task.after_epoch(epoch):
+                    return  # without a checkpoint: a training that is killed from here on ends here again
             if rest == 0 or training.step % task.checkpoint_every == 0:
                 save_checkpoint(out / "checkpoint.pt", training, config, shard)
 
