@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import subprocess
+import sys
 import tarfile
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +16,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from safetensors.torch import load_file
 from torch import nn
 
 from advcam_attr.data.cub import read_cub
@@ -48,17 +52,20 @@ class Tiny(WSOLNet):
         return self.fc(F.dropout(self.norm(self.conv(x)).relu().mean((2, 3)), 0.2, self.training))
 
 
+def tints(root: Path) -> LocalizationData:
+    samples = tuple(Sample(str(n), root / f"{n}.png", (n % 2,)) for n in range(19))
+    return LocalizationData("tints", root, "train", ("red", "green"), samples, {}, {})
+
+
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory) -> LocalizationData:
     """Noise, reddish in class 0 and greenish in class 1."""
     root, rng = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
-    samples = []
     for n in range(19):
         pixels = rng.integers(0, 160, (14, 18, 3))
         pixels[..., n % 2] += 90
         Image.fromarray(pixels.astype(np.uint8)).save(root / f"{n}.png")
-        samples.append(Sample(str(n), root / f"{n}.png", (n % 2,)))
-    return LocalizationData("tints", root, "train", ("red", "green"), tuple(samples), {}, {})
+    return tints(root)
 
 
 def part(data: LocalizationData, count: int) -> LocalizationData:
@@ -217,6 +224,46 @@ def test_published_settings():
         assert (settings.epochs, settings.decay_every) == ((50, 15) if data_set == "cub" else (10, 3))
         assert settings.weight_decay == (5e-4 if "inception" in name else 1e-4)
         assert (settings.cutmix is not None) == (method == "cutmix")
+
+
+SCRIPT = """
+import sys
+from dataclasses import replace
+from pathlib import Path
+sys.path.insert(0, {folder!r})
+import torch
+torch.set_num_threads(1)
+import test_wsol_classifier as t
+net = t.Tiny()
+settings = t.QUICK
+if sys.argv[2] == "running":
+    net.spec, settings = replace(net.spec, norms="running"), replace(settings, cutmix_probability=0.0)
+    net.forward = lambda x: net.fc(net.norm(net.conv(x)).relu().mean((2, 3)))
+data = t.tints(Path({pictures!r}))
+t.train_wsol_classifier(settings, net, data, t.part(data, 3), Path(sys.argv[1]), print)
+"""
+
+
+@pytest.mark.slow
+def test_two_ranks(tmp_path, pictures):
+    """Without norms over the batch they equal one; with them, what is validated is the net that is kept."""
+    script = tmp_path / "train.py"
+    script.write_text(SCRIPT.format(folder=str(Path(__file__).parent), pictures=str(pictures.root)))
+    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    subprocess.run([sys.executable, script, tmp_path / "one", "running"], check=True, env=env)
+    subprocess.run([*torchrun, script, tmp_path / "two", "running"], check=True, env=env)
+    one, two = (load_file(tmp_path / name / "classifier.safetensors") for name in ("one", "two"))
+    assert all(torch.allclose(one[key], two[key], atol=1e-5) for key in one)
+    logs = [read_log(tmp_path / name / "validation.jsonl") for name in ("one", "two")]
+    assert [r["val_loss"] for r in logs[0]] == pytest.approx([r["val_loss"] for r in logs[1]], abs=1e-5)
+    subprocess.run([*torchrun, script, tmp_path / "batch", "batch"], check=True, env=env)
+    net = Tiny()
+    net.load_state_dict(load_file(tmp_path / "batch" / "classifier.safetensors"))
+    val = part(pictures, 3)
+    truth = torch.tensor([sample.labels[0] for sample in val.samples])
+    right = (predicted_labels(net, val, size=10, device="cpu") == truth).double().mean()
+    assert read_log(tmp_path / "batch" / "validation.jsonl")[-1]["val_top1"] == pytest.approx(float(right))
 
 
 @pytest.mark.slow
