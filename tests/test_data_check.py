@@ -88,7 +88,7 @@ def test_any_folder_above_will_do(voc, up):
 
 
 def test_wrong_root(tmp_path):
-    with pytest.raises(AdvCAMError, match=r"no data set at .*: looked for PASCAL VOC 2012 .* and MS COCO 2014 [^;]*$"):
+    with pytest.raises(AdvCAMError, match=r"no data set at .*: looked for PASCAL VOC 2012 .*, MS COCO 2014 [^;]*$"):
         check(tmp_path)
     with pytest.raises(AdvCAMError, match="; there is no such folder"):
         check(tmp_path / "none")
@@ -163,9 +163,15 @@ def test_coco_damage(coco):
 def test_real_data(data_root):
     inventory = check(data_root, deep=True)
     assert inventory.sound
-    sizes = {split.name: len(split.there) for data_set in inventory.data_sets for split in data_set.splits}
-    assert sizes == {"train": 70, "val": 24, "trainval": 94, "train2014": 128}
-    (voc, coco) = inventory.data_sets
+    voc, coco, cub, imagenet = inventory.data_sets
+    assert [{split.name: len(split.there) for split in data_set.splits} for data_set in inventory.data_sets] == [
+        {"train": 70, "val": 24, "trainval": 94},
+        {"train2014": 128},
+        {"train": 300, "test": 122},
+        {"val": 100},
+    ]
+    assert [len(split.masked) for split in cub.splits] == [300, 122]
+    assert "classes with images  100" in imagenet.text()
     assert dict(zip(voc.classes, voc.splits[2].per_class(20), strict=True))["person"] == 58
     assert coco.splits[0].unlabelled == 2
     assert coco.splits[0].published == SPLITS["train2014"]

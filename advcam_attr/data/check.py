@@ -6,27 +6,32 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
 from advcam_attr.data.check_coco import inspect_coco
+from advcam_attr.data.check_localization import inspect_cub, inspect_imagenet
 from advcam_attr.data.check_voc import inspect_voc
 from advcam_attr.data.coco import find_coco
+from advcam_attr.data.cub import find_cub
+from advcam_attr.data.imagenet import find_imagenet
 from advcam_attr.data.images import read_rgb
-from advcam_attr.data.inventory import Inventory, Problem, SplitInventory, problems
+from advcam_attr.data.inventory import DataSetInventory, Inventory, Problem, problems
 from advcam_attr.data.voc import find_voc
 from advcam_attr.types import AdvCAMError, Sample
 
 
 def check(root: str | Path, *, deep: bool = False, workers: int = 0, show_progress: bool = False) -> Inventory:
-    """Take stock of the data sets (PASCAL VOC 2012, MS COCO 2014) at a folder or in the folders within it.
+    """Take stock of the data sets at a folder or in the folders within it.
+
+    They are PASCAL VOC 2012, MS COCO 2014, CUB-200-2011 and ImageNet-1K.
 
     Lists, annotations and names of files are read, and nothing is changed.
 
     Args:
         root: the folder.
-        deep: also open every listed image and its mask, which takes minutes for a whole data set.
+        deep: also open every listed image and its mask, and see that boxes are of the image's size, which takes minutes
+            for a whole data set.
         workers: how many processes open them; 0 for this one.
         show_progress: a bar while they are opened.
 
@@ -44,14 +49,17 @@ def check(root: str | Path, *, deep: bool = False, workers: int = 0, show_progre
     root = Path(root)
     found = [inspect_voc(folder) for folder in _folders(root, find_voc)]
     found += [inspect_coco(folder) for folder in _folders(root, find_coco)]
+    found += [inspect_cub(folder) for folder in _folders(root, find_cub)]
+    found += [inspect_imagenet(folder) for folder in _folders(root, find_imagenet)]
     if not found:
         raise AdvCAMError(
             f"no data set at {root}: looked for PASCAL VOC 2012 (JPEGImages beside ImageSets, Annotations or "
-            "SegmentationClass) and MS COCO 2014 (annotations/instances_*.json), in it and in the folders within it"
-            + ("" if root.is_dir() else "; there is no such folder")
+            "SegmentationClass), MS COCO 2014 (annotations/instances_*.json), CUB-200-2011 (images.txt beside "
+            "train_test_split.txt) and ImageNet (LOC_synset_mapping.txt, or train or val with folders named by "
+            "synsets), in it and in the folders within it" + ("" if root.is_dir() else "; there is no such folder")
         )
     if deep:
-        found = [replace(f, problems=f.problems + _open_all(f.splits, workers, show_progress)) for f in found]
+        found = [replace(f, problems=f.problems + _open_all(f, workers, show_progress)) for f in found]
     return Inventory(root, tuple(found))
 
 
@@ -68,10 +76,10 @@ def _folders(root: Path, find: Callable[[Path], Path]) -> list[Path]:
     return list(found.values())
 
 
-def _open_all(splits: Sequence[SplitInventory], workers: int, show_progress: bool) -> tuple[Problem, ...]:
+def _open_all(found: DataSetInventory, workers: int, show_progress: bool) -> tuple[Problem, ...]:
     """Open every image that is there, and its mask if it has one, once."""
-    files: dict[str, tuple[Sample, Callable[[Sample], Tensor] | None]] = {}
-    for split in splits:
+    files: dict[str, tuple[Sample, Callable[[Sample], object] | None]] = {}
+    for split in found.splits:
         for sample in split.samples:
             if sample.id in split.there and files.get(sample.id, (None, None))[1] is None:
                 files[sample.id] = sample, split.mask if sample.id in split.masked else None
@@ -85,14 +93,14 @@ def _open_all(splits: Sequence[SplitInventory], workers: int, show_progress: boo
             bar.update(len(batch))
     return problems(
         ("images that cannot be read", images, "unpack or download them anew"),
-        ("masks that cannot be used", masks, "unpack or make them anew"),
+        (f"{found.truth} that cannot be used", masks, "unpack or make them anew"),
     )
 
 
 class _Opening(Dataset[tuple[str | None, str | None]]):
     """What is wrong with an image, and with its mask."""
 
-    def __init__(self, files: Sequence[tuple[Sample, Callable[[Sample], Tensor] | None]]) -> None:
+    def __init__(self, files: Sequence[tuple[Sample, Callable[[Sample], object] | None]]) -> None:
         self.files = files
 
     def __len__(self) -> int:

@@ -7,8 +7,9 @@ see 8-bit RGB. What cannot be read is refused in one line that names the file.
 from __future__ import annotations
 
 import difflib
+import io
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -95,14 +96,51 @@ def read_rgb(path: str | Path) -> Image.Image:
         'RGB'
     """
     path = Path(path)
+    return _decoded(_existing(path), path, ImageOps.exif_transpose)
+
+
+def read_stored_rgb(path: str | Path) -> Image.Image:
+    """Read an image file as `read_rgb` does, but as it is stored: the EXIF orientation is not applied.
+
+    Boxes and sizes of data sets are given in the stored pixels; some photographs of ImageNet have an orientation.
+
+    Raises:
+        AdvCAMError: as `read_rgb`.
+    """
+    path = Path(path)
+    return _decoded(_existing(path), path, _as_it_is)
+
+
+def decode_stored_rgb(content: bytes, name: object) -> Image.Image:
+    """The picture of an image file's content, as `read_stored_rgb` reads it.
+
+    Args:
+        content: of a file of any format that Pillow reads.
+        name: what to call it in errors.
+
+    Raises:
+        AdvCAMError: as `read_rgb`.
+    """
+    return _decoded(io.BytesIO(content), name, _as_it_is)
+
+
+def _existing(path: Path) -> Path:
     if not path.is_file():
         raise AdvCAMError(f"no such image file: {path}{_nearest(path)}")
+    return path
+
+
+def _as_it_is(image: Image.Image) -> Image.Image:
+    return image
+
+
+def _decoded(file: Path | io.BytesIO, path: object, turn: Callable[[Image.Image], Image.Image]) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
+            with Image.open(file) as image:
                 image.load()
-                return _to_rgb(ImageOps.exif_transpose(image))
+                return _to_rgb(turn(image))
     except UnidentifiedImageError as error:
         raise AdvCAMError(f"not an image that can be read: {path}; convert it to JPEG or PNG") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:

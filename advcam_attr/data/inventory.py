@@ -14,6 +14,9 @@ from advcam_attr.types import Sample
 #: More classes than this are shown in two blocks side by side.
 _ROWS = 40
 
+#: More classes than this are not shown one by one.
+_CLASSES = 100
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -40,8 +43,8 @@ class SplitInventory:
         samples: all that it lists, with empty labels where they are not known.
         there: ids of those whose photograph is there.
         known: ids of those whose labels are known.
-        masked: ids of those that have a label map.
-        mask: reads it.
+        masked: ids of those that have a label map, or boxes.
+        mask: reads the label map, or checks that the boxes fit the image.
     """
 
     name: str
@@ -50,7 +53,7 @@ class SplitInventory:
     there: frozenset[str]
     known: frozenset[str]
     masked: frozenset[str]
-    mask: Callable[[Sample], Tensor]
+    mask: Callable[[Sample], Tensor | None]
 
     @property
     def labelled(self) -> int:
@@ -80,6 +83,7 @@ class DataSetInventory:
         splits: those that can be read.
         absent: published parts that are not there, and what they would take.
         problems: what is wrong.
+        truth: what images have besides labels: ``"masks"`` or ``"boxes"``.
     """
 
     name: str
@@ -89,6 +93,7 @@ class DataSetInventory:
     splits: tuple[SplitInventory, ...]
     absent: tuple[str, ...]
     problems: tuple[Problem, ...]
+    truth: str = "masks"
 
     def text(self) -> str:
         """Some lines for a terminal."""
@@ -106,13 +111,18 @@ class DataSetInventory:
         return "\n\n".join(sections)
 
     def _split_rows(self) -> list[list[str]]:
-        return [["split", "listed", "published", "there", "labelled", "no object", "masks"]] + [
+        return [["split", "listed", "published", "there", "labelled", "no object", self.truth]] + [
             [s.name, *map(_count, (len(s.samples), s.published, len(s.there), s.labelled, s.unlabelled, len(s.masked)))]
             for s in self.splits
         ]
 
     def _class_rows(self) -> list[list[str]]:
         columns = [split.per_class(len(self.classes)) for split in self.splits]
+        if len(self.classes) > _CLASSES:
+            summaries = (("classes with images", lambda c: sum(map(bool, c))), ("fewest of one", min), ("most", max))
+            return [["", *(split.name for split in self.splits)]] + [
+                [what, *(_count(count(column)) for column in columns)] for what, count in summaries
+            ]
         return [["images of", *(split.name for split in self.splits)]] + [
             [name, *(_count(column[k]) for column in columns)] for k, name in enumerate(self.classes)
         ]

@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from xml.parsers import expat
 
 import numpy as np
 
 from advcam_attr.data.lists import few
 from advcam_attr.data.npy import read_npy
+from advcam_attr.data.xml import read_elements
 from advcam_attr.registry import nearest
 from advcam_attr.types import AdvCAMError
 
@@ -32,41 +32,11 @@ def read_annotation(path: str | Path, classes: Sequence[str]) -> tuple[int, ...]
         AdvCAMError: the file is missing or damaged, or names an object that is none of the classes.
     """
     path = Path(path)
-    names = _object_names(path)
+    names = [text for tags, text in read_elements(path) if tags == ("annotation", "object", "name")]
     for name in names:
         if name not in classes:
             raise AdvCAMError(f"annotation {path} names an object {name!r}, which is no class{nearest(name, classes)}")
     return tuple(sorted({classes.index(name) for name in names}))
-
-
-def _object_names(path: Path) -> list[str]:
-    names: list[str] = []
-    inside: list[str] = []
-    parser = expat.ParserCreate()
-
-    def start(tag: str, _: dict[str, str]) -> None:
-        inside.append(tag)
-        if inside == ["annotation", "object", "name"]:
-            names.append("")
-
-    def text(characters: str) -> None:
-        if inside == ["annotation", "object", "name"]:
-            names[-1] += characters
-
-    def refuse(*_: object) -> None:
-        raise AdvCAMError(f"annotation {path} is refused: it defines a document type; annotations need none")
-
-    parser.StartElementHandler = start
-    parser.EndElementHandler = lambda _: inside.pop()
-    parser.CharacterDataHandler = text
-    parser.StartDoctypeDeclHandler = refuse
-    try:
-        parser.Parse(path.read_bytes(), True)
-    except FileNotFoundError as error:
-        raise AdvCAMError(f"no such annotation: {path}") from error
-    except (OSError, expat.ExpatError, LookupError, ValueError) as error:
-        raise AdvCAMError(f"cannot read annotation {path} ({error}): is it truncated or damaged?") from error
-    return [name.strip() for name in names]
 
 
 def read_label_table(

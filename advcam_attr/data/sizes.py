@@ -27,12 +27,26 @@ def image_size(path: str | Path) -> tuple[int, int]:
         >>> image_size("photograph.jpg")  # doctest: +SKIP
         (375, 500)
     """
+    (height, width), lying = _header(path)
+    return (width, height) if lying else (height, width)
+
+
+def stored_size(path: str | Path) -> tuple[int, int]:
+    """Height and width of the picture that `advcam_attr.data.images.read_stored_rgb` makes of a file.
+
+    Raises:
+        AdvCAMError: the file is missing, or not an image.
+    """
+    return _header(path)[0]
+
+
+def _header(path: str | Path) -> tuple[tuple[int, int], bool]:
+    """Height and width as they are stored, and whether the EXIF orientation lays the picture on its side."""
     try:
         with Image.open(path) as image:
-            width, height = image.size
             lying = image.getexif().get(ExifTags.Base.Orientation) in _LYING
+            return (image.height, image.width), lying
     except FileNotFoundError as error:
         raise AdvCAMError(f"no such image file: {path}") from error
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
         raise AdvCAMError(f"not an image that can be read: {path}; convert it to JPEG or PNG") from error
-    return (width, height) if lying else (height, width)

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from advcam_attr.engine.sharding import Shard, number
 from advcam_attr.types import AdvCAMError
@@ -88,6 +88,13 @@ def mean_over_ranks(value: Tensor) -> float:
         dist.all_reduce(value)
         value = value / dist.get_world_size()
     return float(value)
+
+
+def share_buffers(net: nn.Module) -> None:
+    """Give every rank the first one's buffers, such as the running statistics of norms, which differ after training."""
+    if dist.is_initialized():
+        for buffer in net.buffers():
+            dist.broadcast(buffer, 0)
 
 
 def gather(content: Any) -> list[Any]:

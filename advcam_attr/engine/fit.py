@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,9 @@ from advcam_attr.engine.schedules import Schedule, set_rates
 from advcam_attr.types import AdvCAMError
 
 Precision = Literal["float32", "float16", "bfloat16"]
+
+#: The loss of one step.
+LossNow = Callable[[Any, Tensor], Tensor | LossTerms]
 
 
 @dataclass
@@ -103,7 +106,7 @@ def fit(
     for images, labels in batches:
         set_rates(training.optimiser, schedule(training.step))
         training.optimiser.zero_grad(set_to_none=True)
-        loss_now = loss.at(training.step) if isinstance(loss, SteppedLoss) else loss
+        loss_now: LossNow = loss.at(training.step) if isinstance(loss, SteppedLoss) else loss
         total, told = torch.zeros((), device=device), dict[str, Tensor]()
         parts = list(zip(images.chunk(accumulate), labels.chunk(accumulate), strict=True))
         for number, (x, target) in enumerate(parts, start=1):

@@ -30,7 +30,7 @@ class LossTerms:
 class SteppedLoss(Protocol):
     """A loss that differs from step to step: ramps, annealed thresholds."""
 
-    def at(self, step: int) -> Callable[[Tensor, Tensor], LossTerms]:
+    def at(self, step: int) -> Callable[[Any, Tensor], LossTerms]:
         """The loss of a step, from 0."""
 
 

@@ -30,12 +30,13 @@ class Group:
     weight_decay: float
 
 
-def sgd(groups: Sequence[Group], momentum: float = RELEASED_MOMENTUM) -> SGD:
+def sgd(groups: Sequence[Group], momentum: float = RELEASED_MOMENTUM, *, nesterov: bool = False) -> SGD:
     """An SGD optimiser; a group without trained weights is kept, empty, so that groups keep their places.
 
     Args:
         groups: in the order in which the optimiser has them.
         momentum: without dampening.
+        nesterov: whether it is Nesterov's.
 
     Example:
         >>> layer = nn.Linear(2, 1)
@@ -56,4 +57,5 @@ def sgd(groups: Sequence[Group], momentum: float = RELEASED_MOMENTUM) -> SGD:
         ],
         lr=0.0,
         momentum=momentum,
+        nesterov=nesterov,
     )

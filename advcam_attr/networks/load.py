@@ -105,8 +105,8 @@ def load_model(
     request = Request(
         args=dict(model_args or {}),
         pretrained=file is None and not random_weights,
-        mean=_channels("mean", mean) or _noted("mean", file),
-        std=_channels("std", std) or _noted("std", file),
+        mean=channels("mean", mean) or _noted("mean", file),
+        std=channels("std", std) or _noted("std", file),
         input_size=input_size,
     )
     built = build(spec, request)
@@ -160,8 +160,16 @@ def read_labels(path: str | Path) -> tuple[str, ...]:
     return tuple(lines)
 
 
-def _channels(what: str, values: Sequence[float] | None) -> tuple[float, ...] | None:
-    """One number for each of the three channels."""
+def channels(what: str, values: Sequence[float] | None) -> tuple[float, ...] | None:
+    """One number for each of the three channels.
+
+    Raises:
+        AdvCAMError: not one or three finite numbers, or a ``std`` that is not positive.
+
+    Example:
+        >>> channels("mean", [0.5])
+        (0.5, 0.5, 0.5)
+    """
     if values is None:
         return None
     if len(values) not in (1, 3) or not all(math.isfinite(v) for v in values) or (what == "std" and min(values) <= 0):
@@ -174,7 +182,7 @@ def _noted(what: str, checkpoint: Checkpoint | None) -> tuple[float, ...] | None
     """The normalisation that a checkpoint's metadata notes as numbers between spaces, if it does."""
     try:
         values = [float(v) for v in checkpoint.metadata[what].split()] if checkpoint else None
-        return _channels(what, values)
+        return channels(what, values)
     except (KeyError, ValueError):
         return None
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from advcam_attr.networks.checkpoint import load_weights
+from advcam_attr.networks.freezing import freeze_before, weight_owners
 from advcam_attr.networks.load import LoadedModel, first_published, load_model
 from advcam_attr.networks.strides import execution_order
 from advcam_attr.networks.timm_trunk import Lowering, TimmTrunk, timm_trunk
@@ -252,16 +253,10 @@ def _freeze(net: CAMNet, size: int) -> None:
     if wanted is not None and wanted not in names:
         raise AdvCAMError(f"{net.spec.backbone} has no module {wanted!r} to train from{nearest(wanted, names)}")
     first = 0 if wanted is None else order[names[wanted]]
-    owners = [name for name, module in net.named_modules() if any(True for _ in module.parameters(recurse=False))]
+    owners = weight_owners(net)
     norms = [order[name] for name in owners if name in order and _is_norm(net.get_submodule(name))]
     stem = min(norms or [min(order[name] for name in owners if name in order)])
-    for name in owners:
-        called = name
-        while called not in order:  # part of a module that uses its weights itself
-            called = called.rpartition(".")[0]
-        if order[called] <= stem or order[called] < first:
-            for parameter in net.get_submodule(name).parameters(recurse=False):
-                parameter.requires_grad_(False)
+    freeze_before(net, order, max(first, stem + 1))
 
 
 def _is_norm(module: nn.Module) -> bool:

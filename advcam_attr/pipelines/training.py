@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -26,11 +26,13 @@ from advcam_attr.engine.loading import Items, TrainingBatches, load_batches, mix
 from advcam_attr.engine.log import json_log
 from advcam_attr.engine.losses import Loss, SteppedLoss
 from advcam_attr.engine.optimiser import Group, sgd
-from advcam_attr.engine.schedules import poly
+from advcam_attr.engine.schedules import Schedule, poly
 from advcam_attr.engine.sharding import Shard, shard_of_launch
 from advcam_attr.files import make_folder, remove_leftovers
 from advcam_attr.pipelines.run_folder import read_record, same_settings
 from advcam_attr.types import AdvCAMError
+
+Batch = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,9 @@ class TrainingTask:
             weights as they are.
         after_epoch: called after each epoch on every rank, with its number from 1, before its checkpoint is written;
             true, on all ranks, ends the training. It leaves the net's mode and device as they were.
+        schedule: of the learning rates, in place of poly's.
+        nesterov: whether the momentum is Nesterov's.
+        prepare: what becomes of the batches on their way to the net, given them and the number of the first one.
     """
 
     name: str
@@ -82,6 +87,9 @@ class TrainingTask:
     refresh: int = 1
     average: float | None = None
     after_epoch: Callable[[int], bool] | None = None
+    schedule: Schedule | None = None
+    nesterov: bool = False
+    prepare: Callable[[Iterator[Batch], int], Iterator[Batch]] | None = None
 
     @property
     def per_epoch(self) -> int:
@@ -144,7 +152,7 @@ def _train(task: TrainingTask, out: Path, shard: Shard, device: torch.device, te
         remove_leftovers(out)
     torch.manual_seed(mixed_seed(task.seed, shard.rank))
     task.net.to(device).train()
-    optimiser = sgd(task.groups, task.momentum)
+    optimiser = sgd(task.groups, task.momentum, nesterov=task.nesterov)
     training = Training(task.net, optimiser, loss_scaler(task.precision, device.type))
     if task.average is not None:
         training.average = AveragedModel(task.net, multi_avg_fn=get_ema_multi_avg_fn(task.average))
@@ -178,8 +186,10 @@ def _steps(
     )
     order = TrainingBatches(len(task.items), task.batch, seed=task.seed, steps=(training.step, steps), shard=shard)
     batches = load_batches(task.items, order, seed=task.seed, workers=task.workers, pin=device.type == "cuda")
+    if task.prepare is not None:
+        batches = task.prepare(batches, training.step)
     records = fit(
-        training, batches, task.loss, poly(steps, task.power, task.refresh), precision=task.precision,
+        training, batches, task.loss, task.schedule or poly(steps, task.power, task.refresh), precision=task.precision,
         accumulate=task.accumulate, replica=_replica(task.net, shard, device),
     )  # fmt: skip
     begun, clock, losses = training.step, time.monotonic(), []
