@@ -210,6 +210,15 @@ def test_of_a_scored_run_with_all_that_lies_beside_it(capsys, segmented):
     assert all(gain is not None for gain in gains)
 
 
+def test_other_evaluations_are_shown_as_they_are(capsys, segmented):
+    score(segmented)
+    write_json(segmented / "boxes" / "evaluation.json", {"data": "cub test", "top1_loc": 0.635, "levels": [0.3]})
+    text = report(capsys, segmented).text
+    assert "top1_loc" in text
+    assert "0.635" in text
+    assert "mIoU, %" in text
+
+
 def test_a_sweep_over_steps_is_what_the_slider_walks(capsys, segmented):
     for steps in (0, 1, 10):
         source = segmented / "seeds" / "cam" / "maps"
@@ -224,7 +233,7 @@ def test_without_the_photographs_the_rest_is_shown(capsys, segmented):
     page = report(capsys, segmented)
     assert page.galleries == []
     assert "There is no gallery: " in page.text
-    assert "All evaluations, %" in page.text
+    assert "All evaluations" in page.text
 
 
 @pytest.mark.parametrize(
@@ -234,8 +243,8 @@ def test_without_the_photographs_the_rest_is_shown(capsys, segmented):
         (lambda run: run.mkdir(), "holds no results of advcam"),
         (lambda run: write_json(run / "package.json", {"name": "foreign"}), "holds no results of advcam"),
         (
-            lambda run: write_json(run / "evaluation.json", {"foreign": 1}),
-            "is damaged, or no evaluation of this package",
+            lambda run: write_json(run / "evaluation.json", ["foreign"]),
+            "evaluation.json is damaged: evaluate anew",
         ),
     ],
 )

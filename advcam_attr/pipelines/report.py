@@ -80,21 +80,30 @@ def table_sections(run: Path, limit: int) -> list[Section]:
 
 
 def score_sections(run: Path, limit: int) -> list[Section]:
-    """One table of all ``evaluation.json``."""
-    rows = []
-    for path in _files(run, "evaluation.json"):
-        try:
-            record = json.loads(_text(path))
-            scores = record["scores"]
-            cells = (_percent(scores.get(key)) for key in _SCORES)
-            where = path.parent.relative_to(run).as_posix()
-            rows.append((where, str(record.get("data", "")), str(record.get("images", "")), *cells))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise AdvCAMError(f"{path} is damaged, or no evaluation of this package: evaluate anew") from error
-    if not rows:
+    """One table of all ``evaluation.json``: the scores of seeds and masks in percent, other numbers as they are."""
+    found = {path.parent.relative_to(run).as_posix(): _scores(path) for path in _files(run, "evaluation.json")}
+    if not found:
         return []
-    table = Table("All evaluations, %", ("of", "data", "images", *_SCORES.values()), tuple(rows))
-    return [Section("Scores", tables=(table,))]
+    extra = tuple(dict.fromkeys(name for _, scores in found.values() for name in scores if name not in _SCORES))
+    known = tuple(name for name in _SCORES if any(name in scores for _, scores in found.values()))
+    rows = [
+        (where, str(about.get("data", "")), str(about.get("images", "")), *(_percent(scores.get(n)) for n in known),
+         *(f"{scores[name]:.4g}" if name in scores else "–" for name in extra))
+        for where, (about, scores) in found.items()
+    ]  # fmt: skip
+    columns = ("of", "data", "images", *(f"{_SCORES[name]}, %" for name in known), *extra)
+    return [Section("Scores", tables=(Table("All evaluations", columns, tuple(rows)),))]
+
+
+def _scores(path: Path) -> tuple[dict[str, Any], dict[str, float]]:
+    """An evaluation, and the numbers of its ``scores``, or its own where it has none."""
+    try:
+        record = json.loads(_text(path))
+        scores = record.get("scores", record)
+        numbers = {name: value for name, value in scores.items() if _is_number(value) and name != "images"}
+    except (ValueError, AttributeError) as error:
+        raise AdvCAMError(f"{path} is damaged: evaluate anew, or remove it") from error
+    return record, numbers
 
 
 def analysis_sections(run: Path, limit: int) -> list[Section]:
