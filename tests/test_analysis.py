@@ -387,3 +387,43 @@ def test_one_image_alone(capsys, toy, monkeypatch):
     code, _, err = run(capsys, *argv, "--steps", 2, "--target", 0, "--target", 1)
     assert code == 2
     assert "no image is of the class 'class " in err
+
+
+def test_of_a_data_set_and_of_a_run(capsys, tmp_path, monkeypatch):
+    from tiny_voc import write_voc
+
+    monkeypatch.chdir(tmp_path)
+    write_voc(tmp_path / "VOC2012", {"train": {"a": ["dog"], "b": ["cat", "dog"], "c": []}}, size=(48, 64))
+    model = ["--model", "advcam_attr.pipelines.demo:small_net", "--model-args", '{"num_classes": 20}']
+    code, out, err = run(capsys, "failures,object_size", "--data", "VOC2012", *model, "--steps", 1, "--device", "cpu")
+    assert (code, err) == (0, "")
+    assert "climbing 3 images (with)" in out
+    told = json.loads((tmp_path / "analysis" / "object_size.json").read_text())
+    assert {row["name"] for row in told["result"]["per_class"]} == {"cat", "dog"}
+
+    code, _, err = run(capsys, "failures", "--data", "VOC2012", *model[:2], "--out", "other", "--steps", 1)
+    assert code == 2
+    assert "is it a net of this data set?" in err
+    assert err.count("\n") == 1
+
+    config = """
+run: run
+data: {root: VOC2012, train: train, val: null, score: train}
+net: {backbone: timm/test_resnet, random_weights: true, mean: [0.5], std: [0.25]}
+classifier: {epochs: 1, batch: 2, crop: 64, long_side: [64, 64], workers: 0}
+seeds: {recipe: auto, overrides: {steps: 2}, scales: [1.0], workers: 0}
+"""
+    (tmp_path / "config.yaml").write_text(config)
+    assert cli.main(["wsss", "classifier", "--config", "config.yaml"]) == 0
+    capsys.readouterr()
+    code, out, err = run(capsys, "seeds", "--run", "run", "--first", 2)
+    assert (code, err) == (0, "")
+    told = json.loads((tmp_path / "run" / "analysis" / "seeds.json").read_text())
+    assert told["recipe"]["steps"] == 2, "the run's own"
+    assert told["result"]["images"] == 2
+    assert "seeds (Fig. 11): run/analysis/seeds.png" in out
+
+    (tmp_path / "VOC2012" / "ImageSets" / "Segmentation" / "none.txt").write_text("c\n")
+    code, _, err = run(capsys, "seeds", "--data", "VOC2012", *model, "--split", "none", "--out", "none", "--steps", 1)
+    assert code == 2
+    assert "no image of voc none shows a class: there is nothing to climb" in err
