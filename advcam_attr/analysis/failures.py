@@ -86,10 +86,10 @@ def plot_failures(shown: Sequence[Shown]) -> Image.Image:
     """One row an image: picture, truth, and for CAM and AdvCAM the strongest class's map and the seed."""
     rows = []
     for one in shown:
-        row = [one.picture, labels_over(one.picture, one.truth, "tab20")]
+        row = [one.picture, labels_over(one.picture, one.truth, "Paired")]
         for maps, seed in zip((one.cam, one.advcam), one.seeds, strict=True):
             heat = maps.high_res.numpy().max(0) if maps.classes else np.zeros(one.picture.shape[:2])
-            row += [heat_over(one.picture, heat), labels_over(one.picture, seed, "tab20")]
+            row += [heat_over(one.picture, heat), labels_over(one.picture, seed, "Paired")]
         rows.append(row)
     titles = ["image", "truth", "CAM", "seed of CAM", "AdvCAM", "seed of AdvCAM"]
     return panels(rows, titles, [one.caption for one in shown], cell=150)
