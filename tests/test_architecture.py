@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[1] / "advcam_attr"
 FLOORS = {
     "types": 0, "registry": 0, "files": 0,
     "heads": 1, "networks": 1, "data": 1, "metrics": 1, "refine": 1,
-    "attr": 2, "engine": 2, "climbing": 3, "recipes": 3, "attr.advcam": 4, "report": 4,
+    "attr": 2, "engine": 2, "climbing": 3, "recipes": 3, "attr.advcam": 4, "report": 4, "analysis": 4.5,
     "pipelines": 5, "cli": 6, "__main__": 7, "__init__": 4,
 }  # fmt: skip
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from advcam_attr.cli import attribute, data, demo, evaluate, inspecting, wsss
+from advcam_attr.cli import analyze, attribute, data, demo, evaluate, inspecting, report, wsss
 from advcam_attr.cli.parser import Command, CommandLine, Group, UsageError, fail
 
 COMMANDS: dict[str, Command | Group] = {
@@ -20,6 +20,8 @@ COMMANDS: dict[str, Command | Group] = {
     "data": data.GROUP,
     "wsss": wsss.GROUP,
     "evaluate": evaluate.GROUP,
+    "analyze": analyze.COMMAND,
+    "report": report.COMMAND,
 }
 
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jsonargparse import ActionYesNo, Namespace
 
 from advcam_attr.cli.options import MODEL_HELP, add_model_options, model_choice, numbers, parse_parts, path_of
 from advcam_attr.cli.parser import Command, Parser, fail
+
+if TYPE_CHECKING:
+    from advcam_attr.pipelines.attribute import Settings
 
 #: What can become of an image, in words for users.
 _STATUS = {"written": "done", "kept": "kept from before", "failed": "failed"}
@@ -17,15 +21,20 @@ _STATUS = {"written": "done", "kept": "kept from before", "failed": "failed"}
 def _add_options(parser: Parser) -> None:
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files and folders of them")
     parser.add_argument("--model", type=str, required=True, metavar="MODEL", help=MODEL_HELP)
+    parser.add_argument(
+        "--out", type=str, default="advcam_out", metavar="DIR", help="folder of the results (default: %(default)s)"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="do everything anew, whatever is in the folder")
+    add_climb_options(parser)
+
+
+def add_climb_options(parser: Parser) -> None:
+    """Declare what says how images are attributed, but for the model's name."""
     add_model_options(parser)
     parser.add_argument("--random-weights", action="store_true", help="use the model without training")
     parser.add_argument("--labels", type=str, metavar="FILE", help="class names, one a line")
     parser.add_argument("--target", action="append", metavar="CLASS",
                         help="an index, a class name, or top1, top2, ...; may be repeated (default: top1)")  # fmt: skip
-    parser.add_argument(
-        "--out", type=str, default="advcam_out", metavar="DIR", help="folder of the results (default: %(default)s)"
-    )
-    parser.add_argument("--overwrite", action="store_true", help="do everything anew, whatever is in the folder")
     parser.add_argument(
         "--base", type=str, default="cam", help="cam, grad_cam, grad_cam++ or layer_cam (default: %(default)s)"
     )
@@ -56,21 +65,9 @@ def _run(options: Namespace) -> int:
     from tqdm import tqdm
 
     from advcam_attr.data.images import expand_images
-    from advcam_attr.pipelines.attribute import Settings, attribute_images
+    from advcam_attr.pipelines.attribute import attribute_images
 
-    settings = Settings(
-        model_choice(options.model, options, options.random_weights, options.labels),
-        targets=tuple(options.target or ["top1"]),
-        base=options.base,
-        recipe=options.recipe,
-        overrides=_overrides(options),
-        layer=options.layer,
-        probability=options.probability,
-        saliency=path_of(options.saliency),
-        device=options.device,
-        batch_size=options.batch_size,
-        overwrite=options.overwrite,
-    )
+    settings = replace(settings_of(options, options.model), overwrite=options.overwrite)
     images = expand_images(options.images)
     counts = dict.fromkeys(_STATUS, 0)
     errors = []
@@ -94,7 +91,29 @@ def _run(options: Namespace) -> int:
     return 0
 
 
-def _overrides(options: Namespace) -> dict[str, Any]:
+def settings_of(options: Namespace, model: str) -> Settings:
+    """What `add_climb_options` has declared.
+
+    Raises:
+        AdvCAMError: a part of the recipe is given in two ways.
+    """
+    from advcam_attr.pipelines.attribute import Settings
+
+    return Settings(
+        model_choice(model, options, options.random_weights, options.labels),
+        targets=tuple(options.target or ["top1"]),
+        base=options.base,
+        recipe=options.recipe,
+        overrides=overrides_of(options),
+        layer=options.layer,
+        probability=options.probability,
+        saliency=path_of(options.saliency),
+        device=options.device,
+        batch_size=options.batch_size,
+    )
+
+
+def overrides_of(options: Namespace) -> dict[str, Any]:
     """The recipe's parts that are given as options of their own and by ``--set``.
 
     Raises:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from advcam_attr import __version__, recipes
 from advcam_attr.attr.advcam import AdvCAM
+from advcam_attr.climbing.loop import totals
 from advcam_attr.data.images import is_image, read_rgb
 from advcam_attr.engine.devices import choose_device
 from advcam_attr.files import digest, make_folder, replacing, write_bytes, write_json
@@ -111,8 +112,9 @@ def attribute_images(images: Sequence[Path], out: Path, settings: Settings) -> I
     """Attribute image files; write ``NAME.CLASS.png``, ``NAME.safetensors`` and ``NAME.json`` for each into a folder.
 
     NAME is the file's stem, with its folder before it where two images share the stem. The safetensors file holds
-    ``advcam`` and ``base`` (step 0 alone), raw and signed, each ``(T, H, W)`` in the frame of the model's input, and
-    their classes ``targets``, ``(T,)``. Images that are done with the same settings are kept as they are.
+    ``advcam`` and ``base`` (step 0 alone), raw and signed, each ``(T, H, W)`` in the frame of the model's input, their
+    classes ``targets``, ``(T,)``, and ``steps``, the sums after each of S steps on the map's own grid, ``(T, S + 1, h,
+    w)``, at the scale nearest 1. Images that are done with the same settings are kept as they are.
 
     Args:
         images: the files; see `advcam_attr.data.images.expand_images`.
@@ -184,11 +186,13 @@ class _Ready:
 
 @dataclass(frozen=True)
 class _Maps:
-    """What a climb of one image gave: maps of its T classes, each ``(T, H, W)``, and their scores."""
+    """What a climb of one image gave: maps of its T classes, each ``(T, H, W)``, their scores, and ``steps``: the sums
+    after each of S steps at the scale nearest the image's own, ``(T, S + 1, h, w)``."""
 
     advcam: Tensor
     base: Tensor
     scores: list[tuple[ScaleScores, ...]]
+    steps: Tensor
 
 
 @dataclass(frozen=True)
@@ -274,16 +278,22 @@ class _Run:
         classes = [ready.targets for ready in batch]
         rows = torch.tensor([c for one in classes for c in one], device=self.device)
         steps: list[tuple[int, Tensor]] = []
+        walk: list[ClimbStep] = []
 
         def note(step: ClimbStep) -> None:
             logits = step.logits[:, 0]  # of the image; a mirror image comes after it
             likely = logits.softmax(1) if self.settings.probability == "softmax" else logits.sigmoid()
             steps.append((step.index, torch.stack([v.gather(1, rows[:, None])[:, 0] for v in (logits, likely)])))
+            walk.append(dataclasses.replace(step, x=step.x[:0]))
 
         advcam = self.advcam.attribute_classes(x, classes, saliency=saliency, on_step=note)
         base = self.advcam.attribute_classes(x, classes, saliency=saliency, steps=0)
         starts = [i for i, (index, _) in enumerate(steps) if index == 0]
-        by_scale = [torch.stack([v for _, v in steps[a:b]]).cpu() for a, b in pairwise([*starts, len(steps)])]
+        bounds = list(pairwise([*starts, len(steps)]))
+        scales = self.advcam.recipe.scales
+        first, last = bounds[min(range(len(scales)), key=lambda i: abs(scales[i] - 1))]
+        sums = torch.stack([summed for _, summed in totals(walk[first:last], self.advcam.recipe.aggregate)], 1).cpu()
+        by_scale = [torch.stack([v for _, v in steps[a:b]]).cpu() for a, b in bounds]
         scores = [
             tuple(
                 ScaleScores(scale, *(tuple(round(float(v), 6) for v in values) for values in track[:, :, row].T))
@@ -293,7 +303,7 @@ class _Run:
         ]
         ends = list(accumulate(len(one) for one in classes))
         return [
-            _Maps(a[:, 0].cpu(), b[:, 0].cpu(), scores[end - len(one) : end])
+            _Maps(a[:, 0].cpu(), b[:, 0].cpu(), scores[end - len(one) : end], sums[end - len(one) : end])
             for a, b, one, end in zip(advcam, base, classes, ends, strict=True)
         ]
 
@@ -313,7 +323,12 @@ class _Run:
         for name, drawing in zip(names, drawings, strict=True):
             with replacing(self.out / name) as file:
                 drawing.save(file)
-        tensors = {"advcam": maps.advcam, "base": maps.base, "targets": torch.tensor(ready.targets)}
+        tensors = {
+            "advcam": maps.advcam,
+            "base": maps.base,
+            "steps": maps.steps,
+            "targets": torch.tensor(ready.targets),
+        }
         # save_file would make it readable for its owner alone
         write_bytes(record.with_suffix(".safetensors"), save({k: tensor.contiguous() for k, tensor in tensors.items()}))
         files = [*names, record.with_suffix(".safetensors").name]

@@ -1,0 +1,95 @@
+"""Evaluations of CAM's and AdvCAM's seeds in; the images that lose (or gain) most, and their gallery, out (Fig. 13)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from advcam_attr.analysis.class_gains import require_same_images
+from advcam_attr.metrics import measures
+from advcam_attr.metrics.evaluation import SeedEvaluation
+from advcam_attr.report.figures import heat_over, labels_over, panels
+from advcam_attr.types import ClassMaps
+
+
+@dataclass(frozen=True)
+class ImageGains:
+    """How much better AdvCAM's seed of each image is than CAM's, the largest loss first; shares of 1.
+
+    Attributes:
+        ids: the images.
+        cam, advcam: mean IoU over the classes that occur in the image's truth or seed, the background included.
+        thresholds: of CAM and AdvCAM; each is the best over all images.
+    """
+
+    ids: tuple[str, ...]
+    cam: tuple[float, ...]
+    advcam: tuple[float, ...]
+    thresholds: tuple[float, float]
+
+    def gain(self) -> tuple[float, ...]:
+        """AdvCAM's less CAM's."""
+        return tuple(b - a for a, b in zip(self.cam, self.advcam, strict=True))
+
+    def describe(self) -> dict[str, Any]:
+        """As JSON has it."""
+        columns = {"id": self.ids, "cam": self.cam, "advcam": self.advcam, "gain": self.gain()}
+        return {
+            "thresholds": {"cam": self.thresholds[0], "advcam": self.thresholds[1]},
+            "worse": sum(gain < 0 for gain in self.gain()),
+            "images": [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)],
+        }
+
+
+def image_gains(cam: SeedEvaluation, advcam: SeedEvaluation) -> ImageGains:
+    """Compare two evaluations image by image, each cut at its best threshold over all of them.
+
+    Raises:
+        AdvCAMError: the evaluations are of other images.
+    """
+    require_same_images(cam, advcam)
+    thresholds = cam.sweep.best_threshold(), advcam.sweep.best_threshold()
+    both = [
+        measures.mean_iou(one.images.marginals(one.sweep.place(threshold))).nan_to_num(1.0).tolist()
+        for one, threshold in zip((cam, advcam), thresholds, strict=True)
+    ]
+    rows = sorted(zip(cam.scope.ids, *both, strict=True), key=lambda row: (row[2] - row[1], row[0]))
+    ids, before, after = zip(*rows, strict=True)
+    return ImageGains(ids, before, after, thresholds)
+
+
+@dataclass(frozen=True)
+class Shown:
+    """One image of the gallery.
+
+    Attributes:
+        caption: its name, classes and scores.
+        picture: ``(H, W, 3)`` in [0, 1].
+        truth: ``(H, W)`` labels, void as background.
+        cam, advcam: the maps.
+        seeds: label maps cut from them, ``(H, W)`` each.
+    """
+
+    caption: str
+    picture: np.ndarray
+    truth: np.ndarray
+    cam: ClassMaps
+    advcam: ClassMaps
+    seeds: tuple[np.ndarray, np.ndarray]
+
+
+def plot_failures(shown: Sequence[Shown]) -> Image.Image:
+    """One row an image: picture, truth, and for CAM and AdvCAM the strongest class's map and the seed."""
+    rows = []
+    for one in shown:
+        row = [one.picture, labels_over(one.picture, one.truth, "Paired")]
+        for maps, seed in zip((one.cam, one.advcam), one.seeds, strict=True):
+            heat = maps.high_res.numpy().max(0) if maps.classes else np.zeros(one.picture.shape[:2])
+            row += [heat_over(one.picture, heat), labels_over(one.picture, seed, "Paired")]
+        rows.append(row)
+    titles = ["image", "truth", "CAM", "seed of CAM", "AdvCAM", "seed of AdvCAM"]
+    return panels(rows, titles, [one.caption for one in shown], cell=150)

@@ -1,0 +1,141 @@
+"""Images at the end of climbs and attacks in; the classification loss around them out (Fig. 3)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from advcam_attr.analysis.plotting import figure, plain
+from advcam_attr.analysis.rows import rounded
+from advcam_attr.climbing.objective import Target
+from advcam_attr.climbing.state import ClimbState
+from advcam_attr.heads import HeadView, undisturbed
+from advcam_attr.registry import lookup
+from advcam_attr.types import AdvCAMError
+
+#: A loss of logits ``(B, K)`` and classes ``(B,)``: ``(B,)``.
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
+    """-log softmax(y)_c, for classifiers of one class an image."""
+    return F.cross_entropy(logits, target, reduction="none")
+
+
+def binary_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
+    """-log sigmoid(y_c), for classifiers of several classes an image, of which only c is known to be there."""
+    return F.softplus(-logits.gather(1, target[:, None])[:, 0])
+
+
+LOSSES: dict[str, Loss] = {"softmax": cross_entropy, "sigmoid": binary_cross_entropy}
+
+
+@dataclass(frozen=True)
+class Attack:
+    """The negative of the class score: what descends it step by step is an adversarial attack (Eq. 1)."""
+
+    def __call__(self, state: ClimbState) -> Tensor:
+        return -Target()(state)
+
+
+@dataclass(frozen=True)
+class Landscape:
+    """The loss of R images moved by a·n + b·r.
+
+    Attributes:
+        distance: P values that a and b take; the root mean square of the change of the input's values.
+        loss: ``(R, P, P)``, a down and b across.
+    """
+
+    distance: tuple[float, ...]
+    loss: Tensor
+
+    def rise(self) -> Tensor:
+        """How much the loss changes from the image to the farthest point along n, for each row, ``(R,)``."""
+        middle = len(self.distance) // 2
+        return self.loss[:, -1, middle] - self.loss[:, middle, middle]
+
+    def describe(self) -> dict[str, Any]:
+        """As JSON has it: the mean surface, and how far each row's loss rises along its gradient."""
+        return {
+            "distance": list(self.distance),
+            "mean_loss": rounded(self.loss.mean(0)),
+            "rise_along_gradient": rounded(self.rise()),
+        }
+
+
+def landscape(
+    view: HeadView,
+    images: Tensor,
+    target: Tensor,
+    *,
+    loss: str | Loss = "softmax",
+    reach: float = 0.1,
+    points: int = 11,
+    seed: int = 0,
+) -> Landscape:
+    """The loss of images moved along their loss's gradient n and a random direction r of the same norm (Fig. 3).
+
+    Both directions have a root mean square of 1. A loss without any gradient has none of the first.
+
+    Args:
+        view: the classifier.
+        images: ``(R, C, H, W)``: where a climb or an attack has ended, say.
+        target: the class of each, ``(R,)``.
+        loss: ``"softmax"``, ``"sigmoid"`` or a function of float64 logits and classes.
+        reach: the largest distance, in units of the net's input.
+        points: P, odd: how many distances there are on each axis.
+        seed: of r. Rows differ; a row's direction depends on nothing but the seed, its place and its size.
+
+    Raises:
+        AdvCAMError: an even number of points, one alone, or a reach that is not positive.
+    """
+    measure = lookup(loss, LOSSES, "loss")
+    if points < 3 or points % 2 == 0 or reach <= 0:
+        raise AdvCAMError(f"a landscape needs an odd number of points above 1, and a reach, got {points} and {reach}")
+    generator = torch.Generator().manual_seed(seed)
+    random = torch.randn(images.shape, generator=generator).to(images)
+    distance = torch.linspace(-reach, reach, points, dtype=torch.float64)
+    with undisturbed(view.model):
+        leaf = images.detach().requires_grad_()
+        (gradient,) = torch.autograd.grad(measure(view(leaf).logits.double(), target).sum(), leaf)
+        n, r = _unit(gradient), _unit(random)
+        found = torch.empty(len(images), points, points, dtype=torch.float64)
+        with torch.no_grad():
+            for i, a in enumerate(distance.tolist()):
+                for j, b in enumerate(distance.tolist()):
+                    found[:, i, j] = measure(view(images + a * n + b * r).logits.double(), target).cpu()
+    return Landscape(tuple(distance.tolist()), found.float())
+
+
+def _unit(direction: Tensor) -> Tensor:
+    """With a root mean square of 1 in each row; zero stays zero."""
+    size = direction.double().square().mean((1, 2, 3), keepdim=True).sqrt()
+    return torch.where(size > 0, direction / size.clamp_min(1e-300), 0.0).to(direction.dtype)
+
+
+def plot_landscape(found: Mapping[str, Landscape]) -> Figure:
+    """The mean surface of each variant, all on one scale.
+
+    Args:
+        found: by what was done to the images: nothing, a climb, an attack.
+    """
+    surfaces = {name: one.loss.mean(0) for name, one in found.items()}
+    low, high = min(float(s.min()) for s in surfaces.values()), max(float(s.max()) for s in surfaces.values())
+    drawing, axes = figure(1, len(found), width=3.6)
+    for place, (name, surface) in zip(axes[0], surfaces.items(), strict=True):
+        distance = found[name].distance
+        share = torch.linspace(0, 1, 17).square()  # finer where the loss is low
+        levels = (low + share * (high - low if high > low else 1.0)).tolist()
+        drawn = place.contourf(distance, distance, surface.numpy(), levels=levels, cmap="viridis")
+        middle = float(surface[len(distance) // 2, len(distance) // 2])
+        plain(place, f"{name}: loss {middle:.3g}", "along a random direction r", "along the loss's gradient n")
+        place.plot(0, 0, "o", color="white", markeredgecolor="black", markersize=5)
+    drawing.colorbar(drawn, ax=list(axes[0]), label="classification loss", format="%.2g")
+    return drawing

@@ -1,0 +1,58 @@
+"""A grid's shape in; a Matplotlib figure with its axes, drawn by Agg and known to nobody else, out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+#: Told apart with any kind of colour vision, and in grey (Okabe and Ito).
+BLUE, ORANGE, GREEN, RED, GREY = "#0072b2", "#e69f00", "#009e73", "#d55e00", "#666666"
+CYCLE = (BLUE, RED, GREEN, ORANGE, "#cc79a7", "#56b4e9", GREY)
+
+
+def figure(rows: int = 1, columns: int = 1, *, width: float = 4.2, height: float = 3.2) -> tuple[Figure, np.ndarray]:
+    """An empty figure.
+
+    Args:
+        rows, columns: of its axes.
+        width, height: of one pair of axes, in inches.
+
+    Returns:
+        The figure, and its axes, ``(rows, columns)``.
+
+    Example:
+        >>> drawing, axes = figure(1, 2)
+        >>> axes.shape
+        (1, 2)
+    """
+    drawing = Figure(figsize=(width * columns, height * rows), layout="constrained")
+    FigureCanvasAgg(drawing)
+    return drawing, drawing.subplots(rows, columns, squeeze=False)
+
+
+def plain(axes: Any, title: str = "", x: str = "", y: str = "") -> None:
+    """Titles, and nothing that draws the eye from the data."""
+    axes.set_title(title, fontsize=10)
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    axes.grid(alpha=0.25, linewidth=0.6)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+
+
+def picture(axes: Any, image: np.ndarray, title: str = "", **options: Any) -> None:
+    """A picture without axes."""
+    axes.imshow(image, **options)
+    axes.set_title(title, fontsize=9)
+    axes.set_xticks([])
+    axes.set_yticks([])
+    for side in axes.spines.values():
+        side.set_visible(False)
+
+
+def shortened(text: str, letters: int = 24) -> str:
+    """A name that fits over a picture."""
+    return text if len(text) <= letters else text[: letters - 1] + "…"

@@ -1,0 +1,99 @@
+"""Steps of a climb in; the scores of each map's pixels in decreasing order, out (Fig. 15)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from advcam_attr.analysis.plotting import BLUE, RED, figure, plain
+from advcam_attr.analysis.rows import rounded
+from advcam_attr.climbing.loop import totals
+from advcam_attr.climbing.maps import add
+from advcam_attr.climbing.state import Aggregate
+from advcam_attr.types import ClimbStep
+
+#: At how many shares of the pixels a curve is kept.
+POINTS = 101
+
+
+@dataclass(frozen=True)
+class ScoreCurves:
+    """The sorted scores of R maps before and after a climb.
+
+    Attributes:
+        share: Q shares of the pixels, 0 to 1.
+        cam: ``(R, Q)``, the score that this share of the clean image's map exceeds; each map's peak is 1.
+        advcam: the same of the sum over the steps.
+    """
+
+    share: tuple[float, ...]
+    cam: Tensor
+    advcam: Tensor
+
+    def describe(self) -> dict[str, Any]:
+        """As JSON has it: the mean curves, and the mean score of each, which is the area below its curve."""
+        curves = {"cam": self.cam.mean(0), "advcam": self.advcam.mean(0)}
+        share = torch.tensor(self.share, dtype=torch.float64)
+        area = {name: float(torch.trapezoid(curve.double(), share)) for name, curve in curves.items()}
+        return {
+            "maps": len(self.cam),
+            "share": list(self.share),
+            **{name: rounded(curve) for name, curve in curves.items()},
+            "area": {name: round(value, 6) for name, value in area.items()},
+        }
+
+
+def score_curves(
+    walk: Iterable[ClimbStep], size: tuple[int, int], aggregate: Aggregate = add, points: int = POINTS
+) -> ScoreCurves:
+    """Sort the scores of the clean image's map and of the climb's sum (Fig. 15).
+
+    Maps are brought to the image's size (bilinear), lose their negative values and are divided by their peak.
+
+    Args:
+        walk: from `advcam_attr.climbing.climb`.
+        size: height and width of the images.
+        aggregate: what the maps of the steps become one by.
+        points: Q, at least 2.
+
+    Example:
+        >>> from advcam_attr.types import ClimbStep
+        >>> maps = torch.tensor([[[4.0, 1.0, 0.0]]]), torch.tensor([[[4.0, 3.0, 0.0]]])
+        >>> none, all_climb = torch.empty(0), torch.tensor([True])
+        >>> found = score_curves((ClimbStep(t, none, none, m, none, all_climb) for t, m in enumerate(maps)), (1, 3), points=3)
+        >>> found.cam.tolist(), found.advcam.tolist()
+        ([[1.0, 0.25, 0.0]], [[1.0, 0.5, 0.0]])
+    """  # noqa: E501
+    first: Tensor | None = None
+    for step, total in totals(walk, aggregate):
+        first = step.maps if first is None else first
+        summed = total
+    assert first is not None
+    share = torch.linspace(0, 1, points, dtype=torch.float64)
+    return ScoreCurves(tuple(share.tolist()), *(_sorted(maps, size, share) for maps in (first, summed)))
+
+
+def _sorted(maps: Tensor, size: tuple[int, int], share: Tensor) -> Tensor:
+    large = F.interpolate(maps[:, None].double().cpu(), size, mode="bilinear", align_corners=False)[:, 0].relu()
+    scores = (large / large.amax((1, 2), keepdim=True).clamp_min(1e-300)).flatten(1).sort(1, descending=True).values
+    return scores[:, (share * (scores.shape[1] - 1)).round().long()].float()
+
+
+def plot_score_curves(found: ScoreCurves) -> Figure:
+    """The mean curves of CAM and AdvCAM, and the quartiles over maps."""
+    drawing, axes = figure(width=5)
+    place = axes[0, 0]
+    for name, curves, colour in (("CAM", found.cam, BLUE), ("AdvCAM", found.advcam, RED)):
+        place.plot(found.share, curves.mean(0), color=colour, label=name)
+        lower, upper = curves.quantile(torch.tensor([0.25, 0.75]), 0)
+        place.fill_between(found.share, lower, upper, color=colour, alpha=0.18, linewidth=0)
+    maps = "one map" if len(found.cam) == 1 else f"mean and quartiles of {len(found.cam)} maps"
+    plain(place, f"sorted scores, {maps}", "share of the pixels", "score / peak")
+    place.legend(frameon=False)
+    return drawing

@@ -1,0 +1,106 @@
+"""Evaluations of seeds by a setting's value in; curves of their quality and noise out (Fig. 11, Table XI)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from advcam_attr.analysis.plotting import CYCLE, figure, plain
+from advcam_attr.metrics.evaluation import SeedEvaluation
+from advcam_attr.types import AdvCAMError
+
+#: The settings that curves are drawn over, in the paper's letters.
+SETTINGS = {"steps": "steps T", "lambda": "λ", "tau": "τ", "xi": "ξ"}
+
+
+@dataclass(frozen=True)
+class SeedCurve:
+    """How seeds fare over the values of one setting; shares of 1.
+
+    Attributes:
+        name: what is alike along the curve, e.g. ``"with regularization"``.
+        values: n of the setting, ascending.
+        mean_iou: the seeds', at the best threshold of each value.
+        noise: the share of their foreground that is truly background.
+        threshold: the best of each.
+    """
+
+    name: str
+    values: tuple[float, ...]
+    mean_iou: tuple[float, ...]
+    noise: tuple[float, ...]
+    threshold: tuple[float, ...]
+
+    def describe(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return {
+            "name": self.name,
+            "values": list(self.values),
+            "mean_iou": [round(v, 6) for v in self.mean_iou],
+            "noise": [round(v, 6) if v == v else None for v in self.noise],
+            "threshold": list(self.threshold),
+        }
+
+
+def seed_curve(name: str, found: Mapping[float, SeedEvaluation]) -> SeedCurve:
+    """The curve of evaluations by value.
+
+    The background threshold is the best at each value, on the masks that are scored, as in the paper.
+
+    Raises:
+        AdvCAMError: no value.
+    """
+    if not found:
+        raise AdvCAMError(f"no seeds for the curve {name!r}: give at least one value")
+    values = tuple(sorted(found))
+    best = {value: found[value].sweep.best_threshold() for value in values}
+    scores = [found[value].at(best[value]).scores() for value in values]
+    return SeedCurve(
+        name,
+        values,
+        tuple(one.mean_iou for one in scores),
+        tuple(one.noise for one in scores),
+        tuple(best.values()),
+    )
+
+
+def plot_seed_curves(found: Mapping[str, Sequence[SeedCurve]], images: int) -> Figure:
+    """Mean IoU above, noise below, one column a setting.
+
+    Args:
+        found: curves by setting, see `SETTINGS`.
+        images: how many were scored.
+    """
+    drawing, axes = figure(2, len(found), width=3.6, height=2.7)
+    for column, (setting, curves) in enumerate(found.items()):
+        for curve, colour in zip(curves, CYCLE, strict=False):
+            line = {"color": colour, "label": curve.name, "marker": "o", "markersize": 3}
+            axes[0, column].plot(curve.values, [100 * v for v in curve.mean_iou], **line)
+            axes[1, column].plot(curve.values, [100 * v for v in curve.noise], **line)
+        plain(axes[0, column], "", "", "seed mIoU, %")
+        plain(axes[1, column], "", SETTINGS.get(setting, setting), "noise, %")
+        if len(curves) > 1:
+            axes[1, column].legend(frameon=False, fontsize=8)
+    drawing.suptitle(f"seeds of {images} images, each at its best threshold", fontsize=10)
+    return drawing
+
+
+def plot_final_map(found: Mapping[str, SeedEvaluation]) -> Figure:
+    """Mean IoU over the background threshold, one line a design of the final map (Table XI).
+
+    Args:
+        found: evaluations by design.
+    """
+    drawing, axes = figure(width=4.8)
+    place = axes[0, 0]
+    for (name, one), colour in zip(found.items(), CYCLE, strict=False):
+        curve, best = one.sweep.mean_iou(), one.sweep.best_threshold()
+        top = float(curve.nan_to_num(0).max())
+        place.plot(one.sweep.thresholds, 100 * curve, color=colour, label=f"{name}: {100 * top:.1f} at {best:.2f}")
+        place.plot(best, 100 * top, "o", color=colour)
+    plain(place, "design of the final map", "background threshold", "seed mIoU, %")
+    place.legend(frameon=False, fontsize=8)
+    return drawing

@@ -1,0 +1,155 @@
+"""``advcam analyze``: the paper's analyses, as figures and numbers."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jsonargparse import Namespace
+
+from advcam_attr.cli.attribute import add_climb_options, overrides_of, settings_of
+from advcam_attr.cli.options import MODEL_HELP, numbers
+from advcam_attr.cli.parser import Command, Parser
+
+if TYPE_CHECKING:
+    from advcam_attr.data.segmentation import SegmentationData
+    from advcam_attr.pipelines.seed_settings import SeedSettings
+
+#: How many toy scenes are looked at unless another number is given: as images, and as a data set with masks.
+_TOY_IMAGES, _TOY_DATA = 12, 60
+
+
+def _add_options(parser: Parser) -> None:
+    parser.add_argument("name", nargs="?", metavar="NAME", help="one of --list, or several between commas")
+    parser.add_argument("images", nargs="*", metavar="IMAGE", help="image files and folders of them")
+    parser.add_argument("--list", action="store_true", help="tell all analyses")
+    parser.add_argument("--demo", action="store_true", help="look at toy scenes with the demonstration's net, offline")
+    parser.add_argument("--model", type=str, metavar="MODEL", help=MODEL_HELP)
+    parser.add_argument("--out", type=str, metavar="DIR",
+                        help="folder of the results (default: analysis, or RUN/analysis)")  # fmt: skip
+    parser.add_argument("--first", type=int, metavar="N", help="only the first N images")
+    parser.add_argument("--at", type=int, nargs="+", metavar="t", help="steps whose pictures are shown (default: five)")
+    parser.add_argument("--perplexity", type=float, metavar="P", help="of t-SNE (default: 30, or less for few images)")
+    parser.add_argument("--reach", type=float, default=0.1, metavar="D",
+                        help="how far a loss landscape goes, in the input's units (default: %(default)s)")  # fmt: skip
+    parser.add_argument("--seed", type=int, default=0, help="of t-SNE and random directions (default: %(default)s)")
+    parser.add_argument("--run", type=str, metavar="RUN", help="run folder of advcam wsss: its data, net and recipe")
+    parser.add_argument("--data", type=str, metavar="DIR", help="data set with masks, whose classes are the model's")
+    parser.add_argument("--kind", choices=["voc", "coco"], default="voc", help="of data set (default: %(default)s)")
+    parser.add_argument("--split", type=str, default="train", help="images that are scored (default: %(default)s)")
+    parser.add_argument("--sweep", type=int, nargs="+", metavar="T", help="numbers of steps (default: ten or less)")
+    parser.add_argument("--lambdas", type=float, nargs="+", metavar="λ", help="also these weights of the restriction")
+    parser.add_argument("--taus", type=float, nargs="+", metavar="τ", help="also these shares of the restricted peak")
+    parser.add_argument("--xis", type=float, nargs="+", metavar="ξ", help="also these sizes of a step")
+    add_climb_options(parser)
+
+
+def _run(options: Namespace) -> int:
+    from advcam_attr.pipelines import analyze
+    from advcam_attr.types import AdvCAMError
+
+    if options.list:
+        print(analyze.listing())
+        return 0
+    if options.name is None:
+        raise AdvCAMError("analyze needs NAME: see advcam analyze --list")
+    if options.first is not None and options.first < 1:
+        raise AdvCAMError(f"--first takes a number above 0, got {options.first}")
+    names = analyze.parse_names(options.name)
+    if names[0] in analyze.IMAGE_ANALYSES:
+        _analyze_images(names, options)
+    else:
+        _analyze_data(names, options)
+    return 0
+
+
+def _analyze_images(names: tuple[str, ...], options: Namespace) -> None:
+    from advcam_attr.data.images import expand_images
+    from advcam_attr.pipelines import analyze
+    from advcam_attr.pipelines.analyze_images import ImageOptions
+    from advcam_attr.types import AdvCAMError
+
+    chosen = ImageOptions(None if options.at is None else tuple(options.at), options.perplexity, options.reach,
+                          seed=options.seed)  # fmt: skip
+    out, name = Path(options.out or "analysis"), options.name
+    if options.saliency is not None or options.run is not None or options.data is not None:
+        given = next(o for o in ("saliency", "run", "data") if options[o] is not None)
+        raise AdvCAMError(f"{name} takes image files and a --model (or --demo), not --{given}")
+    if options.demo:
+        count = options.first or _TOY_IMAGES
+        analyze.analyze_toy_images(names, count, out, settings_of(options, "demo"), chosen, print)
+        return
+    if not options.images or options.model is None:
+        raise AdvCAMError(f"{name} needs image files and a --model, or --demo")
+    images = expand_images(options.images)[: options.first]
+    analyze.analyze_files(names, images, out, settings_of(options, options.model), chosen, print)
+
+
+def _analyze_data(names: tuple[str, ...], options: Namespace) -> None:
+    from advcam_attr.data.saliency import SaliencyFolder
+    from advcam_attr.pipelines import analyze
+    from advcam_attr.pipelines.analyze_seeds import SeedOptions
+    from advcam_attr.pipelines.seed_settings import SeedSettings
+    from advcam_attr.types import AdvCAMError
+
+    given = [o for o in ("run", "data", "demo") if options[o]]
+    if len(given) != 1 or options.images:
+        raise AdvCAMError(f"{options.name} needs masks: give --run RUN, --data DIR with a --model, or --demo")
+    swept = {"steps": options.sweep, "weights": options.lambdas, "thresholds": options.taus, "sizes": options.xis}
+    given_values: dict[str, Any] = {name: tuple(values) for name, values in swept.items() if values is not None}
+    chosen = SeedOptions(**given_values)
+    detector = None if options.saliency is None else SaliencyFolder(Path(options.saliency))
+    made: dict[str, Any] = {"recipe": options.recipe, "overrides": _without_scales(options), "base": options.base,
+                            "layer": options.layer, "scales": numbers(options.scales) or (1.0,), "saliency": detector,
+                            "batch_rows": options.batch_size, "device": options.device}  # fmt: skip
+    out = Path(options.out or ("analysis" if options.run is None else f"{options.run}/analysis"))
+    if options.demo:
+        count = options.first or _TOY_DATA
+        analyze.analyze_toy_data(names, count, out, SeedSettings(**made), chosen, print)
+        return
+    net, data, settings = _of_run(options, made) if options.run else _of_data(options, made)
+    data = replace(data, samples=data.samples[: options.first])
+    analyze.analyze_data(names, net, data, out, settings, chosen, print)
+
+
+def _without_scales(options: Namespace) -> dict[str, Any]:
+    return {name: part for name, part in overrides_of(options).items() if name != "scales"}
+
+
+def _of_run(options: Namespace, made: dict[str, Any]) -> tuple[Any, SegmentationData, SeedSettings]:
+    """Net, data and settings of a run folder; the recipe is the run's, with the command line's changes."""
+    from advcam_attr.attr.generators import base_of
+    from advcam_attr.cli.wsss import read_config
+    from advcam_attr.pipelines import wsss
+    from advcam_attr.pipelines.seed_settings import SeedSettings
+    from advcam_attr.pipelines.wsss_config import config_of
+
+    config = read_config(config_of(Path(options.run)))
+    config = replace(config, run=options.run)
+    data = wsss.read_split(config.data, config.data.score)
+    net, mean, std = wsss.seed_net(config, data, print)
+    base = base_of(net) if config.net.generator else config.seeds.base
+    scales = numbers(options.scales) or config.seeds.scales
+    own = {"recipe": config.seeds.recipe, "overrides": {**config.seeds.overrides, **made["overrides"]}, "base": base}
+    return net, data, SeedSettings(**{**made, **own, "scales": scales, "mean": mean, "std": std})
+
+
+def _of_data(options: Namespace, made: dict[str, Any]) -> tuple[Any, SegmentationData, SeedSettings]:
+    """Net, data and settings from ``--model`` and ``--data``."""
+    from advcam_attr.pipelines.seed_settings import SeedSettings
+    from advcam_attr.pipelines.wsss import read_split
+    from advcam_attr.pipelines.wsss_config import DataConfig
+    from advcam_attr.types import AdvCAMError
+
+    if options.model is None:
+        raise AdvCAMError(f"{options.name} needs a --model whose classes are those of --data")
+    data = read_split(DataConfig(options.data, options.kind), options.split)
+    loaded = settings_of(options, options.model).model.load()
+    prepared = loaded.preprocessing
+    if prepared.mean is None or prepared.std is None:
+        raise AdvCAMError(f"nobody knows the normalisation of {options.model}: give --mean and --std")
+    return loaded.model, data, SeedSettings(**made, mean=tuple(prepared.mean), std=tuple(prepared.std))
+
+
+COMMAND = Command("the paper's analyses, as figures and numbers", _add_options, _run)

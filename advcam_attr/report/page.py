@@ -1,0 +1,217 @@
+"""Sections in; one HTML page that holds everything it shows, and asks nobody for anything, out."""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from PIL import Image
+
+from advcam_attr.data.masks import palette
+from advcam_attr.report.tables import Table
+
+T = TypeVar("T")
+
+#: The long side of the gallery's pictures and of their heat maps, in pixels: 500 images of ten steps are 15 MB.
+PICTURE, HEAT = 200, 48
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A plot.
+
+    Attributes:
+        title: of the plot; also what a screen reader tells.
+        source: a data URI.
+        text: what it shows, in words.
+    """
+
+    title: str
+    source: str
+    text: str = ""
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One map or label map of an entry.
+
+    Attributes:
+        label: e.g. ``"AdvCAM, t = 3"`` or ``"truth"``.
+        source: a data URI: a grey map, or a label map in colours, transparent where there is background.
+    """
+
+    label: str
+    source: str
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One image of the gallery.
+
+    Attributes:
+        name: of the image.
+        classes: names of the classes that are mapped.
+        source: its picture, a data URI.
+        size: width and height of the picture.
+        steps: the maps that the slider walks.
+        labels: label maps: seed, pseudo mask, truth.
+        score: in words.
+        gain: what entries are sorted by; None where nothing is known.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    source: str
+    size: tuple[int, int]
+    steps: tuple[Frame, ...]
+    labels: tuple[Frame, ...] = ()
+    score: str = ""
+    gain: float | None = None
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the page: any of tables, figures and a gallery, below a heading.
+
+    Attributes:
+        title: the heading.
+        notes: sentences.
+        tables, figures: what is shown.
+        gallery: its entries.
+        gain: what the entries' gain is, e.g. ``"gain in IoU over CAM"``.
+    """
+
+    title: str
+    notes: tuple[str, ...] = ()
+    tables: tuple[Table, ...] = ()
+    figures: tuple[Figure, ...] = ()
+    gallery: tuple[Entry, ...] = ()
+    gain: str = "gain"
+
+
+def render(title: str, subtitle: str, sections: Sequence[Section]) -> str:
+    """The page.
+
+    Every name is escaped, whatever it holds; a content security policy in the page forbids all requests.
+
+    Args:
+        title: of the page.
+        subtitle: below it.
+        sections: in their order; at most one has a gallery.
+
+    Example:
+        >>> "A &lt;b&gt; run" in render("A <b> run", "", [Section("Nothing")])
+        True
+    """
+    environment = Environment(
+        loader=PackageLoader("advcam_attr.report", ""), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True,
+    )  # fmt: skip
+    parts: list[dict[str, Any]] = [
+        {**vars(section), "id": f"s{number}", "entries": [asdict(entry) for entry in section.gallery]}
+        for number, section in enumerate(sections)
+    ]
+    return environment.get_template("page.html.j2").render(
+        title=title, subtitle=subtitle, sections=parts, heat=_heat_tables()
+    )
+
+
+def picture_uri(image: Image.Image) -> tuple[str, tuple[int, int]]:
+    """A small JPEG of a picture, and its width and height."""
+    small = image.convert("RGB")
+    small.thumbnail((PICTURE, PICTURE), Image.Resampling.LANCZOS)
+    return _uri(small, "JPEG", quality=72), small.size
+
+
+def heat_uri(heat: np.ndarray) -> str:
+    """A grey PNG of a map ``(h, w)``, its peak white, what is not positive black.
+
+    Example:
+        >>> heat_uri(np.eye(3))[:22]
+        'data:image/png;base64,'
+    """
+    positive = np.clip(np.nan_to_num(heat, nan=0.0, posinf=0.0, neginf=0.0), 0, None)
+    scaled = positive / max(float(positive.max()), np.finfo(np.float32).tiny)
+    image = Image.fromarray(np.round(255 * scaled).astype(np.uint8))
+    if max(image.size) > HEAT:
+        image.thumbnail((HEAT, HEAT), Image.Resampling.BILINEAR)
+    return _uri(image, "PNG", optimize=True)
+
+
+def labels_uri(labels: np.ndarray) -> str:
+    """A PNG of a label map ``(H, W)`` uint8 in PASCAL VOC's colours, transparent where there is background."""
+    image = Image.fromarray(labels)
+    image.thumbnail((PICTURE, PICTURE), Image.Resampling.NEAREST)
+    small = np.asarray(image)
+    used = np.unique(small)
+    colours = palette()[used]
+    indexed = Image.fromarray(np.searchsorted(used, small).astype(np.uint8))
+    indexed.putpalette(colours.ravel().tolist())
+    clear = {"transparency": 0} if len(used) and used[0] == 0 else {}
+    return _uri(indexed, "PNG", optimize=True, **clear)
+
+
+def file_uri(content: bytes, kind: str = "image/png") -> str:
+    """Bytes as a data URI."""
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def _uri(image: Image.Image, kind: str, **options: Any) -> str:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return file_uri(buffer.getvalue(), f"image/{kind.lower()}")
+
+
+def _heat_tables() -> dict[str, str]:
+    """Red, green and blue of the colour map ``turbo`` as an SVG filter's table."""
+    import matplotlib
+
+    colours = matplotlib.colormaps["turbo"](np.linspace(0, 1, 33))
+    return {name: " ".join(f"{v:.3f}" for v in colours[:, k]) for k, name in enumerate("RGB")}
+
+
+def most_telling(items: Sequence[T], gain: Callable[[T], float], limit: int) -> list[T]:
+    """So many items: those of the largest losses and those of the largest gains, half and half.
+
+    Example:
+        >>> most_telling([3.0, -1.0, 0.0, 2.0], lambda value: value, 2)
+        [-1.0, 3.0]
+    """
+    if len(items) <= limit:
+        return list(items)
+    ordered = sorted(items, key=gain)
+    return ordered[: (limit + 1) // 2] + ordered[len(ordered) - limit // 2 :]
+
+
+def parse_tables(text: str) -> tuple[tuple[Table, ...], tuple[str, ...]]:
+    """The tables of a Markdown text that `Table.markdown` wrote, and the lines between them.
+
+    Example:
+        >>> tables, lines = parse_tables("Seeds of toy" + chr(10) * 2 + Table("T", ("a", "b"), (("x|", "1"),), words=1).markdown())
+        >>> tables[0].rows, tables[0].title, lines
+        ((('x|', '1'),), 'T', ('Seeds of toy',))
+    """  # noqa: E501
+    tables: list[Table] = []
+    lines: list[str] = []
+    rows: list[tuple[str, ...]] = []
+    title = ""
+    for line in [*text.splitlines(), ""]:
+        if line.startswith("|"):
+            rows.append(tuple(cell.strip().replace("\\|", "|") for cell in re.split(r"(?<!\\)\|", line)[1:-1]))
+            continue
+        if len(rows) > 1:
+            words = sum(not mark.endswith(":") for mark in rows[1])
+            tables.append(Table(title, rows[0], tuple(rows[2:]), words=words))
+            title = ""
+        rows = []
+        if bold := re.fullmatch(r"\*\*(.+)\*\*", line.strip()):
+            title = bold[1]
+        elif line.strip():
+            lines.append(line.strip())
+    return tuple(tables), tuple(dict.fromkeys(lines))

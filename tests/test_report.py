@@ -1,0 +1,354 @@
+"""The report of a run: what it shows of which folder, escaped names, no requests; in Chromium, too."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from tiny_voc import write_voc
+
+from advcam_attr import cli
+from advcam_attr.data.voc import read_voc
+from advcam_attr.engine.store import MapStore
+from advcam_attr.files import write_json
+from advcam_attr.pipelines.evaluation import evaluate_seeds, write_seed_evaluation
+from advcam_attr.refine.seeds import GridMaps
+from advcam_attr.report.page import Entry, Frame, Section, heat_uri, labels_uri, parse_tables, picture_uri, render
+from advcam_attr.report.tables import Table, table_i
+
+#: A name of a file, and one of a class.
+NASTY, WORSE = """<img src=x onerror=alert(1)> "quoted" 'n' & é ☃.png""", "</script><b>bold</b>"
+
+
+class Page(HTMLParser):
+    """What a page holds: its tags, its texts, the data of its galleries, and what it would fetch."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.ids: list[str] = []
+        self.texts: list[str] = []
+        self.fetched: list[str] = []
+        self.alts: list[str | None] = []
+        self.galleries: list[list[dict]] = []
+        self._json, self._data = False, []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        given = dict(attrs)
+        self.tags.append(tag)
+        self.ids += [given["id"]] if "id" in given else []
+        self.fetched += [given[name] for name in ("src", "href", "srcset", "data") if name in given]
+        self.alts += [given.get("alt")] if tag == "img" else []
+        self._json = given.get("type") == "application/json"
+
+    def handle_data(self, data):
+        self._data += [data] if self._json else []
+        self.texts.append(data)
+
+    def handle_endtag(self, tag):
+        if self._json:
+            self.galleries.append(json.loads("".join(self._data)))
+        self._json, self._data = False, []
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.texts).split())
+
+
+def report(capsys, folder: Path, *argv: object) -> Page:
+    code = cli.main(["report", str(folder), *map(str, argv)])
+    out, err = capsys.readouterr()
+    assert (code, err) == (0, "")
+    assert "wrote " in out
+    return Page((folder / "report.html").read_text())
+
+
+def refused(capsys, folder: Path, *argv: object) -> str:
+    code = cli.main(["report", str(folder), *map(str, argv)])
+    _, err = capsys.readouterr()
+    assert code == 2
+    assert err.count("\n") == 1
+    return err
+
+
+@pytest.fixture
+def attributed(tmp_path, monkeypatch) -> Path:
+    """A folder of ``advcam attribute`` over two pictures, one of a bad name."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pictures").mkdir()
+    rng = np.random.default_rng(0)
+    for name in (NASTY, "plain.png"):
+        Image.fromarray(rng.integers(0, 256, (48, 48, 3), dtype=np.uint8)).save(tmp_path / "pictures" / name)
+    argv = [
+        "attribute",
+        "pictures",
+        "--model",
+        "advcam_attr.pipelines.demo:small_net",
+        "--steps",
+        "2",
+        "--target",
+        "top2",
+    ]
+    (tmp_path / "names.txt").write_text(f"{WORSE}\nchecked, <i>\n'dotted'\nringed\n")
+    assert cli.main([*argv, "--labels", "names.txt", "--steps", "2", "--set", "stop=never", "--out", "run"]) == 0
+    return tmp_path / "run"
+
+
+@pytest.fixture
+def segmented(tmp_path) -> Path:
+    """A run folder of ``advcam wsss`` with seeds of three images, as the stages write it."""
+    root = write_voc(tmp_path / "VOC2012", {"train": {"a": ["dog"], "b": ["cat", "dog"], "c": ["cat"]}}, size=(16, 32))
+    run = tmp_path / "run"
+    write_json(run / "config.json", {"data": {"root": str(root), "kind": "voc", "train": "train", "score": "train"}})
+    generator = torch.Generator().manual_seed(0)
+    for name in ("cam", "advcam"):
+        store = MapStore(run / "seeds" / name / "maps")
+        for sample in read_voc(root, "train").samples:
+            maps = torch.rand(len(sample.labels), 2, 4, generator=generator)
+            store.write(sample.id, GridMaps(sample.labels, (16, 32), (maps,)))
+        write_json(run / "seeds" / name / "seeds.json", {"digest": "", "settings": {}})
+    return run
+
+
+def score(run: Path) -> None:
+    root = Path(json.loads((run / "config.json").read_text())["data"]["root"])
+    for name in ("cam", "advcam"):
+        folder = run / "seeds" / name
+        write_seed_evaluation(evaluate_seeds(MapStore(folder / "maps"), read_voc(root, "train")), folder)
+
+
+def test_steps_are_kept_for_the_report(attributed):
+    maps = load_file(attributed / "plain.safetensors")
+    assert maps["steps"].shape[:2] == (2, 3)
+    large = torch.nn.functional.interpolate(maps["steps"][:, 2][:, None], maps["advcam"].shape[1:], mode="bilinear")[
+        :, 0
+    ]
+    torch.testing.assert_close(large, maps["advcam"], rtol=1e-4, atol=1e-5)
+
+
+def test_of_an_attribution(capsys, attributed):
+    page = report(capsys, attributed)
+    entries = page.galleries[0]
+    assert len(entries) == 4, "two images, two classes each"
+    assert [frame["label"] for frame in entries[0]["steps"]] == ["CAM, t = 0", "AdvCAM, t = 1", "AdvCAM, t = 2"]
+    assert entries[0]["score"].startswith("logit ")
+    assert "Scores of each class before and after the climb" in page.text
+    assert all(alt is not None for alt in page.alts)
+
+
+def test_names_are_escaped_and_nothing_is_fetched(capsys, attributed):
+    page = report(capsys, attributed)
+    assert "onerror" not in " ".join(page.tags)
+    assert page.tags.count("script") == 2, "the gallery's data and the page's own"
+    assert "b" not in page.tags
+    assert NASTY in {entry["name"] for entry in page.galleries[0]}
+    assert WORSE in {name for entry in page.galleries[0] for name in entry["classes"]}
+    assert WORSE in page.text, "in the table"
+    assert all(where.startswith(("data:", "#")) for where in page.fetched)
+    assert "http" not in (attributed / "report.html").read_text().replace("http-equiv", "")
+
+
+def test_a_half_done_image_is_not_shown(capsys, attributed):
+    (attributed / "plain.json").unlink()
+    assert len(report(capsys, attributed).galleries[0]) == 2
+
+
+def test_a_damaged_file_is_named(capsys, attributed):
+    (attributed / "plain.safetensors").write_bytes(b"nothing")
+    message = refused(capsys, attributed)
+    assert "plain.json are damaged" in message
+    assert not (attributed / "report.html").exists()
+
+
+def test_the_largest_losses_and_gains_are_kept(capsys, attributed):
+    everything = report(capsys, attributed).galleries[0]
+    page = report(capsys, attributed, "--limit", 2)
+    gains = sorted(entry["gain"] for entry in everything)
+    assert sorted(entry["gain"] for entry in page.galleries[0]) == [gains[0], gains[-1]]
+    assert "the 2 of 4 maps" in page.text
+
+
+def test_of_a_run_that_is_not_scored(capsys, segmented):
+    page = report(capsys, segmented)
+    assert "The seeds are not scored yet" in page.text
+    entries = page.galleries[0]
+    assert [entry["classes"] for entry in entries] == [["dog"], ["cat", "dog"], ["cat"]]
+    assert [frame["label"] for frame in entries[0]["steps"]] == ["CAM", "AdvCAM"]
+    assert [frame["label"] for frame in entries[0]["labels"]] == ["truth"]
+    assert entries[0]["gain"] is None
+
+
+def test_of_a_scored_run_with_all_that_lies_beside_it(capsys, segmented):
+    score(segmented)
+    (segmented / "tables.md").write_text("Seeds of voc\n\n" + table_i({"IRN": (0.481, None, 0.66)}).markdown() + "\n")
+    (segmented / "classifier").mkdir()
+    (segmented / "classifier" / "log.jsonl").write_text('{"step": 0, "loss": 0.7}\n{"step": 1, "loss": 0.5}\n')
+    masks = segmented / "refined" / "advcam" / "masks"
+    masks.mkdir(parents=True)
+    Image.fromarray(np.full((16, 32), 12, np.uint8)).save(masks / "a.png")
+    page = report(capsys, segmented)
+    assert "Table I: mean IoU on PASCAL VOC train, %" in page.text
+    assert "48.1" in page.text
+    assert "seeds/advcam" in page.text, "the row of its evaluation"
+    assert "loss of classifier: from 0.7 to 0.5 in 2 records" in page.text
+    first = next(entry for entry in page.galleries[0] if entry["name"] == "a")
+    assert [frame["label"] for frame in first["labels"]] == [
+        "seed of CAM",
+        "seed of AdvCAM",
+        "mask from AdvCAM",
+        "truth",
+    ]
+    gains = [entry["gain"] for entry in page.galleries[0]]
+    assert all(gain is not None for gain in gains)
+
+
+def test_other_evaluations_are_shown_as_they_are(capsys, segmented):
+    score(segmented)
+    write_json(segmented / "boxes" / "evaluation.json", {"data": "cub test", "top1_loc": 0.635, "levels": [0.3]})
+    text = report(capsys, segmented).text
+    assert "top1_loc" in text
+    assert "0.635" in text
+    assert "mIoU, %" in text
+
+
+def test_a_sweep_over_steps_is_what_the_slider_walks(capsys, segmented):
+    for steps in (0, 1, 10):
+        source = segmented / "seeds" / "cam" / "maps"
+        shutil.copytree(source, segmented / "analysis" / "maps" / "with" / "maps" / f"T{steps:02d}")
+    entry = report(capsys, segmented).galleries[0][0]
+    assert [frame["label"] for frame in entry["steps"]] == ["CAM, t = 0", "AdvCAM, t = 1", "AdvCAM, t = 10"]
+
+
+def test_without_the_photographs_the_rest_is_shown(capsys, segmented):
+    score(segmented)
+    shutil.rmtree(segmented.parent / "VOC2012")
+    page = report(capsys, segmented)
+    assert page.galleries == []
+    assert "There is no gallery: " in page.text
+    assert "All evaluations" in page.text
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda run: None, "no such run folder"),
+        (lambda run: run.mkdir(), "holds no results of advcam"),
+        (lambda run: write_json(run / "package.json", {"name": "foreign"}), "holds no results of advcam"),
+        (
+            lambda run: write_json(run / "evaluation.json", ["foreign"]),
+            "evaluation.json is damaged: evaluate anew",
+        ),
+    ],
+)
+def test_folders_without_a_report(capsys, tmp_path, make, message):
+    make(tmp_path / "run")
+    assert message in refused(capsys, tmp_path / "run")
+    assert not (tmp_path / "run" / "report.html").exists()
+
+
+def test_no_room_for_images(capsys, segmented):
+    assert "needs room for one image" in refused(capsys, segmented, "--limit", 0)
+
+
+def test_tables_are_read_as_they_were_written():
+    tables = [table_i({"a|b": (0.5, None, 0.25)}), Table("Other", ("name", "n"), (("x", "1"),), words=1)]
+    found, lines = parse_tables("\n\n".join(table.markdown() for table in tables))
+    assert [table.rows for table in found] == [table.rows for table in tables]
+    assert [table.words for table in found] == [2, 1]
+    assert lines == (*tables[0].notes,)
+
+
+def test_maps_without_evidence_and_of_any_shape():
+    assert heat_uri(np.full((3, 200), -1.0)).startswith("data:image/png;base64,")
+    assert heat_uri(np.array([[np.nan, np.inf]])).startswith("data:image/png")
+    assert labels_uri(np.array([[0, 255], [20, 1]], np.uint8)).startswith("data:image/png")
+
+
+# --- in a browser -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def browser():
+    playwright = pytest.importorskip("playwright.sync_api")
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip("no Chromium")
+    with playwright.sync_playwright() as player:
+        found = player.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
+        yield found
+        found.close()
+
+
+def opened(browser, path: Path, **options):
+    """The page, opened from disk, and what it asked for beyond itself, and its errors."""
+    page = browser.new_page(**options)
+    asked, errors = [], []
+    page.on("request", lambda request: asked.append(request.url) if not request.url.startswith("data:") else None)
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.on("console", lambda line: errors.append(line.text) if line.type == "error" else None)
+    page.goto(path.resolve().as_uri())
+    return page, asked, errors
+
+
+@pytest.mark.slow
+def test_in_chromium(capsys, attributed, browser):
+    report(capsys, attributed)
+    page, asked, errors = opened(browser, attributed / "report.html", color_scheme="dark")
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(22, 24, 27)"
+    assert len(asked) == 1, "the page itself"
+    assert errors == []
+    assert page.locator(".cards li").count() == 4
+    slider = page.get_by_label("Step")
+    assert slider.get_attribute("aria-valuetext") == "AdvCAM, t = 2"
+    slider.focus()
+    page.keyboard.press("ArrowLeft")
+    assert slider.get_attribute("aria-valuetext") == "AdvCAM, t = 1"
+    assert page.locator("output.at").text_content() == "AdvCAM, t = 1"
+    page.keyboard.press("Home")
+    assert "CAM, t = 0 of " in page.locator(".cards li img.heat").nth(1).get_attribute("alt")
+    page.get_by_role("combobox", name="Class").select_option(index=1)
+    chosen = page.get_by_role("combobox", name="Class").input_value()
+    shown = page.locator(".cards li").count()
+    assert shown == page.locator(".cards li p.meta:first-of-type").get_by_text(chosen, exact=True).count() > 0
+    assert page.get_by_role("status").text_content().startswith(f"{shown} image")
+    page.get_by_role("combobox", name="Class").select_option("")
+    for order, sign in (("loss", 1), ("gain", -1)):
+        page.get_by_role("combobox", name="Order").select_option(order)
+        lines = page.locator(".cards li p.meta:nth-of-type(2)").all_text_contents()
+        rises = [sign * (float(a[3]) - float(a[1])) for a in (line.replace(",", "").split() for line in lines)]
+        assert rises == sorted(rises)
+    images = page.locator("img")
+    assert images.evaluate_all("all => all.every(i => i.complete && i.naturalWidth > 0 && i.alt !== null)")
+    page.close()
+
+
+@pytest.mark.slow
+def test_five_hundred_images_open_fast(tmp_path, browser):
+    rng = np.random.default_rng(0)
+    entries = []
+    for n in range(500):
+        coarse = Image.fromarray(rng.integers(0, 256, (30, 40, 3), dtype=np.uint8)).resize((500, 375))
+        source, size = picture_uri(coarse)
+        steps = tuple(Frame(f"AdvCAM, t = {t}", heat_uri(rng.random((24, 32)))) for t in range(10))
+        blocks = np.kron(rng.integers(0, 5, (6, 8)), np.ones((60, 60))).astype(np.uint8)
+        labels = tuple(Frame(name, labels_uri(blocks)) for name in ("seed", "mask", "truth"))
+        entries.append(Entry(f"image {n}", (f"class {n % 20}",), source, size, steps, labels, "", n / 500 - 0.5))
+    path = tmp_path / "report.html"
+    path.write_text(render("500 images", "", [Section("Gallery", gallery=tuple(entries))]))
+    assert path.stat().st_size < 40e6
+    page, asked, errors = opened(browser, path)
+    assert (len(asked), errors) == (1, [])
+    took = page.evaluate("performance.timing.loadEventEnd - performance.timing.navigationStart")
+    assert took < 2000, f"{took} ms, {path.stat().st_size / 1e6:.1f} MB"
+    assert page.locator(".cards li").count() == 24
+    page.get_by_role("button", name="Next").click()
+    assert "page 2 of 21" in page.get_by_role("status").text_content()
+    page.close()
