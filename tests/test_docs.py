@@ -11,7 +11,12 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 #: Pages whose Python blocks are one program, in order.
-RUN = sorted([*ROOT.glob("docs/howto/*.md"), *(ROOT / "docs" / f"{name}.md" for name in ("quickstart", "choosing"))])
+RUN = sorted(
+    [
+        *ROOT.glob("docs/howto/*.md"), ROOT / "docs/guides/index.md",
+        *(ROOT / "docs" / f"{name}.md" for name in ("quickstart", "choosing", "troubleshooting")),
+    ]
+)  # fmt: skip
 
 
 @pytest.fixture
