@@ -29,7 +29,7 @@ html_show_sourcelink = False
 
 myst_enable_extensions = ["dollarmath", "deflist"]
 myst_heading_anchors = 3
-nb_execution_mode = "off"  # outputs are stored; the tests execute the notebooks
+nb_execution_mode = "off"  # the tests execute the notebooks
 nb_ipywidgets_js = {}  # its default asks a CDN
 
 html_math_renderer = "mathml"
