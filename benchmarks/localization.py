@@ -36,13 +36,15 @@ from PIL import Image
 from torch import Tensor, nn
 
 from advcam_attr import CAM, AdvCAM
+from advcam_attr.metrics.box_levels import best_ious
+from advcam_attr.metrics.localization import BoxTable, best_share, measure_counts
 from advcam_attr.networks.load import LoadedModel, load_model
+from advcam_attr.refine.boxes import boxes_above, grey_levels, resize_boxes, score_map
 
 BIRDS = {
     1: "Black-footed Albatross", 2: "Laysan Albatross", 4: "Groove-billed Ani", 8: "Rhinoceros Auklet",
     9: "Brewer's Blackbird", 10: "Red-winged Blackbird",
 }  # fmt: skip
-LEVELS = np.array([0.3, 0.5, 0.7])
 THRESHOLDS = np.arange(0, 1, 0.01)
 
 
@@ -59,7 +61,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Result:
-    """Scores of one method: one row a case."""
+    """Scores of one method, one row a case: hits of boxes, or IoU at each threshold and average precision of masks."""
 
     images: np.ndarray
     first: np.ndarray
@@ -106,9 +108,9 @@ def birds(data: Path, loaded: LoadedModel, half: str) -> list[Case]:
         width, height = Image.open(file).size
         x, y, w, h = map(float, table["bounding_boxes"][i].split())
         box = [x, y, min(x + w, width - 1), min(y + h, height - 1)]
-        scaled = [int(v * 224 / side) for v, side in zip(box, (width, height) * 2, strict=True)]
         target = classes[int(table["image_class_labels"][i])]
-        cases.append(Case(int(i), as_input(loaded, file, (224, 224)), target, np.array(scaled)))
+        truth = resize_boxes([box], (height, width))[0]
+        cases.append(Case(int(i), as_input(loaded, file, (224, 224)), target, truth))
     return cases
 
 
@@ -142,31 +144,12 @@ def coco(data: Path, loaded: LoadedModel, offset: int, half: str) -> list[Case]:
     return cases
 
 
-def iou(box: Sequence[int], other: Sequence[int]) -> float:
-    """Intersection over union of inclusive boxes."""
-    w = max(0, min(box[2], other[2]) - max(box[0], other[0]) + 1)
-    h = max(0, min(box[3], other[3]) - max(box[1], other[1]) + 1)
-    areas = sum((b[2] - b[0] + 1) * (b[3] - b[1] + 1) for b in (box, other))
-    return w * h / (areas - w * h)
-
-
-def best_ious(scores: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """The best IoU of any contour's box at each of the 255 grey levels."""
-    scores = cv2.resize(scores.astype(np.float64), (224, 224), interpolation=cv2.INTER_CUBIC)
-    scores = scores - scores.min()
-    if not scores.max() > 0:
-        return np.full(255, iou((0, 0, 0, 0), truth))
-    grey = (scores / scores.max() * 255).astype(np.uint8)
-    changes = np.isin(np.arange(255), grey)
-    best = np.zeros(255)
-    for level in range(255):
-        if level and not changes[level]:
-            best[level] = best[level - 1]
-            continue
-        contours, _ = cv2.findContours((grey > level).astype(np.uint8), cv2.RETR_TREE, cv2.CHAIN_APPROX_SIMPLE)
-        for x, y, w, h in map(cv2.boundingRect, contours):
-            best[level] = max(best[level], iou((x, y, min(x + w, 223), min(y + h, 223)), truth))
-    return best
+def box_table(cases: Sequence[Case], maps: Sequence[np.ndarray]) -> BoxTable:
+    """The best IoU of any contour's box at each grey level, for each case."""
+    grey = [grey_levels(score_map(m)) for m in maps]
+    best = [best_ious(g, c.truth[None], boxes_above) for g, c in zip(grey, cases, strict=True)]
+    ids = tuple(str(c.image) for c in cases)
+    return BoxTable(ids, torch.from_numpy(np.stack(best)), torch.tensor([g.max() for g in grey]))
 
 
 def mask_scores(scores: np.ndarray, case: Case) -> tuple[np.ndarray, float]:
@@ -200,8 +183,8 @@ def attribute(method: CAM | AdvCAM, cases: Sequence[Case], batch: int = 8) -> li
 
 
 def score_boxes(cases: Sequence[Case], maps: Sequence[np.ndarray]) -> Result:
-    table = np.stack([best_ious(m, c.truth) for m, c in zip(maps, cases, strict=True)])
-    return Result(np.array([c.image for c in cases]), table)
+    hits = measure_counts(box_table(cases, maps), "max_box_acc_v2")
+    return Result(np.array([c.image for c in cases]), hits.numpy())
 
 
 def score_masks(cases: Sequence[Case], maps: Sequence[np.ndarray]) -> Result:
@@ -209,14 +192,10 @@ def score_masks(cases: Sequence[Case], maps: Sequence[np.ndarray]) -> Result:
     return Result(np.array([c.image for c in cases]), np.stack([e[0] for e in each]), np.array([e[1] for e in each]))
 
 
-def box_acc(table: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """MaxBoxAcc at IoU 0.3, 0.5 and 0.7, percent."""
-    return np.array([100 * (weights @ (table >= level)).max() for level in LEVELS])
-
-
 def measures(result: Result, weights: np.ndarray) -> dict[str, float]:
     if result.second is None:
-        return {"MaxBoxAccV2": float(box_acc(result.first, weights).mean())}
+        pooled = torch.from_numpy(np.tensordot(weights, result.first, 1))
+        return {"MaxBoxAccV2": 100 * float(best_share(pooled))}
     return {"mean IoU": float(100 * (weights @ result.first).max()), "pixel AP": float(100 * weights @ result.second)}
 
 

@@ -1,0 +1,289 @@
+"""The best overlap of each image's boxes at every grey level in; MaxBoxAcc, Top-1 Loc and comparisons out.
+
+The table of best overlaps is the whole state: rows of shards or ranks are put together, in any order, and every measure
+is read from it. Protocol: Choe et al., "Evaluating Weakly Supervised Object Localization Methods Right" (CVPR 2020).
+One threshold holds for all images, and it is the best one *on these very images*, apart for each measure: scores are
+upper bounds, for every method alike.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from advcam_attr.metrics.bootstrap import Interval, paired_bootstrap
+from advcam_attr.metrics.box_levels import LEVELS
+from advcam_attr.types import AdvCAMError
+
+#: The overlaps at which a box counts as right (MaxBoxAccV2 is the mean over them).
+IOUS = (0.3, 0.5, 0.7)
+
+#: That of GT-known Loc and Top-1 Loc.
+LOC_IOU = 0.5
+
+#: The thresholds on maps, as shares of their highest value.
+THRESHOLDS: tuple[float, ...] = tuple(np.arange(0, 1, 0.001).tolist())
+
+#: Which contours were boxed: every one (MaxBoxAccV2), or the one of the largest area (MaxBoxAcc).
+Contours = Literal["all", "largest"]
+
+#: What two tables can be compared by, see `compare_tables`.
+Measure = Literal["max_box_acc", "max_box_acc_v2", "gt_known", "top1_cls", "top1_loc"]
+
+
+@dataclass(frozen=True, eq=False)
+class BoxTable:
+    """The boxes of N images, scored at every level.
+
+    Attributes:
+        ids: the images.
+        best: the best IoU of any box with any true one at each level, ``(N, 255)`` float64; see
+            `advcam_attr.metrics.box_levels.best_ious`.
+        peak: the highest grey level of each map, ``(N,)`` uint8: 255, or 0 for an empty one; what lies between is of
+            maps that were not normalised here.
+        correct: whether the image's class was predicted, ``(N,)`` bool; None where that is not known.
+        contours: which contours were boxed.
+    """
+
+    ids: tuple[str, ...]
+    best: Tensor
+    peak: Tensor
+    correct: Tensor | None = None
+    contours: Contours = "all"
+
+    def __post_init__(self) -> None:
+        """Refuse parts that do not fit each other.
+
+        Raises:
+            AdvCAMError: with their shapes.
+        """
+        count = len(self.ids)
+        shapes = [tuple(t.shape) for t in (self.best, self.peak) + (() if self.correct is None else (self.correct,))]
+        if shapes != [(count, LEVELS), (count,), (count,)][: len(shapes)]:
+            raise AdvCAMError(f"a table of {count} images must have as many rows of {LEVELS} levels, got {shapes}")
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def select(self, rows: Sequence[int]) -> BoxTable:
+        """The table of some images, in their order."""
+        places = torch.as_tensor(rows, dtype=torch.long)
+        correct = None if self.correct is None else self.correct[places]
+        ids = tuple(self.ids[row] for row in rows)
+        return BoxTable(ids, self.best[places], self.peak[places], correct, self.contours)
+
+
+@dataclass(frozen=True)
+class LocalizationScores:
+    """What the paper's localization tables show, as shares of 1; None where no predictions are known.
+
+    Attributes:
+        images: how many were scored.
+        contours: which of their contours were boxed.
+        ious: the overlaps at which a box counts as right.
+        max_box_acc: the share of images that have a right box, at the best threshold of each overlap.
+        thresholds: the lowest threshold at which that is so.
+        max_box_acc_v2: the mean of ``max_box_acc``.
+        gt_known: the same share at IoU 0.5 alone.
+        gt_known_threshold: where it is reached first.
+        top1_cls: the share of images whose class was predicted.
+        top1_loc: the share of images whose class was predicted and that have a right box (IoU 0.5), at its own best
+            threshold.
+        top1_loc_threshold: where that is reached first.
+        top1_loc_at_gt_known: the same share at ``gt_known_threshold``. Which of the two readings the paper has is not
+            told; the first is the common extension of the released evaluation.
+    """
+
+    images: int
+    contours: Contours
+    ious: tuple[float, ...]
+    max_box_acc: tuple[float, ...]
+    thresholds: tuple[float, ...]
+    max_box_acc_v2: float
+    gt_known: float
+    gt_known_threshold: float
+    top1_cls: float | None = None
+    top1_loc: float | None = None
+    top1_loc_threshold: float | None = None
+    top1_loc_at_gt_known: float | None = None
+
+
+def levels_at(peak: int, thresholds: Sequence[float] = THRESHOLDS) -> np.ndarray:
+    """The grey level that a map must exceed at each threshold: ``int(threshold * peak)``, in floating point.
+
+    Example:
+        >>> levels_at(255)[[0, 3, 4, 999]], levels_at(0)[[0, 999]]
+        (array([  0,   0,   1, 254]), array([0, 0]))
+    """
+    return (np.asarray(thresholds) * peak).astype(np.int64)
+
+
+def box_hits(table: BoxTable, ious: Sequence[float] = IOUS) -> tuple[Tensor, tuple[float, ...]]:
+    """Which images have a right box, at all thresholds that differ on these images.
+
+    Args:
+        table: of N images.
+        ious: D overlaps, compared as ``IoU >= overlap``.
+
+    Returns:
+        ``(N, D, T)`` bool, and T thresholds, each the lowest of those that do the same. There are 255 where every
+        map's peak is 255 or 0.
+
+    Raises:
+        AdvCAMError: an empty table.
+
+    Example:
+        >>> best = torch.zeros(1, 255, dtype=torch.float64)
+        >>> best[0, 0], best[0, 1] = 0.3, 0.7
+        >>> hits, thresholds = box_hits(BoxTable(("bird",), best, torch.tensor([255])))
+        >>> hits[0, :, :3].int().tolist(), [round(t, 3) for t in thresholds[:3]]
+        ([[1, 1, 0], [0, 1, 0], [0, 1, 0]], [0.0, 0.004, 0.008])
+    """
+    if not len(table):
+        raise AdvCAMError("no image was scored: a table without rows has no measures")
+    peaks, group = torch.unique(table.peak, return_inverse=True)
+    levels = np.stack([levels_at(int(peak)) for peak in peaks])
+    first = np.flatnonzero(np.append(True, (np.diff(levels, axis=1) != 0).any(0)))
+    hits = torch.empty(len(table), len(ious), len(first), dtype=torch.bool)
+    for place, columns in enumerate(torch.from_numpy(levels[:, first])):
+        rows = (group == place).nonzero()[:, 0]
+        for d, iou in enumerate(ious):
+            hits[rows, d] = (table.best[rows] >= iou)[:, columns]
+    return hits, tuple(THRESHOLDS[i] for i in first)
+
+
+def localization_scores(table: BoxTable, ious: Sequence[float] = IOUS) -> LocalizationScores:
+    """All measures of a table.
+
+    Args:
+        table: of at least one image.
+        ious: the overlaps at which a box counts as right.
+
+    Raises:
+        AdvCAMError: an empty table.
+
+    Example:
+        >>> best = torch.zeros(2, 255, dtype=torch.float64)
+        >>> best[0, 9], best[1, 5] = 0.6, 0.4
+        >>> table = BoxTable(("a", "b"), best, torch.tensor([255, 255]), correct=torch.tensor([True, False]))
+        >>> scores = localization_scores(table)
+        >>> scores.max_box_acc, scores.gt_known, scores.top1_cls, scores.top1_loc
+        ((0.5, 0.5, 0.0), 0.5, 0.5, 0.5)
+    """
+    hits, thresholds = box_hits(table, (*ious, LOC_IOU))
+    accuracy, place = _best(hits)
+    known = place[-1]
+    scores = LocalizationScores(
+        len(table), table.contours, tuple(ious), tuple(accuracy[:-1]), tuple(thresholds[i] for i in place[:-1]),
+        sum(accuracy[:-1]) / len(ious), accuracy[-1], thresholds[known],
+    )  # fmt: skip
+    if table.correct is None:
+        return scores
+    located = hits[:, -1:] & table.correct[:, None, None]
+    (top1,), (own,) = _best(located)
+    more = {
+        "top1_cls": float(table.correct.double().mean()),
+        "top1_loc": top1,
+        "top1_loc_threshold": thresholds[own],
+        "top1_loc_at_gt_known": float(located[:, 0, known].double().mean()),
+    }
+    return LocalizationScores(**{**vars(scores), **more})
+
+
+def merge_tables(parts: Sequence[BoxTable]) -> BoxTable:
+    """The table of all images from those of shards or ranks, in any order.
+
+    Raises:
+        AdvCAMError: there is none, they are of different contours, some know predictions and some do not, or they share
+            an image.
+    """
+    if not parts:
+        raise AdvCAMError("there is no table to merge")
+    if len({(part.contours, part.correct is None) for part in parts}) > 1:
+        raise AdvCAMError("cannot merge tables of different contours, or with and without predictions")
+    ids = tuple(id for part in parts for id in part.ids)
+    if twice := [id for id, times in Counter(ids).items() if times > 1]:
+        raise AdvCAMError(f"{len(twice)} images were scored by several shards, e.g. {twice[0]}")
+    known = [part.correct for part in parts if part.correct is not None]
+    best, peak = torch.cat([part.best for part in parts]), torch.cat([part.peak for part in parts])
+    return BoxTable(ids, best, peak, torch.cat(known) if known else None, parts[0].contours)
+
+
+def compare_tables(a: BoxTable, b: BoxTable, measure: Measure = "max_box_acc_v2", **options: Any) -> Interval:
+    """How much higher a measure of a is than that of b, with its bootstrap interval over images.
+
+    The best threshold is chosen anew in every draw, for a and b and for each overlap apart. It takes up to 6 kB
+    an image and table.
+
+    Args:
+        a: a table.
+        b: another, of the same images in any order.
+        measure: ``"max_box_acc_v2"``, ``"max_box_acc"`` and ``"gt_known"`` (both at IoU 0.5), ``"top1_cls"`` or
+            ``"top1_loc"``.
+        **options: ``samples``, ``level`` and ``seed`` of `advcam_attr.metrics.bootstrap.paired_bootstrap`.
+
+    Returns:
+        The difference a − b as a share of 1.
+
+    Raises:
+        AdvCAMError: they are not of the same images or contours; an unknown measure, or one that needs predictions.
+    """
+    places = {id: place for place, id in enumerate(b.ids)}
+    if differing := set(a.ids) ^ set(b.ids):
+        raise AdvCAMError(
+            f"only tables of the same images can be compared: {len(differing)} are in one alone, e.g. {min(differing)}"
+        )
+    if a.contours != b.contours:
+        raise AdvCAMError(f"cannot compare boxes of {a.contours} with those of {b.contours} contours")
+    other = b.select([places[id] for id in a.ids])
+    return paired_bootstrap(
+        measure_counts(a, measure), measure_counts(other, measure), lambda pool: best_share(pool) / len(a), **options
+    )
+
+
+def measure_counts(table: BoxTable, measure: Measure) -> Tensor:
+    """What a measure counts of each image, ``(N, D, T)`` bool; the measure is `best_share` of their sums, over N.
+
+    Raises:
+        AdvCAMError: as `compare_tables`.
+    """
+    if measure == "max_box_acc_v2":
+        return box_hits(table)[0]
+    if measure in ("max_box_acc", "gt_known"):
+        return box_hits(table, (LOC_IOU,))[0]
+    if measure not in ("top1_cls", "top1_loc"):
+        raise AdvCAMError(
+            f"unknown measure {measure!r}: there are max_box_acc, max_box_acc_v2, gt_known, top1_cls, top1_loc"
+        )
+    if table.correct is None:
+        raise AdvCAMError(f"{measure} needs to know whether classes were predicted, and this table does not")
+    correct = table.correct[:, None, None]
+    return correct if measure == "top1_cls" else box_hits(table, (LOC_IOU,))[0] & correct
+
+
+def best_share(pooled: Tensor) -> Tensor:
+    """The highest count over thresholds, averaged over overlaps: ``(..., D, T)`` to ``(...)``."""
+    return pooled.amax(-1).mean(-1)
+
+
+def table_state(table: BoxTable) -> dict[str, Tensor]:
+    """The tensors of a table, to be kept; ids and contours are kept beside them."""
+    state = {"best": table.best, "peak": table.peak}
+    return state if table.correct is None else {**state, "correct": table.correct}
+
+
+def table_of_state(ids: Sequence[str], contours: Contours, state: Mapping[str, Tensor]) -> BoxTable:
+    """The table whose `table_state` this was."""
+    return BoxTable(tuple(ids), state["best"], state["peak"], state.get("correct"), contours)
+
+
+def _best(hits: Tensor) -> tuple[list[float], list[int]]:
+    """The best share of images over thresholds, and its first place, for each overlap of ``(N, D, T)``."""
+    counts = hits.sum(0).numpy()
+    return (counts.max(1) / len(hits)).tolist(), counts.argmax(1).tolist()

@@ -1,0 +1,298 @@
+"""A class map in; boxes and masks in original pixels, or the grey levels and boxes that are scored, out.
+
+The protocol is that of Choe et al., "Evaluating Weakly Supervised Object Localization Methods Right" (CVPR 2020): maps
+are resized to the net's input with bicubic interpolation, scaled to [0, 1], cut to 8 bits, and every contour of what
+lies above a level, the borders of holes among them, has a box.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from advcam_attr.types import AdvCAMError
+
+#: Height and width on which boxes are scored: the net's input.
+SIZE = (224, 224)
+
+#: x0, y0, x1, y1 on a map's grid.
+Box = tuple[int, int, int, int]
+
+#: Which connected parts a user wants: the one of the most pixels, or every one.
+Components = Literal["largest", "all"]
+
+
+def opencv() -> ModuleType:
+    """OpenCV.
+
+    Raises:
+        AdvCAMError: it is not installed.
+    """
+    try:
+        import cv2
+    except ImportError as error:
+        raise AdvCAMError("boxes need OpenCV: pip install 'advcam_attr[localization]'") from error
+    return cv2
+
+
+def score_map(raw: Tensor | np.ndarray, size: tuple[int, int] | None = SIZE) -> np.ndarray:
+    """A class map as localization is scored by it: resized, its lowest value 0 and its highest 1.
+
+    It is resized in float64 (float32 would flip some grey levels). Negative values are not cut off. A map that holds
+    NaN when it is resized, and a constant one, become zeros.
+
+    Args:
+        raw: ``(h, w)``, also with leading sides of 1, e.g. ``(1, 1, h, w)``.
+        size: height and width to resize to; None keeps the map's own.
+
+    Returns:
+        ``(H, W)`` float64 in [0, 1].
+
+    Raises:
+        AdvCAMError: not one map, an empty one, or one with infinite values; OpenCV is not installed.
+
+    Example:
+        >>> score_map(np.array([[-1.0, 0.0], [1.0, 3.0]]), None)
+        array([[0.  , 0.25],
+               [0.5 , 1.  ]])
+    """
+    plain = _plane(raw).astype(np.float64)
+    if size is not None:
+        plain = opencv().resize(plain, (size[1], size[0]), interpolation=opencv().INTER_CUBIC)
+    if np.isnan(plain).any() or plain.min() == plain.max():
+        return np.zeros_like(plain)
+    if np.isinf(plain).any():
+        raise AdvCAMError(f"a map of {_words(plain.shape)} holds infinite values: look at what made it")
+    plain -= plain.min()
+    plain /= plain.max()
+    return plain
+
+
+def check_scores(scores: np.ndarray, size: tuple[int, int] = SIZE) -> np.ndarray:
+    """Scores from elsewhere that are to be scored as they are, without another normalisation.
+
+    Args:
+        scores: ``(H, W)`` float64 in [0, 1].
+        size: the height and width that they must have.
+
+    Returns:
+        The same array.
+
+    Raises:
+        AdvCAMError: something else, with what it is.
+
+    Example:
+        >>> check_scores(np.full((1, 2), 0.5), (1, 2))
+        array([[0.5, 0.5]])
+    """
+    if not isinstance(scores, np.ndarray) or scores.dtype != np.float64:
+        raise AdvCAMError(f"scores must be a float64 array, got {getattr(scores, 'dtype', type(scores).__name__)}")
+    if scores.shape != size:
+        raise AdvCAMError(f"scores must be of {_words(size)} pixels, got {_words(scores.shape)}")
+    if not (scores.min() >= 0 and scores.max() <= 1):
+        raise AdvCAMError(f"scores must lie in [0, 1], got {scores.min():g} to {scores.max():g}")
+    return scores
+
+
+def grey_levels(scores: np.ndarray) -> np.ndarray:
+    """Scores ``(H, W)`` in [0, 1] as 8 bits, truncated: uint8.
+
+    Example:
+        >>> grey_levels(np.array([[0.0, 0.5, 1.0]]))
+        array([[  0, 127, 255]], dtype=uint8)
+    """
+    return (scores * 255).astype(np.uint8)
+
+
+def boxes_above(grey: np.ndarray, level: int) -> list[Box]:
+    """The box of every contour of what is brighter than a level, the borders of holes included (MaxBoxAccV2).
+
+    Foreground hangs together over corners (8 neighbours). A box's right and lower end are one past the contour's last
+    pixel, unless that lies on the map's edge; the border of a hole is the foreground around it.
+
+    Args:
+        grey: ``(H, W)`` uint8.
+        level: pixels must exceed it.
+
+    Returns:
+        One box a contour, in OpenCV's order; ``[(0, 0, 0, 0)]`` where nothing exceeds the level.
+
+    Example:
+        >>> grey = np.zeros((20, 20), np.uint8)
+        >>> grey[4:15, 3:16] = 9
+        >>> grey[7:9, 6:10] = 0
+        >>> sorted(boxes_above(grey, 0))
+        [(3, 4, 16, 15), (5, 6, 11, 10)]
+    """
+    return _boxes(_contours(grey, level), grey)
+
+
+def largest_box_above(grey: np.ndarray, level: int) -> list[Box]:
+    """The box of the contour that encloses the largest area, the first of equal ones (MaxBoxAcc).
+
+    The area is that of the polygon through the pixels' centres: a line of pixels has none.
+
+    Args, returns: as `boxes_above`, but one box.
+    """
+    contours = _contours(grey, level)
+    return _boxes([max(contours, key=opencv().contourArea)] if contours else [], grey)
+
+
+def resize_boxes(
+    boxes: Tensor | np.ndarray | Sequence[Sequence[int]], size: tuple[int, int], to: tuple[int, int] = SIZE
+) -> np.ndarray:
+    """Boxes of an image on another size of it, truncated to whole pixels.
+
+    Args:
+        boxes: ``(G, 4)`` x0, y0, x1, y1, whole pixels.
+        size: the image's height and width.
+        to: the height and width of what they are scored on.
+
+    Returns:
+        ``(G, 4)`` int64.
+
+    Raises:
+        AdvCAMError: no box, or one that is upside down or outside of the image.
+
+    Example:
+        >>> resize_boxes([[1, 2, 4, 3]], size=(20, 10), to=(10, 35)).tolist()
+        [[3, 1, 14, 1]]
+    """
+    found = np.asarray(boxes)
+    if found.ndim != 2 or found.shape[1:] != (4,) or not len(found):
+        raise AdvCAMError(f"boxes must be (G, 4), at least one, got shape {found.shape}")
+    (height, width), (rows, columns) = size, to
+    for x0, y0, x1, y1 in found.tolist():
+        if not (0 <= x0 <= x1 < width and 0 <= y0 <= y1 < height):
+            raise AdvCAMError(
+                f"the box {x0}, {y0}, {x1}, {y1} does not lie in an image of {width} x {height} pixels: "
+                "boxes are x0, y0, x1, y1 in pixels of the original image"
+            )
+    return (found * np.array([columns, rows] * 2) / np.array([width, height] * 2)).astype(np.int64)
+
+
+def map_to_mask(
+    raw: Tensor | np.ndarray,
+    threshold: float,
+    *,
+    size: tuple[int, int] | None = None,
+    components: Components = "all",
+) -> Tensor:
+    """The object that a map shows: the pixels whose score exceeds a threshold.
+
+    Args:
+        raw: a map of one class, ``(h, w)``, also with leading sides of 1: what `advcam_attr.AdvCAM` gives of an image.
+        threshold: a share of the way from the map's lowest value to its highest, at least 0 and below 1, as MaxBoxAcc
+            counts: scores are cut to 8 bits first.
+        size: the image's height and width; None keeps the map's own.
+        components: ``"largest"`` keeps the connected part of the most pixels, ``"all"`` keeps all.
+
+    Returns:
+        ``(H, W)`` bool; empty for a constant map.
+
+    Raises:
+        AdvCAMError: as `score_map`; a threshold or a choice that does not exist.
+
+    Example:
+        >>> heat = torch.tensor([[0.0, 1.0, 1.0, 0.0, 0.8]])
+        >>> map_to_mask(heat, 0.5).tolist()
+        [[False, True, True, False, True]]
+        >>> map_to_mask(heat, 0.5, components="largest").tolist()
+        [[False, True, True, False, False]]
+    """
+    parts, stats = _components(raw, threshold, size)
+    if _check_components(components) == "largest" and len(stats):
+        return torch.from_numpy(parts == stats[0, -1])
+    return torch.from_numpy(parts > 0)
+
+
+def map_to_boxes(
+    raw: Tensor | np.ndarray,
+    threshold: float,
+    *,
+    size: tuple[int, int] | None = None,
+    components: Components = "largest",
+) -> Tensor:
+    """The boxes of the objects that a map shows, in the image's own pixels.
+
+    A box holds a connected part of `map_to_mask`, and no more; x1 and y1 are its last pixels. Holes have no boxes, and
+    a part within another's hole has one of its own.
+
+    Args:
+        raw: as for `map_to_mask`.
+        threshold: as for `map_to_mask`.
+        size: the image's height and width; None keeps the map's own.
+        components: ``"largest"`` gives the box of the connected part of the most pixels, ``"all"`` those of all, from
+            the most pixels to the fewest.
+
+    Returns:
+        ``(M, 4)`` int64: x0, y0, x1, y1; M is 0 for a constant map.
+
+    Raises:
+        AdvCAMError: as `map_to_mask`.
+
+    Example:
+        >>> heat = torch.zeros(1, 1, 6, 8)
+        >>> heat[..., 1:4, 2:5] = 1
+        >>> heat[..., 5, 7] = 0.8
+        >>> map_to_boxes(heat, 0.5)
+        tensor([[2, 1, 4, 3]])
+        >>> map_to_boxes(heat, 0.5, components="all").tolist()
+        [[2, 1, 4, 3], [7, 5, 7, 5]]
+        >>> map_to_boxes(heat, 0.5, size=(60, 80)).tolist()  # of an image ten times as large
+        [[20, 10, 49, 39]]
+    """
+    _, stats = _components(raw, threshold, size)
+    count = 1 if _check_components(components) == "largest" else len(stats)
+    return torch.from_numpy(stats[:count, :4].copy())
+
+
+def _components(
+    raw: Tensor | np.ndarray, threshold: float, size: tuple[int, int] | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """The connected parts by number ``(H, W)``; box, pixels and number of each, ``(M, 6)``, largest first."""
+    if not 0 <= threshold < 1:
+        raise AdvCAMError(f"threshold must be at least 0 and below 1, got {threshold}")
+    grey = grey_levels(score_map(raw, size))
+    above = (grey > int(threshold * 255)).astype(np.uint8)
+    count, parts, stats, _ = opencv().connectedComponentsWithStats(above, connectivity=8)
+    x, y, w, h, pixels = stats[1:].astype(np.int64).T
+    table = np.stack([x, y, x + w - 1, y + h - 1, pixels, np.arange(1, count)], axis=1)
+    return parts, table[np.argsort(-pixels, kind="stable")]
+
+
+def _check_components(components: str) -> str:
+    if components not in ("largest", "all"):
+        raise AdvCAMError(f'components must be "largest" or "all", got {components!r}')
+    return components
+
+
+def _contours(grey: np.ndarray, level: int) -> Sequence[np.ndarray]:
+    cv2 = opencv()
+    above = cv2.threshold(grey, level, 255, cv2.THRESH_BINARY)[1]
+    contours: Sequence[np.ndarray] = cv2.findContours(above, cv2.RETR_TREE, cv2.CHAIN_APPROX_SIMPLE)[0]
+    return contours
+
+
+def _boxes(contours: Sequence[np.ndarray], grey: np.ndarray) -> list[Box]:
+    bottom, right = grey.shape[0] - 1, grey.shape[1] - 1
+    around = map(opencv().boundingRect, contours)
+    return [(x, y, min(x + w, right), min(y + h, bottom)) for x, y, w, h in around] or [(0, 0, 0, 0)]
+
+
+def _plane(raw: Tensor | np.ndarray) -> np.ndarray:
+    found = raw.detach().cpu().double().numpy() if isinstance(raw, Tensor) else np.asarray(raw)
+    if found.ndim < 2 or found.size == 0 or found.size != found.shape[-1] * found.shape[-2]:
+        raise AdvCAMError(f"a map must be (h, w), or have leading sides of 1, got shape {tuple(found.shape)}")
+    if found.dtype.kind not in "fiub":
+        raise AdvCAMError(f"a map must hold numbers, got {found.dtype}")
+    return found.reshape(found.shape[-2:])
+
+
+def _words(shape: tuple[int, ...]) -> str:
+    return " x ".join(map(str, shape))
