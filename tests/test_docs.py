@@ -1,0 +1,113 @@
+"""Documentation: its examples run, its pages ask nobody for anything, its command line is the parsers'."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+#: Pages whose Python blocks are one program, in order.
+RUN = sorted(
+    [
+        *ROOT.glob("docs/howto/*.md"), ROOT / "docs/guides/index.md",
+        *(ROOT / "docs" / f"{name}.md" for name in ("quickstart", "choosing", "troubleshooting")),
+    ]
+)  # fmt: skip
+
+#: Commands that the guides tell of and that are being built; take one out when it is there.
+PLANNED = {"wsol", "semi", "report", "analyze", "wsss run"}
+
+
+@pytest.fixture
+def extensions(monkeypatch):
+    pytest.importorskip("sphinx", reason='pip install -e ".[docs]"')
+    monkeypatch.syspath_prepend(str(ROOT / "docs" / "_ext"))
+
+
+@pytest.mark.parametrize("page", RUN, ids=lambda page: page.stem)
+def test_examples_run(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"^```python\n(.*?)^```", page.read_text(), re.S | re.M)
+    assert blocks or page.stem == "index", f"{page} has no example"
+    names: dict = {"__name__": page.stem}
+    monkeypatch.setitem(sys.modules, page.stem, type(sys)(page.stem))
+    for block in blocks:
+        exec(compile(block, str(page), "exec"), names)
+
+
+def test_links_between_pages_lead_somewhere():
+    for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/**/*.md")]:
+        text = re.sub(r"```.*?```", "", page.read_text(), flags=re.S)
+        for link in re.findall(r"\]\((?!https?:|#|mailto:)([^)#\s]+)", text):
+            assert (page.parent / link).exists() or "examples/" in link, f"{page}: {link}"
+
+
+def test_commands_of_the_documentation_exist():
+    """Of every ``advcam`` line in a shell block, the words that name a command, and the configuration."""
+    from advcam_attr.cli import COMMANDS
+    from advcam_attr.cli.parser import Group
+
+    checked = 0
+    for page in [ROOT / "README.md", *ROOT.glob("docs/**/*.md")]:
+        for block in re.findall(r"^```(?:sh|console)\n(.*?)^```", page.read_text(), re.S | re.M):
+            for first, second, rest in re.findall(r"\badvcam(?:_attr)? +([a-z]+)(?: +([a-z]+)\b)?(.*)", block):
+                if first in PLANNED:
+                    continue
+                known = COMMANDS.get(first)
+                assert known is not None, f"{page}: advcam {first}"
+                if isinstance(known, Group):
+                    there = second in known.commands or f"{first} {second}" in PLANNED
+                    assert there, f"{page}: advcam {first} {second}"
+                checked += 1
+                for config in re.findall(r"--config (configs/\S+\.yaml)", rest):
+                    assert (ROOT / config).is_file() or f"{first} {second}" in PLANNED, f"{page}: {config}"
+    assert checked > 20
+
+
+def test_notebooks_are_small_and_tell_nothing_of_where_they_ran():
+    notebooks = sorted((ROOT / "examples").glob("*.ipynb"))
+    assert notebooks
+    for file in notebooks:
+        text = file.read_text()
+        assert len(text) < 400_000, f"{file.name} has {len(text)} characters; store smaller pictures"
+        outputs = [out for cell in json.loads(text)["cells"] for out in cell.get("outputs", [])]
+        assert not [out for out in outputs if out.get("name") == "stderr" or out["output_type"] == "error"], file.name
+        assert not re.search(r'"/(?:home|root|tmp|work)/', text), file.name
+
+
+@pytest.mark.parametrize(
+    ("text", "suffix", "found"),
+    [
+        ('<script src="https://cdn.example/x.js"></script>', ".html", ["https://cdn.example/x.js"]),
+        ('<link rel="stylesheet" href="//fonts.example/css">', ".html", ["//fonts.example/css"]),
+        ('<img srcset="a.png 1x, http://pictures.example/b.png 2x">', ".html", ["http://pictures.example/b.png 2x"]),
+        ("<style>@import 'https://a.example/x.css';</style>", ".html", ["https://a.example/x.css"]),
+        ("@font-face { src: url(https://a.example/x.woff2) }", ".css", ["https://a.example/x.woff2"]),
+        ('import x from "https://a.example/x.mjs"', ".js", ["https://a.example/x.mjs"]),
+        ('<a href="https://paper.example">paper</a><link rel="canonical" href="https://a.example">', ".html", []),
+        ('<img src="images/demo.png"><script>let page = "https://a.example"</script>', ".html", []),
+    ],
+)
+def test_requests_that_leave_a_page_are_found(extensions, text, suffix, found):
+    from offline import requests_of
+
+    assert requests_of(text, suffix) == found
+
+
+def test_the_command_line_reference_has_every_command_and_option(extensions):
+    from cli_reference import commands, options_of, shared_options
+
+    from advcam_attr.cli import COMMANDS
+    from advcam_attr.cli.parser import Group
+
+    listed = dict(commands())
+    assert {"attribute", "wsss", "wsss seeds", "data check", "evaluate masks"} <= set(listed)
+    assert len(listed) == sum(1 + len(c.commands) if isinstance(c, Group) else 1 for c in COMMANDS.values())
+    assert ("--steps T", "steps of the climb (default: the recipe's)") in options_of("attribute", listed["attribute"])
+    shared = [typed for typed, _ in shared_options("wsss", listed["wsss"])]
+    assert "--seeds.recipe VALUE" in shared
+    assert "--overwrite" not in shared
