@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -223,6 +224,54 @@ def test_another_head_is_found_anew(small_net, images):
     assert view.inspect(images).classes == 5
     small_net[7] = nn.Linear(12, 9)
     assert view.inspect(images).classes == 9
+
+
+class Counted(nn.Sequential):
+    calls = 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        return super().forward(x)
+
+
+class Choosy(Counted):
+    """Looks at the numbers of its input, so it cannot be traced without them."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x if x.mean() > -100 else -x)
+
+
+def test_other_sizes_cost_no_forward(images):
+    layers = (nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
+    net, choosy = Counted(*layers), Choosy(*layers)
+    view = heads.view(net)
+    first = view.inspect(images)
+    done = net.calls
+    for height, width in ((20, 16), (9, 31)):
+        head = view.inspect(torch.rand(1, 3, height, width))
+        assert head.grid == (height - 2, width - 2)
+        assert head == heads.view(Counted(*layers)).inspect(torch.rand(1, 3, height, width))
+    assert net.calls == done
+    assert first.grid == (images.shape[2] - 2, images.shape[3] - 2)
+    data_dependent = heads.view(choosy)
+    data_dependent.inspect(images)
+    assert data_dependent.inspect(torch.rand(1, 3, 20, 16)).grid == (18, 14)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "convnext_atto", "vgg11", "mobilenetv3_small_050", "edgenext_xx_small"])
+def test_other_sizes_have_the_head_of_a_fresh_trace(name):
+    net = timm.create_model(name).eval()
+    seen = heads.view(net)
+    seen.inspect(torch.rand(1, 3, 64, 64))
+    image = torch.rand(1, 3, 96, 128)
+    assert seen.inspect(image) == heads.view(net).inspect(image)
+
+
+def test_a_broken_image_of_another_size_is_still_noticed(small_net, images):
+    view = heads.view(small_net)
+    view.inspect(images)
+    with pytest.raises(AdvCAMError, match="not finite"):
+        view.inspect(torch.full((1, 3, 24, 40), torch.nan))
 
 
 def test_several_pools_are_said_to_be_so():

@@ -6,6 +6,8 @@ tensor is picked up where Python hands it to the torch function that reads (or m
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import threading
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -21,6 +23,9 @@ from advcam_attr.heads.trace import function_name, record, tensors_in
 from advcam_attr.heads.weights import Tail, TailCall, all_class_weights, check_identity, class_weights
 from advcam_attr.registry import nearest
 from advcam_attr.types import AdvCAMError
+
+#: A head, and where its view's taps are found.
+Found = tuple[Head, dict[str, Site]]
 
 
 @dataclass(frozen=True)
@@ -166,7 +171,8 @@ class HeadView:
         self.model = unwrapped(model)
         self.layer = _layer_name(self.model, layer)
         self.taps = tuple(_layer_name(self.model, tap) or "" for tap in taps)
-        self._found: dict[tuple[int, ...], tuple[Head, dict[str, Site]]] = {}
+        self._found: dict[tuple[int, ...], Found] = {}
+        self._twin: tuple[int, nn.Module] | None = None  # by the hash of its modules
 
     def __repr__(self) -> str:
         return f"HeadView({type(self.model).__name__}, layer={self.layer!r})"
@@ -183,11 +189,14 @@ class HeadView:
         """
         return self._sites(x, *extra)[0]
 
-    def _sites(self, x: Tensor, *extra: Any) -> tuple[Head, dict[str, Site]]:
+    def _sites(self, x: Tensor, *extra: Any) -> Found:
         """The head, and where the taps are found, for images of this size."""
-        key = (*x.shape[1:], hash(tuple(map(id, self.model.modules()))))
+        modules = hash(tuple(map(id, self.model.modules())))
+        key = (modules, *x.shape[1:])
         if key not in self._found:
-            self._found[key] = self._find(x[:1], *extra)
+            known = [found for seen, found in self._found.items() if seen[0] == modules]
+            resized = self._resized(known[0], modules, x[:1], *extra) if known else None
+            self._found[key] = resized or self._find(x[:1], *extra)
         return self._found[key]
 
     def require(self, x: Tensor, *extra: Any, exactness: Sequence[Exactness] = ("exact", "linearised")) -> Head:
@@ -237,7 +246,26 @@ class HeadView:
         first = next((p for p in self.model.parameters() if p.is_floating_point()), None)
         return x if first is None else x.to(first.dtype)
 
-    def _find(self, image: Tensor, *extra: Any) -> tuple[Head, dict[str, Site]]:
+    def _resized(self, known: Found, modules: int, image: Tensor, *extra: Any) -> Found | None:
+        """The head for another size of image, if a trace without data shows the verified head on another grid.
+
+        It costs neither a forward nor its memory: data sets of photographs have hundreds of sizes.
+        """
+        if extra or image.is_meta or not bool(image.isfinite().all()):
+            return None
+        try:
+            if self._twin is None or self._twin[0] != modules:
+                self._twin = modules, copy.deepcopy(self.model).to("meta").eval()
+            trace = record(self._twin[1], self.cast(image).to("meta"))
+            head = find_head(trace, self.layer)
+            taps = {tap: output_site(trace, tap) for tap in self.taps}
+        except Exception:  # a model that cannot be copied, or that needs data to run
+            return None
+        first = known[0]
+        same = dataclasses.replace(head, grid=first.grid, stride=first.stride) == first
+        return (head, taps) if same else None
+
+    def _find(self, image: Tensor, *extra: Any) -> Found:
         """Trace one image; a plan without data (meta tensors) is taken at its word, any other is verified."""
         trace = record(self.model, self.cast(image), *extra)
         head = find_head(trace, self.layer)
