@@ -226,6 +226,33 @@ def test_another_head_is_found_anew(small_net, images):
     assert view.inspect(images).classes == 9
 
 
+@pytest.mark.parametrize("name", ["resnet18", "vgg11", "densenet121", "mobilenetv3_small_050", "vit_tiny_patch16_224"])
+def test_a_graph_that_begins_at_the_features(name):
+    """The same numbers and the same derivative of the logits to the features; nothing behind them."""
+    net = timm.create_model(name).eval()
+    view, found = heads.view(net), []
+    for to_images in (True, False):
+        x = torch.rand(2, 3, 224, 224, generator=torch.Generator().manual_seed(1)).requires_grad_()
+        acts = view(x, to_images=to_images)
+        scores = acts.logits[:, 3]
+        (behind,) = torch.autograd.grad(scores.sum(), x, retain_graph=True, allow_unused=True)
+        assert (behind is None) != to_images
+        weights = acts.class_weights(torch.tensor([3, 3])) if acts.head.exactness != "none" else scores
+        found.append((acts.features, acts.logits, acts.gradient(scores), weights))
+    for with_images, without in zip(*found, strict=True):
+        assert torch.equal(with_images, without)
+
+
+def test_a_graph_that_begins_at_features_changed_in_place(images):
+    net = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.ReLU(inplace=True), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)
+    )
+    for layer in ("0", "1", None):
+        acts = heads.view(net, layer)(images, to_images=False)
+        assert torch.equal(acts.logits, net(images))
+        assert torch.isfinite(acts.gradient(acts.logits[:, 0])).all()
+
+
 class Counted(nn.Sequential):
     calls = 0
 

@@ -76,7 +76,7 @@ def climb(
                 seen = _shared_start(view, images, target, image_of, plan, background, extra, last)
             else:
                 leaf = rows.detach().requires_grad_()
-                acts = view(leaf.flatten(0, 1), *extra, memo=memo)
+                acts = view(leaf.flatten(0, 1), *extra, memo=memo, to_images=not last)
                 seen = _evaluate(index, leaf, acts, target, plan, start, background, last)
                 del acts, leaf
             start = start or (seen.step.logits, seen.base)
@@ -201,7 +201,9 @@ def _shared_start(
     leaf = images.detach().requires_grad_()
     first = torch.stack([(image_of == image).nonzero()[0, 0] for image in range(len(images))])
     acts = view(
-        leaf.flatten(0, 1), *[a[_first_views(first, leaf.shape[1])] if _a_row(a, image_of, leaf) else a for a in extra]
+        leaf.flatten(0, 1),
+        *[a[_first_views(first, leaf.shape[1])] if _a_row(a, image_of, leaf) else a for a in extra],
+        to_images=not last,
     )
     seen: list[_Seen] = []
     slots = int(slot.max()) + 1

@@ -33,6 +33,18 @@ def tensors_in(value: Any) -> Iterable[Tensor]:
             yield from tensors_in(item)
 
 
+def exchanged(value: Any, old: Tensor, new: Tensor) -> Any:
+    """Nested lists, tuples and dicts with one tensor in the place of another."""
+    if value is old:
+        return new
+    if isinstance(value, Mapping):
+        return {key: exchanged(item, old, new) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        items = [exchanged(item, old, new) for item in value]
+        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+    return value
+
+
 def function_name(func: Callable[..., Any]) -> str:
     """The plain name of a torch function: ``mean`` for ``Tensor.mean`` and ``torch.mean`` alike."""
     return str(getattr(func, "__name__", type(func).__name__))

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from advcam_attr.heads.find import Exactness, Head, Site, find_head, logits_of, output_site
-from advcam_attr.heads.trace import function_name, record, tensors_in
+from advcam_attr.heads.trace import exchanged, function_name, record, tensors_in
 from advcam_attr.heads.weights import Tail, TailCall, all_class_weights, check_identity, class_weights
 from advcam_attr.registry import nearest
 from advcam_attr.types import AdvCAMError
@@ -104,10 +104,14 @@ def canonical(tensor: Tensor, head: Head) -> Tensor:
 
 
 class _Capture(TorchFunctionMode):
-    """Holds on to one tensor of a forward, to what is done to it afterwards if it is pooled, and to the taps."""
+    """Holds on to one tensor of a forward, to what is done to it afterwards if it is pooled, and to the taps.
 
-    def __init__(self, site: Site, taps: Mapping[str, Site]) -> None:
+    With ``cut``, the graph begins at that tensor: what comes before it is not kept.
+    """
+
+    def __init__(self, site: Site, taps: Mapping[str, Site], cut: bool = False) -> None:
         super().__init__()
+        self.cut = cut
         self.site, self.sites = site, taps
         self.tapped: dict[str, Tensor] = {}
         self._counts: dict[str, int] = {}
@@ -120,10 +124,13 @@ class _Capture(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        out = func(*args, **kwargs)
         name = function_name(func)
         call = name, self._counts.get(name, 0)
         self._counts[name] = call[1] + 1
+        if self.cut and self.raw is None:
+            out, args, kwargs = self._cut(func, args, kwargs, at_site=call == (self.site.name, self.site.occurrence))
+        else:
+            out = func(*args, **kwargs)
         for tap, site in self.sites.items():
             if (site.name, site.occurrence) == call:
                 self.tapped.update((tap, made) for made in [*tensors_in(out)][:1])
@@ -137,12 +144,30 @@ class _Capture(TorchFunctionMode):
                 self._after.update((id(t), t) for t in outs)
         return out
 
+    def _cut(self, func: Callable[..., Any], args: Any, kwargs: Any, at_site: bool) -> tuple[Any, Any, Any]:
+        """Call a function before the site, or at it: what it gives, and the arguments that it was called with."""
+        if at_site and self.site.side == "input":
+            raw = next(iter(tensors_in((args, kwargs))))
+            args, kwargs = exchanged((args, kwargs), raw, _beginning(raw))
+            return func(*args, **kwargs), args, kwargs
+        with torch.no_grad():
+            out = func(*args, **kwargs)
+        if at_site:
+            raw = next(iter(tensors_in(out)))
+            out = exchanged(out, raw, _beginning(raw))
+        return out, args, kwargs
+
     def _take(self, args: Any, kwargs: Any, out: Any) -> None:
         if self.site.side == "input":
             self.raw, self.pooled = next(iter(tensors_in((args, kwargs)))), out
             self._after = {id(out): out}
         else:
             self.raw = next(iter(tensors_in(out)))
+
+
+def _beginning(tensor: Tensor) -> Tensor:
+    """A tensor at which a graph begins; no leaf, so that the net may change it in place."""
+    return tensor.detach().requires_grad_().clone()
 
 
 class HeadView:
@@ -210,19 +235,23 @@ class HeadView:
             raise AdvCAMError(f"no class activation map for {type(self.model).__name__}: {head.note}; {head.advice}")
         return head
 
-    def __call__(self, x: Tensor, *extra: Any, memo: dict[str, Tensor] | None = None) -> Activations:
+    def __call__(
+        self, x: Tensor, *extra: Any, memo: dict[str, Tensor] | None = None, to_images: bool = True
+    ) -> Activations:
         """One forward.
 
         Args:
             x: ``(B, C, H, W)``; cast to the model's own floating type.
             *extra: further arguments of the forward.
             memo: what forwards of one climb may share: class weights that are the same for every image.
+            to_images: whether gradients reach the images. Without, they reach the features only, and what comes before
+                these is not kept, which saves nearly all of the memory.
 
         Raises:
             AdvCAMError: the model does not return logits, or took another path than when it was traced.
         """
         head, sites = self._sites(x, *extra)
-        capture = _Capture(head.site, sites)
+        capture = _Capture(head.site, sites, cut=not to_images)
         with capture:
             output = self.model(self.cast(x).clone(), *extra)  # a net may begin in place
         logits = logits_of(output)
