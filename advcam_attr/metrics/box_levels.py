@@ -70,7 +70,8 @@ def best_ious(grey: np.ndarray, truth: np.ndarray, boxes_above: BoxesAbove) -> n
     levels = np.flatnonzero(there[:top])
     found = [boxes_above(grey, int(level)) for level in levels]
     begin = np.cumsum([0, *map(len, found[:-1])])
-    each = np.maximum.reduceat(box_iou(np.array(list(chain(*found))), truth).max(1), begin)
+    boxes = np.fromiter(chain.from_iterable(chain.from_iterable(found)), np.int64).reshape(-1, 4)
+    each = np.maximum.reduceat(box_iou(boxes, truth).max(1), begin)
     best = np.zeros(LEVELS)
     best[:top] = each[np.cumsum(there[:top]) - 1]
     return best

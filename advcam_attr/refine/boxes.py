@@ -129,7 +129,8 @@ def boxes_above(grey: np.ndarray, level: int) -> list[Box]:
         >>> sorted(boxes_above(grey, 0))
         [(3, 4, 16, 15), (5, 6, 11, 10)]
     """
-    return _boxes(_contours(grey, level), grey)
+    cv2 = opencv()
+    return _boxes(cv2, _contours(cv2, grey, level), grey)
 
 
 def largest_box_above(grey: np.ndarray, level: int) -> list[Box]:
@@ -139,8 +140,9 @@ def largest_box_above(grey: np.ndarray, level: int) -> list[Box]:
 
     Args, returns: as `boxes_above`, but one box.
     """
-    contours = _contours(grey, level)
-    return _boxes([max(contours, key=opencv().contourArea)] if contours else [], grey)
+    cv2 = opencv()
+    contours = _contours(cv2, grey, level)
+    return _boxes(cv2, [max(contours, key=cv2.contourArea)] if contours else [], grey)
 
 
 def resize_boxes(
@@ -272,16 +274,15 @@ def _check_components(components: str) -> str:
     return components
 
 
-def _contours(grey: np.ndarray, level: int) -> Sequence[np.ndarray]:
-    cv2 = opencv()
+def _contours(cv2: ModuleType, grey: np.ndarray, level: int) -> Sequence[np.ndarray]:
     above = cv2.threshold(grey, level, 255, cv2.THRESH_BINARY)[1]
     contours: Sequence[np.ndarray] = cv2.findContours(above, cv2.RETR_TREE, cv2.CHAIN_APPROX_SIMPLE)[0]
     return contours
 
 
-def _boxes(contours: Sequence[np.ndarray], grey: np.ndarray) -> list[Box]:
+def _boxes(cv2: ModuleType, contours: Sequence[np.ndarray], grey: np.ndarray) -> list[Box]:
     bottom, right = grey.shape[0] - 1, grey.shape[1] - 1
-    around = map(opencv().boundingRect, contours)
+    around = map(cv2.boundingRect, contours)
     return [(x, y, min(x + w, right), min(y + h, bottom)) for x, y, w, h in around] or [(0, 0, 0, 0)]
 
 
