@@ -271,7 +271,23 @@ PAPER = Recipe(
     clamp=NoClamp(),
 )
 
-RECIPES = {recipe.name: recipe for recipe in (AUTO, ONE_STEP, OFFICIAL, OFFICIAL_WRN38, PAPER)}
+WSOL = Recipe(
+    name="wsol",
+    source=(
+        "section 6 (CUB, ImageNet): as for segmentation but for one value, 0.01, whose symbol is not legible and which "
+        "is read as lambda; one scale, maps not rectified. Where there are many classes the sum over the others may "
+        "drown the target: choose the objective on validation images"
+    ),
+    steps=26,
+    objective=TargetMinusOthers("sum"),
+    regularizers=(RestrictHighAttributions(0.01, reduce="sum"),),
+    mask=ThresholdMask(0.5),
+    step_rule=MaxNormStep(0.08),
+    clamp=CurrentRange(),
+    flip=FLIP_PAIR,
+)
+
+RECIPES = {recipe.name: recipe for recipe in (AUTO, ONE_STEP, OFFICIAL, OFFICIAL_WRN38, PAPER, WSOL)}
 
 
 def get(recipe: Recipe | str, **changes: Any) -> Recipe:

@@ -21,6 +21,7 @@ from advcam_attr.files import write_bytes
 from advcam_attr.metrics.box_levels import LEVELS, best_ious
 from advcam_attr.metrics.box_union_find import available, best_ious_by_union_find
 from advcam_attr.metrics.localization import BoxTable, Contours, table_of_state, table_state
+from advcam_attr.pipelines.run_folder import ImageList
 from advcam_attr.refine.boxes import boxes_above, grey_levels, largest_box_above, opencv, resize_boxes, score_map
 from advcam_attr.types import AdvCAMError, Sample
 
@@ -31,24 +32,8 @@ Search = Literal["auto", "levels", "union-find"]
 _CHUNK = 32
 
 
-class BoxedImages(Protocol):
+class BoxedImages(ImageList, Protocol):
     """One split of a data set whose images have one class each, and boxes."""
-
-    @property
-    def name(self) -> str:
-        """Of the data set."""
-
-    @property
-    def root(self) -> Path:
-        """Its folder."""
-
-    @property
-    def split(self) -> str:
-        """Of the data set."""
-
-    @property
-    def samples(self) -> tuple[Sample, ...]:
-        """The images, each with one label."""
 
     @property
     def boxes(self) -> Mapping[str, Sequence[tuple[int, int, int, int]]]:

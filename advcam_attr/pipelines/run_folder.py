@@ -9,7 +9,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -19,6 +19,26 @@ from advcam_attr.engine.prefetch import prefetched
 from advcam_attr.files import write_json
 from advcam_attr.pipelines.folder import require_same
 from advcam_attr.types import AdvCAMError, Sample
+
+
+class ImageList(Protocol):
+    """A split of a data set, as far as its images go."""
+
+    @property
+    def name(self) -> str:
+        """Of the data set."""
+
+    @property
+    def root(self) -> Path:
+        """Its folder."""
+
+    @property
+    def split(self) -> str:
+        """Of the data set."""
+
+    @property
+    def samples(self) -> tuple[Sample, ...]:
+        """The images."""
 
 
 def weights_digest(net: nn.Module) -> str:

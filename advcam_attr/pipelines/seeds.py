@@ -24,7 +24,7 @@ from advcam_attr.engine.batches import plan_batches
 from advcam_attr.engine.devices import choose_device
 from advcam_attr.engine.sharding import Shard, shard_of
 from advcam_attr.engine.store import FLAT_LIMIT, MapHeader, MapStore
-from advcam_attr.pipelines.run_folder import image_sizes, read_record, same_settings
+from advcam_attr.pipelines.run_folder import ImageList, image_sizes, read_record, same_settings
 from advcam_attr.pipelines.seed_batches import SeedMaker
 from advcam_attr.pipelines.seed_settings import SeedSettings, described
 from advcam_attr.types import AdvCAMError, Sample
@@ -162,7 +162,7 @@ def _run(
     begin = time.monotonic()
     shard = shard_of() if shard is None else shard
     device = choose_device(settings.device, shard.local)
-    _check_ids(data)
+    check_ids(data)
     config = described(settings, net, data, sweep)
     nothing_there = next((out / "maps").rglob("*.safetensors"), None) is None
     digest = same_settings(out / "seeds.json", config, overwrite=settings.overwrite or nothing_there)
@@ -185,7 +185,7 @@ def _run(
         tqdm(
             total=count, initial=count - left, desc="seeds", unit="image", disable=not show_progress or shard.rank > 0
         ) as bar,
-        _placed(net, device),
+        placed(net, device),
     ):
         for batch in SeedMaker(net, settings, list(stores), sizes, device, highest).batches(todo):
             for steps, store in stores.items():
@@ -211,7 +211,7 @@ def _stores(out: Path, folders: Mapping[int, str], digest: str, images: int) -> 
     return stores
 
 
-def _check_ids(data: SegmentationData) -> None:
+def check_ids(data: ImageList) -> None:
     """That there are images, and no two of one id.
 
     Raises:
@@ -238,7 +238,7 @@ def _done(
 
 
 @contextlib.contextmanager
-def _placed(net: nn.Module, device: torch.device) -> Iterator[None]:
+def placed(net: nn.Module, device: torch.device) -> Iterator[None]:
     """A block in which the net is on the device; afterwards it is where it was."""
     first = next((p.device for p in net.parameters()), device)
     if first == device:

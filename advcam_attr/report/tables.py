@@ -96,7 +96,7 @@ def table_i(ours: Mapping[str, Sequence[Share]], source: str = HERE) -> Table:
         IRN                   here    48.1      –  66.0
         AdvCAM                paper   55.6   62.1  69.9
     """
-    return _beside(
+    return beside(
         "Table I: mean IoU on PASCAL VOC train, %",
         ("seed", "+ CRF", "mask"),
         ours,
@@ -160,7 +160,7 @@ def table_xi(ours: Mapping[str, Scores], source: str = HERE) -> Table:
         ours: scores of all classes by design.
         source: see `table_i`.
     """
-    return _beside(
+    return beside(
         "Table XI: design of the final map, seeds on PASCAL VOC train, %",
         ("mIoU", "precision", "recall", "F1"),
         {name: (s.mean_iou, s.precision, s.recall, s.f1_of_means) for name, s in ours.items()},
@@ -178,7 +178,7 @@ def table_xiii(ours: Mapping[str, Mapping[str, Scores]], source: str = HERE) -> 
             `advcam_attr.metrics.evaluation.MaskEvaluation.by_size`.
         source: see `table_i`.
     """
-    return _beside(
+    return beside(
         "Table XIII: seeds on MS COCO train, all classes, the 10 smallest, the 10 largest, %",
         tuple(f"{size} {measure}" for size in SIZES for measure in ("P", "R", "F1")),
         {
@@ -194,7 +194,7 @@ def table_xiii(ours: Mapping[str, Mapping[str, Scores]], source: str = HERE) -> 
     )
 
 
-def _beside(
+def beside(
     title: str,
     columns: tuple[str, ...],
     ours: Mapping[str, Sequence[Share]],
@@ -202,7 +202,19 @@ def _beside(
     source: str,
     notes: tuple[str, ...],
 ) -> Table:
-    """The paper's rows, each followed by ours of the same name; then ours of other names."""
+    """The paper's rows, each followed by ours of the same name; then ours of other names.
+
+    Args:
+        title: of the table.
+        columns: the heads of the numbers.
+        ours: shares of 1 by method, one for each column.
+        paper: percentages by method.
+        source: what our rows are called.
+        notes: sentences below the table.
+
+    Raises:
+        AdvCAMError: a method has more or fewer numbers than there are columns.
+    """
     rows = []
     for name in dict.fromkeys((*paper, *ours)):
         if name in paper:
