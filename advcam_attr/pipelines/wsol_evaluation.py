@@ -59,9 +59,7 @@ def score_run(
     """
     store, record = wsol_map_store(out), read_record(out / "maps.json")
     if record is not None and record["settings"].get("target") == "predicted":
-        raise AdvCAMError(
-            f"the maps of {out} are of predicted classes: score those of the true classes"
-        )
+        raise AdvCAMError(f"the maps of {out} are of predicted classes: score those of the true classes")
     return score_boxes(
         StoredMaps(store), data, samples=samples, predictions=read_predictions(out), contours=contours, search=search,
         processes=processes, progress=progress,

@@ -79,9 +79,7 @@ TABLE_X: Mapping[str, Numbers] = MappingProxyType(
 )
 
 _BOXES = ("IoU 0.3", "IoU 0.5", "IoU 0.7", "mean")
-_CHOSEN = (
-    "MaxBoxAcc is at the threshold that is best on the very images, for each IoU apart, as in the paper."
-)
+_CHOSEN = "MaxBoxAcc is at the threshold that is best on the very images, for each IoU apart, as in the paper."
 _TOP_1 = "Top-1 Loc is at its own best threshold; which one the paper takes is not told."
 
 
