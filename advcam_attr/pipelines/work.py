@@ -92,9 +92,9 @@ def plan(works: Sequence[Work], run: Path) -> str:
         ...          lambda: 30), Work("masks", "masks", "images", 70, lambda: 0)]
         >>> print("\\n".join(plan(works, folder).splitlines()[1:]))
         stage     state  made             rate             time left
-        training  done   5 of 5 steps     –                        –
-        seeds     begun  30 of 70 images  0.5 images/s          80 s
-        masks     to do  0 of 70 images   not measured yet         ?
+        training  done   5 of 5 steps     –                         –
+        seeds     begun  30 of 70 images  0.5 images/s           80 s
+        masks     to do  0 of 70 images   not measured yet          ?
         left: 80 s at these rates, and masks, which is not measured yet
     """
     rates = read_rates(run)

@@ -159,7 +159,7 @@ def table_iii(ours: Mapping[str, Sequence[Share]], source: str = HERE) -> Table:
         source: see `table_i`.
 
     Example:
-        >>> print(*table_iii({"AdvCAM": (0.675, None)}).text().splitlines()[4:6], sep="\\n")
+        >>> print(*table_iii({"AdvCAM": (0.675, None)}).text().splitlines()[3:5], sep="\\n")
         AdvCAM      paper   68.1  68.0
         AdvCAM      here    67.5     –
     """
