@@ -7,7 +7,17 @@ import math
 import pytest
 
 from advcam_attr.metrics.measures import Scores
-from advcam_attr.report.tables import table_i, table_ii, table_ix, table_xi, table_xiii
+from advcam_attr.report.tables import (
+    table_i,
+    table_ii,
+    table_iii,
+    table_iv,
+    table_ix,
+    table_v,
+    table_vi,
+    table_xi,
+    table_xiii,
+)
 from advcam_attr.types import AdvCAMError
 
 PAPER = {
@@ -22,6 +32,23 @@ PAPER = {
         AdvCAM-Sal: 60.8/66.6/72.3
     """,
     "II": "AdvCAM − IRN: +3.7/+3.1",
+    "III": """
+        IRN: 63.5/64.8
+        AdvCAM: 68.1/68.0
+        AdvCAM-Sal: 71.3/71.2
+    """,
+    "IV": """
+        AdvCAM-Sal, Res2Net-101: 72.0/72.7
+        AdvCAM-Sal, Res2Net-152: 73.0/72.7
+    """,
+    "V": """
+        IRN: 41.4
+        AdvCAM: 44.4
+    """,
+    "VI": """
+        CCT: 73.2/–
+        CCT with AdvCAM's masks: 77.8/76.9
+    """,
     "XI": """
         last map only: 54.0/64.4/78.2/70.6
         sum over t: 55.6/66.9/77.6/71.9
@@ -35,7 +62,10 @@ PAPER = {
         AdvCAM, T=30, τ=0.6: 47.7/63.7/51.4; 19.2/64.3/28.1; 71.2/66.1/66.5
     """,
 }
-TABLES = {"I": table_i, "II": table_ii, "XI": table_xi, "XIII": table_xiii}
+TABLES = {
+    "I": table_i, "II": table_ii, "III": table_iii, "IV": table_iv, "V": table_v, "VI": table_vi, "XI": table_xi,
+    "XIII": table_xiii,
+}  # fmt: skip
 
 
 def typed(name):

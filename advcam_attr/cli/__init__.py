@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from advcam_attr.cli import analyze, attribute, data, demo, evaluate, inspecting, report, wsol, wsss
+from advcam_attr.cli import analyze, attribute, data, demo, evaluate, inspecting, report, semi, wsol, wsss
 from advcam_attr.cli.parser import Command, CommandLine, Group, UsageError, fail
 
 COMMANDS: dict[str, Command | Group] = {
@@ -19,6 +19,7 @@ COMMANDS: dict[str, Command | Group] = {
     "census": inspecting.CENSUS,
     "data": data.GROUP,
     "wsss": wsss.GROUP,
+    "semi": semi.GROUP,
     "wsol": wsol.GROUP,
     "evaluate": evaluate.GROUP,
     "analyze": analyze.COMMAND,

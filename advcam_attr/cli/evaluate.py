@@ -6,7 +6,8 @@ from pathlib import Path
 
 from jsonargparse import Namespace
 
-from advcam_attr.cli.parser import Command, Group, Parser
+from advcam_attr.cli.options import add_archive_options, path_of
+from advcam_attr.cli.parser import Command, Group, Parser, fail
 
 
 def _add_seeds(parser: Parser) -> None:
@@ -15,10 +16,10 @@ def _add_seeds(parser: Parser) -> None:
 
 def _seeds(options: Namespace) -> int:
     from advcam_attr.cli.wsss import read_config
-    from advcam_attr.pipelines import wsss
     from advcam_attr.pipelines.wsss_config import config_of
+    from advcam_attr.pipelines.wsss_scores import evaluate
 
-    wsss.evaluate(read_config(config_of(Path(options.run))))
+    evaluate(read_config(config_of(Path(options.run))))
     return 0
 
 
@@ -47,10 +48,26 @@ def _masks(options: Namespace) -> int:
     return 0
 
 
+def _add_submission(parser: Parser) -> None:
+    parser.add_argument("file", metavar="FILE", help="archive for PASCAL VOC's test server")
+    add_archive_options(parser)
+
+
+def _submission(options: Namespace) -> int:
+    from advcam_attr.pipelines.submission import check_submitted
+
+    problems = check_submitted(Path(options.file), path_of(options.list), path_of(options.images))
+    if problems:
+        return fail(f"{options.file} is nothing for the test server: {'; '.join(problems)}")
+    print(f"{options.file} is what PASCAL VOC's test server takes")
+    return 0
+
+
 GROUP = Group(
     "scores of what is on disk",
     {
         "seeds": Command("score the seeds of a run, beside the paper's tables", _add_seeds, _seeds),
         "masks": Command("score label maps on a data set's masks", _add_masks, _masks),
+        "submission": Command("check an archive for PASCAL VOC's test server", _add_submission, _submission),
     },
 )

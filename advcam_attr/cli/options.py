@@ -28,6 +28,11 @@ def add_model_options(parser: Parser) -> None:
     parser.add_argument("--std", type=float, nargs="+", metavar="S", help="another normalisation: one or three numbers")
 
 
+def add_archive_options(parser: Parser) -> None:
+    parser.add_argument("--list", type=str, metavar="LIST", help="the images' ids: ImageSets/Segmentation/test.txt")
+    parser.add_argument("--images", type=str, metavar="DIR", help="their photographs, whose sizes are compared")
+
+
 def model_choice(spec: str, options: Namespace, random_weights: bool, labels: str | None = None) -> ModelChoice:
     from advcam_attr.pipelines.model import ModelChoice
 

@@ -8,9 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jsonargparse import ActionConfigFile, Namespace
+from jsonargparse import Namespace
 
-from advcam_attr.cli.parser import Command, Group, Parser, UsageError, fail
+from advcam_attr.cli.configuration import add_config, config_of
+from advcam_attr.cli.options import add_archive_options, path_of
+from advcam_attr.cli.parser import Command, Group, Parser, UsageError
 
 if TYPE_CHECKING:
     from advcam_attr.pipelines.wsss_config import WSSSConfig
@@ -20,9 +22,7 @@ def config_parser(parser: Parser) -> Parser:
     """Declare ``--config`` and every value of a `WSSSConfig` as an option of its own."""
     from advcam_attr.pipelines.wsss_config import WSSSConfig
 
-    parser.add_argument("--config", action=ActionConfigFile, help="YAML file of the values below: configs/voc.yaml")
-    parser.add_class_arguments(WSSSConfig, None)
-    return parser
+    return add_config(parser, WSSSConfig, "configs/voc.yaml")
 
 
 def read_config(path: Path) -> WSSSConfig:
@@ -44,9 +44,7 @@ def _config(options: Namespace) -> WSSSConfig:
     """The values of a `WSSSConfig` among a command's options."""
     from advcam_attr.pipelines.wsss_config import WSSSConfig
 
-    values = Namespace(**{key: options[key] for key in WSSSConfig.__dataclass_fields__})
-    built = config_parser(Parser(prog="advcam wsss")).instantiate(values)
-    return WSSSConfig(**{key: built[key] for key in WSSSConfig.__dataclass_fields__})
+    return config_of(options, WSSSConfig)
 
 
 def _stage(run: Callable[[WSSSConfig, Namespace], int]) -> Callable[[Namespace], int]:
@@ -68,11 +66,7 @@ def _classifier(config: WSSSConfig, options: Namespace) -> int:
 def _seeds(config: WSSSConfig, options: Namespace) -> int:
     from advcam_attr.pipelines import wsss
 
-    summaries = wsss.seeds(config, overwrite=options.overwrite, show_progress=sys.stderr.isatty())
-    failed = [f"{id}: {reason}" for one in summaries for id, reason in one.failed]
-    if failed:
-        more = f"; and {len(failed) - 5} more" if len(failed) > 5 else ""
-        return fail(f"{len(failed)} maps could not be made: {'; '.join(failed[:5])}{more}")
+    wsss.require_all(wsss.seeds(config, overwrite=options.overwrite, show_progress=sys.stderr.isatty()))
     return 0
 
 
@@ -93,10 +87,50 @@ def _refine(config: WSSSConfig, options: Namespace) -> int:
     return 0
 
 
-def _evaluate(config: WSSSConfig, options: Namespace) -> int:
+def _segment(config: WSSSConfig, options: Namespace) -> int:
     from advcam_attr.pipelines import wsss
 
-    wsss.evaluate(config)
+    wsss.segment_masks(config)
+    return 0
+
+
+def _evaluate(config: WSSSConfig, options: Namespace) -> int:
+    from advcam_attr.pipelines.wsss_scores import evaluate
+
+    evaluate(config)
+    return 0
+
+
+def _add_run_options(parser: Parser) -> None:
+    config_parser(parser)
+    parser.add_argument("--dry-run", action="store_true", help="tell what is done and what is left, and do nothing")
+
+
+def _run(config: WSSSConfig, options: Namespace) -> int:
+    from advcam_attr.pipelines import wsss_run
+
+    if options.dry_run:
+        print(wsss_run.plan_run(config))
+    else:
+        wsss_run.run(config, show_progress=sys.stderr.isatty())
+    return 0
+
+
+def _add_submission(parser: Parser) -> None:
+    parser.add_argument(
+        "predictions", metavar="DIR", help="of label maps: .../segmentation/advcam/predictions/test_crf"
+    )
+    parser.add_argument("--to", type=str, required=True, metavar="FILE", help="the archive, e.g. results.tgz")
+    parser.add_argument("--competition", choices=["comp5", "comp6"], default="comp6",
+                        help="comp5: of VOC's data alone; comp6: also of others (default: %(default)s)")  # fmt: skip
+    add_archive_options(parser)
+
+
+def _submission(options: Namespace) -> int:
+    from advcam_attr.pipelines.submission import submit
+
+    folder, archive = Path(options.predictions), Path(options.to)
+    submit(folder, archive, path_of(options.list), path_of(options.images), options.competition)
     return 0
 
 
@@ -140,8 +174,11 @@ GROUP = Group(
         "classifier": Command("train the classifier on image labels", _add_options, _stage(_classifier)),
         "seeds": Command("make localization maps of every image's classes", _add_seed_options, _stage(_seeds)),
         "refine": Command("make pseudo ground truth of the maps, by IRN or PSA", _add_refine_options, _stage(_refine)),
+        "segment": Command("train segmentation nets on it, label and score val", _add_options, _stage(_segment)),
+        "evaluate": Command("score all that there is, beside the paper's tables", _add_options, _stage(_evaluate)),
+        "run": Command("all of these stages, from pictures to the paper's tables", _add_run_options, _stage(_run)),
+        "submission": Command("pack label maps for PASCAL VOC's test server", _add_submission, _submission),
         "export": Command("write maps as IRN's or PSA's .npy files", _add_export, _export),
         "import": Command("read maps from IRN's or PSA's .npy files", _add_import, _import),
-        "evaluate": Command("score the maps on masks, beside the paper's tables", _add_options, _stage(_evaluate)),
     },
 )

@@ -109,6 +109,18 @@ class RefineSummary:
         return f"{self.images} images in {self.seconds:.0f} s: " + ", ".join(str(f) for f in self.steps.values())
 
 
+def final_step(settings: RefineSettings) -> str:
+    """The step whose label maps are the pseudo ground truth that segmentation nets learn from.
+
+    Example:
+        >>> final_step(RefineSettings()), final_step(RefineSettings(saliency="saliency"))
+        ('masks', 'masks_saliency')
+    """
+    if settings.saliency is not None:
+        return "masks_saliency"
+    return "masks_crf" if "masks" in settings.crf else "masks"
+
+
 def _irn(settings: RefineSettings, seeds: MapReader, data: SegmentationData, out: Path, tell: Tell) -> None:
     refine_irn(settings.irn, seeds, data, out, tell)
 

@@ -26,8 +26,8 @@ from advcam_attr.types import AdvCAMError
 #: Images of a gallery, at most, unless another number is asked for.
 LIMIT = 500
 
-#: How deep results lie below a run: ``evaluation.json``, ``seeds/cam/evaluation.json``.
-_LEVELS = ("", "*/", "*/*/")
+#: How deep results lie below a run, as ``segmentation/cam/predictions/val/evaluation.json``.
+_LEVELS = ("", "*/", "*/*/", "*/*/*/", "*/*/*/*/")
 
 #: The columns of the scores, by what evaluations call them.
 _SCORES = {

@@ -35,7 +35,7 @@ from advcam_attr.pipelines.training import TrainingTask, as_found, train
 from advcam_attr.refine.crf import DenseCRF, unary_from_logits
 from advcam_attr.types import AdvCAMError
 
-__all__ = ["SegmentationSettings", "predict", "segment", "segmentation_logits", "train_segmentation"]
+__all__ = ["SegmentationSettings", "predict", "segment", "segmentation_logits", "train_segmentation", "trained_net"]
 
 #: The net's folder in the output folder, and its file in there.
 FOLDER, WEIGHTS = "deeplab", "deeplab.safetensors"
@@ -86,18 +86,39 @@ def segment(
         >>> data, val = read_voc("VOCdevkit", "train_aug"), read_voc("VOCdevkit", "val")  # doctest: +SKIP
         >>> segment(SETTINGS["voc"], data, Path("run/irn/masks"), [val], Path("run/net"), print)  # doctest: +SKIP
     """
-    net, weights = settings.make_net(len(data.classes)), Path(settings.trained or out / FOLDER / WEIGHTS)
-    if settings.trained is None:
-        launch = shard_of_launch()
-        if shard_of().world > launch.world and not weights.is_file():
-            raise AdvCAMError("a net is trained in one job: start this once outside of the SLURM array, and then again")
-        net = train_segmentation(settings, net, data, masks, out, tell)
+    net = trained_net(settings, data, masks, out, tell)
     made: dict[str, Path] = {}
     for test in tests:
-        for recipe in (None, settings.crf) if settings.crf else (None,):
+        for recipe in recipes_of(settings):
             folder = predict(dataclasses.replace(settings, crf=recipe), net, test, out, tell)
             made[folder.name] = folder
-    return SegmentationSummary(weights, made)
+    return SegmentationSummary(Path(settings.trained or out / FOLDER / WEIGHTS), made)
+
+
+def trained_net(
+    settings: SegmentationSettings, data: SegmentationData, masks: Path, out: Path, tell: Tell = silent
+) -> DeepLab:
+    """The net of ``settings.trained``; or one that is trained on masks, as `train_segmentation` does it.
+
+    Raises:
+        AdvCAMError: as `train_segmentation`, or it is not trained yet and this is a share of a SLURM array.
+    """
+    net = settings.make_net(len(data.classes))
+    if settings.trained is not None:
+        return net
+    if shard_of().world > shard_of_launch().world and not (out / FOLDER / WEIGHTS).is_file():
+        raise AdvCAMError("a net is trained in one job: start this once outside of the SLURM array, and then again")
+    return train_segmentation(settings, net, data, masks, out, tell)
+
+
+def recipes_of(settings: SegmentationSettings) -> tuple[str | None, ...]:
+    """The recipes of the CRF that predictions are made with: without one, and with the settings' if there is one."""
+    return (None, settings.crf) if settings.crf else (None,)
+
+
+def predictions_folder(out: Path, split: str, crf: str | None) -> Path:
+    """Where the label maps of a split are, or would be."""
+    return out / "predictions" / (f"{split}_crf" if crf else split)
 
 
 def train_segmentation(
@@ -203,7 +224,7 @@ def predict(
     launch = shard_of_launch()
     shard = shard_of() if shard is None else shard
     device, many = choose_device(s.device, shard.local), MultiScale(net)
-    folder = out / "predictions" / (f"{data.split}_crf" if s.crf else data.split)
+    folder = predictions_folder(out, data.split, s.crf)
 
     def make(pixels: Tensor) -> Tensor:
         pixels = pixels.to(device)

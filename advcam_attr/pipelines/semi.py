@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from pathlib import Path
+from typing import Any
 
 from advcam_attr.data.segmentation import SegmentationData
 from advcam_attr.data.semi_transforms import PairedAugmentation
@@ -187,8 +188,7 @@ class Validation:
         with json_log(self.out / "validation.jsonl", step) as log:
             log.write({"step": step, "epoch": epoch, "val_miou": measured, "training": self._training()})
         self.tell(f"epoch {epoch}: validation mIoU {100 * measured:.2f}")
-        log_of_this = (r for r in read_log(self.out / "validation.jsonl") if r["training"] == self._training())
-        found = [record["val_miou"] for record in log_of_this]
+        found = [record["val_miou"] for record in validations(self.out)]
         waited = len(found) - 1 - max(range(len(found)), key=lambda i: (found[i], -i))
         if waited > self.settings.patience:
             self.tell(f"no better net in {waited} validations: the training ends")
@@ -201,7 +201,17 @@ class Validation:
         return float(notes["val_miou"]) if notes.get("training") == self._training() else None
 
     def _training(self) -> str:
-        return str((read_record(self.out / "training.json") or {}).get("digest", ""))
+        return _training_in(self.out)
+
+
+def validations(folder: Path) -> list[dict[str, Any]]:
+    """The measures of the training that a folder holds, in order: ``step``, ``epoch`` and ``val_miou`` of each."""
+    training = _training_in(folder)
+    return [record for record in read_log(folder / "validation.jsonl") if record.get("training") == training]
+
+
+def _training_in(folder: Path) -> str:
+    return str((read_record(folder / "training.json") or {}).get("digest", ""))
 
 
 def predict(config: SemiConfig, tell: Tell = print) -> Path:
@@ -217,7 +227,7 @@ def predict(config: SemiConfig, tell: Tell = print) -> Path:
     file = path_of(config.run) / "cct" / WEIGHTS
     if not file.is_file():
         raise AdvCAMError(f"there is no net {file}: train it first (advcam semi train)")
-    data, folder = _predicted(config)
+    data, folder = predicted(config)
     net, classes = load_cct(file)
     if classes != data.classes:
         raise AdvCAMError(f"{file} is of {len(classes)} other classes than {data.name}'s {len(data.classes)}")
@@ -232,15 +242,19 @@ def evaluate(config: SemiConfig, tell: Tell = print) -> MaskEvaluation:
     Raises:
         AdvCAMError: predictions are missing or do not fit, or no image has a mask.
     """
-    data, folder = _predicted(config)
+    data, folder = predicted(config)
     evaluation = evaluate_masks(folder, data)
     report = write_mask_evaluation(evaluation, folder)
     tell(f"{folder}: mIoU {100 * evaluation.scores().mean_iou:.2f} over {len(evaluation.scope.ids)} images ({report})")
     return evaluation
 
 
-def _predicted(config: SemiConfig) -> tuple[SegmentationData, Path]:
-    """The images whose label maps are predicted, and the folder of these."""
+def predicted(config: SemiConfig) -> tuple[SegmentationData, Path]:
+    """The images whose label maps are predicted, and the folder of these.
+
+    Raises:
+        AdvCAMError: no split is named, or it cannot be read.
+    """
     split = config.predict.split or config.data.val
     if split is None:
         raise AdvCAMError("no split to predict: give predict.split or data.val")

@@ -10,19 +10,21 @@ from __future__ import annotations
 import gzip
 import io
 import tarfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Literal, get_args
 
 import numpy as np
 from PIL import Image
+from torch import Tensor
 
-from advcam_attr.data.lists import few
+from advcam_attr.data.images import is_image
+from advcam_attr.data.lists import few, read_list
 from advcam_attr.data.masks import palette
 from advcam_attr.data.segmentation import SegmentationData
 from advcam_attr.data.sizes import image_size
-from advcam_attr.data.voc import CLASSES
+from advcam_attr.data.voc import CLASSES, SPLITS
 from advcam_attr.files import replacing
 from advcam_attr.pipelines.masks import mask_path
 from advcam_attr.types import AdvCAMError, Sample
@@ -108,6 +110,77 @@ def check_submission(path: Path, data: SegmentationData, limit: int = 10) -> lis
                 return [*problems, "... and more"]
             problems.append(problem)
     return problems
+
+
+def submit(
+    predictions: Path,
+    path: Path,
+    listed: Path | None = None,
+    images: Path | None = None,
+    competition: Competition = "comp6",
+    tell: Callable[[str], object] = print,
+) -> Path:
+    """Pack the label maps of a folder, given a list of their images or none, and check the archive.
+
+    Args:
+        predictions: the folder of ``<id>.png``.
+        path: of the archive.
+        listed: the list of the images; None takes all label maps of the folder.
+        images: the folder of the photographs; None compares no sizes.
+        competition: see `write_submission`.
+        tell: is told what was packed.
+
+    Raises:
+        AdvCAMError: as `write_submission`, or there are no label maps.
+    """
+    ids = [] if listed is not None else sorted(file.stem for file in predictions.glob("[!.]*.png"))
+    if listed is None and not ids:
+        raise AdvCAMError(f"no label maps (ID.png) in {predictions}: give the folder of predictions")
+    data = _images(listed, images, ids)
+    write_submission(predictions, data, path, competition)
+    tell(f"wrote {path}: {len(data.samples)} label maps in {submission_folder(competition, data.split)}")
+    return path
+
+
+def check_submitted(path: Path, listed: Path | None = None, images: Path | None = None) -> list[str]:
+    """What is wrong with an archive, given a list of its images or none; see `check_submission`.
+
+    Args:
+        path: the archive.
+        listed: the list of the images; None takes those that the archive has, which must be as many as VOC's test
+            images are.
+        images: the folder of the photographs; None compares no sizes.
+
+    Raises:
+        AdvCAMError: the archive or the list cannot be read.
+    """
+    if listed is not None:
+        return check_submission(path, _images(listed, images, []))
+    with _opened(path) as archive:
+        names = [PurePosixPath(member.name) for member in archive if member.isreg()]
+    ids = dict.fromkeys(name.stem for name in names if name.suffix == ".png" and not name.name.startswith("."))
+    problems = check_submission(path, _images(None, images, list(ids)))
+    if len(ids) != SPLITS["test"]:
+        problems.append(
+            f"it has {len(ids)} label maps, and VOC's test split {SPLITS['test']} images; --list names others"
+        )
+    return problems
+
+
+def _images(listed: Path | None, images: Path | None, ids: Sequence[str]) -> SegmentationData:
+    """Images of a list, or of these ids, and their photographs in a folder, or none."""
+    if images is not None and not images.is_dir():
+        raise AdvCAMError(f"no such folder of photographs: {images}")
+    folder = Path() if images is None else images
+    split = listed.stem if listed is not None and listed.stem in SPLITS else "test"
+    ids = ids if listed is None else read_list(listed).ids
+    known = {} if images is None else {path.stem: path for path in images.iterdir() if is_image(path)}
+    samples = tuple(Sample(id, known.get(id, folder / f"{id} has no photograph"), ()) for id in ids)
+    return SegmentationData("voc", folder, split, CLASSES, samples, _no_mask)
+
+
+def _no_mask(sample: Sample) -> Tensor:
+    raise AdvCAMError(f"{sample.id} has no true mask")
 
 
 @contextmanager

@@ -6,13 +6,17 @@ there. The folder of a run:
 - ``classifier/``: the trained net, its log and its measures (`advcam_attr.pipelines.classifier`);
 - ``seeds/cam/``, ``seeds/advcam/``: localization maps (`advcam_attr.pipelines.seeds`), and their ``evaluation.json``;
 - ``refined/cam/``, ``refined/advcam/``: pseudo ground truth, a folder a step (`advcam_attr.pipelines.refine`);
-- ``tables.md``: the paper's tables with this run's rows.
+- ``segmentation/cam/``, ``segmentation/advcam/``: a net that has learnt from that, and its label maps
+  (`advcam_attr.pipelines.segmentation`);
+- ``tables.md``, ``report.json``: the paper's tables with this run's rows (`advcam_attr.pipelines.wsss_scores`);
+- ``rates.json``: how fast it went (`advcam_attr.pipelines.work`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -27,22 +31,28 @@ from advcam_attr.data.saliency import SaliencyFolder
 from advcam_attr.data.segmentation import SegmentationData, without_missing
 from advcam_attr.data.voc import read_voc
 from advcam_attr.engine.official import export_maps, import_maps
-from advcam_attr.engine.sharding import shard_of
+from advcam_attr.engine.sharding import shard_of_launch
 from advcam_attr.engine.store import MapStore
-from advcam_attr.files import write_text
 from advcam_attr.heads import view
-from advcam_attr.metrics.evaluation import SeedEvaluation, compare_best
-from advcam_attr.metrics.thresholds import THRESHOLDS
+from advcam_attr.metrics.evaluation import MaskEvaluation
 from advcam_attr.networks.cam_file import load_cam_net
 from advcam_attr.networks.generators import load_generator
 from advcam_attr.networks.resnet_cam import CAMNet, cam_net
 from advcam_attr.pipelines.classifier import ClassifierResult, train_classifier
-from advcam_attr.pipelines.evaluation import evaluate_masks, evaluate_seeds, write_seed_evaluation
-from advcam_attr.pipelines.refine import RefineSummary, refine
+from advcam_attr.pipelines.evaluation import evaluate_masks, write_mask_evaluation
+from advcam_attr.pipelines.refine import RefineSummary, final_step, refine
 from advcam_attr.pipelines.run_folder import same_settings
 from advcam_attr.pipelines.seeds import SeedSettings, SeedSummary, make_seeds, seed_store
-from advcam_attr.pipelines.wsss_config import DataConfig, NetConfig, WSSSConfig, folder_of, path_of, save_config
-from advcam_attr.report.tables import Table, table_i, table_ii, table_ix, table_xi, table_xiii
+from advcam_attr.pipelines.segmentation import predict, recipes_of, trained_net
+from advcam_attr.pipelines.work import measured
+from advcam_attr.pipelines.wsss_config import DataConfig, WSSSConfig, folder_of, path_of, save_config, with_paths
+from advcam_attr.pipelines.wsss_work import (
+    classifier_work,
+    prediction_work,
+    refine_work,
+    seeds_work,
+    training_work,
+)
 from advcam_attr.types import AdvCAMError
 
 #: Is told what a stage does, line by line.
@@ -69,7 +79,8 @@ def train(config: WSSSConfig, tell: Tell = print) -> ClassifierResult:
         seed=net.seed, known=known,
     )  # fmt: skip
     save_config(config)
-    return train_classifier(config.classifier, model, data, val, folder_of(config, "classifier"), tell)
+    with measured(classifier_work(config, data), folder_of(config)):
+        return train_classifier(config.classifier, model, data, val, folder_of(config, "classifier"), tell)
 
 
 def seeds(
@@ -102,8 +113,21 @@ def seeds(
         chosen = replace(chosen, saliency=detector if method == "advcam" else None)
         out = folder_of(config, "seeds", method)
         tell(f"making {method} seeds in {out}")
-        summaries.append(make_seeds(net, data, out, chosen, tell=tell, show_progress=show_progress))
+        with measured(seeds_work(config, method, data), folder_of(config)):
+            summaries.append(make_seeds(net, data, out, chosen, tell=tell, show_progress=show_progress))
     return summaries
+
+
+def require_all(summaries: Sequence[SeedSummary]) -> None:
+    """That maps of all images were made.
+
+    Raises:
+        AdvCAMError: some were not; the first are named.
+    """
+    failed = [f"{id}: {reason}" for one in summaries for id, reason in one.failed]
+    if failed:
+        more = f"; and {len(failed) - 5} more" if len(failed) > 5 else ""
+        raise AdvCAMError(f"{len(failed)} maps could not be made: {'; '.join(failed[:5])}{more}")
 
 
 def seed_net(config: WSSSConfig, data: SegmentationData, tell: Tell) -> tuple[nn.Module, Any, Any]:
@@ -139,12 +163,11 @@ def refine_seeds(config: WSSSConfig, tell: Tell = print) -> dict[str, RefineSumm
     Raises:
         AdvCAMError: no seeds; or as `advcam_attr.pipelines.refine.refine`.
     """
-    data, _ = without_missing(read_split(config.data, config.data.seeds or config.data.train))
+    data = seeded_images(config)
     settings = replace(
-        config.refine,
-        irn=replace(config.refine.irn, **_paths(config.refine.irn, "checkpoint", "trained")),
-        psa=replace(config.refine.psa, **_paths(config.refine.psa, "checkpoint", "trained")),
-        **_paths(config.refine, "saliency"),
+        with_paths(config.refine, "saliency"),
+        irn=with_paths(config.refine.irn, "checkpoint", "trained"),
+        psa=with_paths(config.refine.psa, "checkpoint", "trained"),
     )
     stores = {method: seed_store(folder_of(config, "seeds", method)) for method in config.seeds.methods}
     save_config(config)
@@ -152,116 +175,48 @@ def refine_seeds(config: WSSSConfig, tell: Tell = print) -> dict[str, RefineSumm
     for method, store in stores.items():
         out = folder_of(config, "refined", method)
         tell(f"refining {method} seeds by {settings.method} in {out}")
-        summaries[method] = refine(settings, store, data, out, tell)
+        with measured(refine_work(config, method, data), folder_of(config)):
+            summaries[method] = refine(settings, store, data, out, tell)
         tell(str(summaries[method]))
     return summaries
 
 
-def _paths(settings: Any, *names: str) -> dict[str, Any]:
-    """Paths of settings with their variables filled in."""
-    given = {name: getattr(settings, name) for name in names}
-    return {name: None if value is None else path_of(str(value)) for name, value in given.items()}
+def segment_masks(config: WSSSConfig, tell: Tell = print) -> dict[str, dict[str, MaskEvaluation]]:
+    """The stage ``segment``: a net for every method, trained on its pseudo ground truth, and what it predicts.
 
-
-def evaluate(config: WSSSConfig, tell: Tell = print) -> dict[str, SeedEvaluation]:
-    """The stage ``evaluate``: scores of every method's seeds, and the paper's tables with this run's rows.
-
-    It takes seconds and is done anew each time.
+    Predictions of ``data.val`` are scored, and ``evaluation.json`` is written beside them.
 
     Returns:
-        The evaluation of each method whose seeds are there.
+        For each method the scores of its predictions by their folder's name, ``val`` and, after the CRF, ``val_crf``;
+        on the first process of a launch.
 
     Raises:
-        AdvCAMError: no seeds, or as `advcam_attr.pipelines.evaluation.evaluate_seeds`.
+        AdvCAMError: there is no pseudo ground truth yet, no split to label; or as
+            `advcam_attr.pipelines.segmentation.train_segmentation` and `predict`.
     """
-    data = read_split(config.data, config.data.score)
-    if config.score.thresholds not in THRESHOLDS:
-        raise AdvCAMError(f"score.thresholds is one of {', '.join(THRESHOLDS)}, got {config.score.thresholds!r}")
-    found: dict[str, SeedEvaluation] = {}
+    data, step = seeded_images(config), final_step(config.refine)
+    tests = labelled_images(config)
+    settings = with_paths(config.segmentation, "checkpoint", "trained")
     for method in config.seeds.methods:
-        folder = folder_of(config, "seeds", method)
-        tell(f"scoring {folder} on the masks of {_told(data)}")
-        found[method] = evaluate_seeds(
-            seed_store(folder), data, THRESHOLDS[config.score.thresholds], device=config.score.device,
-            allow_missing=config.score.allow_missing,
-        )  # fmt: skip
-        for id, reason in list(found[method].scope.unmasked.items())[:5]:
-            tell(f"left out: {id}, {reason}")
-        tell(f"wrote {write_seed_evaluation(found[method], folder)}")
-    tables = seed_tables(found, config, {method: refined_iou(config, method, data, tell) for method in found})
-    lines = [summary(found)]
-    if shard_of().rank == 0:
-        path = folder_of(config, "tables.md")
-        write_text(path, "\n\n".join([*lines, *(table.markdown() for table in tables)]) + "\n")
-        tell(f"wrote {path}")
-    for part in (*(table.text() for table in tables), *lines):
-        tell("\n" + part)
+        if not folder_of(config, "refined", method, step).is_dir():
+            missing = folder_of(config, "refined", method, step)
+            raise AdvCAMError(f"no pseudo ground truth in {missing}: make it first (advcam wsss refine)")
+    save_config(config)
+    found: dict[str, dict[str, MaskEvaluation]] = {}
+    for method in config.seeds.methods:
+        out, masks = folder_of(config, "segmentation", method), folder_of(config, "refined", method, step)
+        tell(f"segmenting in {out} by what a net learns from {masks}")
+        with measured(training_work(config, method), folder_of(config)):
+            net = trained_net(settings, data, masks, out, tell)
+        found[method] = {}
+        for (name, test), recipe in product(tests.items(), recipes_of(settings)):
+            with measured(prediction_work(config, method, test, recipe), folder_of(config)):
+                folder = predict(replace(settings, crf=recipe), net, test, out, tell)
+            if name == "val" and shard_of_launch().rank == 0:
+                evaluation = found[method][folder.name] = evaluate_masks(folder, test)
+                report = write_mask_evaluation(evaluation, folder)
+                tell(f"{folder}: mIoU {100 * evaluation.scores().mean_iou:.2f} ({report})")
     return found
-
-
-def summary(found: Mapping[str, SeedEvaluation]) -> str:
-    """Each method's best mean IoU and its threshold, and AdvCAM's gain with a bootstrap interval over images."""
-    lines = []
-    for method, one in found.items():
-        best = one.sweep.best_threshold()
-        lines.append(
-            f"{_names(found)[method]}: mIoU {100 * one.at(best).scores().mean_iou:.1f} at threshold {best:.2f}"
-        )
-    if {"cam", "advcam"} <= found.keys():
-        gain, low, high = (100 * value for value in compare_best(found["advcam"], found["cam"]))
-        lines.append(f"AdvCAM - CAM: {gain:+.1f} (90 % interval over images {low:+.1f} to {high:+.1f})")
-    scope = next(iter(found.values())).scope
-    return "\n".join([f"Seeds of {scope.data}, {len(scope.ids)} images", *lines])
-
-
-def refined_iou(
-    config: WSSSConfig, method: str, data: SegmentationData, tell: Tell
-) -> tuple[float | None, float | None]:
-    """The mean IoU of a method's seeds after the CRF and of its pseudo masks, None where there are none."""
-    found: list[float | None] = []
-    for step in ("seeds_crf", "masks"):
-        folder = folder_of(config, "refined", method, step)
-        if folder.is_dir():
-            tell(f"scoring {folder}")
-            evaluation = evaluate_masks(folder, data, allow_missing=config.score.allow_missing)
-            found.append(evaluation.scores().mean_iou)
-        else:
-            found.append(None)
-    return found[0], found[1]
-
-
-def seed_tables(
-    found: Mapping[str, SeedEvaluation],
-    config: WSSSConfig,
-    refined: Mapping[str, tuple[float | None, float | None]],
-) -> list[Table]:
-    """The paper's tables that seeds and masks fill: I, IX and XI for VOC, II and XIII for COCO.
-
-    Args:
-        found: the seeds of each method.
-        config: of the run.
-        refined: for each method the mean IoU after the CRF and of the masks.
-    """
-    names = _names(found) | ({"cam": "IRN"} if config.net.backbone == NetConfig.backbone else {})
-    cut = {method: one.at() for method, one in found.items()}
-    scores = {names[method]: one.scores() for method, one in cut.items()}
-    scope = next(iter(found.values())).scope
-    source = f"here, {len(scope.ids)} images"
-    if config.data.kind == "coco":
-        sized = {_names(found)[method]: one.by_size() for method, one in cut.items()}
-        both = {names[method]: (scores[names[method]].mean_iou, refined[method][1]) for method in found}
-        return [table_ii(both, source), table_xiii(sized, source)]
-    each = {names[method]: one.matrix.iou().tolist() for method, one in cut.items()}
-    tables = [table_i({names[method]: (scores[names[method]].mean_iou, *refined[method]) for method in found}, source)]
-    tables.append(table_ix(each, scope.classes, source))
-    if "AdvCAM" in scores:
-        design = "last map only" if config.seeds.overrides.get("aggregate") == "last" else "sum over t"
-        tables.append(table_xi({design: scores["AdvCAM"]}, source))
-    return tables
-
-
-def _names(found: Mapping[str, Any]) -> dict[str, str]:
-    return {method: {"cam": "CAM", "advcam": "AdvCAM"}[method] for method in found}
 
 
 def export_seeds(seeds: Path, out: Path, dictionary: str, tell: Tell = print) -> None:
@@ -283,6 +238,28 @@ def import_seeds(folder: Path, seeds: Path, tell: Tell = print) -> None:
     digest = same_settings(seeds / "seeds.json", {"imported": folder.resolve().as_posix()})
     count = import_maps(folder, MapStore(seeds / "maps", settings=digest))
     tell(f"read {count} files of {folder} into {seeds}")
+
+
+def seeded_images(config: WSSSConfig) -> SegmentationData:
+    """The images that seeds are made of, without those that are not there.
+
+    Raises:
+        AdvCAMError: as `read_split`.
+    """
+    return without_missing(read_split(config.data, config.data.seeds or config.data.train))[0]
+
+
+def labelled_images(config: WSSSConfig) -> dict[str, SegmentationData]:
+    """The images that segmentation nets label, ``val`` and ``test``, without those that are not there.
+
+    Raises:
+        AdvCAMError: there are none; or as `read_split`.
+    """
+    splits = {"val": config.data.val, "test": config.data.test}
+    found = {name: without_missing(read_split(config.data, split))[0] for name, split in splits.items() if split}
+    if not found:
+        raise AdvCAMError("segmentation nets have no images to label: give data.val, or data.test")
+    return found
 
 
 def read_split(config: DataConfig, split: str) -> SegmentationData:

@@ -6,15 +6,18 @@ import dataclasses
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from advcam_attr.engine.sharding import shard_of
 from advcam_attr.files import write_json
 from advcam_attr.pipelines.classifier_settings import ClassifierSettings
 from advcam_attr.pipelines.refine import RefineSettings
+from advcam_attr.pipelines.segmentation_settings import SegmentationSettings
 from advcam_attr.types import AdvCAMError
 
 Method = Literal["cam", "advcam"]
+
+Settings = TypeVar("Settings", bound=Any)
 
 #: The file of a run folder that holds its configuration.
 CONFIG = "config.json"
@@ -28,7 +31,8 @@ class DataConfig:
         kind: ``"voc"`` or ``"coco"``.
         root: its folder.
         train: the images and labels that the classifier learns from; a split or a list's path.
-        val: what the classifier is validated on; None leaves that out.
+        val: what the classifier is validated on, and segmentation nets label and are scored on; None leaves that out.
+        test: what segmentation nets label besides: images without masks, e.g. VOC's ``test``; None leaves that out.
         seeds: the images that maps are made of; None takes ``train``.
         score: the images whose masks the seeds are scored on; a part of ``seeds``.
         labels: a ``cls_labels.npy`` in place of the annotations.
@@ -39,6 +43,7 @@ class DataConfig:
     kind: Literal["voc", "coco"] = "voc"
     train: str = "train_aug"
     val: str | None = "val"
+    test: str | None = None
     seeds: str | None = None
     score: str = "train"
     labels: str | None = None
@@ -144,6 +149,7 @@ class WSSSConfig:
         seeds: how maps are made.
         score: how they are scored.
         refine: how pseudo ground truth is made of them.
+        segmentation: the segmentation net that is trained on that.
     """
 
     run: str
@@ -153,6 +159,19 @@ class WSSSConfig:
     seeds: SeedConfig = field(default_factory=SeedConfig)
     score: ScoreConfig = field(default_factory=ScoreConfig)
     refine: RefineSettings = field(default_factory=RefineSettings)
+    segmentation: SegmentationSettings = field(default_factory=SegmentationSettings)
+
+
+def with_paths(settings: Settings, *names: str) -> Settings:
+    """Settings whose paths have their variables filled in.
+
+    Args:
+        settings: a dataclass.
+        names: the attributes that are paths, or None.
+    """
+    given = {name: getattr(settings, name) for name in names}
+    paths = {name: None if value is None else path_of(str(value)) for name, value in given.items()}
+    return dataclasses.replace(settings, **paths)
 
 
 def folder_of(config: WSSSConfig, *parts: str) -> Path:
