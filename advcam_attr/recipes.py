@@ -287,7 +287,22 @@ WSOL = Recipe(
     flip=FLIP_PAIR,
 )
 
-RECIPES = {recipe.name: recipe for recipe in (AUTO, ONE_STEP, OFFICIAL, OFFICIAL_WRN38, PAPER, WSOL)}
+BIRDS = Recipe(
+    name="birds",
+    source=(
+        "for boxes of images that one object fills, where there are many classes: the released step, the five strongest "
+        "others in place of the sum, lambda as a mean; found on training images of CUB, reported on test images: "
+        "docs/results_localization.md"
+    ),
+    steps=19,
+    objective=TargetMinusOthers("mean", strongest=5),
+    regularizers=(RestrictHighAttributions(2.0, reduce="mean"),),
+    mask=ThresholdMask(0.5),
+    step_rule=MaxNormStep(0.08),
+    clamp=CleanRange(),
+)
+
+RECIPES = {recipe.name: recipe for recipe in (AUTO, ONE_STEP, OFFICIAL, OFFICIAL_WRN38, PAPER, WSOL, BIRDS)}
 
 
 def get(recipe: Recipe | str, **changes: Any) -> Recipe:

@@ -29,8 +29,10 @@ from advcam_attr.data.localization import LocalizationData, per_class
 from advcam_attr.data.shards import read_shards
 from advcam_attr.data.wsol_metadata import read_wsol_metadata
 from advcam_attr.engine.sharding import shard_of
+from advcam_attr.heads import view
 from advcam_attr.networks.load import load_model, read_labels
 from advcam_attr.networks.wsol_file import load_wsol_net
+from advcam_attr.pipelines.model import head_at
 from advcam_attr.pipelines.seeds import SeedSummary
 from advcam_attr.pipelines.wsol_classifier import WEIGHTS, WSOLClassifierResult, train_wsol_classifier
 from advcam_attr.pipelines.wsol_config import (
@@ -212,6 +214,13 @@ def _net_of(config: WSOLConfig, subject: Subject, data: LocalizationData, tell: 
     tell(f"reading {n.model}: {loaded.weights}")
     if loaded.preprocessing.mean is None or loaded.preprocessing.std is None:
         raise AdvCAMError(f"the normalisation of {n.model} is not known: give net.mean and net.std")
+    if labels is not None and loaded.class_names is not None:
+        x = torch.zeros(3, config.maps.size, config.maps.size)
+        head = head_at(view(loaded.model), x, str(n.model), remedy="choose another maps.size")
+        if head.classes != len(loaded.class_names):
+            raise AdvCAMError(
+                f"label file {labels} has {len(loaded.class_names)} names, but {n.model} has {head.classes} classes"
+            )
     known = _known_part(config, data, tell)
     return _Net(loaded.model, known, loaded.preprocessing.mean, loaded.preprocessing.std, n.layer)
 

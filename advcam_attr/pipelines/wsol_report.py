@@ -75,7 +75,7 @@ def write_wsol_report(
     gains: dict[tuple[Subject, Method], dict[Measure, Interval]] = {
         (one.subject, one.method): _gains(one, found) for one in found if one.method != "cam"
     }
-    lines = [*_own_lines(found), *_gain_lines(gains)]
+    lines = [*_own_lines(found), *gain_lines(gains)]
     write_text(out / "tables.md", "\n\n".join([*lines, *(table.markdown() for table in tables)]) + "\n")
     rows = [_described(one, gains.get((one.subject, one.method), {})) for one in found]
     write_json(out / "report.json", {"data": data, "threshold_chosen": "the best on these images", "maps": rows})
@@ -152,7 +152,8 @@ def _own_lines(found: Sequence[Measured]) -> list[str]:
     return lines
 
 
-def _gain_lines(gains: Mapping[tuple[Subject, Method], Mapping[Measure, Interval]]) -> list[str]:
+def gain_lines(gains: Mapping[tuple[Subject, Method], Mapping[Measure, Interval]]) -> list[str]:
+    """Each gain over CAM with its interval, and where there are several seeds, their mean and standard deviation."""
     lines = []
     by_seed: dict[tuple[str, Method], list[float]] = {}
     for (subject, method), measured in gains.items():
