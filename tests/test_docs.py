@@ -54,7 +54,9 @@ def test_commands_of_the_documentation_exist():
     checked = 0
     for page in [ROOT / "README.md", *ROOT.glob("docs/**/*.md")]:
         for block in re.findall(r"^```(?:sh|console)\n(.*?)^```", page.read_text(), re.S | re.M):
-            for first, second, rest in re.findall(r"\badvcam(?:_attr)? +([a-z]+)(?: +([a-z]+)\b)?(.*)", block):
+            for first, second, rest in re.findall(
+                r"(?:^|[$&|;(] *|-m )advcam(?:_attr)? +([a-z]+)(?: +([a-z]+)\b)?(.*)", block, re.M
+            ):
                 if first in PLANNED:
                     continue
                 known = COMMANDS.get(first)

@@ -163,7 +163,7 @@ def table_iii(ours: Mapping[str, Sequence[Share]], source: str = HERE) -> Table:
         AdvCAM      paper   68.1  68.0
         AdvCAM      here    67.5     –
     """
-    return _beside("Table III: mean IoU on PASCAL VOC by a segmentation net, %", _SPLITS, ours, TABLE_III, source, ())
+    return beside("Table III: mean IoU on PASCAL VOC by a segmentation net, %", _SPLITS, ours, TABLE_III, source, ())
 
 
 def table_iv(ours: Mapping[str, Sequence[Share]], source: str = HERE) -> Table:
@@ -174,7 +174,7 @@ def table_iv(ours: Mapping[str, Sequence[Share]], source: str = HERE) -> Table:
         source: see `table_i`.
     """
     title = "Table IV: mean IoU on PASCAL VOC by a segmentation net with Res2Net, %"
-    return _beside(title, _SPLITS, ours, TABLE_IV, source, ())
+    return beside(title, _SPLITS, ours, TABLE_IV, source, ())
 
 
 def table_v(ours: Mapping[str, Sequence[Share]], source: str = HERE) -> Table:
@@ -184,7 +184,7 @@ def table_v(ours: Mapping[str, Sequence[Share]], source: str = HERE) -> Table:
         ours: a share a method.
         source: see `table_i`.
     """
-    return _beside("Table V: mean IoU on MS COCO val by a segmentation net, %", ("val",), ours, TABLE_V, source, ())
+    return beside("Table V: mean IoU on MS COCO val by a segmentation net, %", ("val",), ours, TABLE_V, source, ())
 
 
 def table_vi(ours: Mapping[str, Sequence[Share]], source: str = HERE) -> Table:
@@ -194,7 +194,7 @@ def table_vi(ours: Mapping[str, Sequence[Share]], source: str = HERE) -> Table:
         ours: two shares a method.
         source: see `table_i`.
     """
-    return _beside(
+    return beside(
         "Table VI: mean IoU on PASCAL VOC of semi-supervised nets, %", _SPLITS, ours, TABLE_VI, source,
         ("The paper: 1464 images with true masks, 9118 without; CCT's own row has pseudo masks of its own.",),
     )  # fmt: skip
