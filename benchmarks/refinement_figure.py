@@ -54,7 +54,7 @@ def main() -> None:
         steps = [read_mask(mask_path(refined / step, sample.id), classes) for step in ("seeds_crf", "masks")]
         truth = data.mask(sample)
         shown = [cut(read.maps.high_res, read.maps.classes, 0.35), *steps, torch.where(truth == 255, 0, truth)]
-        seed, crf, mask, true = (labels_over(picture, np.asarray(labels), "tab20") for labels in shown)
+        seed, crf, mask, true = (labels_over(picture, np.asarray(labels)) for labels in shown)
         rows.append([picture, seed, crf, heat_over(picture, heat.numpy()), mask, true])
     names = [", ".join(data.classes[k] for k in sample.labels) for sample in chosen]
     titles = ("image", "seed", "seed + CRF", "walk", "mask", "truth")
