@@ -47,7 +47,8 @@ class Work:
 def measured(work: Work, run: Path) -> Iterator[None]:
     """A block that does a part of a run, whose rate is kept in the run folder, even if the block raises.
 
-    Where all was done before, or there is no run folder even now, nothing is measured. The first process alone keeps what it sees of all.
+    Where all was done before, or there is no run folder even now, nothing is measured. The first process alone keeps
+    what it sees of all.
 
     Args:
         work: what is done.
