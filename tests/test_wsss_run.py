@@ -229,7 +229,7 @@ def test_archives_for_the_test_server(capsys, folder, whole):
     assert cli.main([*check, "--list", "test.txt", "--images", os.environ["PICTURES"] + "/JPEGImages"]) == 0
     assert "is what PASCAL VOC's test server takes" in capsys.readouterr().out
     assert cli.main(check) == 2
-    assert "it has 2 label maps, VOC's test split 1456" in capsys.readouterr().err
+    assert "it has 2 label maps, and VOC's test split 1456 images; --list names others" in capsys.readouterr().err
     (folder / "test.txt").write_text("d\ne\nf\n")
     assert cli.main([*check, "--list", "test.txt"]) == 2
     assert "1 of 3 images are missing, e.g. f" in capsys.readouterr().err

@@ -47,7 +47,8 @@ class Work:
 def measured(work: Work, run: Path) -> Iterator[None]:
     """A block that does a part of a run, whose rate is kept in the run folder, even if the block raises.
 
-    Where all was done before, nothing is measured. The first process alone keeps what it sees of all.
+    Where all was done before, or there is no run folder even now, nothing is measured. The first process alone keeps
+    what it sees of all.
 
     Args:
         work: what is done.
@@ -57,7 +58,7 @@ def measured(work: Work, run: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        if shard_of().rank == 0 and before < work.total:
+        if shard_of().rank == 0 and before < work.total and run.is_dir():
             seconds, made = read_rates(run).get(work.kind, (0.0, 0))
             spent = seconds + time.monotonic() - begin, made + max(0, work.done() - before)
             with contextlib.suppress(AdvCAMError):  # a full disk is told by what the block writes
@@ -91,7 +92,7 @@ def plan(works: Sequence[Work], run: Path) -> str:
         >>> works = [Work("training", "training", "steps", 5, lambda: 5), Work("seeds", "seeds", "images", 70,
         ...          lambda: 30), Work("masks", "masks", "images", 70, lambda: 0)]
         >>> print("\\n".join(plan(works, folder).splitlines()[1:]))
-        stage     state  made             rate             time left
+        stage     state  made             rate              time left
         training  done   5 of 5 steps     –                         –
         seeds     begun  30 of 70 images  0.5 images/s           80 s
         masks     to do  0 of 70 images   not measured yet          ?
