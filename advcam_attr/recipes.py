@@ -290,9 +290,9 @@ WSOL = Recipe(
 BIRDS = Recipe(
     name="birds",
     source=(
-        "for boxes of images that one object fills, where classes are many: the released step, the five strongest "
-        "others in place of the sum, lambda as a mean; found on training images of CUB, reported on test images: "
-        "docs/results_localization.md"
+        "for boxes of images that one object fills, where there are many classes: the released step, the five "
+        "strongest others in place of the sum, lambda as a mean; found on training images of CUB, reported on test "
+        "images: docs/results_localization.md"
     ),
     steps=19,
     objective=TargetMinusOthers("mean", strongest=5),

@@ -35,6 +35,7 @@ classifier: {backbone: timm/test_resnet, random_weights: true, stride: null, mea
 trainings: {CAM: {}, CutMix: {cutmix_probability: 1.0}}
 seeds: [1]
 maps: {overrides: {steps: 1}, size: 64, workers: 0}
+score: {search: levels}
 """
 
 READY = """
@@ -42,6 +43,7 @@ run: ready
 data: {root: $BIRDS}
 net: {model: "ready_net:make", labels: names.txt, mean: [0.5], std: [0.25]}
 maps: {overrides: {steps: 1}, size: 64, workers: 0}
+score: {search: levels}
 """
 
 FACTORY = """

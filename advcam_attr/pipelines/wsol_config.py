@@ -77,15 +77,6 @@ class ReadyNet:
     std: tuple[float, ...] | None = None
     layer: str | None = None
 
-    def __post_init__(self) -> None:
-        """Raises: AdvCAMError: neither a model nor a file is named, or labels of a file that knows its own classes."""
-        if self.model is None and self.checkpoint is None:
-            raise AdvCAMError(
-                "net names no net: give net.model, net.checkpoint, or both; or leave net out, to train one"
-            )
-        if self.model is None and self.labels is not None:
-            raise AdvCAMError("net.labels goes with net.model; a classifier for localization has the data's classes")
-
 
 @dataclass(frozen=True)
 class WSOLMapConfig:
@@ -169,7 +160,14 @@ class WSOLConfig:
     score: BoxConfig = field(default_factory=BoxConfig)
 
     def __post_init__(self) -> None:
-        """Raises: AdvCAMError: nothing to train, or a training that cannot be."""
+        """Raises: AdvCAMError: no net, or a training that cannot be."""
+        if self.net is not None and self.net.model is None:
+            if self.net.checkpoint is None:
+                raise AdvCAMError("net names no net: give net.model, net.checkpoint, or both; or leave net out")
+            if self.net.labels is not None:
+                raise AdvCAMError(
+                    "net.labels goes with net.model: a classifier for localization has the data's classes"
+                )
         if self.net is None and not (self.trainings and self.seeds):
             raise AdvCAMError("there is no net: give net, or at least one of trainings and one of seeds")
         for name in self.trainings:
