@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -66,7 +67,10 @@ def _typed(action: argparse.Action) -> str:
 
 def _meaning(action: argparse.Action, parser: Parser) -> str:
     values = {key: value for key, value in vars(action).items() if value is not argparse.SUPPRESS}
-    text = " ".join(((action.help or "") % (values | {"prog": parser.prog})).split())
+    text = action.help or ""
+    with contextlib.suppress(ValueError):  # a per cent sign of a docstring's
+        text %= values | {"prog": parser.prog}
+    text = " ".join(text.split())
     told = "default" in text or not action.option_strings or action.default in ({}, argparse.SUPPRESS)
     if told or action.default is None or action.default is False:
         return text
