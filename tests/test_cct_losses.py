@@ -117,7 +117,7 @@ def test_nothing_labelled_is_no_loss_and_no_nan():
         assert loss.parts["supervised"].item() == loss.parts["weak"].item() == 0
         loss.total.backward()
         assert bool(scores.grad.isfinite().all())
-    assert float(consistency(scores[:, 2], scores[:, 1].softmax(1), confidence=0.9999999)) == 0
+    assert consistency(scores[:, 2], scores[:, 1].softmax(1), confidence=0.9999999).item() == 0
 
 
 def test_what_is_learned_of_which_image():
