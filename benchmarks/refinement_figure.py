@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from advcam_attr.cli.wsss import read_config
+from advcam_attr.cli.wsss import CONFIGURED
 from advcam_attr.data.masks import read_mask
 from advcam_attr.networks.irnet_file import load_irnet
 from advcam_attr.pipelines.irn import edges
@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("--method", default="advcam")
     parser.add_argument("--ids", nargs="*", default=[])
     options = parser.parse_args()
-    config = read_config(config_of(options.run))
+    config = CONFIGURED.read(config_of(options.run))
     data = read_split(config.data, config.data.seeds or config.data.train)
     labelled = [sample for sample in data.samples if sample.labels]
     chosen = [sample for sample in labelled if sample.id in options.ids] or labelled[:: max(1, len(labelled) // 6)][:6]

@@ -11,12 +11,10 @@ from PIL import Image
 from tiny_voc import write_voc
 
 from advcam_attr import cli
-from advcam_attr.cli.configuration import add_config
-from advcam_attr.cli.configuration import config_of as config_from
-from advcam_attr.cli.parser import Parser
-from advcam_attr.cli.wsss import read_config
+from advcam_attr.cli import semi
+from advcam_attr.cli.wsss import CONFIGURED
 from advcam_attr.pipelines.segmentation_settings import SETTINGS
-from advcam_attr.pipelines.semi_config import SemiConfig, SemiNetConfig, SemiSettings
+from advcam_attr.pipelines.semi_config import SemiNetConfig, SemiSettings
 from advcam_attr.pipelines.wsss_config import config_of
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -92,7 +90,7 @@ def test_from_pictures_to_tables(capsys, folder):
     assert run(capsys, "evaluate", "--run", "theirs", "--seeds.methods", "[advcam]")[0] == 0
     theirs = json.loads((folder / "theirs/seeds/advcam/evaluation.json").read_text())
     assert theirs["scores"]["mean_iou"] == pytest.approx(before, abs=1e-6)
-    assert read_config(config_of(Path("run"))).data.root == "$PICTURES"
+    assert CONFIGURED.read(config_of(Path("run"))).data.root == "$PICTURES"
 
 
 def test_seeds_become_masks(capsys, folder):
@@ -187,20 +185,19 @@ def test_saliency_reaches_the_climb_alone(capsys, folder):
 
 @pytest.mark.parametrize("name", ["voc", "coco", "voc_small"])
 def test_shipped_configurations_are_valid(name):
-    config = read_config(CONFIGS / f"{name}.yaml")
+    config = CONFIGURED.read(CONFIGS / f"{name}.yaml")
     assert config.seeds.methods == ("cam", "advcam")
     assert replace(config, run="elsewhere").run == "elsewhere"
 
 
 @pytest.mark.parametrize("name", ["voc", "coco"])
 def test_the_segmentation_of_shipped_configurations_is_the_papers(name):
-    assert read_config(CONFIGS / f"{name}.yaml").segmentation == SETTINGS[name]
+    assert CONFIGURED.read(CONFIGS / f"{name}.yaml").segmentation == SETTINGS[name]
 
 
 @pytest.mark.parametrize("name", ["semi_voc", "semi_small"])
 def test_shipped_configurations_of_cct_are_valid(name):
-    parser = add_config(Parser(prog="semi"), SemiConfig, "")
-    config = config_from(parser.parse_path(str(CONFIGS / f"{name}.yaml")), SemiConfig)
+    config = semi.CONFIGURED.read(CONFIGS / f"{name}.yaml")
     assert config.data.pseudo is not None
     if name == "semi_voc":
         assert config.training == SemiSettings()

@@ -120,12 +120,12 @@ def _without_scales(options: Namespace) -> dict[str, Any]:
 def _of_run(options: Namespace, made: dict[str, Any]) -> tuple[Any, SegmentationData, SeedSettings]:
     """Net, data and settings of a run folder; the recipe is the run's, with the command line's changes."""
     from advcam_attr.attr.generators import base_of
-    from advcam_attr.cli.wsss import read_config
+    from advcam_attr.cli.wsss import CONFIGURED
     from advcam_attr.pipelines import wsss
     from advcam_attr.pipelines.seed_settings import SeedSettings
     from advcam_attr.pipelines.wsss_config import config_of
 
-    config = read_config(config_of(Path(options.run)))
+    config = CONFIGURED.read(config_of(Path(options.run)))
     config = replace(config, run=options.run)
     data = wsss.read_split(config.data, config.data.score)
     net, mean, std = wsss.seed_net(config, data, print)

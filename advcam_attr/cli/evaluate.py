@@ -15,11 +15,11 @@ def _add_seeds(parser: Parser) -> None:
 
 
 def _seeds(options: Namespace) -> int:
-    from advcam_attr.cli.wsss import read_config
+    from advcam_attr.cli.wsss import CONFIGURED
     from advcam_attr.pipelines.wsss_config import config_of
     from advcam_attr.pipelines.wsss_scores import evaluate
 
-    evaluate(read_config(config_of(Path(options.run))))
+    evaluate(CONFIGURED.read(config_of(Path(options.run))))
     return 0
 
 

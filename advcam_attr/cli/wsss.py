@@ -10,46 +10,26 @@ from typing import TYPE_CHECKING, Any
 
 from jsonargparse import Namespace
 
-from advcam_attr.cli.configuration import add_config, config_of
+from advcam_attr.cli.configured import Configured
 from advcam_attr.cli.options import add_archive_options, path_of
-from advcam_attr.cli.parser import Command, Group, Parser, UsageError
+from advcam_attr.cli.parser import Command, Group, Parser
 
 if TYPE_CHECKING:
     from advcam_attr.pipelines.wsss_config import WSSSConfig
 
 
-def config_parser(parser: Parser) -> Parser:
-    """Declare ``--config`` and every value of a `WSSSConfig` as an option of its own."""
+def _load() -> type[WSSSConfig]:
     from advcam_attr.pipelines.wsss_config import WSSSConfig
 
-    return add_config(parser, WSSSConfig, "configs/voc.yaml")
+    return WSSSConfig
 
 
-def read_config(path: Path) -> WSSSConfig:
-    """The configuration that a run folder keeps.
-
-    Raises:
-        AdvCAMError: the file is damaged.
-    """
-    from advcam_attr.types import AdvCAMError
-
-    parser = config_parser(Parser(prog="advcam wsss"))
-    try:
-        return _config(parser.parse_path(str(path)))
-    except (UsageError, ValueError, TypeError, KeyError) as error:
-        raise AdvCAMError(f"{path} is damaged ({error}); run a stage again, with --config, to write it anew") from error
-
-
-def _config(options: Namespace) -> WSSSConfig:
-    """The values of a `WSSSConfig` among a command's options."""
-    from advcam_attr.pipelines.wsss_config import WSSSConfig
-
-    return config_of(options, WSSSConfig)
+CONFIGURED: Configured[WSSSConfig] = Configured(_load, "wsss", "configs/voc.yaml")
 
 
 def _stage(run: Callable[[WSSSConfig, Namespace], int]) -> Callable[[Namespace], int]:
     def command(options: Namespace) -> int:
-        return run(_config(options), options)
+        return run(CONFIGURED.of(options), options)
 
     return command
 
@@ -71,7 +51,7 @@ def _seeds(config: WSSSConfig, options: Namespace) -> int:
 
 
 def _add_refine_options(parser: Parser) -> None:
-    config_parser(parser)
+    CONFIGURED.add_options(parser)
     parser.add_argument("--method", choices=["irn", "psa"], help="in place of refine.method")
     parser.add_argument("--crf", action="store_true", help="put the seeds through a dense CRF, too: Table I's + CRF")
     parser.add_argument("--saliency", type=str, metavar="DIR", help="in place of refine.saliency: maps named as images")
@@ -102,7 +82,7 @@ def _evaluate(config: WSSSConfig, options: Namespace) -> int:
 
 
 def _add_run_options(parser: Parser) -> None:
-    config_parser(parser)
+    CONFIGURED.add_options(parser)
     parser.add_argument("--dry-run", action="store_true", help="tell what is done and what is left, and do nothing")
 
 
@@ -135,12 +115,8 @@ def _submission(options: Namespace) -> int:
 
 
 def _add_seed_options(parser: Parser) -> None:
-    config_parser(parser)
+    CONFIGURED.add_options(parser)
     parser.add_argument("--overwrite", action="store_true", help="make all maps anew, whatever is in the folder")
-
-
-def _add_options(parser: Parser) -> None:
-    config_parser(parser)
 
 
 def _add_export(parser: Parser) -> None:
@@ -171,11 +147,15 @@ def _import(options: Namespace) -> int:
 GROUP = Group(
     "weakly supervised segmentation, stage by stage",
     {
-        "classifier": Command("train the classifier on image labels", _add_options, _stage(_classifier)),
+        "classifier": Command("train the classifier on image labels", CONFIGURED.add_options, _stage(_classifier)),
         "seeds": Command("make localization maps of every image's classes", _add_seed_options, _stage(_seeds)),
         "refine": Command("make pseudo ground truth of the maps, by IRN or PSA", _add_refine_options, _stage(_refine)),
-        "segment": Command("train segmentation nets on it, label and score val", _add_options, _stage(_segment)),
-        "evaluate": Command("score all that there is, beside the paper's tables", _add_options, _stage(_evaluate)),
+        "segment": Command(
+            "train segmentation nets on it, label and score val", CONFIGURED.add_options, _stage(_segment)
+        ),
+        "evaluate": Command(
+            "score all that there is, beside the paper's tables", CONFIGURED.add_options, _stage(_evaluate)
+        ),
         "run": Command("all of these stages, from pictures to the paper's tables", _add_run_options, _stage(_run)),
         "submission": Command("pack label maps for PASCAL VOC's test server", _add_submission, _submission),
         "export": Command("write maps as IRN's or PSA's .npy files", _add_export, _export),
