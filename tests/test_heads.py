@@ -285,6 +285,17 @@ def test_other_sizes_cost_no_forward(images):
     assert data_dependent.inspect(torch.rand(1, 3, 20, 16)).grid == (18, 14)
 
 
+def test_hooks_of_the_user_see_data_at_every_size(small_net, images):
+    seen = []
+    handle = small_net.register_forward_hook(lambda module, inputs, output: seen.append(output.is_meta))
+    view = heads.view(small_net)
+    view.inspect(images)
+    view.inspect(torch.rand(1, 3, 24, 40))
+    handle.remove()
+    assert seen
+    assert not any(seen)
+
+
 @pytest.mark.parametrize("name", ["resnet18", "convnext_atto", "vgg11", "mobilenetv3_small_050", "edgenext_xx_small"])
 def test_other_sizes_have_the_head_of_a_fresh_trace(name):
     net = timm.create_model(name).eval()

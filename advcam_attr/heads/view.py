@@ -278,9 +278,11 @@ class HeadView:
     def _resized(self, known: Found, modules: int, image: Tensor, *extra: Any) -> Found | None:
         """The head for another size of image, if a trace without data shows the verified head on another grid.
 
-        It costs neither a forward nor its memory: data sets of photographs have hundreds of sizes.
+        It costs neither a forward nor its memory: data sets of photographs have hundreds of sizes. A model with hooks
+        is traced as it is, for they are the user's, and must not see tensors without data.
         """
-        if extra or image.is_meta or not bool(image.isfinite().all()):
+        hooked = any(module._forward_hooks or module._forward_pre_hooks for module in self.model.modules())
+        if extra or hooked or image.is_meta or not bool(image.isfinite().all()):
             return None
         try:
             if self._twin is None or self._twin[0] != modules:
