@@ -225,8 +225,8 @@ ONE_STEP = dataclasses.replace(
     AUTO,
     name="one_step",
     source=(
-        "one long step against the strongest other classes, for nets that know their classes from few images; found on "
-        "one half of the photographs in VOC's layout, reported on the other: docs/results.md"
+        "one long step against the strongest other classes; chosen on one half of the photographs in VOC's layout, "
+        "where it gained, and reported on the other, where it did not: docs/results.md"
     ),
     steps=1,
     objective=TargetMinusOthers("mean", strongest=5, weight=2.0, guarded=True),
@@ -291,8 +291,8 @@ BIRDS = Recipe(
     name="birds",
     source=(
         "for boxes of images that one object fills, where there are many classes: the released step, the five "
-        "strongest others in place of the sum, lambda as a mean; found on training images of CUB, reported on test "
-        "images: docs/results_localization.md"
+        "strongest others in place of the sum, lambda as a mean; chosen by trials that may have seen test images "
+        "of CUB: docs/results_localization.md"
     ),
     steps=19,
     objective=TargetMinusOthers("mean", strongest=5),

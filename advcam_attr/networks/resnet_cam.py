@@ -169,7 +169,7 @@ def cam_net(
         seed: of the new convolution's weights (default initialisation); the global random state is left alone.
         known: for some of the new classes, the classes of the backbone's own linear classifier that depict them. Their
             weights start from the mean of these, less the mean of all of its classes; those of the other classes from
-            zero. With few images this is worth more than any training from scratch.
+            zero. It helps where images are few.
 
     Returns:
         The net, in eval mode, on the CPU; its ``stride`` is what was reached.
