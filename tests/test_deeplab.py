@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 from advcam_attr.networks.deeplab import ASPP, DeepLab, MultiScale, deeplab
 from advcam_attr.networks.deeplab_file import load_deeplab, save_deeplab
 from advcam_attr.networks.deeplab_weights import CAFFE_MEAN
+from advcam_attr.networks.load import load_model
 from advcam_attr.types import AdvCAMError
 
 DEPTHS = {2: 3, 3: 4, 4: 23, 5: 3}
@@ -229,6 +231,36 @@ def test_norms_are_frozen_and_convolutions_are_not():
     assert all(torch.equal(value, before[name]) for name, value in net.named_buffers())
 
 
+def test_what_runs_before_train_from_takes_no_gradient():
+    net = small(train_from="aspp")
+    assert {name for name, p in net.named_parameters() if p.requires_grad} == {
+        name for name, _ in net.named_parameters() if name.startswith("aspp.")
+    }
+    late = small(train_from="layer4", stride=16)
+    trained = [name for name, p in late.named_parameters() if p.requires_grad]
+    assert {name.split(".")[0] for name in trained} == {"trunk", "aspp"}
+    assert all(name.startswith(("trunk.model.layer4.", "aspp.")) for name in trained)
+
+
+def test_golden_start_from_known_classes():
+    """The pyramid's start, at the centre of each rate; the background and what nothing depicts keep theirs."""
+    args = {"num_classes": 5}
+    own: Any = load_model("timm/test_resnet", model_args=args, random_weights=True).model
+    weights = own.fc.weight.detach()
+    plain = small(model_args=args, rates=(1, 2))
+    net = small(model_args=args, rates=(1, 2), known={1: (0, 4), 3: (2,)})
+    for conv, before in zip(net.aspp, plain.aspp, strict=True):
+        added = conv.weight - before.weight
+        assert not added[[0, 2]].any()
+        torch.testing.assert_close(added[1, :, 1, 1], (weights[[0, 4]].mean(0) - weights.mean(0)) / 2)
+        torch.testing.assert_close(added[3, :, 1, 1], (weights[2] - weights.mean(0)) / 2)
+        assert int((added != 0).sum()) == 2 * added.shape[1]
+    with pytest.raises(AdvCAMError, match="timm/test_resnet has 5 classes and the new net 4: there is no"):
+        small(model_args=args, known={1: (5,)})
+    with pytest.raises(AdvCAMError, match="has no linear classifier"):
+        deeplab(num_labels=3, random_weights=True, known={1: (0,)})
+
+
 def test_the_strides_of_resnet101_stand_where_they_shall(resnet):
     other = deeplab(num_labels=3, random_weights=True, stride=16)
     for net, stride_in in ((resnet, "conv1"), (other, "conv2")):
@@ -284,6 +316,7 @@ def test_a_file_holds_the_net(tmp_path):
     [
         ({"backbone": "resnet101"}, "is made of torchvision/resnet101, timm/NAME or .*, not of 'resnet101'"),
         ({"num_labels": 1}, "the background and at least one class"),
+        ({"backbone": "timm/test_resnet", "train_from": "aspq"}, "no module 'aspq' to train from; did you mean 'aspp'"),
         ({"rates": ()}, "rates and the stride must be at least 1"),
         ({"scales": (0.0,)}, "scales above 0"),
         ({"backbone": "torchvision/resnet101", "stride": 4}, "has the output strides 8, 16 and 32"),

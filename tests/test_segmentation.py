@@ -56,7 +56,7 @@ def net_of(out: Path) -> bytes:
 
 
 def train(settings, given: Given, out: Path, tell=lambda line: None, masks: Path | None = None):
-    return train_segmentation(settings, settings.make_net(3), given[0], masks or given[2], out, tell)
+    return train_segmentation(settings, settings.make_net(given[0].classes), given[0], masks or given[2], out, tell)
 
 
 def test_what_is_written(done, given):
@@ -83,7 +83,7 @@ def test_learning_rates_are_deeplabs(done):
 
 
 def test_groups_hold_each_trained_weight_once():
-    net = SETTINGS.make_net(3)
+    net = SETTINGS.make_net(("red", "green", "blue"))
     backbone, weights, biases = segmentation._groups(net, SETTINGS)
     assert (backbone.weight_decay, weights.weight_decay, biases.weight_decay) == (5e-4, 5e-4, 0)
     grouped = [id(p) for g in (backbone, weights, biases) for p in g.parameters if p.requires_grad]
@@ -230,7 +230,7 @@ def test_a_trained_net_is_not_trained(done, given, tmp_path):
     for name in ("000.png", "001.png", "002.png"):
         assert (summary.predictions["val"] / name).read_bytes() == (done[0] / "predictions/val" / name).read_bytes()
     with pytest.raises(AdvCAMError, match="tells 3 classes apart; the data has 2"):
-        settings.make_net(2)
+        settings.make_net(("red", "green"))
 
 
 def change(masks: Path, id: str, labels: torch.Tensor | None) -> None:
@@ -297,11 +297,11 @@ def test_too_few_images_and_no_images(given, tmp_path):
         train(replace(SETTINGS, accumulate=3), given, tmp_path)
     empty = replace(given[1], samples=())
     with pytest.raises(AdvCAMError, match="no images in scenes val"):
-        predict(SETTINGS, SETTINGS.make_net(3), empty, tmp_path)
+        predict(SETTINGS, SETTINGS.make_net(empty.classes), empty, tmp_path)
     with pytest.raises(AdvCAMError, match="no images in scenes train"):
         look_at_masks(given[2], replace(given[0], samples=()))
     with pytest.raises(AdvCAMError, match="the net tells 2 classes apart; scenes has 3"):
-        predict(SETTINGS, SETTINGS.make_net(2), given[1], tmp_path)
+        predict(SETTINGS, SETTINGS.make_net(("red", "green")), given[1], tmp_path)
 
 
 def test_the_papers_numbers():

@@ -18,7 +18,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from advcam_attr.networks.deeplab_trunk import RESNET101, StrideIn, res2net_trunk, resnet_trunk, resnet_weights
+from advcam_attr.networks.freezing import freeze_before, place_of
+from advcam_attr.networks.known_weights import known_weights
 from advcam_attr.networks.res2net import RES2NETS
+from advcam_attr.networks.strides import execution_order
 from advcam_attr.networks.timm_trunk import Lowering, MapReader, timm_trunk
 from advcam_attr.types import AdvCAMError
 
@@ -35,6 +38,7 @@ class DeepLabSpec:
     lowered_by: Lowering = "dilation"
     rates: tuple[int, ...] = (6, 12, 18, 24)
     scales: tuple[float, ...] = (0.5, 0.75)
+    train_from: str | None = None
 
 
 class ASPP(nn.ModuleList):
@@ -60,6 +64,16 @@ class ASPP(nn.ModuleList):
             else:
                 nn.init.zeros_(parameter)
 
+    @torch.no_grad()
+    def start_from(self, weights: Tensor) -> None:
+        """Let the pyramid begin as a 1 × 1 classifier.
+
+        Args:
+            weights: ``(K, C)``; an equal share of them is added to the centre of each convolution.
+        """
+        for conv in self:
+            conv.weight[:, :, 1, 1] += weights / len(self)  # type: ignore[index, operator]
+
     def forward(self, x: Tensor) -> Tensor:
         """Features ``(N, C, h, w)`` to logits ``(N, K, h, w)``."""
         total: Tensor = sum(conv(x) for conv in self)
@@ -70,7 +84,8 @@ class DeepLab(nn.Module):
     """Features and `ASPP`, at the scale of the image.
 
     Norms with running statistics use these always, in training too, leave them as they are, and their affine weights
-    take no gradient (deeplab-pytorch does not give them to its optimiser).
+    take no gradient (deeplab-pytorch does not give them to its optimiser). Nor does what runs before
+    ``spec.train_from``.
 
     Args:
         spec: what it is made of.
@@ -170,9 +185,11 @@ def deeplab(
     lowered_by: Lowering = "dilation",
     rates: Sequence[int] = (6, 12, 18, 24),
     scales: Sequence[float] = (0.5, 0.75),
+    train_from: str | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     seed: int = 0,
+    known: Mapping[int, Sequence[int]] | None = None,
 ) -> DeepLab:
     """Make a DeepLab-v2 with a new pyramid of classifiers.
 
@@ -194,14 +211,20 @@ def deeplab(
         lowered_by: how a timm model's stride is lowered, by ``"dilation"`` or, where it has none, by ``"removal"``.
         rates: the pyramid's dilations.
         scales: those besides 1 that `MultiScale` adds; none leaves it out.
+        train_from: the module of the backbone from which on weights are trained, e.g. ``"layer3"``, ``"blocks.5"``;
+            ``"aspp"`` trains the pyramid alone. None trains all, as deeplab-pytorch does.
         mean, std: another normalisation than the backbone's own.
         seed: of the pyramid's weights; the global random state is left alone.
+        known: for some of the labels, the classes of the backbone's own linear classifier that depict them; the pyramid
+            starts as a classifier of these, see `advcam_attr.networks.known_weights.known_weights`. It helps where
+            images are few.
 
     Returns:
         The net, in eval mode, on the CPU; its ``stride`` is what was reached.
 
     Raises:
-        AdvCAMError: an unknown name, weights that cannot be had or do not fit, or a stride that the net cannot have.
+        AdvCAMError: an unknown name, weights that cannot be had or do not fit, a stride that the net cannot have, a
+            ``train_from`` that it does not have, or ``known`` classes that it does not have.
 
     Example:
         >>> net = deeplab("timm/test_resnet", 21, random_weights=True)
@@ -210,7 +233,9 @@ def deeplab(
     """
     _check(num_labels, rates, scales, stride)
     args, own_rates, own_scales = dict(model_args or {}), tuple(map(int, rates)), tuple(map(float, scales))
-    spec = DeepLabSpec(backbone, num_labels, args, stride, stride_in or "3x3", lowered_by, own_rates, own_scales)
+    spec = DeepLabSpec(
+        backbone, num_labels, args, stride, stride_in or "3x3", lowered_by, own_rates, own_scales, train_from
+    )
     if backbone == RESNET101:
         weights, own_place = resnet_weights(checkpoint, random_weights)
         spec = replace(spec, stride_in=stride_in or own_place)
@@ -225,7 +250,13 @@ def deeplab(
     trunk = Features(made.model, made.reader)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return DeepLab(spec, trunk, made.reader.channels, made.stride, mean or made.mean, std or made.std).eval()
+        net = DeepLab(spec, trunk, made.reader.channels, made.stride, mean or made.mean, std or made.std).eval()
+    if known is not None:
+        net.aspp.start_from(known_weights(made.classifier, known, num_labels, made.reader.channels, backbone))
+    if train_from is not None:
+        order = execution_order(net, size=made.size)
+        freeze_before(net, order, place_of(train_from, order, "trunk.model", backbone))
+    return net
 
 
 def _check(num_labels: int, rates: Sequence[int], scales: Sequence[float], stride: int) -> None:

@@ -6,6 +6,9 @@ from collections.abc import Mapping
 
 from torch import nn
 
+from advcam_attr.registry import nearest
+from advcam_attr.types import AdvCAMError
+
 
 def weight_owners(net: nn.Module) -> list[str]:
     """The names of the modules that have weights of their own.
@@ -15,6 +18,28 @@ def weight_owners(net: nn.Module) -> list[str]:
         ['0']
     """
     return [name for name, module in net.named_modules() if any(True for _ in module.parameters(recurse=False))]
+
+
+def place_of(module: str, order: Mapping[str, int], within: str, backbone: str) -> int:
+    """When a module is first called in a net's forward, the module named as the backbone names it.
+
+    Args:
+        module: e.g. ``"layer3"``; or a part of the net beside the backbone, e.g. ``"classifier"``.
+        order: when each module is called; from `advcam_attr.networks.strides.execution_order`.
+        within: where the backbone lies in the net, e.g. ``"backbone"``.
+        backbone: its name, for the message.
+
+    Raises:
+        AdvCAMError: no such module is called; the nearest are told.
+
+    Example:
+        >>> place_of("1", {"": 0, "backbone": 1, "backbone.0": 2, "backbone.1": 3}, "backbone", "timm/resnet18")
+        3
+    """
+    names = {name.removeprefix(f"{within}."): name for name in order if name}
+    if module not in names:
+        raise AdvCAMError(f"{backbone} has no module {module!r} to train from{nearest(module, names)}")
+    return order[names[module]]
 
 
 def freeze_before(net: nn.Module, order: Mapping[str, int], first: int) -> None:

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from advcam_attr.networks.checkpoint import load_weights
-from advcam_attr.networks.freezing import freeze_before, weight_owners
+from advcam_attr.networks.freezing import freeze_before, place_of, weight_owners
+from advcam_attr.networks.known_weights import known_weights
 from advcam_attr.networks.load import LoadedModel, first_published, load_model
 from advcam_attr.networks.strides import execution_order
 from advcam_attr.networks.timm_trunk import Lowering, TimmTrunk, timm_trunk
-from advcam_attr.registry import nearest
 from advcam_attr.types import AdvCAMError
 
 #: IRN's backbone.
@@ -206,25 +206,10 @@ def cam_net(
     else:
         raise AdvCAMError(f"CAM nets are made of {IRN_BACKBONE} or timm/NAME, not of {backbone!r}")
     if known is not None:
-        _start_from(net.classifier, own, known, backbone)
+        start = known_weights(own, known, num_classes, net.classifier.in_channels, backbone)
+        net.classifier.weight.data.copy_(start[:, :, None, None])
     _freeze(net, size)
     return net.eval()
-
-
-def _start_from(classifier: nn.Conv2d, own: nn.Module, known: Mapping[int, Sequence[int]], backbone: str) -> None:
-    """Give a new classifier the weights of the classes that a backbone's own one knows."""
-    if not isinstance(own, nn.Linear) or own.in_features != classifier.in_channels:
-        raise AdvCAMError(f"{backbone} has no linear classifier on its last maps to take known classes from")
-    start = torch.zeros_like(classifier.weight)
-    for new, depicting in known.items():
-        wrong = [c for c in depicting if not 0 <= c < own.out_features]
-        if wrong or not 0 <= new < len(start):
-            raise AdvCAMError(
-                f"{backbone} has {own.out_features} classes and the new net {len(start)}: there is no {wrong or new}"
-            )
-        if depicting:
-            start[new, :, 0, 0] = (own.weight[list(depicting)].mean(0) - own.weight.mean(0)).detach()
-    classifier.weight.data.copy_(start)
 
 
 def _irn_resnet(spec: CAMNetSpec, weights: Mapping[str, Any]) -> LoadedModel:
@@ -248,11 +233,8 @@ def _seeded(seed: int) -> Iterator[None]:
 def _freeze(net: CAMNet, size: int) -> None:
     """Take the gradient of the stem, and of what runs before ``train_from``."""
     order = execution_order(net, size=size)
-    names = {name.partition(".")[2]: name for name in order if "." in name} | {"classifier": "classifier"}
-    wanted = net.spec.train_from
-    if wanted is not None and wanted not in names:
-        raise AdvCAMError(f"{net.spec.backbone} has no module {wanted!r} to train from{nearest(wanted, names)}")
-    first = 0 if wanted is None else order[names[wanted]]
+    wanted, within = net.spec.train_from, "resnet50" if net.spec.backbone == IRN_BACKBONE else "backbone"
+    first = 0 if wanted is None else place_of(wanted, order, within, net.spec.backbone)
     owners = weight_owners(net)
     norms = [order[name] for name in owners if name in order and _is_norm(net.get_submodule(name))]
     stem = min(norms or [min(order[name] for name in owners if name in order)])

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from advcam_attr.networks.checkpoint import Checkpoint, load_weights, read_checkpoint, without_prefix
-from advcam_attr.networks.freezing import freeze_before
+from advcam_attr.networks.freezing import freeze_before, place_of
 from advcam_attr.networks.load import channels
 from advcam_attr.networks.strides import execution_order
 from advcam_attr.networks.timm_trunk import timm_trunk
@@ -169,11 +169,6 @@ def start_from(net: WSOLNet, checkpoint: Checkpoint) -> Started:
 
 def _freeze(net: WSOLNet, size: int) -> None:
     """Take the gradient of what runs before ``train_from``."""
-    wanted = net.spec.train_from
-    if wanted is None:
-        return
-    order = execution_order(net, size=size)
-    names = {name.removeprefix("backbone."): name for name in order if name}
-    if wanted not in names:
-        raise AdvCAMError(f"{net.spec.backbone} has no module {wanted!r} to train from{nearest(wanted, names)}")
-    freeze_before(net, order, order[names[wanted]])
+    if net.spec.train_from is not None:
+        order = execution_order(net, size=size)
+        freeze_before(net, order, place_of(net.spec.train_from, order, "backbone", net.spec.backbone))

@@ -103,7 +103,7 @@ def trained_net(
     Raises:
         AdvCAMError: as `train_segmentation`, or it is not trained yet and this is a share of a SLURM array.
     """
-    net = settings.make_net(len(data.classes))
+    net = settings.make_net(data.classes)
     if settings.trained is not None:
         return net
     if shard_of().world > shard_of_launch().world and not (out / FOLDER / WEIGHTS).is_file():

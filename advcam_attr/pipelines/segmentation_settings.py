@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from advcam_attr.data.known_classes import read_known_classes
 from advcam_attr.data.segmentation_transforms import SCALES
 from advcam_attr.engine.fit import Precision
 from advcam_attr.engine.segmentation_losses import SEGMENTATION_LOSSES
@@ -33,6 +34,11 @@ class SegmentationSettings:
         lowered_by: how a timm backbone's stride is lowered.
         rates: 6, 12, 18 and 24, of the pyramid.
         msc: 0.5 and 0.75, the scales besides 1 at which the net sees each image; none for one scale.
+        train_from: the module of the backbone from which on weights are trained; ``"aspp"`` trains the pyramid alone,
+            and None all, as there.
+        known: a JSON file that says which classes of the backbone's own classifier depict the data's; the pyramid
+            starts from their weights (`advcam_attr.data.known_classes`). None starts from random ones, as there.
+        known_offset: is added to the file's classes; 1 for backbones whose class 0 is the background.
         trained: a file of a trained net; then none is trained.
         steps: 30000 updates (deeplab-pytorch: 20000).
         batch: 10 images an update, whatever the number of ranks. ("Batch 10" may mean 5 × 2 or 10 × 2 there.)
@@ -68,6 +74,9 @@ class SegmentationSettings:
     lowered_by: Lowering = "dilation"
     rates: tuple[int, ...] = (6, 12, 18, 24)
     msc: tuple[float, ...] = (0.5, 0.75)
+    train_from: str | None = None
+    known: str | Path | None = None
+    known_offset: int = 0
     trained: str | Path | None = None
     steps: int = 30000
     batch: int = 10
@@ -112,25 +121,29 @@ class SegmentationSettings:
         if self.crf is not None:
             lookup(self.crf, RECIPES, "CRF recipe")
 
-    def make_net(self, classes: int) -> DeepLab:
+    def make_net(self, classes: Sequence[str]) -> DeepLab:
         """The net: the trained one, or one to be trained.
 
         Args:
-            classes: of the foreground.
+            classes: the names of the foreground's.
 
         Raises:
             AdvCAMError: it cannot be made, or the trained one has other classes.
         """
         if self.trained is None:
+            known = None if self.known is None else read_known_classes(self.known, classes, self.known_offset)
             return deeplab(
-                self.backbone, classes + 1, model_args=self.model_args, checkpoint=self.checkpoint,
+                self.backbone, len(classes) + 1, model_args=self.model_args, checkpoint=self.checkpoint,
                 random_weights=self.random_weights, stride=self.stride, stride_in=self.stride_in,
-                lowered_by=self.lowered_by, rates=self.rates, scales=self.msc, mean=self.mean, std=self.std,
-                seed=self.seed,
+                lowered_by=self.lowered_by, rates=self.rates, scales=self.msc, train_from=self.train_from,
+                mean=self.mean, std=self.std, seed=self.seed,
+                known=None if known is None else {k + 1: depicting for k, depicting in known.items()},
             )  # fmt: skip
         net, _ = load_deeplab(self.trained)
-        if net.spec.num_labels != classes + 1:
-            raise AdvCAMError(f"{self.trained} tells {net.spec.num_labels - 1} classes apart; the data has {classes}")
+        if net.spec.num_labels != len(classes) + 1:
+            raise AdvCAMError(
+                f"{self.trained} tells {net.spec.num_labels - 1} classes apart; the data has {len(classes)}"
+            )
         return net
 
 

@@ -196,7 +196,7 @@ def segment_masks(config: WSSSConfig, tell: Tell = print) -> dict[str, dict[str,
     """
     data, step = seeded_images(config), final_step(config.refine)
     tests = labelled_images(config)
-    settings = with_paths(config.segmentation, "checkpoint", "trained")
+    settings = with_paths(config.segmentation, "checkpoint", "trained", "known")
     for method in config.seeds.methods:
         if not folder_of(config, "refined", method, step).is_dir():
             missing = folder_of(config, "refined", method, step)
