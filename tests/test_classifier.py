@@ -9,8 +9,10 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,18 +22,16 @@ from safetensors.torch import load_file
 from torch import nn
 
 from advcam_attr.data.segmentation import SegmentationData
+from advcam_attr.engine.loading import TrainingBatches, load_batches
 from advcam_attr.engine.log import read_log
-from advcam_attr.engine.sharding import Shard
+from advcam_attr.engine.losses import LOSSES
 from advcam_attr.networks.cam_file import load_cam_net
 from advcam_attr.networks.resnet_cam import CAMNet, CAMNetSpec, cam_net
-from advcam_attr.pipelines import classifier
+from advcam_attr.pipelines import classifier, training
 from advcam_attr.pipelines.classifier import ClassifierSettings, train_classifier
 from advcam_attr.types import AdvCAMError, Sample
 
 SETTINGS = ClassifierSettings(epochs=2, batch=4, crop=16, workers=0, backbone_lr=0.05, classifier_lr=0.5, device="cpu")
-
-
-CPU = torch.device("cpu")
 
 
 class TinyCAM(CAMNet):
@@ -95,7 +95,9 @@ def test_what_is_written(tmp_path):
     told: list[str] = []
     result = train_classifier(SETTINGS, TinyCAM(), TRAIN, VAL, tmp_path, told.append)
     names = {file.name for file in tmp_path.iterdir()}
-    assert names == {"classifier.safetensors", "classifier.json", "checkpoint.pt", "log.jsonl"}
+    assert names == {
+        "classifier.safetensors", "classifier.json", "checkpoint.pt", "log.jsonl", "validation.jsonl", "training.json",
+    }  # fmt: skip
     assert (result.steps, result.weights) == (10, tmp_path / "classifier.safetensors")
     report = json.loads((tmp_path / "classifier.json").read_text())
     assert report["classes"] == ["red", "green"]
@@ -103,20 +105,25 @@ def test_what_is_written(tmp_path):
     assert report["config"]["momentum"] == 1e-4
     assert len(result.val_ap) == 2
     assert 0.5 < result.val_map <= 1
-    log = read_log(tmp_path / "log.jsonl")
-    steps = [record for record in log if "loss" in record]
+    assert json.loads((tmp_path / "training.json").read_text())["settings"] == report["config"]
+    steps = read_log(tmp_path / "log.jsonl")
     assert [record["step"] for record in steps] == list(range(10))
     assert [record["lr"] for record in steps[:2]] == [[0.05, 0.5], [0.05 * 0.9**0.9, 0.5 * 0.9**0.9]]
-    assert [(r["step"], r["epoch"]) for r in log if "epoch" in r] == [(4, 1), (9, 2)]
+    validation = read_log(tmp_path / "validation.jsonl")
+    assert [(record["step"], record["epoch"]) for record in validation] == [(4, 1), (9, 2)]
+    assert (result.val_loss, result.val_map) == (validation[1]["val_loss"], validation[1]["val_map"])
+    assert list(result.val_ap) == validation[1]["val_ap"]
     assert result.train_loss == pytest.approx(sum(record["loss"] for record in steps[5:]) / 5)
-    assert told[0] == "training on 22 images of blobs train: 2 epochs, 10 steps of 4 images, on 1 x cpu"
-    assert told[-1] == f"wrote {tmp_path / 'classifier.safetensors'} and {tmp_path / 'classifier.json'}"
+    assert told[0] == "training the classifier on 22 images: 2 epochs, 10 steps of 4 images, on 1 x cpu"
+    assert told[-2:] == [f"wrote {tmp_path / name}" for name in ("classifier.safetensors", "classifier.json")]
+    shown = f"validation loss {result.val_loss:.4f}, mAP {100 * result.val_map:.1f}"
+    assert f"epoch 2: {shown}" in told
 
 
 def test_the_loss_falls_and_classes_are_learnt(tmp_path):
     settings = replace(SETTINGS, epochs=12, backbone_lr=0.2, classifier_lr=2.0)
     result = train_classifier(settings, TinyCAM(), blobs(40), VAL, tmp_path)
-    losses = [record["loss"] for record in read_log(tmp_path / "log.jsonl") if "loss" in record]
+    losses = [record["loss"] for record in read_log(tmp_path / "log.jsonl")]
     assert result.train_loss < 0.7 * sum(losses[:5]) / 5
     assert result.val_map > 0.9
 
@@ -144,9 +151,7 @@ def test_one_step_is_worked_out(tmp_path):
     for module in (net, twin):
         module.backbone[6] = nn.Identity()
     train_classifier(settings, net, TRAIN, None, tmp_path)
-    ((images, labels),) = classifier.load_batches(
-        Blobs(TRAIN, settings), classifier.TrainingBatches(22, 22, seed=0, steps=(0, 1)), seed=0
-    )
+    ((images, labels),) = load_batches(Blobs(TRAIN, settings), TrainingBatches(22, 22, seed=0, steps=(0, 1)), seed=0)
     probability = twin.eval()(images).sigmoid()
     loss = -(labels * probability.log() + (1 - labels) * (1 - probability).log()).mean()
     for name, weight in twin.named_parameters():
@@ -157,15 +162,15 @@ def test_one_step_is_worked_out(tmp_path):
             assert torch.allclose(net.get_parameter(name), expected, atol=1e-6), name
 
 
-def test_golden_anchor(tmp_path):
+def test_golden_anchor():
     """Twelve weights, each 1 away from its start: anchor * 12, and a gradient of 2 * anchor for each."""
-    net = TinyCAM()
-    run = classifier._Run(replace(SETTINGS, anchor=0.25), net, TRAIN, None, tmp_path, Shard(0, 1), CPU, print)
+    net, plain = TinyCAM(), LOSSES[SETTINGS.loss]
+    anchored = classifier.anchored(plain, net, 0.25)
     net.classifier.weight.data += 1
     zeros = torch.zeros(1, 2)
-    loss = run._anchored(zeros, zeros)
+    loss = anchored(zeros, zeros)
     loss.backward()
-    assert float(loss) == pytest.approx(0.25 * 12 + float(run.loss(zeros, zeros)))
+    assert loss.item() == pytest.approx(0.25 * 12 + plain(zeros, zeros).item())
     assert torch.allclose(net.classifier.weight.grad, torch.full((2, 6, 1, 1), 0.5))
 
 
@@ -189,9 +194,9 @@ def test_an_interrupted_training_ends_with_the_same_bytes(tmp_path, monkeypatch,
     train_classifier(settings, TinyCAM(), TRAIN, VAL, tmp_path / "whole")
     seen = 0
 
-    def killed_at(training, *args, **kwargs):
+    def killed_at(state, *args, **kwargs):
         nonlocal seen
-        for record in fit(training, *args, **kwargs):
+        for record in fit(state, *args, **kwargs):
             if seen == stop:
                 raise Killed
             seen += 1
@@ -199,11 +204,11 @@ def test_an_interrupted_training_ends_with_the_same_bytes(tmp_path, monkeypatch,
         if seen == stop:
             raise Killed
 
-    fit = classifier.fit
-    monkeypatch.setattr(classifier, "fit", killed_at)
+    fit = training.fit
+    monkeypatch.setattr(training, "fit", killed_at)
     with pytest.raises(Killed):
         train_classifier(settings, TinyCAM(), TRAIN, VAL, tmp_path / "cut")
-    monkeypatch.setattr(classifier, "fit", fit)
+    monkeypatch.setattr(training, "fit", fit)
     assert not (tmp_path / "cut" / "classifier.json").exists()
     train_classifier(replace(settings, checkpoint_every=50), TinyCAM(), TRAIN, VAL, tmp_path / "cut")
     assert files(tmp_path / "cut") == files(tmp_path / "whole")
@@ -223,25 +228,74 @@ def test_a_second_run_does_nothing(tmp_path):
     net = TinyCAM()
     again = train_classifier(replace(SETTINGS, workers=1), net, TRAIN, VAL, tmp_path, told.append)
     assert again == first
-    assert told == [f"{tmp_path / 'classifier.json'} is there: nothing to do"]
+    assert told == [f"{tmp_path / 'classifier.safetensors'} is there: nothing to train"]
     assert stamps == {file: file.stat().st_mtime_ns for file in tmp_path.iterdir()}
     weights = load_file(first.weights)
     assert all(torch.equal(value, weights[key]) for key, value in net.state_dict().items())
 
 
-def test_other_settings_in_the_same_folder(tmp_path, monkeypatch):
+def test_other_settings_in_the_same_folder(tmp_path):
     train_classifier(SETTINGS, TinyCAM(), TRAIN, VAL, tmp_path)
-    with pytest.raises(AdvCAMError, match=r"made with other settings \(epochs was 2, is 3\); choose another folder"):
+    (tmp_path / "training.json").unlink()
+    with pytest.raises(AdvCAMError, match=r"classifier\.json was made with other settings \(epochs was 2, is 3\); cho"):
         train_classifier(replace(SETTINGS, epochs=3), TinyCAM(), TRAIN, VAL, tmp_path)
+    assert not (tmp_path / "training.json").exists()
     with pytest.raises(AdvCAMError, match=r"val was blobs val, 9 images, \w+, is None"):
         train_classifier(SETTINGS, TinyCAM(), TRAIN, None, tmp_path)
+    train_classifier(SETTINGS, TinyCAM(), TRAIN, VAL, tmp_path)
     (tmp_path / "classifier.json").unlink()
-    with pytest.raises(AdvCAMError, match=r"checkpoint\.pt was made with other settings \(seed was 0, is 1\)"):
+    with pytest.raises(AdvCAMError, match=r"training\.json was made with other settings \(seed was 0, is 1\); choose"):
         train_classifier(replace(SETTINGS, seed=1), TinyCAM(), TRAIN, VAL, tmp_path)
     other = TinyCAM()
     other.classifier.weight.data.add_(1)
     with pytest.raises(AdvCAMError, match="initial_weights was"):
         train_classifier(SETTINGS, other, TRAIN, VAL, tmp_path)
+
+
+def test_other_settings_make_way(tmp_path):
+    """To the same bytes as in an empty folder; but where nothing is validated, the old validation is left alone."""
+    train_classifier(replace(SETTINGS, seed=1, epochs=3), TinyCAM(), TRAIN, VAL, tmp_path / "again")
+    for name in ("again", "anew"):
+        train_classifier(replace(SETTINGS, overwrite=True), TinyCAM(), TRAIN, VAL, tmp_path / name)
+    assert files(tmp_path / "again") == files(tmp_path / "anew")
+    result = train_classifier(replace(SETTINGS, overwrite=True), TinyCAM(), TRAIN, None, tmp_path / "again")
+    assert (result.val_loss, result.val_map, result.val_ap) == (None, None, ())
+    assert train_classifier(SETTINGS, TinyCAM(), TRAIN, None, tmp_path / "again") == result
+
+
+def test_a_damaged_report_is_made_anew(tmp_path):
+    train_classifier(SETTINGS, TinyCAM(), TRAIN, VAL, tmp_path)
+    whole, report = files(tmp_path), tmp_path / "classifier.json"
+    for damage in (b"{", b"[]", b"{}", b"\xff", whole["classifier.json"].replace(b"val_ap", b"ap")):
+        report.write_bytes(damage)
+        with pytest.raises(AdvCAMError, match=r"classifier\.json is damaged; remove it, and it is made anew"):
+            train_classifier(SETTINGS, TinyCAM(), TRAIN, VAL, tmp_path)
+    report.unlink()
+    train_classifier(SETTINGS, TinyCAM(), TRAIN, VAL, tmp_path)
+    assert files(tmp_path) == whole
+
+
+def test_tensorboard_has_steps_and_validation(tmp_path, monkeypatch):
+    """Each in its folder; the bytes of all else are the same."""
+    written = []
+
+    @contextmanager
+    def writer(folder, purge_step):
+        yield SimpleNamespace(add_scalar=lambda name, value, step: written.append((folder.name, name, value, step)))
+
+    stub = ModuleType("torch.utils.tensorboard")
+    stub.SummaryWriter = writer
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", stub)
+    train_classifier(replace(SETTINGS, tensorboard=True), TinyCAM(), TRAIN, VAL, tmp_path / "board")
+    steps = read_log(tmp_path / "board" / "log.jsonl")
+    assert [one for one in written if one[0] == "tensorboard"] == [
+        ("tensorboard", "loss", record["loss"], record["step"]) for record in steps
+    ]
+    scalars = {(name, step): value for where, name, value, step in written if where == "validation"}
+    for record in read_log(tmp_path / "board" / "validation.jsonl"):
+        assert scalars["val_map", record["step"]] == record["val_map"]
+    train_classifier(SETTINGS, TinyCAM(), TRAIN, VAL, tmp_path / "plain")
+    assert files(tmp_path / "board") == files(tmp_path / "plain")
 
 
 def test_seeds_and_workers(tmp_path):
@@ -308,17 +362,20 @@ def test_a_full_disk_is_one_line_and_nothing_half_written(tmp_path, monkeypatch)
     write = Path.write_bytes
 
     def full(path: Path, content: bytes) -> int:
-        if path.suffix == ".json":
+        if b"val_map" in content and path.suffix == ".json":
             write(path, content[:9])
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return write(path, content)
 
     monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(AdvCAMError, match=r"cannot write .*classifier\.json \(No space left on device\): make room"):
-        train_classifier(SETTINGS, TinyCAM(), TRAIN, VAL, tmp_path)
-    monkeypatch.undo()
-    assert not (tmp_path / "classifier.json").exists()
-    assert not [file for file in tmp_path.iterdir() if file.name.startswith(".")]
+        train_classifier(SETTINGS, TinyCAM(), TRAIN, VAL, tmp_path / "full")
+    monkeypatch.setattr(Path, "write_bytes", write)
+    assert not (tmp_path / "full" / "classifier.json").exists()
+    assert not list((tmp_path / "full").glob(".*"))
+    for name in ("full", "roomy"):
+        train_classifier(SETTINGS, TinyCAM(), TRAIN, VAL, tmp_path / name)
+    assert files(tmp_path / "full") == files(tmp_path / "roomy")
 
 
 # --- other processes --------------------------------------------------------------------------------------------------
@@ -398,11 +455,12 @@ def test_two_ranks_equal_one(tmp_path):
     one, two = (load_file(tmp_path / name / "classifier.safetensors") for name in ("one", "two"))
     assert all(torch.allclose(one[key], two[key], atol=1e-6) for key in one)
     logs = [read_log(tmp_path / name / "log.jsonl") for name in ("one", "two")]
-    assert [r.keys() for r in logs[0]] == [r.keys() for r in logs[1]]
+    assert [r["loss"] for r in logs[0]] == pytest.approx([r["loss"] for r in logs[1]], abs=1e-6)
+    logs = [read_log(tmp_path / name / "validation.jsonl") for name in ("one", "two")]
     for a, b in zip(*logs, strict=True):
-        assert a.get("loss") == pytest.approx(b.get("loss"), abs=1e-6)
-        assert a.get("val_map") == pytest.approx(b.get("val_map"))
-        assert a.get("val_loss") == pytest.approx(b.get("val_loss"), abs=1e-6)
+        assert a.keys() == b.keys()
+        assert a["val_map"] == pytest.approx(b["val_map"])
+        assert a["val_loss"] == pytest.approx(b["val_loss"], abs=1e-6)
 
 
 # --- real data --------------------------------------------------------------------------------------------------------
@@ -420,7 +478,7 @@ def test_real_weights_on_real_photographs(data_root, tmp_path, monkeypatch):
         epochs=2, batch=8, crop=96, long_side=(96, 128), backbone_lr=0.02, classifier_lr=0.2, workers=0, device="cpu"
     )
     result = train_classifier(settings, net, replace(train, samples=train.samples[:32]), None, tmp_path)
-    losses = [record["loss"] for record in read_log(tmp_path / "log.jsonl") if "loss" in record]
+    losses = [record["loss"] for record in read_log(tmp_path / "log.jsonl")]
     assert result.train_loss < 0.7 * losses[0]
     again, classes = load_cam_net(result.weights)
     assert classes[0] == "aeroplane"

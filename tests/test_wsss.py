@@ -79,7 +79,7 @@ def test_from_pictures_to_tables(capsys, folder):
     assert report["threshold_chosen"] == "the best on these masks"
     assert "Table I" in (folder / "run/tables.md").read_text()
 
-    assert "nothing to do" in run(capsys, "classifier")[1]
+    assert "nothing to train" in run(capsys, "classifier")[1]
     assert "0 written, 3 kept" in run(capsys, "seeds")[1]
     assert cli.main(["evaluate", "seeds", "run"]) == 0
     assert "Table I" in capsys.readouterr().out

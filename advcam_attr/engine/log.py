@@ -1,10 +1,13 @@
-"""Records of steps in; one JSON line each in a file, each step once however often the training resumes, out."""
+"""Records of steps in; one JSON line each in a file, each step once however often the training resumes, out.
+
+TensorBoard's files too, where they are asked for.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,6 +20,35 @@ class Log(Protocol):
 
     def write(self, record: dict[str, Any]) -> None:
         """Keep a record, which has a ``step``."""
+
+
+@contextmanager
+def training_log(path: Path, resume_at: int = 0, tensorboard: Path | None = None) -> Iterator[Log]:
+    """A block that keeps records as `json_log`, and as `tensorboard_log` too where a folder is given for that.
+
+    Args:
+        path: the JSONL file.
+        resume_at: the next step.
+        tensorboard: the folder of TensorBoard's files; None for none.
+
+    Raises:
+        AdvCAMError: a file cannot be written, or TensorBoard is asked for and not installed.
+    """
+    with ExitStack() as stack:
+        logs = [stack.enter_context(json_log(path, resume_at))]
+        if tensorboard is not None:
+            logs.append(stack.enter_context(tensorboard_log(tensorboard, resume_at)))
+        yield _Logs(logs)
+
+
+class _Logs:
+    def __init__(self, logs: Sequence[Log]) -> None:
+        self.logs = logs
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Give a record to each log."""
+        for log in self.logs:
+            log.write(record)
 
 
 @contextmanager

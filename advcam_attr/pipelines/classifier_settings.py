@@ -13,7 +13,6 @@ from advcam_attr.data.segmentation import SegmentationData
 from advcam_attr.engine.fit import Precision
 from advcam_attr.engine.losses import LOSSES
 from advcam_attr.engine.optimiser import RELEASED_MOMENTUM
-from advcam_attr.engine.sharding import Shard
 from advcam_attr.networks.resnet_cam import CAMNet
 from advcam_attr.pipelines.run_folder import weights_digest
 from advcam_attr.registry import lookup
@@ -45,6 +44,7 @@ class ClassifierSettings:
         checkpoint_every: steps between two checkpoints, besides one after each epoch.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         tensorboard: whether TensorBoard's files are written too, to the folder ``tensorboard``.
+        overwrite: train anew where the folder holds a training of other settings.
     """
 
     epochs: int = 5
@@ -65,6 +65,7 @@ class ClassifierSettings:
     checkpoint_every: int = 200
     device: str = "auto"
     tensorboard: bool = False
+    overwrite: bool = False
 
     def __post_init__(self) -> None:
         """Refuse numbers that mean nothing.
@@ -82,13 +83,13 @@ class ClassifierSettings:
 
 
 #: Settings that change nothing about the result, so a training may go on with others.
-_FREE = ("workers", "checkpoint_every", "device", "tensorboard")
+_FREE = ("workers", "checkpoint_every", "device", "tensorboard", "overwrite")
 
 
 def check_training(
-    settings: ClassifierSettings, net: CAMNet, train: SegmentationData, val: SegmentationData | None, shard: Shard
+    settings: ClassifierSettings, net: CAMNet, train: SegmentationData, val: SegmentationData | None
 ) -> None:
-    """That a training can be begun with these settings, net and data, by so many processes.
+    """That a training can be begun with these settings, net and data.
 
     Raises:
         AdvCAMError: it cannot, and why.
@@ -98,10 +99,6 @@ def check_training(
         raise AdvCAMError(
             f"{train.name} {train.split} has {count} images, fewer than one batch of {settings.batch}; "
             "choose a smaller batch"
-        )
-    if settings.batch % (shard.world * settings.accumulate):
-        raise AdvCAMError(
-            f"a batch of {settings.batch} cannot be shared by {shard.world} ranks in {settings.accumulate} parts each"
         )
     for data in (train, val):
         if data is not None and len(data.classes) != net.spec.num_classes:

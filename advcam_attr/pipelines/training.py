@@ -23,7 +23,7 @@ from advcam_attr.engine.devices import choose_device
 from advcam_attr.engine.distributed import gather, process_group
 from advcam_attr.engine.fit import Precision, Training, fit, loss_scaler
 from advcam_attr.engine.loading import Items, TrainingBatches, load_batches, mixed_seed
-from advcam_attr.engine.log import json_log
+from advcam_attr.engine.log import training_log
 from advcam_attr.engine.losses import Loss, SteppedLoss
 from advcam_attr.engine.optimiser import Group, sgd
 from advcam_attr.engine.schedules import Schedule, poly
@@ -62,6 +62,7 @@ class TrainingTask:
         schedule: of the learning rates, in place of poly's.
         nesterov: whether the momentum is Nesterov's.
         prepare: what becomes of the batches on their way to the net, given them and the number of the first one.
+        tensorboard: whether TensorBoard's files are written too, to the folder ``tensorboard``.
     """
 
     name: str
@@ -90,6 +91,7 @@ class TrainingTask:
     schedule: Schedule | None = None
     nesterov: bool = False
     prepare: Callable[[Iterator[Batch], int], Iterator[Batch]] | None = None
+    tensorboard: bool = False
 
     @property
     def per_epoch(self) -> int:
@@ -193,8 +195,9 @@ def _steps(
         accumulate=task.accumulate, replica=_replica(task.net, shard, device),
     )  # fmt: skip
     begun, clock, losses = training.step, time.monotonic(), []
+    board = out / "tensorboard" if task.tensorboard else None
     with ExitStack() as stack:
-        log = stack.enter_context(json_log(out / "log.jsonl", training.step)) if shard.rank == 0 else None
+        log = stack.enter_context(training_log(out / "log.jsonl", begun, board)) if shard.rank == 0 else None
         for record in records:
             if log is not None:
                 log.write({"step": record.step, "loss": record.loss, "lr": list(record.lr), **record.parts})

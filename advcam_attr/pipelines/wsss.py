@@ -38,7 +38,7 @@ from advcam_attr.metrics.evaluation import MaskEvaluation
 from advcam_attr.networks.cam_file import load_cam_net
 from advcam_attr.networks.generators import load_generator
 from advcam_attr.networks.resnet_cam import CAMNet, cam_net
-from advcam_attr.pipelines.classifier import ClassifierResult, train_classifier
+from advcam_attr.pipelines.classifier import WEIGHTS, ClassifierResult, train_classifier
 from advcam_attr.pipelines.evaluation import evaluate_masks, write_mask_evaluation
 from advcam_attr.pipelines.refine import RefineSummary, final_step, refine
 from advcam_attr.pipelines.run_folder import same_settings
@@ -143,7 +143,7 @@ def seed_net(config: WSSSConfig, data: SegmentationData, tell: Tell) -> tuple[nn
         generator = load_generator(config.net.generator, path, tell)
         tell(f"reading {config.net.generator}'s net from {path}")
         return _laid_out(generator, config), generator.mean, generator.std
-    path = folder_of(config, "classifier") / "classifier.safetensors"
+    path = folder_of(config, "classifier") / WEIGHTS
     if not path.is_file():
         raise AdvCAMError(f"there is no classifier {path}: train it first (advcam wsss classifier)")
     net, classes = load_cam_net(path)

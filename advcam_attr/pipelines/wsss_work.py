@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from advcam_attr.data.segmentation import SegmentationData
 from advcam_attr.engine.store import MapStore
+from advcam_attr.pipelines.classifier import WEIGHTS as CLASSIFIER_WEIGHTS
 from advcam_attr.pipelines.refine import final_step
 from advcam_attr.pipelines.segmentation import FOLDER, WEIGHTS, predictions_folder
 from advcam_attr.pipelines.work import Work, files_done, steps_done
@@ -13,7 +14,7 @@ from advcam_attr.pipelines.wsss_config import WSSSConfig, folder_of
 def classifier_work(config: WSSSConfig, data: SegmentationData) -> Work:
     """The training of the classifier on these images, in steps."""
     total = len(data.samples) // config.classifier.batch * config.classifier.epochs
-    done = steps_done(folder_of(config, "classifier"), "classifier.json", total)
+    done = steps_done(folder_of(config, "classifier"), CLASSIFIER_WEIGHTS, total)
     return Work("classifier", "classifier", "steps", total, done)
 
 
