@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -34,24 +33,21 @@ from advcam_attr.networks.irnet_file import load_irnet, save_irnet
 from advcam_attr.pipelines.evaluation import MapReader
 from advcam_attr.pipelines.irn_settings import IRNSettings
 from advcam_attr.pipelines.label_stage import (
-    LabelStage,
     Tell,
     check_made,
     check_seeds,
     listed,
     plain,
+    ready_to_train,
     run_stage,
-    seeds_digest,
     silent,
-    wait_for_all,
 )
 from advcam_attr.pipelines.masks import mask_path
-from advcam_attr.pipelines.run_folder import weights_digest
-from advcam_attr.pipelines.seeded_images import SeededImage, read_seeded
+from advcam_attr.pipelines.run_folder import net_config
+from advcam_attr.pipelines.seeded_images import SeededImage, seeded_stage
 from advcam_attr.pipelines.training import TrainingTask, as_found, train
 from advcam_attr.refine.confident import UNDECIDED, ir_label
 from advcam_attr.refine.irn import edge_map, grid_labels, inference_size, irn_labels, irn_loss, pair_labels
-from advcam_attr.types import AdvCAMError
 
 __all__ = ["IRNSettings", "make_confident", "refine_irn", "train_irn", "write_masks"]
 
@@ -89,15 +85,8 @@ def refine_irn(settings: IRNSettings, seeds: MapReader, data: SegmentationData, 
         tell(f"IRN's net is {settings.trained}" + (f" ({note})" if note else ""))
     else:
         net = settings.make_net()
-        digest = make_confident(settings, seeds, data, out, tell)
-        launch = shard_of_launch()
-        if launch.world > 1:
-            wait_for_all(out / "confident", data, digest)
-        if shard_of().world > launch.world and not (out / "irnet" / WEIGHTS).is_file():
-            raise AdvCAMError(
-                f"the confident labels of this share are in {out / 'confident'}; now train IRN's net in one job, the "
-                "same command outside of the array, and then start the array again for the masks"
-            )
+        make_confident(settings, seeds, data, out, tell)
+        ready_to_train("confident labels", out / "confident", "IRN's net", out / "irnet" / WEIGHTS, data)
         net = train_irn(settings, net, data, out, tell)
     write_masks(settings, net, seeds, data, out, tell)
 
@@ -133,14 +122,8 @@ def make_confident(
         image = read.pixels.to(device)
         return ir_label(read.maps, image, settings.foreground, settings.background, settings.crf)
 
-    stage = LabelStage(
-        "confident labels",
-        out / "confident",
-        {name: getattr(settings, name) for name in ("foreground", "background", "crf")}
-        | {"seeds": seeds_digest(seeds), "data": data.name},
-        lambda sample: read_seeded(seeds, sample),
-        make,
-    )
+    config = {name: getattr(settings, name) for name in ("foreground", "background", "crf")}
+    stage = seeded_stage("confident labels", out / "confident", config, seeds, data, make)
     return run_stage(stage, data, workers=settings.workers, overwrite=settings.overwrite, shard=shard, tell=tell)
 
 
@@ -180,8 +163,8 @@ def train_irn(settings: IRNSettings, net: IRNet, data: SegmentationData, out: Pa
         momentum=s.momentum, epochs=s.epochs, batch=s.batch, power=s.power, precision=s.precision, seed=s.seed,
         workers=s.workers, checkpoint_every=s.checkpoint_every, device=s.device,
         depends_on=plain({
-            **{name: getattr(s, name) for name in _TRAINING}, **_net_config(net), "data": f"{data.name} {data.split}",
-            "images": listed(data), "labels": digest,
+            **{name: getattr(s, name) for name in _TRAINING}, **net_config(net, net.trunk.spec),
+            "data": f"{data.name} {data.split}", "images": listed(data), "labels": digest,
         }),
         save=save, file=WEIGHTS, overwrite=s.overwrite,
     )  # fmt: skip
@@ -289,14 +272,8 @@ def write_masks(
     def make(read: SeededImage) -> Tensor:
         return irn_labels(read.maps, edges(net, read.pixels.to(device), settings.pad_to), settings.walk)
 
-    stage = LabelStage(
-        "masks",
-        out / "masks",
-        {**dataclasses.asdict(settings.walk), "pad_to": settings.pad_to, **_net_config(net)}
-        | {"method": "irn", "seeds": seeds_digest(seeds), "data": data.name},
-        lambda sample: read_seeded(seeds, sample),
-        make,
-    )
+    config = {"method": "irn", **dataclasses.asdict(settings.walk), "pad_to": settings.pad_to}
+    stage = seeded_stage("masks", out / "masks", config | net_config(net, net.trunk.spec), seeds, data, make)
     with as_found(net):
         net.to(device).eval()
         run_stage(stage, data, workers=settings.workers, overwrite=settings.overwrite, shard=shard, tell=tell)
@@ -319,7 +296,3 @@ def edges(net: IRNet, pixels: Tensor, pad_to: int = 512) -> Tensor:
     image = normalised(torch.stack([pixels, pixels.flip(-1)]), net.mean, net.std)
     logits = net(F.pad(image, (0, large_width - width, 0, large_height - height)))[:, 0]
     return edge_map(logits[:, : -(-height // 4), : -(-width // 4)])
-
-
-def _net_config(net: IRNet) -> dict[str, Any]:
-    return {**dataclasses.asdict(net.trunk.spec), "mean": net.mean, "std": net.std, "weights": weights_digest(net)}

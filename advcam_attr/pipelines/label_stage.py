@@ -18,7 +18,7 @@ from torch import Tensor
 
 from advcam_attr.data.segmentation import SegmentationData
 from advcam_attr.engine.prefetch import prefetched
-from advcam_attr.engine.sharding import Shard, shard_of
+from advcam_attr.engine.sharding import Shard, shard_of, shard_of_launch
 from advcam_attr.files import remove_leftovers
 from advcam_attr.pipelines.evaluation import MapReader
 from advcam_attr.pipelines.masks import mask_path, png_settings, write_mask
@@ -158,19 +158,43 @@ def check_made(folder: Path, data: SegmentationData, what: str) -> str:
     return str(digest)
 
 
-def wait_for_all(folder: Path, data: SegmentationData, digest: str) -> None:
-    """Wait until the label maps of all images are there, which other processes make.
+def wait_for_ranks(folder: Path, data: SegmentationData) -> None:
+    """Wait until the label maps of all images are there, which the ranks of a launch make; alone, go on.
 
     Raises:
         AdvCAMError: nothing new came for half an hour.
     """
-    missing, since = [mask_path(folder, sample.id) for sample in data.samples], time.monotonic()
+    if shard_of_launch().world == 1:
+        return
+    digest, since = folder_digest(folder), time.monotonic()
+    missing = [mask_path(folder, sample.id) for sample in data.samples]
     while left := [file for file in missing if png_settings(file) != digest]:
         if len(left) < len(missing):
             missing, since = left, time.monotonic()
         if time.monotonic() - since > PATIENCE:
             raise AdvCAMError(f"another process has stopped: {missing[0]} and {len(missing) - 1} more did not come")
         time.sleep(0.2)
+
+
+def ready_to_train(what: str, folder: Path, net: str, weights: Path, data: SegmentationData) -> None:
+    """Wait for the label maps that a net learns from; in a SLURM array, leave the training to a job of its own.
+
+    Args:
+        what: the label maps' name in messages.
+        folder: of them; this process's share is made.
+        net: the net's name in messages.
+        weights: its file, when it is trained.
+        data: the images.
+
+    Raises:
+        AdvCAMError: this is a share of an array and the net is not trained yet; or as `wait_for_ranks`.
+    """
+    wait_for_ranks(folder, data)
+    if shard_of().world > shard_of_launch().world and not weights.is_file():
+        raise AdvCAMError(
+            f"the {what} of this share are in {folder}; now train {net} in one job, the same command outside of the "
+            "array, and then start the array again for the masks"
+        )
 
 
 def check_seeds(seeds: MapReader, data: SegmentationData) -> None:
@@ -186,11 +210,6 @@ def check_seeds(seeds: MapReader, data: SegmentationData) -> None:
         raise AdvCAMError(
             f"seeds of {len(missing)} of {len(data.samples)} images are missing, e.g. {missing[0].id}: make them first"
         )
-
-
-def seeds_digest(seeds: MapReader) -> str:
-    """What the seeds depend on, where they say so."""
-    return str(getattr(seeds, "settings", ""))
 
 
 def listed(data: SegmentationData) -> str:

@@ -6,10 +6,8 @@ In the output folder: ``scores/`` (what affinity labels are cut from), ``affinit
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -24,25 +22,22 @@ from advcam_attr.engine.sharding import Shard, shard_of, shard_of_launch
 from advcam_attr.networks.affinitynet import AffinityNet, load_affinity_net, save_affinity_net, trained_parts
 from advcam_attr.pipelines.evaluation import MapReader
 from advcam_attr.pipelines.label_stage import (
-    LabelStage,
     Tell,
     check_made,
     check_seeds,
     listed,
     plain,
+    ready_to_train,
     run_stage,
-    seeds_digest,
     silent,
-    wait_for_all,
 )
 from advcam_attr.pipelines.psa_labels import AffinityItems, write_scores
 from advcam_attr.pipelines.psa_settings import PSASettings
-from advcam_attr.pipelines.run_folder import weights_digest
-from advcam_attr.pipelines.seeded_images import SeededImage, read_seeded
+from advcam_attr.pipelines.run_folder import net_config
+from advcam_attr.pipelines.seeded_images import SeededImage, seeded_stage
 from advcam_attr.pipelines.training import TrainingTask, as_found, train
 from advcam_attr.refine.confident import psa_scores
 from advcam_attr.refine.psa import affinity_walk, pair_losses, walk_labels, walk_maps, weighed
-from advcam_attr.types import AdvCAMError
 
 __all__ = ["PSASettings", "refine_psa", "train_affinitynet", "write_masks"]
 
@@ -79,11 +74,7 @@ def refine_psa(settings: PSASettings, seeds: MapReader, data: SegmentationData, 
     if settings.trained is None:
         settings.check_crop(net.stride)
         _scores(settings, seeds, data, out / "scores", tell)
-        if shard_of().world > shard_of_launch().world and not (out / "affinitynet" / WEIGHTS).is_file():
-            raise AdvCAMError(
-                f"the label scores of this share are in {out / 'scores'}; now train the affinity net in one job, the "
-                "same command outside of the array, and then start the array again for the masks"
-            )
+        ready_to_train("label scores", out / "scores", "the affinity net", out / "affinitynet" / WEIGHTS, data)
         net = train_affinitynet(settings, net, data, out, tell)
     write_masks(settings, net, seeds, data, out, tell)
 
@@ -122,8 +113,8 @@ def train_affinitynet(
         momentum=s.momentum, epochs=s.epochs, batch=s.batch, power=s.power, precision=s.precision, seed=s.seed,
         workers=s.workers, checkpoint_every=s.checkpoint_every, device=s.device,
         depends_on=plain({
-            **{name: getattr(s, name) for name in _TRAINING}, **_net_config(net), "data": f"{data.name} {data.split}",
-            "images": listed(data), "scores": digest,
+            **{name: getattr(s, name) for name in _TRAINING}, **net_config(net, net.spec),
+            "data": f"{data.name} {data.split}", "images": listed(data), "scores": digest,
         }),
         save=lambda path: save_affinity_net(net, path), file=WEIGHTS, overwrite=s.overwrite,
     )  # fmt: skip
@@ -159,14 +150,12 @@ def write_masks(
     check_seeds(seeds, data)
     shard = shard_of() if shard is None else shard
     device = choose_device(settings.device, shard.local)
-    config = {name: getattr(settings, name) for name in ("alpha", "beta", "steps", "radius")}
-    stage = LabelStage(
-        "masks",
-        out / "masks",
-        {"method": "psa", **config, **_net_config(net), "seeds": seeds_digest(seeds), "data": data.name},
-        lambda sample: read_seeded(seeds, sample),
-        lambda read: _walked(settings, net, read, device),
-    )
+
+    def make(read: SeededImage) -> Tensor:
+        return _walked(settings, net, read, device)
+
+    config = {"method": "psa", **{name: getattr(settings, name) for name in ("alpha", "beta", "steps", "radius")}}
+    stage = seeded_stage("masks", out / "masks", config | net_config(net, net.spec), seeds, data, make)
     with as_found(net):
         net.to(device).eval()
         run_stage(stage, data, workers=settings.workers, overwrite=settings.overwrite, shard=shard, tell=tell)
@@ -186,18 +175,16 @@ def _walked(settings: PSASettings, net: AffinityNet, read: SeededImage, device: 
 
 
 def _scores(settings: PSASettings, seeds: MapReader, data: SegmentationData, folder: Path, tell: Tell) -> None:
-    """Make the scores of this process's share, and wait for those of the ranks that train with it."""
+    """Make the scores of this process's share."""
     device = choose_device(settings.device, shard_of_launch().local)
 
     def make(read: SeededImage) -> Tensor:
         low, high = psa_scores(read.maps, read.pixels.to(device), settings.alphas, settings.crf)
         return torch.cat([low, high])
 
-    config = {"alphas": settings.alphas, "crf": settings.crf, "seeds": seeds_digest(seeds), "data": data.name}
-    stage = LabelStage("label scores", folder, config, lambda sample: read_seeded(seeds, sample), make, write_scores)
-    digest = run_stage(stage, data, workers=settings.workers, overwrite=settings.overwrite, tell=tell)
-    if shard_of_launch().world > 1:
-        wait_for_all(folder, data, digest)
+    config = {"alphas": settings.alphas, "crf": settings.crf}
+    stage = seeded_stage("label scores", folder, config, seeds, data, make, write_scores)
+    run_stage(stage, data, workers=settings.workers, overwrite=settings.overwrite, tell=tell)
 
 
 def _loss_of(radius: int) -> Callable[[Tensor, Tensor], Tensor]:
@@ -208,7 +195,3 @@ def _loss_of(radius: int) -> Callable[[Tensor, Tensor], Tensor]:
         return weighed(sums, counts.new_tensor(gather(counts.tolist())).mean(0))
 
     return loss
-
-
-def _net_config(net: AffinityNet) -> dict[str, Any]:
-    return {**dataclasses.asdict(net.spec), "mean": net.mean, "std": net.std, "weights": weights_digest(net)}

@@ -32,13 +32,12 @@ from advcam_attr.pipelines.label_stage import (
     check_seeds,
     folder_digest,
     run_stage,
-    seeds_digest,
     silent,
-    wait_for_all,
+    wait_for_ranks,
 )
 from advcam_attr.pipelines.masks import mask_path
 from advcam_attr.pipelines.psa import PSASettings, refine_psa
-from advcam_attr.pipelines.seeded_images import SeededImage, read_seeded
+from advcam_attr.pipelines.seeded_images import SeededImage, read_seeded, seeded_stage
 from advcam_attr.refine.crf import DenseCRF, refine_labels
 from advcam_attr.refine.saliency import ambiguous
 from advcam_attr.refine.seeds import cut
@@ -169,7 +168,7 @@ def refine(
         steps["seeds_crf"] = _run(_seeds_crf(settings, seeds, data, out), settings, data, tell)
     METHODS[settings.method](settings, seeds, data, out, tell)
     final = steps["masks"] = out / "masks"
-    _finish(final, data)
+    wait_for_ranks(final, data)
     if "masks" in settings.crf:
         final = steps["masks_crf"] = _run(_masks_crf(settings, final, seeds, data, out), settings, data, tell)
     if saliency is not None:
@@ -180,14 +179,8 @@ def refine(
 
 def _run(stage: LabelStage[Any], settings: RefineSettings, data: SegmentationData, tell: Tell) -> Path:
     run_stage(stage, data, workers=settings.workers, overwrite=settings.overwrite, tell=tell)
-    _finish(stage.folder, data)
+    wait_for_ranks(stage.folder, data)
     return stage.folder
-
-
-def _finish(folder: Path, data: SegmentationData) -> None:
-    """Wait for the processes that this one works together with."""
-    if shard_of_launch().world > 1:
-        wait_for_all(folder, data, folder_digest(folder))
 
 
 def _seeds_crf(
@@ -200,14 +193,8 @@ def _seeds_crf(
         labels = cut(read.maps.high_res, read.maps.classes, settings.crf_threshold)
         return _crf(read.pixels, labels, read.maps.classes, settings, device)
 
-    config = {"recipe": settings.crf_recipe, "threshold": settings.crf_threshold, "seeds": seeds_digest(seeds)}
-    return LabelStage(
-        "seeds after the CRF",
-        out / "seeds_crf",
-        config | {"data": data.name},
-        lambda sample: read_seeded(seeds, sample),
-        make,
-    )
+    config = {"recipe": settings.crf_recipe, "threshold": settings.crf_threshold}
+    return seeded_stage("seeds after the CRF", out / "seeds_crf", config, seeds, data, make)
 
 
 def _masks_crf(

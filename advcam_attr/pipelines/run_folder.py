@@ -5,6 +5,7 @@ What a stage depends on is kept beside its results: a later run goes on with the
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -53,6 +54,11 @@ def weights_digest(net: nn.Module) -> str:
         content.update(f"{name} {value.dtype} {tuple(value.shape)};".encode())
         content.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return content.hexdigest()[:16]
+
+
+def net_config(net: nn.Module, spec: Any) -> dict[str, Any]:
+    """What a net's results depend on: its architecture, a dataclass; its normalisation; its weights."""
+    return {**dataclasses.asdict(spec), "mean": net.mean, "std": net.std, "weights": weights_digest(net)}
 
 
 def same_settings(path: Path, config: Mapping[str, Any], *, overwrite: bool = False) -> str:

@@ -1,15 +1,21 @@
-"""A sample and where localization maps are in; its pixels and its maps, which fit each other, out."""
+"""Samples and where localization maps are in; pixels and maps that fit each other, and label maps of them, out."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from advcam_attr.data.images import read_rgb
 from advcam_attr.data.pictures import to_bytes
+from advcam_attr.data.segmentation import SegmentationData
 from advcam_attr.pipelines.evaluation import MapReader
+from advcam_attr.pipelines.label_stage import LabelStage
+from advcam_attr.pipelines.masks import write_mask
 from advcam_attr.refine.seeds import strided_size
 from advcam_attr.types import AdvCAMError, ClassMaps, Sample
 
@@ -50,3 +56,24 @@ def read_seeded(seeds: MapReader, sample: Sample) -> SeededImage:
     if not bool(maps.high_res.isfinite().all() and maps.cam.isfinite().all()):
         raise AdvCAMError(f"the maps of {sample.id} are not finite; make them anew")
     return SeededImage(sample, pixels, maps)
+
+
+def seeded_stage(
+    what: str,
+    folder: Path,
+    depends_on: Mapping[str, Any],
+    seeds: MapReader,
+    data: SegmentationData,
+    make: Callable[[SeededImage], Tensor],
+    write: Callable[[Path, Tensor, str], None] = write_mask,
+) -> LabelStage[SeededImage]:
+    """A stage whose label maps are made of images and their seeds.
+
+    Args:
+        what, folder, make, write: as in `advcam_attr.pipelines.label_stage.LabelStage`.
+        depends_on: all that the label maps depend on besides the seeds and the data set.
+        seeds: localization maps by image id; what they depend on is told by their ``settings``, if they have any.
+        data: the images.
+    """
+    config = {**depends_on, "seeds": str(getattr(seeds, "settings", "")), "data": data.name}
+    return LabelStage(what, folder, config, lambda sample: read_seeded(seeds, sample), make, write)

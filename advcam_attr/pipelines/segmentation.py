@@ -10,7 +10,6 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -27,9 +26,9 @@ from advcam_attr.engine.segmentation_losses import SEGMENTATION_LOSSES, summed_o
 from advcam_attr.engine.sharding import Shard, shard_of, shard_of_launch
 from advcam_attr.networks.deeplab import DeepLab, MultiScale
 from advcam_attr.networks.deeplab_file import load_deeplab, save_deeplab
-from advcam_attr.pipelines.label_stage import LabelStage, Tell, listed, plain, run_stage, silent, wait_for_all
+from advcam_attr.pipelines.label_stage import LabelStage, Tell, listed, plain, run_stage, silent, wait_for_ranks
 from advcam_attr.pipelines.pseudo_masks import MaskedImages, look_at_masks
-from advcam_attr.pipelines.run_folder import weights_digest
+from advcam_attr.pipelines.run_folder import net_config
 from advcam_attr.pipelines.segmentation_settings import SegmentationSettings
 from advcam_attr.pipelines.training import TrainingTask, as_found, train
 from advcam_attr.refine.crf import DenseCRF, unary_from_logits
@@ -161,7 +160,7 @@ def train_segmentation(
         average=s.average, precision=s.precision, seed=s.seed, workers=s.workers, checkpoint_every=s.checkpoint_every,
         device=s.device,
         depends_on=plain({
-            **{name: getattr(s, name) for name in _TRAINING}, **_described(net),
+            **{name: getattr(s, name) for name in _TRAINING}, **net_config(net, net.spec),
             "data": f"{data.name} {data.split}", "images": listed(data), "masks": found.digest,
         }),
         save=lambda path: save_deeplab(net, path, data.classes), file=WEIGHTS, overwrite=s.overwrite,
@@ -183,10 +182,6 @@ def _groups(net: DeepLab, s: SegmentationSettings) -> tuple[Group, ...]:
         Group("pyramid", pyramid["weight"], 10 * s.lr, s.weight_decay),
         Group("pyramid_biases", pyramid["bias"], 20 * s.lr, 0.0),
     )
-
-
-def _described(net: DeepLab) -> dict[str, Any]:
-    return {**dataclasses.asdict(net.spec), "mean": net.mean, "std": net.std, "weights": weights_digest(net)}
 
 
 def predict(
@@ -221,7 +216,6 @@ def predict(
     _check_classes(net, data)
     if not data.samples:
         raise AdvCAMError(f"no images in {data.name} {data.split} at {data.root}: look at its list")
-    launch = shard_of_launch()
     shard = shard_of() if shard is None else shard
     device, many = choose_device(s.device, shard.local), MultiScale(net)
     folder = predictions_folder(out, data.split, s.crf)
@@ -236,15 +230,15 @@ def predict(
     stage = LabelStage(
         "predictions after the CRF" if s.crf else "predictions",
         folder,
-        {"scales": s.test_scales, "flip": s.test_flip, "crf": s.crf, "data": data.name, **_described(net)},
+        {"scales": s.test_scales, "flip": s.test_flip, "crf": s.crf, "data": data.name, **net_config(net, net.spec)},
         lambda sample: to_bytes(read_rgb(sample.image)),
         make,
     )
     with as_found(many):
         many.to(device).eval()
-        digest = run_stage(stage, data, workers=s.workers, overwrite=s.overwrite, shard=shard, tell=tell)
-    if launch.world > 1 and shard.world == launch.world:
-        wait_for_all(folder, data, digest)
+        run_stage(stage, data, workers=s.workers, overwrite=s.overwrite, shard=shard, tell=tell)
+    if shard.world == shard_of_launch().world:
+        wait_for_ranks(folder, data)
     return folder
 
 

@@ -11,7 +11,7 @@ from advcam_attr.engine.sharding import shard_of, shard_of_launch
 from advcam_attr.files import write_json, write_text
 from advcam_attr.metrics.evaluation import MaskEvaluation
 from advcam_attr.pipelines import semi
-from advcam_attr.pipelines.label_stage import Tell, folder_digest, wait_for_all
+from advcam_attr.pipelines.label_stage import Tell, wait_for_ranks
 from advcam_attr.pipelines.semi_config import SemiConfig
 from advcam_attr.pipelines.semi_data import read_semi
 from advcam_attr.pipelines.work import Work, duration, files_done, measured, plan, steps_done
@@ -72,8 +72,7 @@ def evaluate(config: SemiConfig, tell: Tell = print) -> MaskEvaluation | None:
     with measured(prediction_work(config), path_of(config.run)):
         folder = semi.predict(config, tell)
     data, _ = semi.predicted(config)
-    if shard_of_launch().world > 1:
-        wait_for_all(folder, data, folder_digest(folder))
+    wait_for_ranks(folder, data)
     if shard_of().rank:
         return None
     found = semi.evaluate(config, tell)
