@@ -15,7 +15,12 @@ from advcam_attr import cli, heads, recipes
 from advcam_attr.analysis.amplification import amplification, plot_amplification
 from advcam_attr.analysis.class_gains import class_gains, plot_class_gains
 from advcam_attr.analysis.failures import image_gains
-from advcam_attr.analysis.input_saliency import input_saliency, plot_input_saliency
+from advcam_attr.analysis.input_saliency import (
+    SaliencyShares,
+    input_saliency,
+    plot_input_saliency,
+    plot_saliency_shares,
+)
 from advcam_attr.analysis.landscape import Attack, cross_entropy, landscape, plot_landscape
 from advcam_attr.analysis.regularizer_effects import NONE, VARIANTS, regularizer_effects, variant, without_others
 from advcam_attr.analysis.rows import over_rows
@@ -143,6 +148,20 @@ def test_spread_counts_the_fewest_pixels():
     )
     assert found.spread()[0].tolist() == [0.25]
     assert found.describe()["spread"][1] == [None]
+
+
+def test_shares_of_many_images_by_hand():
+    nan = float("nan")
+    found = SaliencyShares((0, 4), torch.tensor([[0.25, 0.5], [0.5, 0.25], [0.25, 1.0], [nan, nan]]))
+    told = found.describe()
+    assert told["rows"] == 4
+    assert told["mean"] == [pytest.approx(1 / 3, abs=1e-6), pytest.approx(1.75 / 3, abs=1e-6)]
+    assert told["q50"] == [0.25, 0.5], "an image without saliency has no share"
+    assert told["wider_at_last"] == 2
+    assert told["change"] == [0.0, 0.25]
+    axes = plot_saliency_shares({"with": found, "without": SaliencyShares((0, 4), found.share[:1])}).axes[0]
+    assert [line.get_ydata().tolist() for line in axes.lines] == [[25, 50], [25, 50]]
+    assert "4 images" in axes.get_title()
 
 
 def test_saliency_leaves_the_model_as_it_was(small_net, images):
@@ -317,7 +336,7 @@ def toy(tmp_path, monkeypatch):
 def test_all_analyses_are_told(capsys):
     code, out, _ = run(capsys, "--list")
     assert code == 0
-    assert len(out.splitlines()) == 10
+    assert len(out.splitlines()) == 11
     assert "Fig. 16" in out
 
 
@@ -325,7 +344,15 @@ def test_all_analyses_of_images_from_one_command(capsys, toy):
     pytest.importorskip("sklearn")
     code, out, err = run(capsys, "images", "--demo", "--first", 3, "--steps", 2, "--perplexity", 2)
     assert (code, err) == (0, "")
-    for name in ("amplification", "landscape", "saliency", "regularizers", "score_curves", "trajectories"):
+    for name in (
+        "amplification",
+        "landscape",
+        "saliency",
+        "saliency_share",
+        "regularizers",
+        "score_curves",
+        "trajectories",
+    ):
         assert f"{name} (Fig" in out
         told = json.loads((toy / "analysis" / f"{name}.json").read_text())
         assert told["recipe"]["steps"] == 2

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from advcam_attr.analysis.plotting import figure, picture, shortened
+from advcam_attr.analysis.plotting import CYCLE, figure, picture, plain, shortened
 from advcam_attr.analysis.rows import rounded
 from advcam_attr.heads import HeadView, undisturbed
 from advcam_attr.types import AdvCAMError, ClimbStep
@@ -48,6 +48,10 @@ class InputSaliency:
         count = (flat.cumsum(2) < mass * total * (1 - 1e-12)).sum(2) + 1
         return torch.where(total[..., 0] > 0, count / flat.shape[2], float("nan"))
 
+    def shares(self, mass: float = MASS) -> SaliencyShares:
+        """The spreads alone, without the pictures: what can be kept of many images."""
+        return SaliencyShares(self.steps, self.spread(mass))
+
     def describe(self) -> dict[str, Any]:
         """As JSON has it."""
         return {
@@ -57,6 +61,31 @@ class InputSaliency:
             "spread": rounded(self.spread()),
             "mean_spread": rounded(self.spread().nanmean(0)),
         }
+
+
+@dataclass(frozen=True)
+class SaliencyShares:
+    """How few pixels hold most of the saliency of R images, over S steps.
+
+    Attributes:
+        steps: S of them.
+        share: ``(R, S)``, see `InputSaliency.spread`.
+    """
+
+    steps: tuple[int, ...]
+    share: Tensor
+
+    def change(self) -> Tensor:
+        """The mean over the rows of the share at each step, less that of the first, ``(S,)``."""
+        return (self.share - self.share[:, :1]).nanmean(0)
+
+    def describe(self) -> dict[str, Any]:
+        """As JSON has it."""
+        quartiles = self.share.nanquantile(self.share.new_tensor([0.25, 0.5, 0.75]), 0)
+        found = {"steps": list(self.steps), "rows": len(self.share), "mean": rounded(self.share.nanmean(0))}
+        found |= {name: rounded(one) for name, one in zip(("q25", "q50", "q75"), quartiles, strict=True)}
+        grown = int((self.share[:, -1] > self.share[:, 0]).sum())
+        return found | {"wider_at_last": grown, "change": rounded(self.change())}
 
 
 def input_saliency(
@@ -103,4 +132,24 @@ def plot_input_saliency(found: InputSaliency, pictures: Sequence[np.ndarray], na
         for place, t, map_, share in zip(places[1:], found.steps, found.saliency[row], spread[row], strict=True):
             picture(place, map_.numpy(), f"t = {t}, {100 * float(share):.0f} %", cmap="gray", vmin=0, vmax=top)
     drawing.suptitle(f"|∂y/∂xᵗ|, and the share of pixels with {100 * MASS:.0f} % of it", fontsize=10)
+    return drawing
+
+
+def plot_saliency_shares(found: Mapping[str, SaliencyShares]) -> Figure:
+    """The median and the quartiles of the shares over the rows, one colour a variant.
+
+    Args:
+        found: by variant, e.g. without and with regularization.
+    """
+    drawing, axes = figure(width=5)
+    place = axes[0, 0]
+    for (name, one), colour in zip(found.items(), CYCLE, strict=False):
+        percent = 100 * one.share
+        lower, median, upper = percent.nanquantile(percent.new_tensor([0.25, 0.5, 0.75]), 0)
+        place.fill_between(one.steps, lower, upper, color=colour, alpha=0.18, linewidth=0)
+        place.plot(one.steps, median, color=colour, label=name)
+    rows = max(len(one.share) for one in found.values())
+    title = "one image" if rows == 1 else f"median and quartiles of {rows} images"
+    plain(place, f"|∂y/∂xᵗ|, {title}", "step t", f"share of pixels with {100 * MASS:.0f} % of it, %")
+    place.legend(frameon=False, fontsize=8)
     return drawing

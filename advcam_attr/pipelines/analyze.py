@@ -27,6 +27,7 @@ ANALYSES: Mapping[str, tuple[str, str]] = MappingProxyType(
         "amplification": ("Fig. 2", "how much brighter discriminative and other regions become, by step"),
         "landscape": ("Fig. 3", "the classification loss around clean, climbed and attacked images"),
         "saliency": ("Fig. 4", "where the class score looks in the image, by step"),
+        "saliency_share": ("Fig. 4", "how many of the image's pixels the class score looks at, by step"),
         "regularizers": ("Figs. 5, 6, 12", "what each regularization does to one image"),
         "seeds": ("Fig. 11", "quality and noise of seeds over T, λ, τ and ξ"),
         "final_map": ("Table XI", "the sum of all maps against the last one"),
@@ -48,7 +49,7 @@ def listing() -> str:
         ['amplification', 'Fig.', '2', 'images', 'how', 'much', 'brighter', 'discriminative', 'and', 'other', 'regions', 'become,', 'by', 'step']
     """  # noqa: E501
     return "\n".join(
-        f"{name:<14}{source:<21}{'images' if name in IMAGE_ANALYSES else 'masks':<8}{text}"
+        f"{name:<15}{source:<21}{'images' if name in IMAGE_ANALYSES else 'masks':<8}{text}"
         for name, (source, text) in ANALYSES.items()
     )
 

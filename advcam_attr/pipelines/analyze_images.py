@@ -9,7 +9,13 @@ from typing import Any
 
 from advcam_attr.analysis import regularizer_effects as effects
 from advcam_attr.analysis.amplification import Amplification, amplification, plot_amplification
-from advcam_attr.analysis.input_saliency import InputSaliency, input_saliency, plot_input_saliency
+from advcam_attr.analysis.input_saliency import (
+    InputSaliency,
+    SaliencyShares,
+    input_saliency,
+    plot_input_saliency,
+    plot_saliency_shares,
+)
 from advcam_attr.analysis.landscape import Attack, Landscape, landscape, plot_landscape
 from advcam_attr.analysis.regularizer_effects import BOTH, NONE, VARIANTS, RegularizerEffects, plot_regularizer_effects
 from advcam_attr.analysis.rows import over_rows
@@ -207,6 +213,20 @@ def _saliency_result(found: InputSaliency, subjects: Subjects, options: ImageOpt
     return Result(drawing, rows | found.describe())
 
 
+def _saliency_share(climbs: Climbs, options: ImageOptions, rows: int) -> dict[str, SaliencyShares]:
+    view, target = climbs.subjects.advcam.view, climbs.subjects.target
+    return {title: input_saliency(view, climbs.of(name), target).shares() for name, title in _TITLES.items()}
+
+
+def _saliency_share_result(found: dict[str, SaliencyShares], subjects: Subjects, options: ImageOptions) -> Result:
+    told = [
+        f"{title}: the share of pixels goes from {100 * float(one.share[:, 0].nanmean()):.1f} % to "
+        f"{100 * float(one.share[:, -1].nanmean()):.1f} % on average"
+        for title, one in found.items()
+    ]
+    return Result(plot_saliency_shares(found), _described(found), tuple(told))
+
+
 def _regularizers(climbs: Climbs, options: ImageOptions, rows: int) -> RegularizerEffects:
     return effects.regularizer_effects(
         {variant: climbs.of(variant) for variant in VARIANTS},
@@ -262,6 +282,7 @@ IMAGE_ANALYSES: Mapping[str, _Analysis] = MappingProxyType(
         "amplification": _Analysis(_amplification, _amplification_result),
         "landscape": _Analysis(_landscape, _landscape_result),
         "saliency": _Analysis(_saliency, _saliency_result, SHOWN),
+        "saliency_share": _Analysis(_saliency_share, _saliency_share_result),
         "regularizers": _Analysis(_regularizers, _regularizers_result, 1),
         "score_curves": _Analysis(_score_curves, _score_curves_result),
         "trajectories": _Analysis(_trajectories, _trajectories_result),
