@@ -26,7 +26,7 @@ class InputSaliency:
 
     Attributes:
         steps: S of them.
-        saliency: ``(R, S, H, W)``, |∂y_c / ∂xᵗ|, the largest of the channels.
+        saliency: ``(R, S, H, W)``, ``|∂y_c / ∂xᵗ|``, the largest of the channels.
         score: ``(R, S)``, y_c.
     """
 
@@ -91,7 +91,7 @@ class SaliencyShares:
 def input_saliency(
     view: HeadView, walk: Iterable[ClimbStep], target: Tensor, at: Sequence[int] | None = None
 ) -> InputSaliency:
-    """|∂y_c / ∂xᵗ| of the image itself, not of its mirror image (Fig. 4). One forward and backward a step.
+    """``|∂y_c / ∂xᵗ|`` of the image itself, not of its mirror image (Fig. 4). One forward and backward a step.
 
     Args:
         view: the classifier that was climbed.
