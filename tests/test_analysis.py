@@ -284,7 +284,12 @@ def test_a_seed_curve_tells_quality_and_noise():
     assert curve.values == (0, 2)
     assert curve.mean_iou[0] == 1.0
     assert curve.noise == (0.0, pytest.approx(2 / 5))
-    plot_seed_curves({"steps": [curve]}, 2)
+    drawing = plot_seed_curves({"steps": [curve, dataclasses.replace(curve, name="none")], "tau": [curve]}, 2)
+    colours = [[line.get_color() for line in place.lines] for place in drawing.axes]
+    assert colours[0][0] == colours[1][0] != colours[0][1], "a name has one colour in all columns"
+    assert drawing.axes[0].get_ylim() == drawing.axes[1].get_ylim()
+    (legend,) = drawing.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["both", "none"]
     with pytest.raises(AdvCAMError, match="no seeds for the curve"):
         seed_curve("none", {})
 

@@ -68,22 +68,29 @@ def seed_curve(name: str, found: Mapping[float, SeedEvaluation]) -> SeedCurve:
 
 
 def plot_seed_curves(found: Mapping[str, Sequence[SeedCurve]], images: int) -> Figure:
-    """Mean IoU above, noise below, one column a setting.
+    """Mean IoU above, noise below, one column a setting; a name has one colour, and all columns one scale.
 
     Args:
         found: curves by setting, see `SETTINGS`.
         images: how many were scored.
     """
+    names = dict.fromkeys(curve.name for curves in found.values() for curve in curves)
+    colours = dict(zip(names, CYCLE, strict=False))
     drawing, axes = figure(2, len(found), width=3.6, height=2.7)
+    lines = {}
     for column, (setting, curves) in enumerate(found.items()):
-        for curve, colour in zip(curves, CYCLE, strict=False):
-            line = {"color": colour, "label": curve.name, "marker": "o", "markersize": 3}
-            axes[0, column].plot(curve.values, [100 * v for v in curve.mean_iou], **line)
-            axes[1, column].plot(curve.values, [100 * v for v in curve.noise], **line)
+        for curve in curves:
+            style = {"color": colours[curve.name], "marker": "o", "markersize": 3}
+            axes[0, column].plot(curve.values, [100 * v for v in curve.mean_iou], **style)
+            (lines[curve.name],) = axes[1, column].plot(curve.values, [100 * v for v in curve.noise], **style)
         plain(axes[0, column], "", "", "seed mIoU, %")
         plain(axes[1, column], "", SETTINGS.get(setting, setting), "noise, %")
-        if len(curves) > 1:
-            axes[1, column].legend(frameon=False, fontsize=8)
+    for row in axes:
+        limits = [place.get_ylim() for place in row]
+        for place in row:
+            place.set_ylim(min(low for low, _ in limits), max(high for _, high in limits))
+    if len(lines) > 1:  # below all axes: inside them there may be no place that is free of curves
+        drawing.legend(lines.values(), lines.keys(), loc="outside lower left", frameon=False, fontsize=8)
     drawing.suptitle(f"seeds of {images} images, each at its best threshold", fontsize=10)
     return drawing
 

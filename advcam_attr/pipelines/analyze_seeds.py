@@ -163,7 +163,7 @@ def _curves(runs: SeedRuns) -> Result:
         found["steps"].append(seed_curve("with regularization and saliency", by_steps))
     for setting, (values, part) in _swept(runs).items():
         if values:
-            own = f"T = {runs.recipe.steps}"
+            own = f"with regularization, T = {runs.recipe.steps}"
             evaluations = {v: runs.evaluation(f"{setting}_{v:g}", None, **part(v)) for v in values}
             found[setting] = [seed_curve(own, evaluations)]
     images = len(runs.evaluation(WITH).scope.ids)
