@@ -376,6 +376,7 @@ def test_all_analyses_of_masks_share_one_climb(capsys, toy):
     assert len(json.loads((toy / "analysis" / "failures.json").read_text())["result"]["images"]) == 4
     assert "Table XI" in out
     assert "Table XIII" in out
+    assert "here, 4 images of toy " in out, "the table's own data set is another"
     last = json.loads((toy / "analysis" / "final_map.json").read_text())
     assert set(last["result"]) == {"last map only", "sum over t"}
 

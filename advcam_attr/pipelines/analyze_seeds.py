@@ -251,7 +251,8 @@ def _truth(data: SegmentationData, sample: Sample) -> np.ndarray:
 
 
 def _source(runs: SeedRuns) -> str:
-    return f"here, {len(runs.evaluation(WITH).scope.ids)} images"
+    scope = runs.evaluation(WITH).scope
+    return f"here, {len(scope.ids)} images of {scope.data}"
 
 
 #: The analyses of seeds, by name.
