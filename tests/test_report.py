@@ -217,6 +217,7 @@ def test_other_evaluations_are_shown_as_they_are(capsys, segmented):
     assert "top1_loc" in text
     assert "0.635" in text
     assert "mIoU, %" in text
+    assert "F1, % mean of the classes' F1, % noise, %" in text, "shares are all in percent"
 
 
 def test_a_sweep_over_steps_is_what_the_slider_walks(capsys, segmented):
@@ -342,13 +343,16 @@ def test_five_hundred_images_open_fast(tmp_path, browser):
         labels = tuple(Frame(name, labels_uri(blocks)) for name in ("seed", "mask", "truth"))
         entries.append(Entry(f"image {n}", (f"class {n % 20}",), source, size, steps, labels, "", n / 500 - 0.5))
     path = tmp_path / "report.html"
-    path.write_text(render("500 images", "", [Section("Gallery", gallery=tuple(entries))]))
+    path.write_text(render("500 images", "", [Section("Gallery", gallery=tuple(entries), gain="gain in IoU over CAM")]))
     assert path.stat().st_size < 40e6
     page, asked, errors = opened(browser, path)
     assert (len(asked), errors) == (1, [])
     took = page.evaluate("performance.timing.loadEventEnd - performance.timing.navigationStart")
     assert took < 2000, f"{took} ms, {path.stat().st_size / 1e6:.1f} MB"
     assert page.locator(".cards li").count() == 24
+    order = page.get_by_role("combobox", name="Order")
+    narrow = "e => { const was = e.offsetWidth; e.style.maxWidth = 'none'; return e.offsetWidth > was; }"
+    assert not order.evaluate(narrow), "its longest choice can be read"
     page.get_by_role("button", name="Next").click()
     assert "page 2 of 21" in page.get_by_role("status").text_content()
     page.close()

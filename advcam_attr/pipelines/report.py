@@ -31,7 +31,8 @@ _LEVELS = ("", "*/", "*/*/", "*/*/*/", "*/*/*/*/")
 
 #: The columns of the scores, by what evaluations call them.
 _SCORES = {
-    "mean_iou": "mIoU", "precision": "precision", "recall": "recall", "f1_of_means": "F1", "noise": "noise",
+    "mean_iou": "mIoU", "precision": "precision", "recall": "recall", "f1_of_means": "F1",
+    "mean_f1": "mean of the classes' F1", "noise": "noise",
 }  # fmt: skip
 
 
