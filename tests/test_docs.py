@@ -70,6 +70,18 @@ def test_commands_of_the_documentation_exist():
     assert checked > 20
 
 
+def test_every_analysis_has_its_command_and_picture():
+    from advcam_attr.pipelines.analyze import ANALYSES, listing
+
+    page = (ROOT / "docs" / "analysis.md").read_text()
+    assert listing() in page
+    for name in ANALYSES:
+        assert re.search(rf"advcam analyze (\w+,)*{name}[ ,]", page), f"no command of {name}"
+        picture = f"images/analysis_{name}.png"
+        assert f"({picture})" in page
+        assert (ROOT / "docs" / picture).stat().st_size < 100_000, "pictures are small"
+
+
 def test_notebooks_are_small_and_tell_nothing_of_where_they_ran():
     notebooks = sorted((ROOT / "examples").glob("*.ipynb"))
     assert notebooks
