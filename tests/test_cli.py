@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -65,6 +66,28 @@ def test_the_module_is_the_command():
         [sys.executable, "-m", "advcam_attr", "--version"], capture_output=True, text=True, check=True
     )
     assert done.stdout.startswith("advcam ")
+
+
+@pytest.mark.parametrize(("argv", "code"), [("analyze --list", 141), ("attribute --help", 0), ("--version", 0)])
+def test_a_reader_that_has_enough_is_no_error(argv, code):
+    """As ``advcam analyze --list | head -1`` ends."""
+    here, there = os.pipe()
+    os.close(here)
+    done = subprocess.run(
+        [sys.executable, "-m", "advcam_attr", *argv.split()], stdout=there, stderr=subprocess.PIPE, text=True,
+        check=False,
+    )  # fmt: skip
+    os.close(there)
+    assert (done.returncode, done.stderr) == (code, "")
+
+
+def test_a_broken_pipe_of_our_own_keeps_its_traceback(monkeypatch):
+    def run(options):
+        raise BrokenPipeError
+
+    monkeypatch.setitem(cli.COMMANDS, "demo", replace(cli.COMMANDS["demo"], run=run))
+    with pytest.raises(BrokenPipeError):
+        cli.main(["demo"])
 
 
 def test_attribute_files_and_folders(capsys, folder):

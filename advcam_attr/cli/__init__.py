@@ -6,6 +6,7 @@ one line on the standard error and exit code 2; anything else is a bug and keeps
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 
@@ -34,9 +35,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the arguments; None takes the process's.
 
     Returns:
-        The exit code: 0, 2 for an error of the user, 130 when interrupted.
+        The exit code: 0, 2 for an error of the user, 130 when interrupted, 141 when nobody reads on (``| head``).
     """
-    argv = sys.argv[1:] if argv is None else argv
+    try:
+        code = _run(sys.argv[1:] if argv is None else argv)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        if not _nobody_reads():
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains of it at its end
+        return 141
+
+
+def _run(argv: Sequence[str]) -> int:
     text = "AdvCAM: where an image classifier sees a class, beyond the obvious."
     try:
         command, options = CommandLine(COMMANDS, text, _version(), argv).parse()
@@ -55,6 +67,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not isinstance(error, AdvCAMError):
             raise
         return fail(str(error))
+
+
+def _nobody_reads() -> bool:
+    """Whether it is the standard output that is closed, and not a pipe to a process of ours."""
+    try:
+        print(flush=True)
+    except BrokenPipeError:
+        return True
+    return False
 
 
 def _version() -> str:
