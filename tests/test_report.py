@@ -1,105 +1,32 @@
-"""The report of a run: what it shows of which folder, escaped names, no requests; in Chromium, too."""
+"""The report of a run: what it shows of which folder, escaped names, no requests."""
 
 from __future__ import annotations
 
 import json
 import shutil
-from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from report_runs import NASTY, WORSE, attribution_run, refused, report
 from safetensors.torch import load_file
 from tiny_voc import write_voc
 
-from advcam_attr import cli
 from advcam_attr.data.voc import read_voc
 from advcam_attr.engine.store import MapStore
 from advcam_attr.files import write_json
 from advcam_attr.pipelines.evaluation import evaluate_seeds, write_seed_evaluation
 from advcam_attr.refine.seeds import GridMaps
-from advcam_attr.report.page import Entry, Frame, Section, heat_uri, labels_uri, parse_tables, picture_uri, render
+from advcam_attr.report.page import heat_uri, labels_uri, parse_tables
 from advcam_attr.report.tables import Table, table_i
-
-#: A name of a file, and one of a class.
-NASTY, WORSE = """<img src=x onerror=alert(1)> "quoted" 'n' & é ☃.png""", "</script><b>bold</b>"
-
-
-class Page(HTMLParser):
-    """What a page holds: its tags, its texts, the data of its galleries, and what it would fetch."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.tags: list[str] = []
-        self.ids: list[str] = []
-        self.texts: list[str] = []
-        self.fetched: list[str] = []
-        self.alts: list[str | None] = []
-        self.galleries: list[list[dict]] = []
-        self._json, self._data = False, []
-        self.feed(text)
-
-    def handle_starttag(self, tag, attrs):
-        given = dict(attrs)
-        self.tags.append(tag)
-        self.ids += [given["id"]] if "id" in given else []
-        self.fetched += [given[name] for name in ("src", "href", "srcset", "data") if name in given]
-        self.alts += [given.get("alt")] if tag == "img" else []
-        self._json = given.get("type") == "application/json"
-
-    def handle_data(self, data):
-        self._data += [data] if self._json else []
-        self.texts.append(data)
-
-    def handle_endtag(self, tag):
-        if self._json:
-            self.galleries.append(json.loads("".join(self._data)))
-        self._json, self._data = False, []
-
-    @property
-    def text(self) -> str:
-        return " ".join(" ".join(self.texts).split())
-
-
-def report(capsys, folder: Path, *argv: object) -> Page:
-    code = cli.main(["report", str(folder), *map(str, argv)])
-    out, err = capsys.readouterr()
-    assert (code, err) == (0, "")
-    assert "wrote " in out
-    return Page((folder / "report.html").read_text())
-
-
-def refused(capsys, folder: Path, *argv: object) -> str:
-    code = cli.main(["report", str(folder), *map(str, argv)])
-    _, err = capsys.readouterr()
-    assert code == 2
-    assert err.count("\n") == 1
-    return err
 
 
 @pytest.fixture
 def attributed(tmp_path, monkeypatch) -> Path:
-    """A folder of ``advcam attribute`` over two pictures, one of a bad name."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "pictures").mkdir()
-    rng = np.random.default_rng(0)
-    for name in (NASTY, "plain.png"):
-        Image.fromarray(rng.integers(0, 256, (48, 48, 3), dtype=np.uint8)).save(tmp_path / "pictures" / name)
-    argv = [
-        "attribute",
-        "pictures",
-        "--model",
-        "advcam_attr.pipelines.demo:small_net",
-        "--steps",
-        "2",
-        "--target",
-        "top2",
-    ]
-    (tmp_path / "names.txt").write_text(f"{WORSE}\nchecked, <i>\n'dotted'\nringed\n")
-    assert cli.main([*argv, "--labels", "names.txt", "--steps", "2", "--set", "stop=never", "--out", "run"]) == 0
-    return tmp_path / "run"
+    return attribution_run(tmp_path)
 
 
 @pytest.fixture
@@ -271,88 +198,3 @@ def test_maps_without_evidence_and_of_any_shape():
     assert heat_uri(np.full((3, 200), -1.0)).startswith("data:image/png;base64,")
     assert heat_uri(np.array([[np.nan, np.inf]])).startswith("data:image/png")
     assert labels_uri(np.array([[0, 255], [20, 1]], np.uint8)).startswith("data:image/png")
-
-
-# --- in a browser -----------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def browser():
-    playwright = pytest.importorskip("playwright.sync_api")
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if chromium is None:
-        pytest.skip("no Chromium")
-    with playwright.sync_playwright() as player:
-        found = player.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
-        yield found
-        found.close()
-
-
-def opened(browser, path: Path, **options):
-    """The page, opened from disk, and what it asked for beyond itself, and its errors."""
-    page = browser.new_page(**options)
-    asked, errors = [], []
-    page.on("request", lambda request: asked.append(request.url) if not request.url.startswith("data:") else None)
-    page.on("pageerror", lambda error: errors.append(str(error)))
-    page.on("console", lambda line: errors.append(line.text) if line.type == "error" else None)
-    page.goto(path.resolve().as_uri())
-    return page, asked, errors
-
-
-@pytest.mark.slow
-def test_in_chromium(capsys, attributed, browser):
-    report(capsys, attributed)
-    page, asked, errors = opened(browser, attributed / "report.html", color_scheme="dark")
-    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(22, 24, 27)"
-    assert len(asked) == 1, "the page itself"
-    assert errors == []
-    assert page.locator(".cards li").count() == 4
-    slider = page.get_by_label("Step")
-    assert slider.get_attribute("aria-valuetext") == "AdvCAM, t = 2"
-    slider.focus()
-    page.keyboard.press("ArrowLeft")
-    assert slider.get_attribute("aria-valuetext") == "AdvCAM, t = 1"
-    assert page.locator("output.at").text_content() == "AdvCAM, t = 1"
-    page.keyboard.press("Home")
-    assert "CAM, t = 0 of " in page.locator(".cards li img.heat").nth(1).get_attribute("alt")
-    page.get_by_role("combobox", name="Class").select_option(index=1)
-    chosen = page.get_by_role("combobox", name="Class").input_value()
-    shown = page.locator(".cards li").count()
-    assert shown == page.locator(".cards li p.meta:first-of-type").get_by_text(chosen, exact=True).count() > 0
-    assert page.get_by_role("status").text_content().startswith(f"{shown} image")
-    page.get_by_role("combobox", name="Class").select_option("")
-    for order, sign in (("loss", 1), ("gain", -1)):
-        page.get_by_role("combobox", name="Order").select_option(order)
-        lines = page.locator(".cards li p.meta:nth-of-type(2)").all_text_contents()
-        rises = [sign * (float(a[3]) - float(a[1])) for a in (line.replace(",", "").split() for line in lines)]
-        assert rises == sorted(rises)
-    images = page.locator("img")
-    assert images.evaluate_all("all => all.every(i => i.complete && i.naturalWidth > 0 && i.alt !== null)")
-    page.close()
-
-
-@pytest.mark.slow
-def test_five_hundred_images_open_fast(tmp_path, browser):
-    rng = np.random.default_rng(0)
-    entries = []
-    for n in range(500):
-        coarse = Image.fromarray(rng.integers(0, 256, (30, 40, 3), dtype=np.uint8)).resize((500, 375))
-        source, size = picture_uri(coarse)
-        steps = tuple(Frame(f"AdvCAM, t = {t}", heat_uri(rng.random((24, 32)))) for t in range(10))
-        blocks = np.kron(rng.integers(0, 5, (6, 8)), np.ones((60, 60))).astype(np.uint8)
-        labels = tuple(Frame(name, labels_uri(blocks)) for name in ("seed", "mask", "truth"))
-        entries.append(Entry(f"image {n}", (f"class {n % 20}",), source, size, steps, labels, "", n / 500 - 0.5))
-    path = tmp_path / "report.html"
-    path.write_text(render("500 images", "", [Section("Gallery", gallery=tuple(entries), gain="gain in IoU over CAM")]))
-    assert path.stat().st_size < 40e6
-    page, asked, errors = opened(browser, path)
-    assert (len(asked), errors) == (1, [])
-    took = page.evaluate("performance.timing.loadEventEnd - performance.timing.navigationStart")
-    assert took < 2000, f"{took} ms, {path.stat().st_size / 1e6:.1f} MB"
-    assert page.locator(".cards li").count() == 24
-    order = page.get_by_role("combobox", name="Order")
-    narrow = "e => { const was = e.offsetWidth; e.style.maxWidth = 'none'; return e.offsetWidth > was; }"
-    assert not order.evaluate(narrow), "its longest choice can be read"
-    page.get_by_role("button", name="Next").click()
-    assert "page 2 of 21" in page.get_by_role("status").text_content()
-    page.close()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +18,9 @@ from advcam_attr.metrics.evaluation import SeedEvaluation
 from advcam_attr.pipelines.analyze_seeds import WITH
 from advcam_attr.pipelines.evaluation import COUNTS, load_counts
 from advcam_attr.pipelines.report_attribution import step_name
+from advcam_attr.pipelines.report_gallery import configured, no_gallery, told
 from advcam_attr.pipelines.wsss import read_split
-from advcam_attr.pipelines.wsss_config import CONFIG, DataConfig
+from advcam_attr.pipelines.wsss_config import DataConfig
 from advcam_attr.refine.seeds import cut
 from advcam_attr.report.page import Entry, Frame, Section, heat_uri, labels_uri, most_telling, picture_uri
 from advcam_attr.types import AdvCAMError, Sample
@@ -63,7 +63,7 @@ def wsss_sections(folder: Path, limit: int) -> list[Section]:
     try:
         data, missing = without_missing(_data(folder))
     except AdvCAMError as error:
-        return [Section("Gallery", (f"There is no gallery: {error}",))]
+        return [no_gallery(error)]
     stores = {name: MapStore(path / "maps") for name, path in methods.items()}
     scored = {name: load_counts(path / COUNTS) for name, path in methods.items() if (path / COUNTS).is_file()}
     gains: dict[str, tuple[float, float]] = {}
@@ -73,13 +73,7 @@ def wsss_sections(folder: Path, limit: int) -> list[Section]:
     samples = [s for s in data.samples if s.labels and all(s.id in store for store in stores.values())]
     kept = most_telling(samples, lambda s: np.subtract(*gains.get(s.id, (0.0, 0.0))[::-1]), limit)
     run = _Run(folder, data, _steps(folder, stores, [s.id for s in kept]), stores, scored, gains)
-    notes = [f"{len(samples)} images of {data.name} {data.split} have maps."]
-    if len(samples) < len(data.samples):
-        notes.append(f"{len(data.samples) - len(samples)} others have none, or no class.")
-    if missing:
-        notes.append(f"{len(missing)} photographs are not there, e.g. {missing[0].image}.")
-    if len(kept) < len(samples):
-        notes.append(f"Shown are the {len(kept)} with the largest losses and gains.")
+    notes = told(data, len(samples), len(kept), missing, have="maps", others="have none, or no class")
     if not gains:
         notes.append("The seeds are not scored yet (advcam wsss evaluate): the order is by name.")
     entries = tuple(_entry(run, sample) for sample in kept)
@@ -87,11 +81,7 @@ def wsss_sections(folder: Path, limit: int) -> list[Section]:
 
 
 def _data(folder: Path) -> SegmentationData:
-    path = folder / CONFIG
-    try:
-        config = DataConfig(**json.loads(path.read_text(encoding="utf-8"))["data"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise AdvCAMError(f"{path} is missing or damaged, so nobody knows the photographs ({error})") from error
+    config = configured(folder, "data", DataConfig)
     return read_split(config, config.score)
 
 

@@ -51,6 +51,21 @@ class Frame:
 
 
 @dataclass(frozen=True)
+class Outline:
+    """Boxes of one origin, drawn over an entry's picture.
+
+    Attributes:
+        label: whose they are, e.g. ``"CAM"``.
+        colour: of their lines, as CSS has it.
+        boxes: x, y, width and height of each, in pixels of the entry's picture.
+    """
+
+    label: str
+    colour: str
+    boxes: tuple[tuple[float, float, float, float], ...]
+
+
+@dataclass(frozen=True)
 class Entry:
     """One image of the gallery.
 
@@ -63,6 +78,7 @@ class Entry:
         labels: label maps: seed, pseudo mask, truth.
         score: in words.
         gain: what entries are sorted by; None where nothing is known.
+        outlines: boxes; those that come later lie above.
     """
 
     name: str
@@ -73,6 +89,7 @@ class Entry:
     labels: tuple[Frame, ...] = ()
     score: str = ""
     gain: float | None = None
+    outlines: tuple[Outline, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -103,7 +120,7 @@ def render(title: str, subtitle: str, sections: Sequence[Section]) -> str:
     Args:
         title: of the page.
         subtitle: below it.
-        sections: in their order; at most one has a gallery.
+        sections: in their order.
 
     Example:
         >>> "A &lt;b&gt; run" in render("A <b> run", "", [Section("Nothing")])
