@@ -9,12 +9,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from tiny_voc import write_voc
 from tiny_wsol import photograph, write_cub
 
 from advcam_attr import cli
 from advcam_attr.data.cub import read_cub
 from advcam_attr.engine.store import MapStore
 from advcam_attr.files import write_json
+from advcam_attr.pipelines.masks import write_mask
 from advcam_attr.pipelines.run_folder import same_settings
 from advcam_attr.pipelines.wsol_evaluation import evaluate_wsol
 from advcam_attr.refine.seeds import GridMaps
@@ -129,3 +131,17 @@ def score_boxes(run: Path) -> None:
     """As ``advcam wsol evaluate`` leaves it."""
     for path in run.glob("*/*/maps/*"):
         evaluate_wsol(path, read_cub(run.parent / "CUB_200_2011", "test"), contours=("all",), search="levels")
+
+
+def semi_run(folder: Path, kinds: tuple[str, ...] = ("predictions",)) -> Path:
+    """A run folder of ``advcam semi`` with the label maps of two images: one right, one all background."""
+    root, run = folder / "VOC2012", folder / "run"
+    write_voc(root, {"train": {"t": ["cat"]}, "val": {"a": ["dog"], "b": ["cat", "dog"]}}, size=(16, 32))
+    write_json(run / "config.json", {"data": {"root": str(root), "val": "val"}, "predict": {}})
+    write_json(run / "cct" / "training.json", {"digest": ""})
+    right = torch.zeros(16, 32, dtype=torch.uint8)
+    right[0] = 12
+    for kind in kinds:
+        write_mask(run / kind / "val" / "a.png", right)
+        write_mask(run / kind / "val" / "b.png", torch.zeros(16, 32, dtype=torch.uint8))
+    return run

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from report_runs import attribution_run, localization_run, report, score_boxes
+from report_runs import attribution_run, localization_run, report, score_boxes, semi_run
 
 from advcam_attr.report.page import Entry, Frame, Outline, Section, heat_uri, labels_uri, picture_uri, render
 
@@ -48,12 +48,17 @@ def localization(folder: Path, monkeypatch) -> Path:
     return run
 
 
+def semi(folder: Path, monkeypatch) -> Path:
+    return semi_run(folder)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("make", "scheme", "paper", "steps", "count"),
     [
         (attribution, "dark", "rgb(22, 24, 27)", ("CAM, t = 0", "AdvCAM, t = 1", "AdvCAM, t = 2"), 4),
         (localization, "light", "rgb(255, 255, 255)", ("CAM", "AdvCAM"), 2),
+        (semi, "dark", "rgb(22, 24, 27)", (), 2),
     ],
 )
 def test_in_chromium(make, scheme, paper, steps, count, capsys, tmp_path, monkeypatch, browser):

@@ -1,14 +1,16 @@
-"""Galleries of localization runs: boxes, gains, and what is missing."""
+"""Galleries of localization and of semi-supervised runs: boxes, label maps, gains, and what is missing."""
 
 from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
-from report_runs import TIGHT, Page, localization_run, refused, report, score_boxes
+from report_runs import TIGHT, Page, localization_run, refused, report, score_boxes, semi_run
 
 from advcam_attr.engine.store import MapStore
+from advcam_attr.pipelines.evaluation import REPORT
 from advcam_attr.pipelines.run_folder import same_settings
 
 
@@ -119,10 +121,88 @@ def test_damaged_scores_of_boxes_are_named(capsys, located):
     assert "maps/cam/localization.json is damaged: evaluate anew" in refused(capsys, located)
 
 
+# --- semi-supervised segmentation -------------------------------------------------------------------------------------
+
+
+def test_label_maps_of_a_semi_run(capsys, tmp_path):
+    page = report(capsys, semi_run(tmp_path))
+    found = by_name(page)
+    assert labels(found["b"]["labels"]) == ["prediction", "truth"]
+    assert found["b"]["steps"] == found["b"]["outlines"] == []
+    assert found["b"]["classes"] == ["cat", "dog"]
+    assert (found["a"]["gain"], found["a"]["score"]) == (1.0, "mean IoU: prediction 100.0")
+    assert found["b"]["gain"] == pytest.approx(448 / 512 / 3), "cat and dog are missed, 64 of 512 pixels"
+    assert found["b"]["score"] == "mean IoU: prediction 29.2"
+    assert "Gallery of val" in page.text
+    assert "smallest mean IoU first" in page.text
+
+
+def test_label_maps_before_and_after_the_crf(capsys, tmp_path):
+    run = semi_run(tmp_path, ("predictions", "predictions_crf"))
+    shutil.copy(run / "predictions_crf/val/b.png", run / "predictions_crf/val/a.png")
+    entry = by_name(report(capsys, run))["a"]
+    assert labels(entry["labels"]) == ["prediction", "prediction after the CRF", "truth"]
+    assert entry["score"] == "mean IoU: prediction 100.0, prediction after the CRF 46.9"
+    assert entry["gain"] == pytest.approx(480 / 512 / 2), "the order is by the last"
+
+
+def test_a_semi_run_that_is_not_finished(capsys, tmp_path):
+    run = semi_run(tmp_path)
+    (run / "predictions" / "val" / "b.png").unlink()
+    page = report(capsys, run)
+    assert set(by_name(page)) == {"a"}
+    assert "1 others have none." in page.text
+    shutil.rmtree(run / "predictions")
+    assert "There is no gallery: nothing is predicted yet (advcam semi evaluate)" in report(capsys, run).text
+
+
+def test_images_without_a_true_mask_are_shown(capsys, tmp_path):
+    run = semi_run(tmp_path)
+    shutil.rmtree(tmp_path / "VOC2012" / "SegmentationClass")
+    page = report(capsys, run)
+    assert [(labels(e["labels"]), e["gain"]) for e in page.galleries[0]] == [(["prediction"], None)] * 2
+    assert "No image has a true mask: the order is by name." in page.text
+
+
+def own_split(folder: Path, name: str) -> Path:
+    """A run whose split is a list of its own."""
+    run = semi_run(folder)
+    (folder / f"{name}.txt").write_text("b\n")
+    (run / "predictions" / "val").rename(run / "predictions" / name)
+    config = json.loads((run / "config.json").read_text())
+    config["predict"]["split"] = str(folder / f"{name}.txt")
+    (run / "config.json").write_text(json.dumps(config))
+    return run
+
+
+def test_a_split_from_a_list_of_ones_own(capsys, tmp_path):
+    assert set(by_name(report(capsys, own_split(tmp_path, "some")))) == {"b"}
+
+
+def test_a_semi_run_without_its_photographs(capsys, tmp_path):
+    run = semi_run(tmp_path)
+    (run / "predictions" / "val" / REPORT).write_text('{"data": "voc val", "scores": {"mean_iou": 0.5}}')
+    shutil.rmtree(tmp_path / "VOC2012")
+    page = report(capsys, run)
+    assert page.galleries == []
+    assert "There is no gallery: " in page.text
+    assert "mIoU, %" in page.text
+
+
+def test_a_damaged_label_map_is_named(capsys, tmp_path):
+    run = semi_run(tmp_path)
+    (run / "predictions" / "val" / "b.png").write_bytes(b"nothing")
+    assert "predictions/val/b.png" in refused(capsys, run)
+
+
 # --- both -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("make", [localization_run])
+def semi_of_a_bad_name(folder: Path) -> Path:
+    return own_split(folder, TIGHT)
+
+
+@pytest.mark.parametrize("make", [localization_run, semi_of_a_bad_name])
 def test_names_are_escaped_and_nothing_is_fetched(make, capsys, tmp_path):
     pytest.importorskip("cv2")
     page = report(capsys, make(tmp_path))

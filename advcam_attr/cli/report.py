@@ -10,7 +10,7 @@ from advcam_attr.cli.parser import Command, Parser
 
 
 def _add_options(parser: Parser) -> None:
-    parser.add_argument("run", metavar="RUN", help="folder of advcam attribute, wsss, wsol or analyze")
+    parser.add_argument("run", metavar="RUN", help="folder of advcam attribute, wsss, semi, wsol or analyze")
     parser.add_argument("--out", type=str, metavar="FILE", help="the report (default: RUN/report.html)")
     parser.add_argument(
         "--limit", type=int, default=500, metavar="N", help="images shown, at most (default: %(default)s)"

@@ -18,6 +18,7 @@ from advcam_attr.engine.log import read_log
 from advcam_attr.files import write_text
 from advcam_attr.pipelines.analyze import ANALYSES
 from advcam_attr.pipelines.report_attribution import attribution_sections
+from advcam_attr.pipelines.report_semi import semi_sections
 from advcam_attr.pipelines.report_wsol import wsol_sections
 from advcam_attr.pipelines.report_wsss import wsss_sections
 from advcam_attr.report.page import Figure, Section, file_uri, parse_tables, render
@@ -59,7 +60,7 @@ def write_report(run: Path, out: Path | None = None, limit: int = LIMIT, tell: C
     sections = [section for find in FINDERS for section in find(run, limit)]
     if not sections:
         raise AdvCAMError(
-            f"{run} holds no results of advcam attribute, wsss, wsol, evaluate or analyze: nothing to report"
+            f"{run} holds no results of advcam attribute, wsss, semi, wsol, evaluate or analyze: nothing to report"
         )
     name = run.resolve().name
     page = render(f"Report of {name}", f"{run.resolve()}, advcam_attr {__version__}", sections)
@@ -142,7 +143,7 @@ def training_sections(run: Path, limit: int) -> list[Section]:
 
 #: What looks for sections, in the order of the page.
 FINDERS: tuple[Callable[[Path, int], list[Section]], ...] = (
-    table_sections, score_sections, wsss_sections, wsol_sections, attribution_sections,
+    table_sections, score_sections, wsss_sections, semi_sections, wsol_sections, attribution_sections,
     analysis_sections, training_sections,
 )  # fmt: skip
 
