@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from report_runs import TIGHT, Page, localization_run, refused, report, score_boxes, semi_run
+from tiny_wsol import write_lists
 
 from advcam_attr.engine.store import MapStore
 from advcam_attr.pipelines.evaluation import REPORT
@@ -116,6 +117,24 @@ def test_a_localization_run_without_its_photographs_or_configuration(capsys, loc
     assert "config.json is missing or damaged, so nobody knows the photographs" in report(capsys, located).text
 
 
+def test_photographs_that_are_gone_are_told(capsys, located):
+    """From lists, which do not ask for the photographs."""
+    files = [f"001.Bird/{TIGHT}.jpg", "002.Bird/wren.jpg"]
+    lists = {
+        "image_ids": files, "class_labels": [f"{files[0]},0", f"{files[1]},1"],
+        "image_sizes": [f"{files[0]},20,10", f"{files[1]},400,200"],
+        "localization": [f"{files[0]},2,3,7,7", f"{files[1]},200,40,299,139"],
+    }  # fmt: skip
+    write_lists(located / "CUB" / "test", lists)
+    images = located.parent / "CUB_200_2011" / "images"
+    data = {"root": str(images), "kind": "metadata", "metadata": str(located / "CUB"), "score": "test"}
+    (located / "config.json").write_text(json.dumps({"data": data, "net": None}))
+    (images / files[1]).unlink()
+    page = report(capsys, located)
+    assert set(by_name(page)) == {TIGHT}
+    assert "1 photographs are not there, e.g. " in page.text
+
+
 def test_damaged_scores_of_boxes_are_named(capsys, located):
     (located / "cam/seed0/maps/cam/localization.json").write_text("{}")
     assert "maps/cam/localization.json is damaged: evaluate anew" in refused(capsys, located)
@@ -152,6 +171,8 @@ def test_a_semi_run_that_is_not_finished(capsys, tmp_path):
     page = report(capsys, run)
     assert set(by_name(page)) == {"a"}
     assert "1 others have none." in page.text
+    (tmp_path / "VOC2012" / "JPEGImages" / "b.jpg").unlink()
+    assert "1 photographs are not there, e.g. " in report(capsys, run).text
     shutil.rmtree(run / "predictions")
     assert "There is no gallery: nothing is predicted yet (advcam semi evaluate)" in report(capsys, run).text
 
