@@ -16,6 +16,10 @@ class AdvCAMError(ValueError):
     """Input that cannot be used; its message is one line that names the input and the fix."""
 
 
+class NoMaskError(AdvCAMError):
+    """An image that has no true mask, as those of test splits; a mask that is damaged is another error."""
+
+
 @dataclass(frozen=True)
 class ClimbStep:
     """What one climbing step saw; all tensors are detached.

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny_voc import write_mask, write_voc
 
+from advcam_attr import cli
 from advcam_attr.data.segmentation import SegmentationData
 from advcam_attr.data.toy import CLASS_NAMES, make_scenes
+from advcam_attr.data.voc import read_voc
 from advcam_attr.metrics import measures
 from advcam_attr.metrics.evaluation import compare, compare_best, merge_seeds
 from advcam_attr.metrics.segmentation import ConfusionMatrix
@@ -24,7 +28,7 @@ from advcam_attr.pipelines.evaluation import (
     write_mask_evaluation,
     write_seed_evaluation,
 )
-from advcam_attr.types import AdvCAMError, ClassMaps, Sample
+from advcam_attr.types import AdvCAMError, ClassMaps, NoMaskError, Sample
 
 
 class Maps(dict):
@@ -235,7 +239,7 @@ def test_images_without_a_mask_are_left_out_and_named(toy):
 
     def mask(sample):
         if sample.id in ("scene_1", "scene_6"):
-            raise AdvCAMError(f"no mask of {sample.id}")
+            raise NoMaskError(f"no mask of {sample.id}")
         return data.mask(sample)
 
     del good["scene_6"]
@@ -244,12 +248,45 @@ def test_images_without_a_mask_are_left_out_and_named(toy):
     assert len(found.scope.ids) == len(found.images) == 6
 
     def none(sample):
-        raise AdvCAMError(f"no mask of {sample.id}")
+        raise NoMaskError(f"no mask of {sample.id}")
 
     with pytest.raises(AdvCAMError, match="no image of toy val could be scored: no mask of scene_"):
         evaluate_seeds(good, replace(data, mask=none))
     with pytest.raises(AdvCAMError, match="could be scored: the list of images is empty"):
         evaluate_seeds(good, replace(data, samples=()))
+
+
+def test_images_are_never_dropped_in_silence(tmp_path, capsys):
+    voc = write_voc(tmp_path / "VOC2012", {"train": {"a": ["cat"], "b": ["dog"], "c": ["cow"]}})
+    masks = tmp_path / "m" / "masks"
+    shutil.copytree(voc / "SegmentationClass", masks)
+    data, truth = read_voc(voc, "train"), voc / "SegmentationClass" / "b.png"
+
+    def scored(*options):
+        code = cli.main(["evaluate", "masks", str(masks), "--root", str(voc), *options])
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    assert scored()[0] == 0
+    (masks / "a.png").unlink()
+    assert "left out: 1 of 3 images, whose maps are missing or damaged: a\n" in scored("--allow-missing")[1]
+    shutil.copy(voc / "SegmentationClass" / "a.png", masks)
+    write_mask(truth, np.zeros((6, 7)))
+    code, _, err = scored()
+    assert code == 2
+    assert "b.png is of 7x6 pixels and its photograph of 8x6" in err
+    with pytest.raises(AdvCAMError, match=r"b\.png is of 7x6 pixels"):
+        evaluate_seeds(Maps(), data, allow_missing=True)
+    truth.write_bytes(truth.read_bytes()[:40])
+    code, _, err = scored("--allow-missing")
+    assert code == 2
+    assert "not a mask that can be read" in err
+    assert "b.png" in err
+    assert err.count("\n") == 1
+    truth.unlink()
+    code, out, _ = scored()
+    assert code == 0
+    assert "left out: 1 of 3 images, which have no true mask: b\n" in out
 
 
 def test_what_does_not_fit_is_named(toy):

@@ -33,7 +33,7 @@ def _add_masks(parser: Parser) -> None:
 
 
 def _masks(options: Namespace) -> int:
-    from advcam_attr.pipelines.evaluation import evaluate_masks, write_mask_evaluation
+    from advcam_attr.pipelines.evaluation import evaluate_masks, left_out, write_mask_evaluation
     from advcam_attr.pipelines.wsss import read_split
     from advcam_attr.pipelines.wsss_config import DataConfig
     from advcam_attr.report.tables import table_ix
@@ -44,6 +44,8 @@ def _masks(options: Namespace) -> int:
     scores = found.scores()
     print(table_ix({folder.name: found.matrix.iou().tolist()}, data.classes).text())
     print(f"mIoU {100 * scores.mean_iou:.1f}, precision {100 * scores.precision:.1f}, recall {100 * scores.recall:.1f}")
+    for line in left_out(found.scope):
+        print(line)
     print(f"wrote {write_mask_evaluation(found, Path(options.out) if options.out else folder.parent)}")
     return 0
 

@@ -15,8 +15,8 @@ from advcam_attr.data.labels import coco_key, look_up, read_label_table
 from advcam_attr.data.lists import few, read_list
 from advcam_attr.data.masks import MaskFiles
 from advcam_attr.data.segmentation import SegmentationData
-from advcam_attr.data.sizes import image_size
-from advcam_attr.types import AdvCAMError, Sample
+from advcam_attr.data.sizes import size_if_readable
+from advcam_attr.types import AdvCAMError, NoMaskError, Sample
 
 #: In the order of the categories' ids, which leave gaps; class k is k + 1 in label maps.
 CLASSES = (
@@ -127,15 +127,16 @@ class CocoMasks:
         """The label map ``(H, W)`` uint8.
 
         Raises:
-            AdvCAMError: there is none, it cannot be drawn, or the photograph is of another size than the JSON says.
+            NoMaskError: there is none.
+            AdvCAMError: it cannot be drawn, or the photograph is of another size than the JSON says.
         """
         image = self.images.get(sample.id)
         if image is None:
-            raise AdvCAMError(f"no mask of {sample.id}: the annotations do not have this image")
-        if sample.image.is_file() and image_size(sample.image) != image.size:
-            height, width = image_size(sample.image)
+            raise NoMaskError(f"no mask of {sample.id}: the annotations do not have this image")
+        size = size_if_readable(sample.image)
+        if size is not None and size != image.size:
             raise AdvCAMError(
-                f"image {sample.image} is of {width}x{height} pixels, and of {image.size[1]}x{image.size[0]} in the "
+                f"image {sample.image} is of {size[1]}x{size[0]} pixels, and of {image.size[1]}x{image.size[0]} in the "
                 "annotations; take the published photograph, or scale the annotations with it"
             )
         return torch.from_numpy(self.instances.draw(image))

@@ -11,8 +11,8 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from advcam_attr.data.lists import few
-from advcam_attr.data.sizes import image_size
-from advcam_attr.types import AdvCAMError, Sample
+from advcam_attr.data.sizes import size_if_readable
+from advcam_attr.types import AdvCAMError, NoMaskError, Sample
 
 #: The label of pixels that count for nothing: borders of objects, crowds.
 VOID = 255
@@ -114,12 +114,13 @@ class MaskFiles:
         """The label map ``(H, W)`` uint8.
 
         Raises:
-            AdvCAMError: there is none, or it cannot be read or does not fit the photograph.
+            NoMaskError: there is none.
+            AdvCAMError: it cannot be read or does not fit the photograph.
         """
         path = self.find(sample.id)
         if path is None:
-            raise AdvCAMError(f"no mask of {sample.id}: it is not in {few(self.folders)}")
-        return read_mask(path, self.num_classes, image_size(sample.image) if sample.image.is_file() else None)
+            raise NoMaskError(f"no mask of {sample.id}: it is not in {few(self.folders)}")
+        return read_mask(path, self.num_classes, size_if_readable(sample.image))
 
 
 def _read_image(path: Path, num_classes: int) -> np.ndarray:

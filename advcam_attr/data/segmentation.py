@@ -22,7 +22,8 @@ class SegmentationData:
         split: of it, e.g. ``"train_aug"``.
         classes: the names of the foreground classes; class k is k + 1 in label maps, 0 the background, 255 void.
         samples: in the order of the split's list.
-        mask: reads a sample's true label map, ``(H, W)`` uint8; raises `AdvCAMError` where there is none.
+        mask: reads a sample's true label map, ``(H, W)`` uint8; raises `NoMaskError` where there is none, and
+            `AdvCAMError` where it is damaged.
     """
 
     name: str

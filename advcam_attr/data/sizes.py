@@ -31,6 +31,14 @@ def image_size(path: str | Path) -> tuple[int, int]:
     return (width, height) if lying else (height, width)
 
 
+def size_if_readable(path: str | Path) -> tuple[int, int] | None:
+    """As `image_size`; None where there is no photograph that can be read, which whoever needs its pixels will tell."""
+    try:
+        return image_size(path)
+    except AdvCAMError:
+        return None
+
+
 def stored_size(path: str | Path) -> tuple[int, int]:
     """Height and width of the picture that `advcam_attr.data.images.read_stored_rgb` makes of a file.
 

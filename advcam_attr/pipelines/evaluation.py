@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from advcam_attr.data.lists import few
 from advcam_attr.data.masks import read_labels
 from advcam_attr.data.segmentation import SegmentationData
 from advcam_attr.files import write_bytes, write_json
@@ -21,7 +22,7 @@ from advcam_attr.metrics.image_counts import ImageCounts
 from advcam_attr.metrics.measures import marginals
 from advcam_attr.metrics.segmentation import ConfusionMatrix, confusion, void_as_background
 from advcam_attr.metrics.thresholds import VOC_THRESHOLDS, ThresholdSweep
-from advcam_attr.types import AdvCAMError, ClassMaps, Sample
+from advcam_attr.types import AdvCAMError, ClassMaps, NoMaskError, Sample
 
 #: What the report, and the counts it was made of, are called in a folder.
 REPORT, COUNTS = "evaluation.json", "evaluation.safetensors"
@@ -71,8 +72,8 @@ def evaluate_seeds(
         The counts, of which every measure can be read.
 
     Raises:
-        AdvCAMError: maps are missing, not finite, or of another size than the mask; a mask holds labels outside the
-            classes; no image of the data has a mask.
+        AdvCAMError: maps are missing, not finite, or of another size than the mask; a true mask is damaged, does
+            not fit its photograph or holds labels outside the classes; no image of the data has a mask.
 
     Example:
         >>> evaluation = evaluate_seeds(MapStore("run/maps"), data)  # doctest: +SKIP
@@ -137,7 +138,7 @@ def evaluate_masks(
 
     Raises:
         AdvCAMError: a file is missing or damaged, of another size than the mask, or holds labels outside the classes;
-            no image of the data has a mask.
+            a true mask is damaged or does not fit its photograph; no image of the data has a mask.
 
     Example:
         >>> evaluate_masks(Path("run/masks"), data).scores().mean_iou  # doctest: +SKIP
@@ -171,6 +172,18 @@ def evaluate_masks(
         ids.append(sample.id)
     images = torch.stack(rows) if rows else torch.zeros(0, 4, labels, dtype=torch.int32)
     return MaskEvaluation(_scope(data, ids, missing, unmasked, whole=samples is None), matrix, images)
+
+
+def left_out(scope: Scope) -> list[str]:
+    """What a reader of the scores must know: how many images are not in them, and which; none where all are.
+
+    Example:
+        >>> left_out(Scope("voc test", ("cat",), ("a",), unmasked={"b": "no mask of b", "c": "no mask of c"}))
+        ['left out: 2 of 3 images, which have no true mask: b, c']
+    """
+    count = len(scope.ids) + len(scope.missing) + len(scope.unmasked)
+    groups = ((scope.unmasked, "which have no true mask"), (scope.missing, "whose maps are missing or damaged"))
+    return [f"left out: {len(some)} of {count} images, {why}: {few(some)}" for some, why in groups if some]
 
 
 def write_seed_evaluation(evaluation: SeedEvaluation, folder: Path, threshold: float | None = None) -> Path:
@@ -235,7 +248,7 @@ def _read_maps(maps: MapReader, sample: Sample, truth: Tensor) -> ClassMaps:
 def _mask(data: SegmentationData, sample: Sample, unmasked: dict[str, str]) -> Tensor | None:
     try:
         return data.mask(sample)
-    except AdvCAMError as error:
+    except NoMaskError as error:
         unmasked[sample.id] = str(error)
         return None
 

@@ -28,7 +28,7 @@ from advcam_attr.metrics.evaluation import MaskEvaluation
 from advcam_attr.networks.cct import CCT
 from advcam_attr.networks.cct_file import load_cct, read_notes, save_cct
 from advcam_attr.networks.cct_perturbations import require_opencv
-from advcam_attr.pipelines.evaluation import evaluate_masks, write_mask_evaluation
+from advcam_attr.pipelines.evaluation import evaluate_masks, left_out, write_mask_evaluation
 from advcam_attr.pipelines.label_stage import Tell, listed, plain, silent
 from advcam_attr.pipelines.run_folder import read_record, weights_digest
 from advcam_attr.pipelines.semi_config import SemiConfig, SemiSettings
@@ -246,6 +246,8 @@ def evaluate(config: SemiConfig, tell: Tell = print) -> MaskEvaluation:
     evaluation = evaluate_masks(folder, data)
     report = write_mask_evaluation(evaluation, folder)
     tell(f"{folder}: mIoU {100 * evaluation.scores().mean_iou:.2f} over {len(evaluation.scope.ids)} images ({report})")
+    for line in left_out(evaluation.scope):
+        tell(line)
     return evaluation
 
 

@@ -27,7 +27,7 @@ from advcam_attr.data.sizes import image_size
 from advcam_attr.data.voc import CLASSES, SPLITS
 from advcam_attr.files import replacing
 from advcam_attr.pipelines.masks import mask_path
-from advcam_attr.types import AdvCAMError, Sample
+from advcam_attr.types import AdvCAMError, NoMaskError, Sample
 
 Competition = Literal["comp5", "comp6"]
 
@@ -180,7 +180,7 @@ def _images(listed: Path | None, images: Path | None, ids: Sequence[str]) -> Seg
 
 
 def _no_mask(sample: Sample) -> Tensor:
-    raise AdvCAMError(f"{sample.id} has no true mask")
+    raise NoMaskError(f"{sample.id} has no true mask")
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from advcam_attr.engine.sharding import shard_of
 from advcam_attr.files import write_json, write_text
 from advcam_attr.metrics.evaluation import SeedEvaluation, compare_best
 from advcam_attr.metrics.thresholds import THRESHOLDS
-from advcam_attr.pipelines.evaluation import REPORT, evaluate_masks, evaluate_seeds, write_seed_evaluation
+from advcam_attr.pipelines.evaluation import REPORT, evaluate_masks, evaluate_seeds, left_out, write_seed_evaluation
 from advcam_attr.pipelines.refine import final_step
 from advcam_attr.pipelines.seeds import seed_store
 from advcam_attr.pipelines.segmentation import predictions_folder, recipes_of
@@ -77,8 +77,8 @@ def evaluate(config: WSSSConfig, tell: Tell = print) -> dict[str, SeedEvaluation
             seed_store(folder), data, THRESHOLDS[config.score.thresholds], device=config.score.device,
             allow_missing=config.score.allow_missing,
         )  # fmt: skip
-        for id, reason in list(found[method].scope.unmasked.items())[:5]:
-            tell(f"left out: {id}, {reason}")
+        for line in left_out(found[method].scope):
+            tell(line)
         tell(f"wrote {write_seed_evaluation(found[method], folder)}")
     refined = {method: refined_iou(config, method, data, tell) for method in found}
     nets = net_scores(config)
@@ -148,6 +148,8 @@ def refined_iou(config: WSSSConfig, method: str, data: SegmentationData, tell: T
         if folder.is_dir():
             tell(f"scoring {folder}")
             evaluation = evaluate_masks(folder, data, allow_missing=config.score.allow_missing)
+            for line in left_out(evaluation.scope):
+                tell(line)
             found[step] = evaluation.scores().mean_iou
     return found
 
