@@ -160,6 +160,27 @@ def test_a_damaged_archive(predictions, test_split, tmp_path):
         check_submission(tmp_path / "none.tgz", test_split)
 
 
+def test_what_is_wrong_behind_the_last_file_is_told(predictions, test_split, tmp_path):
+    path = write_submission(predictions, test_split, tmp_path / "results.tgz")
+    good = path.read_bytes()
+    tar = gzip.decompress(good)
+    last = len(tar.rstrip(b"\0"))
+    endless = tar[: last + -last % tarfile.BLOCKSIZE]
+    checksum = bytes([good[-8] ^ 1])
+    stream, end = "the gzip stream is cut off, damaged", "the tar has no end, or something follows it; pack it anew"
+    for content, message in (
+        (good[:-3], stream),
+        (good[:-8] + checksum + good[-7:], stream),
+        (good + b"garbage", stream),
+        (gzip.compress(endless), end),
+        (gzip.compress(tar + b"garbage"), end),
+    ):
+        path.write_bytes(content)
+        problems = check_submission(path, test_split)
+        assert len(problems) == 1
+        assert problems[0].startswith(message)
+
+
 @pytest.mark.parametrize(
     ("label", "message"),
     [(255, "holds the label 255"), (None, "predictions of 1 of 3 images are missing .* 2008_000002")],

@@ -10,8 +10,10 @@ from __future__ import annotations
 import gzip
 import io
 import tarfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import Literal, get_args
 
@@ -105,7 +107,7 @@ def check_submission(path: Path, data: SegmentationData, limit: int = 10) -> lis
     """
     problems: list[str] = []
     with _opened(path) as archive:
-        for problem in _problems(archive, data):
+        for problem in chain(_problems(archive, data), _damage(path)):
             if len(problems) == limit:
                 return [*problems, "... and more"]
             problems.append(problem)
@@ -228,6 +230,20 @@ def _problems(archive: tarfile.TarFile, data: SegmentationData) -> Iterator[str]
     missing = [id for id in samples if id not in seen]
     if missing:
         yield f"{len(missing)} of {len(samples)} images are missing, e.g. {few(missing)}"
+
+
+def _damage(path: Path) -> Iterator[str]:
+    """What is wrong behind the last file: a reader of tar stops there, and sees neither checksum nor missing end."""
+    tail = b""
+    try:
+        with gzip.open(path) as packed:
+            while chunk := packed.read(1 << 20):
+                tail = (tail + chunk)[-2 * tarfile.BLOCKSIZE :]
+    except (OSError, EOFError, zlib.error) as error:
+        yield f"the gzip stream is cut off, damaged, or followed by something else ({error}); pack it anew"
+        return
+    if tail != bytes(2 * tarfile.BLOCKSIZE):
+        yield "the tar has no end, or something follows it; pack it anew"
 
 
 def _problem_of_member(archive: tarfile.TarFile, member: tarfile.TarInfo, sample: Sample) -> str | None:
