@@ -82,6 +82,22 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode())
 
 
+def read_text(path: Path, remedy: str) -> str:
+    """Read a text file.
+
+    Args:
+        path: the file.
+        remedy: what to do where it is damaged, for the message.
+
+    Raises:
+        AdvCAMError: it holds bytes that are no UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise AdvCAMError(f"{path} is damaged: its byte {error.start} is no UTF-8 text; {remedy}") from error
+
+
 def write_json(path: Path, content: Any) -> None:
     """Write a JSON file whole or not at all."""
     write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")

@@ -349,3 +349,12 @@ def test_ranks_that_cannot_meet_are_told(monkeypatch):
     cuda, env = torch.device("cuda", 0), {"LOCAL_WORLD_SIZE": "2"}
     with pytest.raises(AdvCAMError, match="2 ranks on this machine need a GPU each, and there are 1"):
         process_group(Shard(1, 2, 1), cuda, env).__enter__()
+
+
+def test_a_log_that_is_no_text_is_named(tmp_path):
+    path = tmp_path / "log.jsonl"
+    path.write_bytes(b'{"step": 0}\n{"step": \xff}\n')
+    with pytest.raises(AdvCAMError, match=r"log\.jsonl is damaged: its byte 21 is no UTF-8 text; put a copy back, or"):
+        read_log(path)
+    with pytest.raises(AdvCAMError, match=r"log\.jsonl is damaged"), json_log(path, 1):
+        pass

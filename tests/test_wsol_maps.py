@@ -148,6 +148,12 @@ def test_predicted_classes_can_be_climbed(net, data, tmp_path):
     assert make_wsol_maps(net, data, tmp_path, replace(SETTINGS, target="predicted")).kept == 10
     with pytest.raises(AdvCAMError, match="predicted classes"):
         score_run(tmp_path, data)
+    (noted,) = (tmp_path / "predictions").iterdir()
+    noted.write_bytes(b"\xff" + noted.read_bytes())
+    with pytest.raises(
+        AdvCAMError, match=rf"{noted.name} is damaged: its byte 0 is no UTF-8 text; remove it, and make"
+    ):
+        read_predictions(tmp_path)
 
 
 def test_the_net_is_left_as_it_was(net, data, tmp_path):

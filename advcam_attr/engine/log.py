@@ -11,7 +11,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
-from advcam_attr.files import write_text
+from advcam_attr.files import read_text, write_text
 from advcam_attr.types import AdvCAMError
 
 
@@ -63,7 +63,7 @@ def json_log(path: Path, resume_at: int = 0) -> Iterator[Log]:
         resume_at: the next step.
 
     Raises:
-        AdvCAMError: the file cannot be written.
+        AdvCAMError: the file cannot be written, or what is there is no text.
 
     Example:
         >>> import tempfile
@@ -98,11 +98,15 @@ def _line(record: dict[str, Any]) -> str:
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """The records of a log, in order; none where there is no file. An unfinished last line is left out."""
+    """The records of a log, in order; none where there is no file. An unfinished last line is left out.
+
+    Raises:
+        AdvCAMError: the file is no text.
+    """
     if not path.is_file():
         return []
     records = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in read_text(path, "put a copy back, or remove it: its records are lost then").splitlines():
         try:
             record = json.loads(line)
         except ValueError:

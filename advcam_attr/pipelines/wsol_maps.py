@@ -26,7 +26,7 @@ from advcam_attr.engine.devices import choose_device
 from advcam_attr.engine.prefetch import prefetched
 from advcam_attr.engine.sharding import Shard, shard_of
 from advcam_attr.engine.store import FLAT_LIMIT, MapStore
-from advcam_attr.files import make_folder
+from advcam_attr.files import make_folder, read_text
 from advcam_attr.pipelines.model import head_at
 from advcam_attr.pipelines.run_folder import ImageList, read_record, same_settings
 from advcam_attr.pipelines.seeds import SeedSummary, check_ids, placed
@@ -246,7 +246,7 @@ def _predictions(out: Path, digest: str) -> dict[str, int]:
     """What all processes have noted; a line that an interruption left unfinished is passed over."""
     found: dict[str, int] = {}
     for file in sorted((out / "predictions").glob(f"{digest}-*.jsonl")):
-        for line in file.read_text(encoding="utf-8").splitlines():
+        for line in read_text(file, "remove it, and make the maps again").splitlines():
             try:
                 id, label = json.loads(line)
             except (ValueError, TypeError):
