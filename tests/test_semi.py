@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import subprocess
 import sys
@@ -393,7 +394,10 @@ def test_settings_that_do_not_fit_are_one_line(changes, message, given, tmp_path
         (lambda: SemiSettings(lr=float("nan")), "training.lr must be a number"),
         (lambda: SemiSettings(confidence=1.0), "training.confidence must lie in 0 to 1"),
         (lambda: SemiSettings(long_side=(9, 3)), "the smaller length comes first"),
-        (lambda: SemiPredictConfig(scales=()), "predict.scales must be positive"),
+        (lambda: SemiPredictConfig(scales=()), "predict.scales must lie between 0 and 16, and be at least one"),
+        (lambda: SemiPredictConfig(scales=(1.0, math.inf)), "predict.scales must lie between 0 and 16"),
+        (lambda: SemiPredictConfig(scales=(math.nan,)), "predict.scales must lie between 0 and 16"),
+        (lambda: SemiPredictConfig(scales=(17.0,)), "predict.scales must lie between 0 and 16"),
         (lambda: SemiPredictConfig(crf="deepalb"), "deeplab"),
         (lambda: SemiDataConfig(".", labelled_count=0), "labelled_count must be at least 1"),
     ],

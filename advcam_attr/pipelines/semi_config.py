@@ -193,9 +193,9 @@ class SemiPredictConfig:
     overwrite: bool = False
 
     def __post_init__(self) -> None:
-        """Raises: AdvCAMError: no scale, one that is not positive, or an unknown recipe."""
-        if not self.scales or min(self.scales) <= 0:
-            raise AdvCAMError(f"predict.scales must be positive, and at least one, got {list(self.scales)}")
+        """Raises: AdvCAMError: no scale, one that does not lie between 0 and 16, or an unknown recipe."""
+        if not self.scales or not all(0 < scale <= 16 for scale in self.scales):
+            raise AdvCAMError(f"predict.scales must lie between 0 and 16, and be at least one, got {list(self.scales)}")
         if self.crf is not None:
             lookup(self.crf, RECIPES, "CRF recipe")
 
