@@ -144,9 +144,17 @@ def test_what_is_no_map_is_refused(raw):
         score_map(raw)
 
 
-def test_infinite_values_are_refused():
+@pytest.mark.parametrize("size", [None, (20, 30)])
+@pytest.mark.parametrize("raw", [[[0.0, np.inf]], [[np.inf, np.inf]], [[-np.inf, -np.inf]]])
+def test_infinite_values_are_refused(raw, size):
     with pytest.raises(AdvCAMError, match="infinite"):
-        score_map(np.array([[0.0, np.inf]]), None)
+        score_map(np.array(raw), size)
+
+
+@pytest.mark.parametrize("size", [(0, 30), (30, 0), (-1, 5)])
+def test_sizes_below_1_are_refused(size):
+    with pytest.raises(AdvCAMError, match=r"size is a height and a width of at least 1, got "):
+        map_to_boxes(np.array([[0.0, 1.0]]), 0.2, size=size)
 
 
 def test_scores_from_elsewhere_are_checked():

@@ -95,7 +95,9 @@ def test_headers_tell_damaged_files_from_whole_ones(store):
     assert (header.classes, header.size, header.settings) == ((2, 5), (33, 47), "abc")
     assert store.header("z") is None
     content = store.path("a").read_bytes()
-    for damaged in (content[:-4], content[:20], b"", b"\0" * 500, content[:8] + b"x" + content[9:]):
+    negative = content.replace(b"[33, 47]", b"[-3, 47]")
+    assert negative != content
+    for damaged in (content[:-4], content[:20], b"", b"\0" * 500, content[:8] + b"x" + content[9:], negative):
         store.path("a").write_bytes(damaged)
         assert store.header("a") is None
         with pytest.raises(AdvCAMError, match=r"a\.safetensors is damaged or no file of maps; remove it") as told:

@@ -189,6 +189,8 @@ def _sub_folder(id: str) -> str:
 def _header(metadata: Any) -> MapHeader:
     about = json.loads(metadata[_KEY])
     height, width = (int(side) for side in about["size"])
+    if min(height, width) < 1:
+        raise ValueError("an image has at least one pixel")
     return MapHeader(tuple(int(k) for k in about["classes"]), (height, width), str(about["settings"]))
 
 

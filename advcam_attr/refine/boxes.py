@@ -44,7 +44,7 @@ def score_map(raw: Tensor | np.ndarray, size: tuple[int, int] | None = SIZE) -> 
     """A class map as localization is scored by it: resized, its lowest value 0 and its highest 1.
 
     It is resized in float64 (float32 would flip some grey levels). Negative values are not cut off. A map that holds
-    NaN when it is resized, and a constant one, become zeros.
+    NaN, and a constant one, become zeros.
 
     Args:
         raw: ``(h, w)``, also with leading sides of 1, e.g. ``(1, 1, h, w)``.
@@ -54,7 +54,7 @@ def score_map(raw: Tensor | np.ndarray, size: tuple[int, int] | None = SIZE) -> 
         ``(H, W)`` float64 in [0, 1].
 
     Raises:
-        AdvCAMError: not one map, an empty one, or one with infinite values; OpenCV is not installed.
+        AdvCAMError: not one map, an empty one, or one with infinite values, a size below 1; OpenCV is not installed.
 
     Example:
         >>> score_map(np.array([[-1.0, 0.0], [1.0, 3.0]]), None)
@@ -62,12 +62,15 @@ def score_map(raw: Tensor | np.ndarray, size: tuple[int, int] | None = SIZE) -> 
                [0.5 , 1.  ]])
     """
     plain = _plane(raw).astype(np.float64)
+    if not np.isnan(plain).any():
+        _refuse_infinite(plain)
     if size is not None:
+        if min(size) < 1:
+            raise AdvCAMError(f"size is a height and a width of at least 1, got {_words(size)}")
         plain = opencv().resize(plain, (size[1], size[0]), interpolation=opencv().INTER_CUBIC)
     if np.isnan(plain).any() or plain.min() == plain.max():
         return np.zeros_like(plain)
-    if np.isinf(plain).any():
-        raise AdvCAMError(f"a map of {_words(plain.shape)} holds infinite values: look at what made it")
+    _refuse_infinite(plain)
     plain -= plain.min()
     plain /= plain.max()
     return plain
@@ -293,6 +296,11 @@ def _plane(raw: Tensor | np.ndarray) -> np.ndarray:
     if found.dtype.kind not in "fiub":
         raise AdvCAMError(f"a map must hold numbers, got {found.dtype}")
     return found.reshape(found.shape[-2:])
+
+
+def _refuse_infinite(plain: np.ndarray) -> None:
+    if np.isinf(plain).any():
+        raise AdvCAMError(f"a map of {_words(plain.shape)} holds infinite values: look at what made it")
 
 
 def _words(shape: tuple[int, ...]) -> str:
