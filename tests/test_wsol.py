@@ -232,6 +232,28 @@ def test_what_cannot_be_used_is_one_line(capsys, folder, monkeypatch):
     assert "1 of 2 images of CUB-200-2011 test are not there" in refused(capsys, "maps", config="ready.yaml")
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--maps.recipe", "wsoll"], "unknown recipe 'wsoll'; did you mean"),
+        (["--maps.overrides", "{stepz: 1}"], "did you mean"),
+        (["--maps.base", "cem"], "unknown base 'cem'; did you mean"),
+        (["--maps.size", "0"], "maps.size must be at least 1, got 0"),
+        (["--maps.batch", "0"], "maps.batch must be at least 1, got 0"),
+        (["--maps.workers", "-1"], "maps.workers must be at least 0, got -1"),
+        (["--score.processes", "0"], "score.processes must be at least 1, got 0"),
+        (["--data.score", "nope"], "nope"),
+        (["--seeds", "[1, 1]"], "seeds has 1 twice"),
+        (["--maps.methods", "[cam, cam]"], "maps.methods names cam twice"),
+        (["--trainings", "{CAM: {}, Cam: {}}"], "trainings 'CAM' and 'Cam' would share the folder cam"),
+        (["--trainings", "{A B: {}, a_b: {}}"], "trainings 'A B' and 'a_b' would share the folder a_b"),
+    ],
+)
+def test_what_later_stages_refuse_is_told_before_any_training(options, message, capsys, folder):
+    assert message in refused(capsys, "run", *options)
+    assert not Path("run").exists()
+
+
 def test_a_box_that_is_not_in_its_image_is_named(capsys, folder):
     file = next(folder.rglob("bounding_boxes.txt"))
     file.write_text(file.read_text().replace("5.0 2.0 30.0 30.0", "25.0 2.0 30.0 30.0"))

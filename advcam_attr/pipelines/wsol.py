@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from advcam_attr.attr.advcam import BASES
 from advcam_attr.data.class_names import in_classes_of
 from advcam_attr.data.cub import read_cub
 from advcam_attr.data.imagenet import read_imagenet
@@ -49,6 +50,7 @@ from advcam_attr.pipelines.wsol_evaluation import evaluate_wsol
 from advcam_attr.pipelines.wsol_maps import WSOLMapSettings, make_wsol_maps
 from advcam_attr.pipelines.wsol_report import Measured, write_wsol_report
 from advcam_attr.pipelines.wsol_settings import WSOLData
+from advcam_attr.registry import lookup
 from advcam_attr.types import AdvCAMError
 
 #: Is told what a stage does, line by line.
@@ -100,9 +102,7 @@ def make_maps(
     """
     data = read_split(config.data, config.data.score)
     tell(f"reading {_told(data)}")
-    settings = {method: map_settings(config, method) for method in config.maps.methods}
-    for chosen in settings.values():
-        chosen.whole_recipe()
+    settings = _checked_settings(config)
     summaries = []
     for subject in subjects_of(config):
         net = _net_of(config, subject, data, tell)
@@ -115,6 +115,19 @@ def make_maps(
             chosen = dataclasses.replace(chosen, mean=net.mean, std=net.std, layer=net.layer, overwrite=overwrite)
             summaries.append(make_wsol_maps(net.net, net.data, out, chosen, tell=tell, show_progress=show_progress))
     return summaries
+
+
+def _checked_settings(config: WSOLConfig) -> dict[Method, WSOLMapSettings]:
+    """How maps are made by each method.
+
+    Raises:
+        AdvCAMError: an unknown recipe, part of one, or base.
+    """
+    lookup(config.maps.base, BASES, "base")
+    settings = {method: map_settings(config, method) for method in config.maps.methods}
+    for chosen in settings.values():
+        chosen.whole_recipe()
+    return settings
 
 
 def map_settings(config: WSOLConfig, method: Method) -> WSOLMapSettings:
@@ -156,8 +169,13 @@ def run(config: WSOLConfig, tell: Tell = print, *, show_progress: bool = False) 
 
     Returns:
         What the maps' stage did; where it could not make maps of all images, nothing is evaluated.
+
+    Raises:
+        AdvCAMError: as the stages; settings of the maps, and images to score that are not there, before any training.
     """
     if config.net is None:
+        _checked_settings(config)
+        read_split(config.data, config.data.score)
         train(config, tell)
     summaries = make_maps(config, tell, show_progress=show_progress)
     if any(one.failed for one in summaries):

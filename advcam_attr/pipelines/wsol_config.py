@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from advcam_attr.engine.sharding import shard_of
 from advcam_attr.files import write_json
@@ -14,6 +16,8 @@ from advcam_attr.pipelines.box_table import Search
 from advcam_attr.pipelines.wsol_settings import WSOLClassifierSettings
 from advcam_attr.pipelines.wsss_config import CONFIG, path_of
 from advcam_attr.types import AdvCAMError
+
+T = TypeVar("T")
 
 #: ``climb`` is AdvCAM without its regularization: the target's logit alone is climbed (Table X).
 Method = Literal["cam", "climb", "advcam"]
@@ -107,9 +111,14 @@ class WSOLMapConfig:
     channels_last: bool = False
 
     def __post_init__(self) -> None:
-        """Raises: AdvCAMError: no method."""
+        """Raises: AdvCAMError: no method or one twice, or a number that means nothing."""
         if not self.methods:
             raise AdvCAMError("maps.methods names no method: give cam, climb, advcam, or some of them")
+        if twice := _twice(self.methods):
+            raise AdvCAMError(f"maps.methods names {twice[0]} twice: name each method once")
+        for name, least in (("size", 1), ("batch", 1), ("workers", 0)):
+            if getattr(self, name) < least:
+                raise AdvCAMError(f"maps.{name} must be at least {least}, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True)
@@ -127,9 +136,11 @@ class BoxConfig:
     processes: int = 1
 
     def __post_init__(self) -> None:
-        """Raises: AdvCAMError: the tables' contours are not among them."""
+        """Raises: AdvCAMError: the tables' contours are not among them, or no process is."""
         if "all" not in self.contours:
             raise AdvCAMError("score.contours must have all, which the paper's tables show")
+        if self.processes < 1:
+            raise AdvCAMError(f"score.processes must be at least 1, got {self.processes}")
 
 
 @dataclass(frozen=True)
@@ -160,7 +171,7 @@ class WSOLConfig:
     score: BoxConfig = field(default_factory=BoxConfig)
 
     def __post_init__(self) -> None:
-        """Raises: AdvCAMError: no net, or a training that cannot be."""
+        """Raises: AdvCAMError: no net, a training that cannot be, or two of one folder."""
         if self.net is not None and self.net.model is None:
             if self.net.checkpoint is None:
                 raise AdvCAMError("net names no net: give net.model, net.checkpoint, or both; or leave net out")
@@ -170,6 +181,11 @@ class WSOLConfig:
                 )
         if self.net is None and not (self.trainings and self.seeds):
             raise AdvCAMError("there is no net: give net, or at least one of trainings and one of seeds")
+        if twice := _twice(self.seeds):
+            raise AdvCAMError(f"seeds has {twice[0]} twice: give each seed once")
+        if shared := _twice([_slug(name) for name in self.trainings]):
+            names = " and ".join(repr(name) for name in self.trainings if _slug(name) == shared[0])
+            raise AdvCAMError(f"trainings {names} would share the folder {shared[0]}: give them other names")
         for name in self.trainings:
             self.training(name, 0)
 
@@ -218,6 +234,11 @@ def subjects_of(config: WSOLConfig) -> tuple[Subject, ...]:
     return tuple(
         Subject(name, seed, run / _slug(name) / f"seed{seed}") for name in config.trainings for seed in config.seeds
     )
+
+
+def _twice(given: Iterable[T]) -> list[T]:
+    """What is given more than once."""
+    return [one for one, times in Counter(given).items() if times > 1]
 
 
 def _slug(name: str) -> str:
