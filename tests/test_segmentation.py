@@ -322,11 +322,25 @@ def test_the_papers_numbers():
         ({"average": 1.0}, "average must lie in"),
         ({"loss": "focal"}, "unknown loss 'focal'"),
         ({"crf": "deplab"}, "unknown CRF recipe 'deplab'; did you mean 'deeplab'"),
+        ({"known_offset": 1}, "known_offset 1 has no file to go with"),
+        ({"known": "known.json", "trained": "net.safetensors"}, "known is the start of a training"),
     ],
 )
 def test_settings_that_mean_nothing(options, message):
     with pytest.raises(AdvCAMError, match=message):
         replace(SETTINGS, **options)
+
+
+def test_known_classes_that_the_backbone_has_not(tmp_path):
+    file = tmp_path / "known.json"
+    file.write_text('{"red": [1], "green": [2, 3, 4, 5, 6]}')
+    settings = replace(SETTINGS, model_args={"num_classes": 3}, known=file, known_offset=1)
+    expected = (
+        r"timm/test_resnet has 3 classes and the new net 3: there is no 3, 4, 5 and 2 more; "
+        r"look at known \(.*known\.json\) and known_offset \(1\)$"
+    )
+    with pytest.raises(AdvCAMError, match=expected):
+        settings.make_net(("red", "green"))
 
 
 @pytest.mark.slow

@@ -10,6 +10,10 @@ from torch import Tensor, nn
 from advcam_attr.types import AdvCAMError
 
 
+class UnknownClassError(AdvCAMError):
+    """A class that the backbone, or the new net, does not have."""
+
+
 def known_weights(
     own: nn.Module, known: Mapping[int, Sequence[int]], classes: int, channels: int, backbone: str
 ) -> Tensor:
@@ -26,7 +30,8 @@ def known_weights(
         ``(K, C)``; zeros for classes that nothing depicts.
 
     Raises:
-        AdvCAMError: another classifier, or classes that it or the new net does not have.
+        UnknownClassError: classes that the backbone or the new net does not have.
+        AdvCAMError: another classifier.
 
     Example:
         >>> own = nn.Linear(2, 3)
@@ -41,8 +46,11 @@ def known_weights(
     for new, depicting in known.items():
         wrong = [c for c in depicting if not 0 <= c < own.out_features]
         if wrong or not 0 <= new < classes:
-            raise AdvCAMError(
-                f"{backbone} has {own.out_features} classes and the new net {classes}: there is no {wrong or new}"
+            named = ", ".join(map(str, (wrong or [new])[:3])) + (
+                f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+            )
+            raise UnknownClassError(
+                f"{backbone} has {own.out_features} classes and the new net {classes}: there is no {named}"
             )
         if depicting:
             start[new] = (own.weight[list(depicting)].mean(0) - own.weight.mean(0)).detach()

@@ -15,6 +15,7 @@ from advcam_attr.engine.segmentation_losses import SEGMENTATION_LOSSES
 from advcam_attr.networks.deeplab import DeepLab, deeplab
 from advcam_attr.networks.deeplab_file import load_deeplab
 from advcam_attr.networks.deeplab_trunk import RESNET101, StrideIn
+from advcam_attr.networks.known_weights import UnknownClassError
 from advcam_attr.networks.timm_trunk import Lowering
 from advcam_attr.refine.crf import RECIPES
 from advcam_attr.registry import lookup
@@ -101,7 +102,7 @@ class SegmentationSettings:
     overwrite: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse numbers that mean nothing.
+        """Refuse numbers that mean nothing, and choices that do not go together.
 
         Raises:
             AdvCAMError: with what would do.
@@ -117,6 +118,12 @@ class SegmentationSettings:
                 raise AdvCAMError(f"segmentation: {name} must lie between 0 and 16, got {getattr(self, name)}")
         if self.average is not None and not 0 <= self.average < 1:
             raise AdvCAMError(f"segmentation: average must lie in [0, 1), got {self.average}; 0.999 is usual")
+        if self.known is None and self.known_offset:
+            raise AdvCAMError(f"segmentation: known_offset {self.known_offset} has no file to go with: give known too")
+        if self.known is not None and self.trained is not None:
+            raise AdvCAMError(
+                "segmentation: known is the start of a training, and trained needs none: give one of them"
+            )
         lookup(self.loss, SEGMENTATION_LOSSES, "loss")
         if self.crf is not None:
             lookup(self.crf, RECIPES, "CRF recipe")
@@ -132,13 +139,18 @@ class SegmentationSettings:
         """
         if self.trained is None:
             known = None if self.known is None else read_known_classes(self.known, classes, self.known_offset)
-            return deeplab(
-                self.backbone, len(classes) + 1, model_args=self.model_args, checkpoint=self.checkpoint,
-                random_weights=self.random_weights, stride=self.stride, stride_in=self.stride_in,
-                lowered_by=self.lowered_by, rates=self.rates, scales=self.msc, train_from=self.train_from,
-                mean=self.mean, std=self.std, seed=self.seed,
-                known=None if known is None else {k + 1: depicting for k, depicting in known.items()},
-            )  # fmt: skip
+            try:
+                return deeplab(
+                    self.backbone, len(classes) + 1, model_args=self.model_args, checkpoint=self.checkpoint,
+                    random_weights=self.random_weights, stride=self.stride, stride_in=self.stride_in,
+                    lowered_by=self.lowered_by, rates=self.rates, scales=self.msc, train_from=self.train_from,
+                    mean=self.mean, std=self.std, seed=self.seed,
+                    known=None if known is None else {k + 1: depicting for k, depicting in known.items()},
+                )  # fmt: skip
+            except UnknownClassError as error:
+                raise AdvCAMError(
+                    f"{error}; look at known ({self.known}) and known_offset ({self.known_offset})"
+                ) from error
         net, _ = load_deeplab(self.trained)
         if net.spec.num_labels != len(classes) + 1:
             raise AdvCAMError(
