@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -83,6 +84,13 @@ def test_from_pictures_to_tables(capsys, folder):
     assert "0 written, 3 kept" in run(capsys, "seeds")[1]
     assert cli.main(["evaluate", "seeds", "run"]) == 0
     assert "Table I" in capsys.readouterr().out
+    shutil.copytree("run", "copy")
+    Path("copy/report.json").unlink()
+    stamp = Path("run/report.json").stat().st_mtime_ns
+    assert cli.main(["evaluate", "seeds", "copy"]) == 0
+    assert "scoring copy/seeds/cam" in capsys.readouterr().out
+    assert Path("copy/report.json").is_file()
+    assert Path("run/report.json").stat().st_mtime_ns == stamp, "the folder that config.json names is left alone"
     before = report["scores"]["mean_iou"]
     assert cli.main(["wsss", "export", "run/seeds/advcam", "--to", "irn"]) == 0
     assert sorted(file.name for file in Path("irn").iterdir()) == ["a.npy", "b.npy", "c.npy"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from jsonargparse import Namespace
@@ -11,7 +12,7 @@ from advcam_attr.cli.parser import Command, Group, Parser, fail
 
 
 def _add_seeds(parser: Parser) -> None:
-    parser.add_argument("run", metavar="RUN", help="run folder of advcam wsss")
+    parser.add_argument("run", metavar="RUN", help="run folder of advcam wsss, wherever it was made")
 
 
 def _seeds(options: Namespace) -> int:
@@ -19,7 +20,7 @@ def _seeds(options: Namespace) -> int:
     from advcam_attr.pipelines.wsss_config import config_of
     from advcam_attr.pipelines.wsss_scores import evaluate
 
-    evaluate(CONFIGURED.read(config_of(Path(options.run))))
+    evaluate(replace(CONFIGURED.read(config_of(Path(options.run))), run=options.run))
     return 0
 
 
