@@ -119,6 +119,10 @@ def test_seeds_become_masks(capsys, folder):
     assert len(row.split("images")[1].split()) == 3
     assert "–" not in row
     stamps = {file: file.stat().st_mtime_ns for file in (folder / "run/refined").rglob("*.png")}
+    kept = Path("run/config.json").read_bytes()
+    message = refused(capsys, "refine", *MASKS, "--refine.irn.foreground", "0.6")
+    assert "foreground was 0.35, is 0.6" in message
+    assert Path("run/config.json").read_bytes() == kept, "a refused stage leaves the configuration of the others"
     assert run(capsys, "refine", "--crf", *MASKS)[0] == 0
     assert stamps == {file: file.stat().st_mtime_ns for file in (folder / "run/refined").rglob("*.png")}
 
@@ -155,12 +159,14 @@ def test_what_cannot_be_used_is_one_line(capsys, folder, monkeypatch):
 def test_other_settings_are_told(capsys, folder):
     assert run(capsys, "classifier")[0] == 0
     assert "epochs was 1, is 2" in refused(capsys, "classifier", "--classifier.epochs", "2")
+    assert CONFIGURED.read(config_of(Path("run"))).classifier.epochs == 1
     assert run(capsys, "seeds", "--seeds.methods", "[advcam]")[0] == 0
     for typo in (["--seeds.recipe", "oto"], ["--seeds.overrides", "{stepz: 2}"], ["--seeds.base", "cem"]):
         assert "did you mean" in refused(capsys, "seeds", *typo)
     assert not Path("run/seeds/cam").exists(), "a typo is told before anything is made"
     message = refused(capsys, "seeds", "--seeds.methods", "[advcam]", "--seeds.overrides", "{steps: 2}")
     assert "recipe.steps was 1, is 2" in message
+    assert CONFIGURED.read(config_of(Path("run"))).seeds.overrides == {"steps": 1}
     assert run(capsys, "seeds", "--seeds.methods", "[advcam]", "--seeds.scales", "[1.0]", "--overwrite")[0] == 0
 
 

@@ -218,6 +218,9 @@ def test_a_semi_supervised_run(capsys, folder, whole, monkeypatch):
         (name for name in again if name != "config.json"), True
     )
     assert advcam(capsys, "semi", "run", "--dry-run")[1].endswith("left: nothing\n")
+    kept = (folder / "semi/config.json").read_bytes()
+    assert "epochs was 2, is 3" in refused(capsys, "semi", "train", "--training.epochs", "3")
+    assert (folder / "semi/config.json").read_bytes() == kept
 
 
 def test_archives_for_the_test_server(capsys, folder, whole):

@@ -10,8 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from advcam_attr.pipelines.run_folder import ImageList
-from advcam_attr.pipelines.wsss_config import CONFIG
+from advcam_attr.pipelines.run_folder import CONFIG, ImageList
 from advcam_attr.report.page import Section
 from advcam_attr.types import AdvCAMError, Sample
 

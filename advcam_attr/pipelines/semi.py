@@ -22,15 +22,15 @@ from advcam_attr.engine.cct_losses import CCTLoss
 from advcam_attr.engine.distributed import gather
 from advcam_attr.engine.log import json_log, read_log
 from advcam_attr.engine.optimiser import Group
-from advcam_attr.engine.sharding import shard_of, shard_of_launch
-from advcam_attr.files import write_bytes, write_json
+from advcam_attr.engine.sharding import shard_of_launch
+from advcam_attr.files import write_bytes
 from advcam_attr.metrics.evaluation import MaskEvaluation
 from advcam_attr.networks.cct import CCT
 from advcam_attr.networks.cct_file import load_cct, read_notes, save_cct
 from advcam_attr.networks.cct_perturbations import require_opencv
 from advcam_attr.pipelines.evaluation import evaluate_masks, left_out, write_mask_evaluation
 from advcam_attr.pipelines.label_stage import Tell, listed, plain, silent
-from advcam_attr.pipelines.run_folder import read_record, weights_digest
+from advcam_attr.pipelines.run_folder import kept_config, read_record, weights_digest
 from advcam_attr.pipelines.semi_config import SemiConfig, SemiSettings
 from advcam_attr.pipelines.semi_data import Pairs, SemiData, masks_digest, read_part, read_semi
 from advcam_attr.pipelines.semi_predict import mean_iou, write_predictions
@@ -70,9 +70,8 @@ def train(config: SemiConfig, tell: Tell = print) -> Path:
         f"{len(data.unlabelled.samples)} unlabelled ones ({data.unlabelled.split}){pseudo}"
     )
     net = config.net.make(len(data.labelled.classes) + 1)
-    if shard_of().rank == 0:
-        write_json(path_of(config.run) / "config.json", dataclasses.asdict(config))
-    return train_semi(config.training, net, data, path_of(config.run) / "cct", tell)
+    with kept_config(path_of(config.run), config):
+        return train_semi(config.training, net, data, path_of(config.run) / "cct", tell)
 
 
 def train_semi(settings: SemiSettings, net: CCT, data: SemiData, out: Path, tell: Tell = silent) -> Path:

@@ -34,6 +34,7 @@ from advcam_attr.heads import view
 from advcam_attr.networks.load import load_model, read_labels
 from advcam_attr.networks.wsol_file import load_wsol_net
 from advcam_attr.pipelines.model import head_at
+from advcam_attr.pipelines.run_folder import kept_config
 from advcam_attr.pipelines.seeds import SeedSummary
 from advcam_attr.pipelines.wsol_classifier import WEIGHTS, WSOLClassifierResult, train_wsol_classifier
 from advcam_attr.pipelines.wsol_config import (
@@ -43,7 +44,6 @@ from advcam_attr.pipelines.wsol_config import (
     WSOLConfig,
     WSOLDataConfig,
     path_of,
-    save_wsol_config,
     subjects_of,
 )
 from advcam_attr.pipelines.wsol_evaluation import evaluate_wsol
@@ -79,16 +79,16 @@ def train(config: WSOLConfig, tell: Tell = print) -> dict[Subject, WSOLClassifie
     data = read_train(config.data)
     val = None if config.data.val is None else read_split(config.data, config.data.val)
     tell(f"reading {_told(data)} to train on" + ("" if val is None else f", {_told(val)} to validate on"))
-    save_wsol_config(config)
     found = {}
-    for subject in subjects_of(config):
-        settings = config.training(subject.name, subject.seed or 0)
-        if settings.checkpoint is not None:
-            settings = dataclasses.replace(settings, checkpoint=path_of(str(settings.checkpoint)))
-        tell(f"training {subject.name} with seed {subject.seed} in {subject.folder / 'classifier'}")
-        net = settings.make_net(len(data.classes))
-        found[subject] = train_wsol_classifier(settings, net, data, val, subject.folder / "classifier", tell)
-        tell(f"wrote {found[subject].weights}")
+    with kept_config(path_of(config.run), config):
+        for subject in subjects_of(config):
+            settings = config.training(subject.name, subject.seed or 0)
+            if settings.checkpoint is not None:
+                settings = dataclasses.replace(settings, checkpoint=path_of(str(settings.checkpoint)))
+            tell(f"training {subject.name} with seed {subject.seed} in {subject.folder / 'classifier'}")
+            net = settings.make_net(len(data.classes))
+            found[subject] = train_wsol_classifier(settings, net, data, val, subject.folder / "classifier", tell)
+            tell(f"wrote {found[subject].weights}")
     return found
 
 
@@ -108,12 +108,12 @@ def make_maps(
         net = _net_of(config, subject, data, tell)
         if config.maps.channels_last:
             net.net.to(memory_format=torch.channels_last)
-        save_wsol_config(config)
-        for method, chosen in settings.items():
-            out = maps_folder(subject, method)
-            tell(f"making maps of {subject.name} by {method} in {out}")
-            chosen = dataclasses.replace(chosen, mean=net.mean, std=net.std, layer=net.layer, overwrite=overwrite)
-            summaries.append(make_wsol_maps(net.net, net.data, out, chosen, tell=tell, show_progress=show_progress))
+        with kept_config(path_of(config.run), config):
+            for method, chosen in settings.items():
+                out = maps_folder(subject, method)
+                tell(f"making maps of {subject.name} by {method} in {out}")
+                chosen = dataclasses.replace(chosen, mean=net.mean, std=net.std, layer=net.layer, overwrite=overwrite)
+                summaries.append(make_wsol_maps(net.net, net.data, out, chosen, tell=tell, show_progress=show_progress))
     return summaries
 
 

@@ -1,4 +1,4 @@
-"""The configuration of a run of weakly supervised localization, its paths, and the file that keeps it, out of YAML."""
+"""The configuration of a run of weakly supervised localization and its paths, out of YAML."""
 
 from __future__ import annotations
 
@@ -9,12 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from advcam_attr.engine.sharding import shard_of
-from advcam_attr.files import write_json
 from advcam_attr.metrics.localization import Contours
 from advcam_attr.pipelines.box_table import Search
 from advcam_attr.pipelines.wsol_settings import WSOLClassifierSettings
-from advcam_attr.pipelines.wsss_config import CONFIG, path_of
+from advcam_attr.pipelines.wsss_config import path_of
 from advcam_attr.types import AdvCAMError
 
 T = TypeVar("T")
@@ -243,9 +241,3 @@ def _twice(given: Iterable[T]) -> list[T]:
 
 def _slug(name: str) -> str:
     return "".join(c if c.isalnum() else "_" for c in name.lower())
-
-
-def save_wsol_config(config: WSOLConfig) -> None:
-    """Keep the configuration in the run folder, for those who look at it later."""
-    if shard_of().rank == 0:
-        write_json(path_of(config.run) / CONFIG, dataclasses.asdict(config))

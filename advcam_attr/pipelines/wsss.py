@@ -14,7 +14,7 @@ there. The folder of a run:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -41,11 +41,12 @@ from advcam_attr.networks.resnet_cam import CAMNet, cam_net
 from advcam_attr.pipelines.classifier import WEIGHTS, ClassifierResult, train_classifier
 from advcam_attr.pipelines.evaluation import evaluate_masks, write_mask_evaluation
 from advcam_attr.pipelines.refine import RefineSummary, final_step, refine
-from advcam_attr.pipelines.run_folder import same_settings
+from advcam_attr.pipelines.run_folder import kept_config, same_settings
 from advcam_attr.pipelines.seeds import SeedSettings, SeedSummary, make_seeds, seed_store
 from advcam_attr.pipelines.segmentation import predict, recipes_of, trained_net
+from advcam_attr.pipelines.segmentation_settings import SegmentationSettings
 from advcam_attr.pipelines.work import measured
-from advcam_attr.pipelines.wsss_config import DataConfig, WSSSConfig, folder_of, path_of, save_config, with_paths
+from advcam_attr.pipelines.wsss_config import DataConfig, WSSSConfig, folder_of, path_of, with_paths
 from advcam_attr.pipelines.wsss_work import (
     classifier_work,
     prediction_work,
@@ -78,8 +79,7 @@ def train(config: WSSSConfig, tell: Tell = print) -> ClassifierResult:
         stride=net.stride, lowered_by=net.lowered_by, train_from=net.train_from, mean=net.mean, std=net.std,
         seed=net.seed, known=known,
     )  # fmt: skip
-    save_config(config)
-    with measured(classifier_work(config, data), folder_of(config)):
+    with kept_config(folder_of(config), config), measured(classifier_work(config, data), folder_of(config)):
         return train_classifier(config.classifier, model, data, val, folder_of(config, "classifier"), tell)
 
 
@@ -102,19 +102,19 @@ def seeds(
         autocast=None if c.autocast is None else getattr(torch, c.autocast), channels_last=c.channels_last,
         overwrite=overwrite,
     )  # fmt: skip
-    save_config(config)
     methods = {method: replace(settings, method=method) for method in c.methods}
     for chosen in methods.values():
         chosen.whole_recipe()
     as_base(settings.base, view(net))
     detector = None if c.saliency is None else SaliencyFolder(path_of(c.saliency))
     summaries = []
-    for method, chosen in methods.items():
-        chosen = replace(chosen, saliency=detector if method == "advcam" else None)
-        out = folder_of(config, "seeds", method)
-        tell(f"making {method} seeds in {out}")
-        with measured(seeds_work(config, method, data), folder_of(config)):
-            summaries.append(make_seeds(net, data, out, chosen, tell=tell, show_progress=show_progress))
+    with kept_config(folder_of(config), config):
+        for method, chosen in methods.items():
+            chosen = replace(chosen, saliency=detector if method == "advcam" else None)
+            out = folder_of(config, "seeds", method)
+            tell(f"making {method} seeds in {out}")
+            with measured(seeds_work(config, method, data), folder_of(config)):
+                summaries.append(make_seeds(net, data, out, chosen, tell=tell, show_progress=show_progress))
     return summaries
 
 
@@ -170,14 +170,14 @@ def refine_seeds(config: WSSSConfig, tell: Tell = print) -> dict[str, RefineSumm
         psa=with_paths(config.refine.psa, "checkpoint", "trained"),
     )
     stores = {method: seed_store(folder_of(config, "seeds", method)) for method in config.seeds.methods}
-    save_config(config)
     summaries: dict[str, RefineSummary] = {}
-    for method, store in stores.items():
-        out = folder_of(config, "refined", method)
-        tell(f"refining {method} seeds by {settings.method} in {out}")
-        with measured(refine_work(config, method, data), folder_of(config)):
-            summaries[method] = refine(settings, store, data, out, tell)
-        tell(str(summaries[method]))
+    with kept_config(folder_of(config), config):
+        for method, store in stores.items():
+            out = folder_of(config, "refined", method)
+            tell(f"refining {method} seeds by {settings.method} in {out}")
+            with measured(refine_work(config, method, data), folder_of(config)):
+                summaries[method] = refine(settings, store, data, out, tell)
+            tell(str(summaries[method]))
     return summaries
 
 
@@ -201,21 +201,32 @@ def segment_masks(config: WSSSConfig, tell: Tell = print) -> dict[str, dict[str,
         if not folder_of(config, "refined", method, step).is_dir():
             missing = folder_of(config, "refined", method, step)
             raise AdvCAMError(f"no pseudo ground truth in {missing}: make it first (advcam wsss refine)")
-    save_config(config)
-    found: dict[str, dict[str, MaskEvaluation]] = {}
-    for method in config.seeds.methods:
-        out, masks = folder_of(config, "segmentation", method), folder_of(config, "refined", method, step)
-        tell(f"segmenting in {out} by what a net learns from {masks}")
-        with measured(training_work(config, method), folder_of(config)):
-            net = trained_net(settings, data, masks, out, tell)
-        found[method] = {}
-        for (name, test), recipe in product(tests.items(), recipes_of(settings)):
-            with measured(prediction_work(config, method, test, recipe), folder_of(config)):
-                folder = predict(replace(settings, crf=recipe), net, test, out, tell)
-            if name == "val" and shard_of_launch().rank == 0:
-                evaluation = found[method][folder.name] = evaluate_masks(folder, test)
-                report = write_mask_evaluation(evaluation, folder)
-                tell(f"{folder}: mIoU {100 * evaluation.scores().mean_iou:.2f} ({report})")
+    with kept_config(folder_of(config), config):
+        return {method: _segmented(config, method, settings, data, tests, tell) for method in config.seeds.methods}
+
+
+def _segmented(
+    config: WSSSConfig,
+    method: str,
+    settings: SegmentationSettings,
+    data: SegmentationData,
+    tests: Mapping[str, SegmentationData],
+    tell: Tell,
+) -> dict[str, MaskEvaluation]:
+    """The net of one method's masks: trained, its predictions made, and those of ``val`` scored."""
+    out = folder_of(config, "segmentation", method)
+    masks = folder_of(config, "refined", method, final_step(config.refine))
+    tell(f"segmenting in {out} by what a net learns from {masks}")
+    with measured(training_work(config, method), folder_of(config)):
+        net = trained_net(settings, data, masks, out, tell)
+    found: dict[str, MaskEvaluation] = {}
+    for (name, test), recipe in product(tests.items(), recipes_of(settings)):
+        with measured(prediction_work(config, method, test, recipe), folder_of(config)):
+            folder = predict(replace(settings, crf=recipe), net, test, out, tell)
+        if name == "val" and shard_of_launch().rank == 0:
+            evaluation = found[folder.name] = evaluate_masks(folder, test)
+            report = write_mask_evaluation(evaluation, folder)
+            tell(f"{folder}: mIoU {100 * evaluation.scores().mean_iou:.2f} ({report})")
     return found
 
 

@@ -8,19 +8,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from advcam_attr.engine.sharding import shard_of
-from advcam_attr.files import write_json
 from advcam_attr.pipelines.classifier_settings import ClassifierSettings
 from advcam_attr.pipelines.refine import RefineSettings
+from advcam_attr.pipelines.run_folder import CONFIG
 from advcam_attr.pipelines.segmentation_settings import SegmentationSettings
 from advcam_attr.types import AdvCAMError
 
 Method = Literal["cam", "advcam"]
 
 Settings = TypeVar("Settings", bound=Any)
-
-#: The file of a run folder that holds its configuration.
-CONFIG = "config.json"
 
 
 @dataclass(frozen=True)
@@ -195,14 +191,8 @@ def path_of(text: str) -> Path:
     return Path(expanded)
 
 
-def save_config(config: WSSSConfig) -> None:
-    """Keep the configuration in the run folder, for those who look at it later."""
-    if shard_of().rank == 0:
-        write_json(folder_of(config, CONFIG), dataclasses.asdict(config))
-
-
 def config_of(run: Path) -> Path:
-    """The file that `save_config` wrote.
+    """The file of a run folder that holds its configuration.
 
     Raises:
         AdvCAMError: there is none.
