@@ -9,7 +9,7 @@ import os
 import re
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -109,4 +109,19 @@ def digest(path: Path) -> str:
     with path.open("rb") as file:
         while block := file.read(1 << 20):
             content.update(block)
+    return content.hexdigest()[:16]
+
+
+def files_digest(paths: Iterable[Path]) -> str:
+    """What tells some files, their names and content, from others': 16 hexadecimal digits.
+
+    Raises:
+        AdvCAMError: one cannot be read.
+    """
+    content = hashlib.sha256()
+    for path in paths:
+        try:
+            content.update(f"{path.name} {digest(path)};".encode())
+        except OSError as error:
+            raise AdvCAMError(f"cannot read {path} ({error.strerror or error})") from error
     return content.hexdigest()[:16]

@@ -7,6 +7,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 from tiny_voc import write_voc
@@ -14,6 +15,7 @@ from tiny_voc import write_voc
 from advcam_attr import cli
 from advcam_attr.cli import semi
 from advcam_attr.cli.wsss import CONFIGURED
+from advcam_attr.engine.official import write_dictionary
 from advcam_attr.pipelines.segmentation_settings import SETTINGS
 from advcam_attr.pipelines.semi_config import SemiNetConfig, SemiSettings
 from advcam_attr.pipelines.wsss_config import config_of
@@ -125,6 +127,40 @@ def test_seeds_become_masks(capsys, folder):
     assert Path("run/config.json").read_bytes() == kept, "a refused stage leaves the configuration of the others"
     assert run(capsys, "refine", "--crf", *MASKS)[0] == 0
     assert stamps == {file: file.stat().st_mtime_ns for file in (folder / "run/refined").rglob("*.png")}
+
+
+def test_other_maps_under_the_same_path_are_told(capsys, folder):
+    """Imported seeds, and saliency maps: their content counts, not where they lie."""
+    maps, size = np.zeros((48, 64), np.float32), (64, 48)
+    maps[10:30, 20:50] = 1
+    for folder_name in ("theirs", "sal"):
+        Path(folder_name).mkdir()
+    for id, shown in {"a": [1], "b": [0, 1], "c": [0]}.items():
+        write_dictionary(Path(f"theirs/{id}.npy"), dict.fromkeys(shown, maps))
+        Image.new("L", size, 255).save(f"sal/{id}.png")
+    bring = ["wsss", "import", "theirs", "--to", "run/seeds/advcam"]
+    refine = ["refine", "--crf", "--saliency", "sal", *MASKS]
+    assert cli.main(bring) == 0
+    assert run(capsys, *refine)[0] == 0
+    assert cli.main(bring) == 0, "the same again"
+    stamps = {file: file.stat().st_mtime_ns for file in Path("run/refined").rglob("*.png")}
+    assert run(capsys, *refine)[0] == 0
+    assert stamps == {file: file.stat().st_mtime_ns for file in stamps}
+
+    Image.new("L", size, 9).save("sal/b.png")
+    assert "masks_saliency.json was made with other settings (maps was " in refused(capsys, *refine)
+    Image.new("L", size, 255).save("sal/b.png")
+    Image.new("L", size, 9).save("sal/elsewhere.png")
+    assert run(capsys, *refine)[0] == 0, "maps of other images do not count"
+    write_dictionary(Path("theirs/b.npy"), {0: maps, 1: maps.T.reshape(48, 64)})
+    assert cli.main(bring) == 0
+    assert "seeds_crf.json was made with other settings (seeds was " in refused(capsys, *refine)
+    assert cli.main([*bring[:2], "irn", *bring[3:]]) == 2
+    assert "no .npy files in irn" in capsys.readouterr().err
+    Path("irn").mkdir()
+    write_dictionary(Path("irn/b.npy"), {0: maps})
+    assert cli.main([*bring[:2], "irn", *bring[3:]]) == 2
+    assert "seeds.json was made with other settings (imported was " in capsys.readouterr().err
 
 
 def test_what_cannot_be_used_is_one_line(capsys, folder, monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from advcam_attr.data.images import read_rgb
+from advcam_attr.files import files_digest
 from advcam_attr.types import AdvCAMError, Sample
 
 #: The endings of maps, in the order in which they are looked for.
@@ -50,6 +52,14 @@ class SaliencyFolder:
         """The file of an id's map, if it has one."""
         files = (Path(self.path) / f"{id}{ending}" for ending in _ENDINGS)
         return next((file for file in files if file.is_file()), None)
+
+    def digest(self, ids: Iterable[str]) -> str:
+        """What tells the maps of some images from others: 16 hexadecimal digits. Images without a map are passed over.
+
+        Raises:
+            AdvCAMError: a map cannot be read.
+        """
+        return files_digest(file for id in ids if (file := self.find(id)) is not None)
 
     def __call__(self, sample: Sample, size: tuple[int, int]) -> Tensor:
         """The saliency of a sample's pixels.

@@ -155,6 +155,18 @@ def export_maps(store: MapStore, folder: Path, dictionary: str = "irn", ids: Ite
     return count
 
 
+def npy_files(folder: Path) -> list[Path]:
+    """The ``.npy`` files of a folder, by name.
+
+    Raises:
+        AdvCAMError: there are none.
+    """
+    files = sorted(Path(folder).glob("*.npy"))
+    if not files:
+        raise AdvCAMError(f"no .npy files in {folder}")
+    return files
+
+
 def import_maps(folder: Path, store: MapStore, sizes: Mapping[str, tuple[int, int]] | None = None) -> int:
     """Read every ``<id>.npy`` of a folder into a store, and return how many.
 
@@ -166,9 +178,7 @@ def import_maps(folder: Path, store: MapStore, sizes: Mapping[str, tuple[int, in
     Raises:
         AdvCAMError: no such file in the folder, or one that cannot be used.
     """
-    files = sorted(Path(folder).glob("*.npy"))
-    if not files:
-        raise AdvCAMError(f"no .npy files in {folder}")
+    files = npy_files(folder)
     for file in files:
         store.write(file.stem, read_dictionary(file, (sizes or {}).get(file.stem)))
     return len(files)

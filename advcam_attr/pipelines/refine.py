@@ -245,6 +245,7 @@ def _saliency_rule(
 
     config = {
         "saliency": Path(settings.saliency or "").resolve().as_posix(),
+        "maps": saliency.digest(sample.id for sample in data.samples),
         "threshold": settings.saliency_threshold,
         "masks": folder_digest(masks),
         "data": data.name,

@@ -30,9 +30,10 @@ from advcam_attr.data.known_classes import read_known_classes
 from advcam_attr.data.saliency import SaliencyFolder
 from advcam_attr.data.segmentation import SegmentationData, without_missing
 from advcam_attr.data.voc import read_voc
-from advcam_attr.engine.official import export_maps, import_maps
+from advcam_attr.engine.official import export_maps, import_maps, npy_files
 from advcam_attr.engine.sharding import shard_of_launch
 from advcam_attr.engine.store import MapStore
+from advcam_attr.files import files_digest
 from advcam_attr.heads import view
 from advcam_attr.metrics.evaluation import MaskEvaluation
 from advcam_attr.networks.cam_file import load_cam_net
@@ -41,7 +42,7 @@ from advcam_attr.networks.resnet_cam import CAMNet, cam_net
 from advcam_attr.pipelines.classifier import WEIGHTS, ClassifierResult, train_classifier
 from advcam_attr.pipelines.evaluation import evaluate_masks, write_mask_evaluation
 from advcam_attr.pipelines.refine import RefineSummary, final_step, refine
-from advcam_attr.pipelines.run_folder import kept_config, same_settings
+from advcam_attr.pipelines.run_folder import kept_config, read_record, same_settings
 from advcam_attr.pipelines.seeds import SeedSettings, SeedSummary, make_seeds, seed_store
 from advcam_attr.pipelines.segmentation import predict, recipes_of, trained_net
 from advcam_attr.pipelines.segmentation_settings import SegmentationSettings
@@ -243,10 +244,15 @@ def export_seeds(seeds: Path, out: Path, dictionary: str, tell: Tell = print) ->
 def import_seeds(folder: Path, seeds: Path, tell: Tell = print) -> None:
     """Read other projects' ``.npy`` dictionaries into ``run/seeds/METHOD``, where `evaluate` finds them.
 
+    The same folder may be read again with other files: then what was made of the seeds is told to be of others.
+
     Raises:
         AdvCAMError: a file that cannot be used, or ``seeds`` holds maps of another origin.
     """
-    digest = same_settings(seeds / "seeds.json", {"imported": folder.resolve().as_posix()})
+    config = {"imported": folder.resolve().as_posix(), "content": files_digest(npy_files(folder))}
+    record = read_record(seeds / "seeds.json")
+    again = record is not None and record["settings"].get("imported") == config["imported"]
+    digest = same_settings(seeds / "seeds.json", config, overwrite=again)
     count = import_maps(folder, MapStore(seeds / "maps", settings=digest))
     tell(f"read {count} files of {folder} into {seeds}")
 
