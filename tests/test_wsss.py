@@ -129,6 +129,24 @@ def test_seeds_become_masks(capsys, folder):
     assert stamps == {file: file.stat().st_mtime_ns for file in (folder / "run/refined").rglob("*.png")}
 
 
+def test_masks_by_psa_have_a_row_of_their_own(capsys, folder):
+    Path("theirs").mkdir()
+    masks = Path("run/refined/advcam/masks")
+    masks.mkdir(parents=True)
+    for id, label in {"a": 1, "b": 0, "c": 0}.items():
+        write_dictionary(Path(f"theirs/{id}.npy"), {label: np.ones((48, 64), np.float32)})
+        shutil.copy(f"VOC2012/SegmentationClass/{id}.png", masks)
+    assert cli.main(["wsss", "import", "theirs", "--to", "run/seeds/advcam"]) == 0
+    rows = {}
+    for method in ("irn", "psa"):
+        assert run(capsys, "evaluate", "--seeds.methods", "[advcam]", "--refine.method", method)[0] == 0
+        (table,) = (t for t in json.loads(Path("run/report.json").read_text())["tables"] if "Table I:" in t["title"])
+        rows[method] = {name: numbers for name, source, *numbers in table["rows"] if source.startswith("here")}
+    seed = rows["irn"]["AdvCAM"][0]
+    assert rows["irn"] == {"AdvCAM": [seed, None, 100.0]}
+    assert rows["psa"] == {"AdvCAM": [seed, None, None], "AdvCAM, masks by PSA": [None, None, 100.0]}
+
+
 def test_other_maps_under_the_same_path_are_told(capsys, folder):
     """Imported seeds, and saliency maps: their content counts, not where they lie."""
     maps, size = np.zeros((48, 64), np.float32), (64, 48)

@@ -185,18 +185,18 @@ def seed_tables(
         config: of the run.
         refined: for each method the mean IoU by step of the refinement.
     """
-    names = _rows(config)
+    names, masked = _rows(config), _mask_rows(config)
     cut = {method: one.at() for method, one in found.items()}
     scores = {method: one.scores() for method, one in cut.items()}
     scope = next(iter(found.values())).scope
     source = f"here, {len(scope.ids)} images"
     if config.data.kind == "coco":
         sized = {_NAMES[method]: one.by_size() for method, one in cut.items()}
-        both = {names[method]: (scores[method].mean_iou, refined[method].get("masks")) for method in found}
-        return [table_ii(both, source), table_xiii(sized, source)]
+        both = {m: (scores[m].mean_iou, refined[m].get("masks")) for m in found}
+        return [table_ii(_placed(both, names, masked), source), table_xiii(sized, source)]
     steps = {m: (scores[m].mean_iou, refined[m].get("seeds_crf"), refined[m].get("masks")) for m in found}
     each = {names[method]: one.matrix.iou().tolist() for method, one in cut.items()}
-    tables = [table_i({names[m]: shares for m, shares in steps.items()}, source)]
+    tables = [table_i(_placed(steps, names, masked), source)]
     tables.append(table_ix(each, scope.classes, source))
     if "advcam" in scores:
         design = "last map only" if config.seeds.overrides.get("aggregate") == "last" else "sum over t"
@@ -216,7 +216,7 @@ def net_tables(nets: Mapping[str, Mapping[str, NetScore]], config: WSSSConfig) -
     last = {method: [*splits.values()][-1] for method, splits in nets.items() if splits}
     if not last:
         return []
-    names, source = _rows(config), f"here, {next(iter(last.values())).images} images"
+    names, source = _mask_rows(config), f"here, {next(iter(last.values())).images} images"
     shares = {names[method]: one.scores["mean_iou"] for method, one in last.items()}
     if config.data.kind == "coco":
         return [table_v({name: (share,) for name, share in shares.items()}, source)]
@@ -225,6 +225,26 @@ def net_tables(nets: Mapping[str, Mapping[str, NetScore]], config: WSSSConfig) -
     if depth is None:
         return [table_iii({name: (share, None) for name, share in shares.items()}, source)]
     return [table_iv({f"{name}, Res2Net-{depth}": (share, None) for name, share in shares.items()}, source)]
+
+
+def _placed(
+    shares: Mapping[str, tuple[float | None, ...]], names: Mapping[str, str], masked: Mapping[str, str]
+) -> dict[str, tuple[float | None, ...]]:
+    """The shares of each method by row; the last one, the masks', has a row of its own where that has another name."""
+    rows: dict[str, tuple[float | None, ...]] = {}
+    for method, (*seeds, mask) in shares.items():
+        if masked[method] == names[method] or mask is None:
+            rows[names[method]] = (*seeds, mask)
+        else:
+            rows[names[method]] = (*seeds, None)
+            rows[masked[method]] = (*(None for _ in seeds), mask)
+    return rows
+
+
+def _mask_rows(config: WSSSConfig) -> dict[str, str]:
+    """What the paper calls these methods' masks: by IRN, they go without saying."""
+    by = ", masks by PSA" if config.refine.method == "psa" else ""
+    return {method: name + by for method, name in _rows(config).items()}
 
 
 _NAMES = {"cam": "CAM", "advcam": "AdvCAM"}
