@@ -246,7 +246,9 @@ def test_a_weak_class_loses_beside_a_strong_one():
     assert walk_labels(walked[1:], maps_of(torch.ones(1, 1, 2), (4, 8), (1,)))[0, -1].item() == 2
 
 
-@pytest.mark.parametrize("wrong", [{"exponent": 0}, {"background": 2}, {"radius": 1}, {"steps": -1}, {"beta": -1}])
+@pytest.mark.parametrize(
+    "wrong", [{"exponent": 0}, {"background": 2}, {"radius": 1}, {"radius": 33}, {"steps": -1}, {"beta": -1}]
+)
 def test_recipes_are_checked(wrong):
     with pytest.raises(AdvCAMError, match="walk: "):
         WalkRecipe(**wrong)

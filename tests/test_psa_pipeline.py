@@ -428,6 +428,7 @@ def test_too_few_images_for_a_batch(small, world, tmp_path):
         ({"alphas": (32.0, 4.0)}, "the low one comes first"),
         ({"jitter": (0.1, 0.1, 0.1, 0.6)}, "the hue's at most 0.5"),
         ({"radius": 1}, "radius must be at least 2"),
+        ({"radius": 33}, "at most 32 cells, got 33"),
     ],
 )
 def test_settings_that_cannot_be_used(options, message):

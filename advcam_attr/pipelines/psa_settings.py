@@ -12,6 +12,7 @@ from advcam_attr.engine.fit import Precision
 from advcam_attr.networks.affinitynet import RESNET38, AffinityNet, affinity_net, load_affinity_net
 from advcam_attr.networks.timm_trunk import Lowering
 from advcam_attr.refine.confident import ALPHAS
+from advcam_attr.refine.walk import LARGEST_RADIUS
 from advcam_attr.types import AdvCAMError
 
 #: PSA's optimiser passes the weight decay in the place of the momentum, as IRN's does; its learning rate fits that.
@@ -33,7 +34,7 @@ class PSASettings:
         width: of the head, and of ResNet-38; 64.
         alphas: 4 and 32, the powers of the background's score for what is surely foreground and surely background.
         crf: the recipe of the CRF that these scores go through.
-        radius: 5 cells, of pairs, in training and in the walk.
+        radius: 5 cells, of pairs, in training and in the walk; at most 32.
         epochs: 8; the rest of an epoch that fills no batch is dropped.
         batch: 8 images an update, whatever the number of ranks.
         crop: 448 pixels, the side of the square that is cut or padded; images are not rescaled.
@@ -96,8 +97,10 @@ class PSASettings:
             raise AdvCAMError(f"psa: of the powers alphas, the low one comes first, both above 0; got {self.alphas}")
         if len(self.jitter) != 4 or min(self.jitter) < 0 or self.jitter[3] > 0.5:
             raise AdvCAMError(f"psa: jitter must be four numbers from 0, the hue's at most 0.5, got {self.jitter}")
-        if self.radius < 2:
-            raise AdvCAMError(f"psa: the radius must be at least 2 cells, got {self.radius}")
+        if not 2 <= self.radius <= LARGEST_RADIUS:
+            raise AdvCAMError(
+                f"psa: the radius must be at least 2 and at most {LARGEST_RADIUS} cells, got {self.radius}"
+            )
 
     def check_crop(self, stride: int) -> None:
         """Refuse crops in which a net of some stride finds no pairs of cells.

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from advcam_attr.refine.confident import UNDECIDED
-from advcam_attr.refine.walk import Offset, edge_walk, paths
+from advcam_attr.refine.walk import LARGEST_RADIUS, Offset, edge_walk, paths
 from advcam_attr.types import AdvCAMError, ClassMaps
 
 #: The radius of pairs in training, in cells of the grid (IRN's code); the walk's is 5.
@@ -253,7 +253,7 @@ class WalkRecipe:
     Attributes:
         exponent: of the class maps before the walk: 1.5 in AdvCAM's code, 1 in IRN's, 1.3 in RIB's.
         background: the score of the background: 0.25 in IRN's and AdvCAM's code, 0.27 in RIB's (0.22 for COCO).
-        radius: of the walk's neighbours, in cells; 5 in IRN's code.
+        radius: of the walk's neighbours, in cells; 5 in IRN's code, at most 32.
         beta: the power of affinities; 10 in IRN's code.
         steps: of the walk; 2^8 in IRN's code.
     """
@@ -269,6 +269,8 @@ class WalkRecipe:
             raise AdvCAMError(f"walk: exponents must be positive, and the background's score in 0..1, got {self}")
         if self.radius < 2 or self.steps < 0:
             raise AdvCAMError(f"walk: the radius must be at least 2 and the steps not negative, got {self}")
+        if self.radius > LARGEST_RADIUS:
+            raise AdvCAMError(f"walk: the radius must be at most {LARGEST_RADIUS} cells, got {self.radius}; lower it")
 
 
 def irn_labels(maps: ClassMaps, edge: Tensor, recipe: WalkRecipe | None = None) -> Tensor:

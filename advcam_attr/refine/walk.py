@@ -21,6 +21,9 @@ from advcam_attr.types import AdvCAMError
 #: What may be left of the series of `random_walk`, in units of the maps' peak.
 TOLERANCE = 1e-7
 
+#: The largest radius of neighbours. A walk takes memory by its square: at 32 cells, each has 3000 neighbours.
+LARGEST_RADIUS = 32
+
 Offset = tuple[int, int]
 
 
