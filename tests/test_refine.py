@@ -388,6 +388,9 @@ def test_settings_are_checked():
         RefineSettings(method="inr")
     with pytest.raises(AdvCAMError, match="unknown input of the CRF 'mask'; did you mean 'masks'"):
         RefineSettings(crf=("mask",))
+    for settings in (RefineSettings, IRNSettings, PSASettings):
+        with pytest.raises(AdvCAMError, match="unknown CRF recipe 'ps'; did you mean 'psa'"):
+            settings(**{"crf_recipe" if settings is RefineSettings else "crf": "ps"})
     with pytest.raises(AdvCAMError, match="thresholds"):
         RefineSettings(crf_threshold=35)
 
@@ -465,6 +468,7 @@ def test_psa_is_a_method_too(given, tmp_path):
     assert {path.name for path in summary.final.iterdir()} == {f"{s.id}.png" for s in given[0].samples}
     with pytest.raises(AdvCAMError, match=r"masks\.json was made with other settings \(method was psa, is irn"):
         refine(SETTINGS, given[1], given[0], tmp_path)
+    assert not (tmp_path / "confident").exists(), "it is told before anything is made"
 
 
 @pytest.mark.slow

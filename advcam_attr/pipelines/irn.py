@@ -35,6 +35,7 @@ from advcam_attr.pipelines.irn_settings import IRNSettings
 from advcam_attr.pipelines.label_stage import (
     Tell,
     check_made,
+    check_method,
     check_seeds,
     listed,
     plain,
@@ -80,6 +81,7 @@ def refine_irn(settings: IRNSettings, seeds: MapReader, data: SegmentationData, 
         >>> refine_irn(IRNSettings(), seed_store(Path("run")), data, Path("run/irn"), print)  # doctest: +SKIP
     """
     check_seeds(seeds, data)
+    check_method(out / "masks", "irn", overwrite=settings.overwrite)
     if settings.trained is not None:
         net, note = load_irnet(settings.trained)
         tell(f"IRN's net is {settings.trained}" + (f" ({note})" if note else ""))

@@ -14,7 +14,9 @@ from advcam_attr.networks.irnet import IRNet, irnet
 from advcam_attr.networks.irnet_file import load_irnet
 from advcam_attr.networks.resnet_cam import IRN_BACKBONE
 from advcam_attr.refine.confident import THRESHOLDS
+from advcam_attr.refine.crf import RECIPES
 from advcam_attr.refine.irn import TRAINING_RADIUS, WalkRecipe
+from advcam_attr.registry import lookup
 from advcam_attr.types import AdvCAMError
 
 
@@ -80,6 +82,7 @@ class IRNSettings:
     overwrite: bool = False
 
     def __post_init__(self) -> None:
+        lookup(self.crf, RECIPES, "CRF recipe")
         for name in ("epochs", "batch", "checkpoint_every", "pad_to"):
             if getattr(self, name) < 1:
                 raise AdvCAMError(f"irn: {name} must be at least 1, got {getattr(self, name)}")

@@ -21,6 +21,7 @@ from advcam_attr.engine.prefetch import prefetched
 from advcam_attr.engine.sharding import Shard, shard_of, shard_of_launch
 from advcam_attr.files import remove_leftovers
 from advcam_attr.pipelines.evaluation import MapReader
+from advcam_attr.pipelines.folder import require_same
 from advcam_attr.pipelines.masks import mask_path, png_settings, write_mask
 from advcam_attr.pipelines.run_folder import read_record, same_settings
 from advcam_attr.types import AdvCAMError, Sample
@@ -139,6 +140,18 @@ def folder_digest(folder: Path) -> str:
     if record is None:
         raise AdvCAMError(f"no label maps in {folder}: {record_path(folder)} is missing or damaged; make them first")
     return str(record["digest"])
+
+
+def check_method(masks: Path, method: str, *, overwrite: bool) -> None:
+    """That the masks of a folder, if there are any, are by this method: to tell it before a net is trained for them.
+
+    Raises:
+        AdvCAMError: they are by another one, and are not to be made anew.
+    """
+    record = read_record(record_path(masks))
+    if record is not None and not overwrite and next(masks.glob("*.png"), None) is not None:
+        known = {"method": record["settings"].get("method")}
+        require_same(record_path(masks), known, {"method": method}, "overwrite")
 
 
 def check_made(folder: Path, data: SegmentationData, what: str) -> str:

@@ -24,6 +24,7 @@ from advcam_attr.pipelines.evaluation import MapReader
 from advcam_attr.pipelines.label_stage import (
     Tell,
     check_made,
+    check_method,
     check_seeds,
     listed,
     plain,
@@ -70,6 +71,7 @@ def refine_psa(settings: PSASettings, seeds: MapReader, data: SegmentationData, 
         >>> refine_psa(settings, seed_store(Path("run")), data, Path("run/psa"), print)  # doctest: +SKIP
     """
     check_seeds(seeds, data)
+    check_method(out / "masks", "psa", overwrite=settings.overwrite)
     net = settings.make_net()
     if settings.trained is None:
         settings.check_crop(net.stride)

@@ -12,7 +12,9 @@ from advcam_attr.engine.fit import Precision
 from advcam_attr.networks.affinitynet import RESNET38, AffinityNet, affinity_net, load_affinity_net
 from advcam_attr.networks.timm_trunk import Lowering
 from advcam_attr.refine.confident import ALPHAS
+from advcam_attr.refine.crf import RECIPES
 from advcam_attr.refine.walk import LARGEST_RADIUS
+from advcam_attr.registry import lookup
 from advcam_attr.types import AdvCAMError
 
 #: PSA's optimiser passes the weight decay in the place of the momentum, as IRN's does; its learning rate fits that.
@@ -85,6 +87,7 @@ class PSASettings:
     overwrite: bool = False
 
     def __post_init__(self) -> None:
+        lookup(self.crf, RECIPES, "CRF recipe")
         for name in ("epochs", "batch", "crop", "checkpoint_every", "stride", "width"):
             if getattr(self, name) < 1:
                 raise AdvCAMError(f"psa: {name} must be at least 1, got {getattr(self, name)}")

@@ -38,7 +38,7 @@ from advcam_attr.pipelines.label_stage import (
 from advcam_attr.pipelines.masks import mask_path
 from advcam_attr.pipelines.psa import PSASettings, refine_psa
 from advcam_attr.pipelines.seeded_images import SeededImage, read_seeded, seeded_stage
-from advcam_attr.refine.crf import DenseCRF, refine_labels
+from advcam_attr.refine.crf import RECIPES, DenseCRF, refine_labels
 from advcam_attr.refine.saliency import ambiguous
 from advcam_attr.refine.seeds import cut
 from advcam_attr.registry import lookup
@@ -81,6 +81,7 @@ class RefineSettings:
         lookup(self.method, METHODS, "refinement method")
         for what in self.crf:
             lookup(what, dict.fromkeys(("seeds", "masks")), "input of the CRF")
+        lookup(self.crf_recipe, RECIPES, "CRF recipe")
         if not (0 <= self.crf_threshold <= 1 and 0 <= self.saliency_threshold < 1):
             raise AdvCAMError(
                 f"refine: thresholds must lie in 0..1, got crf_threshold {self.crf_threshold:g} and "
