@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 from random import Random
 
 import pytest
+from PIL import Image
 from tiny_voc import write_voc
 
 from advcam_attr import cli
@@ -181,6 +183,30 @@ def test_what_a_run_cannot_use_is_one_line(capsys, folder, whole):
     (masks / "b.png").write_bytes((masks / "b.png").read_bytes()[:40])
     assert "masks/b.png" in refused(capsys, "wsss", "segment", *only)
     assert not Path("run/segmentation/advcam/deeplab/log.jsonl").exists()
+
+
+def test_masks_of_another_refinement_are_told(capsys, folder, whole):
+    """What ``refine`` alone was told by the command line."""
+    shutil.copytree(whole, "run")
+    (folder / "sal").mkdir()
+    for id in "abc":
+        Image.new("L", (64, 48), 255).save(f"sal/{id}.png")
+    assert advcam(capsys, "wsss", "refine", "--saliency", "sal")[0] == 0
+    given = ["--refine.saliency", "sal"]
+    for stage in ("segment", "evaluate", "run"):
+        message = refused(capsys, "wsss", stage)
+        assert message.startswith(
+            "run/refined/cam/masks_saliency is there, and the settings end with masks: give --ref"
+        )
+        assert f"--refine.saliency {folder / 'sal'} here" in message
+        message = refused(capsys, "wsss", stage, *given, "--refine.method", "psa")
+        assert message.startswith("run/refined/cam/masks is by irn, and refine.method is psa: give --refine.method irn")
+    assert advcam(capsys, "wsss", "evaluate", *given)[0] == 0
+    for method in ("cam", "advcam"):
+        shutil.rmtree(f"run/refined/{method}/masks_saliency")
+    assert advcam(capsys, "wsss", "run")[0] == 0
+    (folder / "run/refined/cam/masks_crf").mkdir()
+    assert "give --refine.crf '[masks]' here" in refused(capsys, "wsss", "segment")
 
 
 def test_generators_need_no_classifier(capsys, folder):

@@ -31,12 +31,14 @@ from advcam_attr.pipelines.label_stage import (
     Tell,
     check_seeds,
     folder_digest,
+    record_path,
     run_stage,
     silent,
     wait_for_ranks,
 )
 from advcam_attr.pipelines.masks import mask_path
 from advcam_attr.pipelines.psa import PSASettings, refine_psa
+from advcam_attr.pipelines.run_folder import read_record
 from advcam_attr.pipelines.seeded_images import SeededImage, read_seeded, seeded_stage
 from advcam_attr.refine.crf import RECIPES, DenseCRF, refine_labels
 from advcam_attr.refine.saliency import ambiguous
@@ -119,6 +121,38 @@ def final_step(settings: RefineSettings) -> str:
     if settings.saliency is not None:
         return "masks_saliency"
     return "masks_crf" if "masks" in settings.crf else "masks"
+
+
+def check_refined(settings: RefineSettings, out: Path) -> None:
+    """That the pseudo ground truth of a folder, if there is any, is what these settings name.
+
+    Raises:
+        AdvCAMError: the masks are by another method, or further steps were made of them, e.g. by options that were
+            given to the refinement alone.
+    """
+    method = _made_with(out / "masks", "method") or settings.method
+    if method != settings.method:
+        raise AdvCAMError(
+            f"{out / 'masks'} is by {method}, and refine.method is {settings.method}: give --refine.method {method} "
+            "here, too, or set it in the configuration"
+        )
+    steps = {
+        "masks": "",
+        "masks_crf": "--refine.crf '[masks]'",
+        "masks_saliency": f"--refine.saliency {_made_with(out / 'masks_saliency', 'saliency') or 'DIR'}",
+    }
+    last = [step for step in steps if (out / step).is_dir()][-1:]
+    if last and [*steps].index(last[0]) > [*steps].index(final_step(settings)):
+        raise AdvCAMError(
+            f"{out / last[0]} is there, and the settings end with {final_step(settings)}: give {steps[last[0]]} here, "
+            "too, or set it in the configuration; or remove that folder"
+        )
+
+
+def _made_with(folder: Path, setting: str) -> str | None:
+    """What the record of a folder's label maps says of a setting; None where it says nothing."""
+    record = read_record(record_path(folder))
+    return None if record is None else record["settings"].get(setting)
 
 
 def _irn(settings: RefineSettings, seeds: MapReader, data: SegmentationData, out: Path, tell: Tell) -> None:

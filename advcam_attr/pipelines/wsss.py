@@ -41,7 +41,7 @@ from advcam_attr.networks.generators import load_generator
 from advcam_attr.networks.resnet_cam import CAMNet, cam_net
 from advcam_attr.pipelines.classifier import WEIGHTS, ClassifierResult, train_classifier
 from advcam_attr.pipelines.evaluation import evaluate_masks, write_mask_evaluation
-from advcam_attr.pipelines.refine import RefineSummary, final_step, refine
+from advcam_attr.pipelines.refine import RefineSummary, check_refined, final_step, refine
 from advcam_attr.pipelines.run_folder import kept_config, read_record, same_settings
 from advcam_attr.pipelines.seeds import SeedSettings, SeedSummary, make_seeds, seed_store
 from advcam_attr.pipelines.segmentation import predict, recipes_of, trained_net
@@ -192,13 +192,14 @@ def segment_masks(config: WSSSConfig, tell: Tell = print) -> dict[str, dict[str,
         on the first process of a launch.
 
     Raises:
-        AdvCAMError: there is no pseudo ground truth yet, no split to label; or as
-            `advcam_attr.pipelines.segmentation.train_segmentation` and `predict`.
+        AdvCAMError: there is no pseudo ground truth yet, or other than the configuration names; no split to label; or
+            as `advcam_attr.pipelines.segmentation.train_segmentation` and `predict`.
     """
     data, step = seeded_images(config), final_step(config.refine)
     tests = labelled_images(config)
     settings = with_paths(config.segmentation, "checkpoint", "trained", "known")
     for method in config.seeds.methods:
+        check_refined(config.refine, folder_of(config, "refined", method))
         if not folder_of(config, "refined", method, step).is_dir():
             missing = folder_of(config, "refined", method, step)
             raise AdvCAMError(f"no pseudo ground truth in {missing}: make it first (advcam wsss refine)")

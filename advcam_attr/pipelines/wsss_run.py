@@ -10,6 +10,7 @@ from advcam_attr.data.segmentation import SegmentationData
 from advcam_attr.engine.sharding import shard_of, shard_of_launch
 from advcam_attr.engine.store import MapStore
 from advcam_attr.pipelines.label_stage import PATIENCE
+from advcam_attr.pipelines.refine import check_refined
 from advcam_attr.pipelines.segmentation import recipes_of
 from advcam_attr.pipelines.work import Work, duration, plan
 from advcam_attr.pipelines.wsss import (
@@ -82,6 +83,8 @@ def run(config: WSSSConfig, tell: Tell = print, *, show_progress: bool = False) 
         raise AdvCAMError("a run is one job's, not an array's: start it outside of the array, or its seeds alone in it")
     if launch.rank == 0:
         tell(plan_run(config))
+    for method in config.seeds.methods:
+        check_refined(config.refine, folder_of(config, "refined", method))
     if config.net.generator is None:
         train(config, tell)
     require_all(seeds(config, tell, show_progress=show_progress))

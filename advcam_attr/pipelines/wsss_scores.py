@@ -20,7 +20,7 @@ from advcam_attr.files import write_json, write_text
 from advcam_attr.metrics.evaluation import SeedEvaluation, compare_best
 from advcam_attr.metrics.thresholds import THRESHOLDS
 from advcam_attr.pipelines.evaluation import REPORT, evaluate_masks, evaluate_seeds, left_out, write_seed_evaluation
-from advcam_attr.pipelines.refine import final_step
+from advcam_attr.pipelines.refine import check_refined, final_step
 from advcam_attr.pipelines.seeds import seed_store
 from advcam_attr.pipelines.segmentation import predictions_folder, recipes_of
 from advcam_attr.pipelines.wsss import Tell, read_split
@@ -64,11 +64,14 @@ def evaluate(config: WSSSConfig, tell: Tell = print) -> dict[str, SeedEvaluation
         The evaluation of each method's seeds.
 
     Raises:
-        AdvCAMError: no seeds, a damaged evaluation, or as `advcam_attr.pipelines.evaluation.evaluate_seeds`.
+        AdvCAMError: no seeds, other pseudo masks than the configuration names, a damaged evaluation, or as
+            `advcam_attr.pipelines.evaluation.evaluate_seeds`.
     """
     data = read_split(config.data, config.data.score)
     if config.score.thresholds not in THRESHOLDS:
         raise AdvCAMError(f"score.thresholds is one of {', '.join(THRESHOLDS)}, got {config.score.thresholds!r}")
+    for method in config.seeds.methods:
+        check_refined(config.refine, folder_of(config, "refined", method))
     found: dict[str, SeedEvaluation] = {}
     for method in config.seeds.methods:
         folder = folder_of(config, "seeds", method)
