@@ -40,7 +40,7 @@ from advcam_attr.networks.cam_file import load_cam_net
 from advcam_attr.networks.generators import load_generator
 from advcam_attr.networks.resnet_cam import CAMNet, cam_net
 from advcam_attr.pipelines.classifier import WEIGHTS, ClassifierResult, train_classifier
-from advcam_attr.pipelines.evaluation import evaluate_masks, write_mask_evaluation
+from advcam_attr.pipelines.evaluation import evaluate_masks, left_out, write_mask_evaluation
 from advcam_attr.pipelines.refine import RefineSummary, check_refined, final_step, refine
 from advcam_attr.pipelines.run_folder import kept_config, read_record, same_settings
 from advcam_attr.pipelines.seeds import SeedSettings, SeedSummary, make_seeds, seed_store
@@ -227,6 +227,8 @@ def _segmented(
             folder = predict(replace(settings, crf=recipe), net, test, out, tell)
         if name == "val" and shard_of_launch().rank == 0:
             evaluation = found[folder.name] = evaluate_masks(folder, test)
+            for line in left_out(evaluation.scope):
+                tell(line)
             report = write_mask_evaluation(evaluation, folder)
             tell(f"{folder}: mIoU {100 * evaluation.scores().mean_iou:.2f} ({report})")
     return found
