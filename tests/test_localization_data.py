@@ -447,3 +447,91 @@ def test_check_finds_what_is_wrong_with_imagenet(tmp_path):
     annotation(places / "a.xml", "n00000001", [(1, 2, 0, 4)])
     (problem,) = check(tmp_path).data_sets[0].problems
     assert problem.what == "splits that cannot be used"
+
+
+@pytest.fixture
+def lists(tmp_path) -> Path:
+    """A folder ``metadata`` with the three splits of two birds, without photographs."""
+    for split in ("train", "val", "test"):
+        write_lists(tmp_path / "metadata" / "CUB" / split, LISTS)
+    (tmp_path / "metadata" / "CUB" / "train" / "localization.txt").unlink()
+    return tmp_path / "metadata"
+
+
+def words(inventory) -> set[str]:
+    return {" ".join(line.split()) for line in inventory.text().splitlines()}
+
+
+def test_check_knows_metadata_folders(lists):
+    inventory = check(lists / "CUB", deep=True)
+    assert inventory.sound
+    assert words(inventory) >= {
+        f"Lists of CUB (Choe et al.) in {lists / 'CUB'}",
+        "val/localization.txt 3 boxes of 2 images",
+        f"photographs not looked for: there is no {lists.parent / 'dataset' / 'CUB'}",
+        "split listed published there labelled no object boxes",
+        "train 2 5994 - 2 0 0",
+        "val 2 1000 - 2 0 2",
+        "test 2 5794 - 2 0 2",
+        "classes with images 2 2 2",
+    }
+    for above in (lists, lists.parent):
+        assert [data_set.root for data_set in check(above).data_sets] == [lists / "CUB"]
+
+
+def test_check_finds_what_is_wrong_with_metadata(lists):
+    images = lists.parent / "dataset" / "CUB"
+    photograph(images / "001.Gull" / "5.jpg")
+    inventory = check(lists)
+    assert "val 2 1000 1 2 0 2" in words(inventory)
+    assert {p.what: p.cases for p in inventory.data_sets[0].problems} == {"listed images that are not there": ("7",)}
+    photograph(images / "002.Wren" / "7.jpg", (31, 12))
+    assert check(lists).sound
+    (problem,) = check(lists, deep=True).data_sets[0].problems
+    assert problem.cases[0].endswith("7.jpg is of 31x12 pixels, and its boxes are for 30x12")
+
+    (lists / "CUB/train/image_ids.txt").unlink()
+    write_lists(lists / "CUB/val", {"image_sizes": LISTS["image_sizes"][:1]})
+    (lists / "CUB/test/localization.txt").unlink()
+    (found,) = check(lists).data_sets
+    (problem,) = found.problems
+    assert [case.split("metadata/CUB/")[1] for case in problem.cases] == [
+        "train/image_ids.txt",
+        "val/image_sizes.txt has no line for 1 of 2 images (002.Wren/7.jpg); is it cut off?",
+    ]
+    assert found.absent == ("boxes of test: it takes test/localization.txt",)
+    for file in (lists / "CUB/test").iterdir():
+        file.unlink()
+    (lists / "CUB/test").rmdir()
+    assert check(lists).data_sets[0].absent == (
+        "test (5794 images): it takes test/image_ids.txt and test/class_labels.txt",
+    )
+
+
+def test_check_knows_masks_in_place_of_boxes(tmp_path):
+    truth = ["001.Gull/5.jpg,m0.png,", "002.Wren/7.jpg,m1.png,ignored.png", "002.Wren/7.jpg,m2.png,"]
+    write_lists(tmp_path / "metadata" / "OpenImages" / "val", {**LISTS, "localization": truth})
+    inventory = check(tmp_path)
+    assert words(inventory) >= {"val/localization.txt 3 masks of 2 images", "val 2 2500 - 2 0 2"}
+    images = tmp_path / "dataset" / "OpenImages"
+    for name in LISTS["image_ids"]:
+        photograph(images / name)
+    for name in ("m0", "m1", "m2"):
+        Image.new("L", (4, 4), 255).save(images / f"{name}.png")
+    (problem,) = check(tmp_path, deep=True).data_sets[0].problems
+    assert (problem.what, problem.cases) == ("listed masks that are not there", (str(images / "ignored.png"),))
+    Image.new("L", (4, 4)).save(images / "ignored.png")
+    assert check(tmp_path, deep=True).sound
+    (images / "m0.png").write_bytes(b"none")
+    (problem,) = check(tmp_path, deep=True).data_sets[0].problems
+    assert (problem.what, len(problem.cases)) == ("masks that cannot be used", 1)
+
+
+def test_lists_of_another_name_have_no_published_numbers(tmp_path):
+    write_lists(tmp_path / "birds" / "test", LISTS)
+    inventory = check(tmp_path)
+    assert words(inventory) >= {
+        "test 2 - - 2 0 2",
+        "train: it takes train/image_ids.txt and train/class_labels.txt",
+        "001.Gull 1",
+    }

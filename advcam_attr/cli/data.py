@@ -10,7 +10,9 @@ from advcam_attr.cli.parser import Command, Group, Parser
 
 
 def _add_check(parser: Parser) -> None:
-    parser.add_argument("root", metavar="ROOT", help="folder of PASCAL VOC, MS COCO, CUB or ImageNet, or above it")
+    parser.add_argument(
+        "root", metavar="ROOT", help="folder of PASCAL VOC, MS COCO, CUB, ImageNet or lists of Choe et al., or above it"
+    )
     parser.add_argument("--deep", action="store_true", help="open every picture and mask, too")
     parser.add_argument("--workers", type=int, default=0, metavar="N", help="processes that open them (default: none)")
 

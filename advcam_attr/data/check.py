@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
 from advcam_attr.data.check_coco import inspect_coco
-from advcam_attr.data.check_localization import inspect_cub, inspect_imagenet
+from advcam_attr.data.check_localization import inspect_cub, inspect_imagenet, inspect_metadata
 from advcam_attr.data.check_voc import inspect_voc
 from advcam_attr.data.coco import find_coco
 from advcam_attr.data.cub import find_cub
@@ -18,13 +18,15 @@ from advcam_attr.data.imagenet import find_imagenet
 from advcam_attr.data.images import read_rgb
 from advcam_attr.data.inventory import DataSetInventory, Inventory, Problem, problems
 from advcam_attr.data.voc import find_voc
+from advcam_attr.data.wsol_metadata import find_metadata
 from advcam_attr.types import AdvCAMError, Sample
 
 
 def check(root: str | Path, *, deep: bool = False, workers: int = 0, show_progress: bool = False) -> Inventory:
     """Take stock of the data sets at a folder or in the folders within it.
 
-    They are PASCAL VOC 2012, MS COCO 2014, CUB-200-2011 and ImageNet-1K.
+    They are PASCAL VOC 2012, MS COCO 2014, CUB-200-2011, ImageNet-1K, and the lists of Choe et al., which may also lie
+    in a folder ``metadata`` within it. Photographs of lists in ``metadata/CUB`` are looked for in ``dataset/CUB``.
 
     Lists, annotations and names of files are read, and nothing is changed.
 
@@ -51,12 +53,15 @@ def check(root: str | Path, *, deep: bool = False, workers: int = 0, show_progre
     found += [inspect_coco(folder) for folder in _folders(root, find_coco)]
     found += [inspect_cub(folder) for folder in _folders(root, find_cub)]
     found += [inspect_imagenet(folder) for folder in _folders(root, find_imagenet)]
+    lists = _folders(root, find_metadata) or _folders(root / "metadata", find_metadata)
+    found += [inspect_metadata(folder) for folder in lists]
     if not found:
         raise AdvCAMError(
             f"no data set at {root}: looked for PASCAL VOC 2012 (JPEGImages beside ImageSets, Annotations or "
             "SegmentationClass), MS COCO 2014 (annotations/instances_*.json), CUB-200-2011 (images.txt beside "
-            "train_test_split.txt) and ImageNet (LOC_synset_mapping.txt, or train or val with folders named by "
-            "synsets), in it and in the folders within it" + ("" if root.is_dir() else "; there is no such folder")
+            "train_test_split.txt), ImageNet (LOC_synset_mapping.txt, or train or val with folders named by "
+            "synsets) and lists of Choe et al. (image_ids.txt in train, val or test), in it or in the folders within it"
+            + ("" if root.is_dir() else "; there is no such folder")
         )
     if deep:
         found = [replace(f, problems=f.problems + _open_all(f, workers, show_progress)) for f in found]
@@ -78,11 +83,11 @@ def _folders(root: Path, find: Callable[[Path], Path]) -> list[Path]:
 
 def _open_all(found: DataSetInventory, workers: int, show_progress: bool) -> tuple[Problem, ...]:
     """Open every image that is there, and its mask if it has one, once."""
-    files: dict[str, tuple[Sample, Callable[[Sample], object] | None]] = {}
+    files: dict[Path, tuple[Sample, Callable[[Sample], object] | None]] = {}
     for split in found.splits:
         for sample in split.samples:
-            if sample.id in split.there and files.get(sample.id, (None, None))[1] is None:
-                files[sample.id] = sample, split.mask if sample.id in split.masked else None
+            if sample.id in split.there and files.get(sample.image, (None, None))[1] is None:
+                files[sample.image] = sample, split.mask if sample.id in split.masked else None
     loader = DataLoader(_Opening(list(files.values())), batch_size=32, num_workers=workers, collate_fn=list)
     images: list[str] = []
     masks: list[str] = []

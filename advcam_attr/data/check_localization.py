@@ -1,4 +1,4 @@
-"""The folder of CUB-200-2011 or ImageNet-1K in; what is there and what is wrong with it, out."""
+"""The folder of CUB-200-2011, ImageNet-1K or lists of Choe et al. in; what is there and what is wrong with it, out."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from advcam_attr.data import cub, imagenet
+from advcam_attr.data import cub, imagenet, wsol_metadata
 from advcam_attr.data.inventory import DataSetInventory, SplitInventory, problems
-from advcam_attr.data.localization import missing_images
+from advcam_attr.data.localization import LocalizationData, missing_images
+from advcam_attr.data.pixel_masks import PixelMasks, read_pixel_truth
 from advcam_attr.data.sizes import stored_size
 from advcam_attr.types import AdvCAMError, Sample
 
@@ -36,6 +37,25 @@ class FittingBoxes:
             raise AdvCAMError(
                 f"{sample.image} is of {width}x{height} pixels, and its boxes are for {noted[1]}x{noted[0]}"
             )
+
+
+@dataclass(frozen=True)
+class ReadableMasks:
+    """Checks that the true pixels of a sample can be read.
+
+    Attributes:
+        masks: their files by id.
+    """
+
+    masks: Mapping[str, PixelMasks]
+
+    def __call__(self, sample: Sample) -> None:
+        """Nothing, if they can.
+
+        Raises:
+            AdvCAMError: they cannot.
+        """
+        read_pixel_truth(self.masks[sample.id])
 
 
 def inspect_cub(folder: Path) -> DataSetInventory:
@@ -111,6 +131,79 @@ def inspect_imagenet(folder: Path) -> DataSetInventory:
         problems=problems(("splits that cannot be used", unusable, "mend them")),
         truth="boxes",
     )
+
+
+def inspect_metadata(folder: Path) -> DataSetInventory:
+    """Take stock of the lists in ``metadata/<name>``, and of photographs and masks if ``dataset/<name>`` is there."""
+    place = Path(os.path.abspath(folder))
+    images = place.parent.parent / "dataset" / place.name
+    looked_for = images.is_dir()
+    masked = place.name == "OpenImages"
+    found: list[LocalizationData] = []
+    absent: list[str] = []
+    unusable: list[str] = []
+    published = dict(zip(wsol_metadata.SPLITS, wsol_metadata.PUBLISHED.get(place.name, ()), strict=False))
+    for name in wsol_metadata.SPLITS:
+        if not (folder / name).is_dir():
+            images_of = f"{name} ({published[name]} images)" if published else name
+            absent.append(f"{images_of}: it takes {name}/{wsol_metadata.IDS} and {name}/{wsol_metadata.LABELS}")
+            continue
+        try:
+            found.append(wsol_metadata.read_wsol_metadata(place, images, name))
+        except AdvCAMError as error:
+            unusable.append(str(error))
+            continue
+        if name != "train" and not (folder / name / wsol_metadata.TRUTH).is_file():
+            absent.append(f"{'masks' if masked else 'boxes'} of {name}: it takes {name}/{wsol_metadata.TRUTH}")
+    masked = masked or any(data.masks for data in found)
+    lost = {data.split: _lost_masks(data) if looked_for else {} for data in found}
+    splits = [
+        SplitInventory(
+            data.split,
+            published.get(data.split),
+            data.samples,
+            frozenset(s.id for s in data.samples) - {s.id for s in missing_images(data.samples)},
+            frozenset(s.id for s in data.samples),
+            frozenset(id for id in data.masks or data.boxes if id not in lost[data.split]),
+            ReadableMasks(data.masks) if data.masks else FittingBoxes(data.sizes),
+            looked_for,
+        )
+        for data in found
+    ]
+    return DataSetInventory(
+        name=f"Lists of {place.name} (Choe et al.)",
+        root=folder,
+        classes=max((data.classes for data in found), key=len, default=()),
+        parts=(
+            *((f"{data.split}/{wsol_metadata.TRUTH}", _truth_told(data)) for data in found if data.boxes or data.masks),
+            ("photographs", f"looked for in {images}" if looked_for else f"not looked for: there is no {images}"),
+        ),
+        splits=tuple(splits),
+        absent=tuple(absent),
+        problems=problems(
+            ("splits that cannot be used", unusable, "mend the lists, or unpack them anew"),
+            *([_missing(splits)] if looked_for else []),
+            (
+                "listed masks that are not there",
+                (path for of in lost.values() for path in of.values()),
+                "unpack them anew",
+            ),
+        ),
+        truth="masks" if masked else "boxes",
+    )
+
+
+def _lost_masks(data: LocalizationData) -> dict[str, str]:
+    """The first mask of an image that is not there, by the image's id."""
+    files = ((id, file) for id, masks in data.masks.items() for file in (*masks.instances, masks.ignored))
+    missing = missing_images(Sample(id, file, ()) for id, file in files if file is not None)
+    return {sample.id: str(sample.image) for sample in reversed(missing)}
+
+
+def _truth_told(data: LocalizationData) -> str:
+    if data.masks:
+        return f"{sum(len(masks.instances) for masks in data.masks.values())} masks of {len(data.masks)} images"
+    return f"{sum(map(len, data.boxes.values()))} boxes of {len(data.boxes)} images"
 
 
 def _split(

@@ -45,6 +45,7 @@ class SplitInventory:
         known: ids of those whose labels are known.
         masked: ids of those that have a label map, or boxes.
         mask: reads the label map, or checks that the boxes fit the image.
+        looked_for: whether photographs were looked for; none are there, if not.
     """
 
     name: str
@@ -54,6 +55,7 @@ class SplitInventory:
     known: frozenset[str]
     masked: frozenset[str]
     mask: Callable[[Sample], Tensor | None]
+    looked_for: bool = True
 
     @property
     def labelled(self) -> int:
@@ -112,8 +114,9 @@ class DataSetInventory:
 
     def _split_rows(self) -> list[list[str]]:
         return [["split", "listed", "published", "there", "labelled", "no object", self.truth]] + [
-            [s.name, *map(_count, (len(s.samples), s.published, len(s.there), s.labelled, s.unlabelled, len(s.masked)))]
+            [s.name, *map(_count, (len(s.samples), s.published, there, s.labelled, s.unlabelled, len(s.masked)))]
             for s in self.splits
+            for there in [len(s.there) if s.looked_for else None]
         ]
 
     def _class_rows(self) -> list[list[str]]:

@@ -20,6 +20,11 @@ CLASSES = {"CUB": 200, "ILSVRC": 1000, "OpenImages": 100}
 #: The splits: training with labels, search of hyper-parameters with boxes or masks, and the test.
 SPLITS = ("train", "val", "test")
 
+#: How many images the published lists of each split name.
+PUBLISHED = {"CUB": (5994, 1000, 5794), "ILSVRC": (1281167, 10000, 50000), "OpenImages": (29819, 2500, 5000)}
+
+IDS, LABELS, SIZES, TRUTH = "image_ids.txt", "class_labels.txt", "image_sizes.txt", "localization.txt"
+
 
 def read_wsol_metadata(
     metadata: str | Path,
@@ -55,17 +60,17 @@ def read_wsol_metadata(
     folder, root = Path(metadata) / split, Path(images)
     if split not in SPLITS:
         raise AdvCAMError(f"metadata have no split {split!r}; there are {', '.join(SPLITS)}")
-    list_file = folder / ("image_ids_proxy.txt" if proxy else "image_ids.txt")
+    list_file = folder / ("image_ids_proxy.txt" if proxy else IDS)
     paths = [line[0] for line in _lines(list_file, 1)]
-    labels = _labels(folder / "class_labels.txt", paths)
+    labels = _labels(folder / LABELS, paths)
     ids = image_ids(paths)
     samples = tuple(Sample(id, root / path, (labels[path],)) for id, path in zip(ids, paths, strict=True))
     names = tuple(classes) if classes is not None else _names(Path(metadata).name, paths, labels)
     highest = max(labels[path] for path in paths)
     if highest >= len(names):
-        raise AdvCAMError(f"{folder / 'class_labels.txt'} has a class {highest}, but there are {len(names)}, from 0 on")
+        raise AdvCAMError(f"{folder / LABELS} has a class {highest}, but there are {len(names)}, from 0 on")
     by_path = dict(zip(paths, ids, strict=True))
-    sizes_file, truth_file = folder / "image_sizes.txt", folder / "localization.txt"
+    sizes_file, truth_file = folder / SIZES, folder / TRUTH
     sizes = _sizes(sizes_file, by_path) if sizes_file.is_file() else {}
     if not truth_file.is_file():
         return LocalizationData(_name(metadata), root, split, names, samples, {}, sizes)
@@ -82,6 +87,18 @@ def read_wsol_metadata(
         return LocalizationData(_name(metadata), root, split, names, samples, {}, sizes, files)
     boxes = {by_path[p]: _boxes(found, sizes[by_path[p]], f"{truth_file}, {p}") for p, found in rows.items()}
     return LocalizationData(_name(metadata), root, split, names, samples, boxes, sizes)
+
+
+def find_metadata(root: str | Path) -> Path:
+    """A root whose ``train``, ``val`` or ``test`` holds lists of images or of their labels.
+
+    Raises:
+        AdvCAMError: none of them does.
+    """
+    root = Path(root)
+    if any((root / split / name).is_file() for split in SPLITS for name in (IDS, LABELS)):
+        return root
+    raise AdvCAMError(f"no lists at {root}: looked for {IDS} and {LABELS} in {', '.join(SPLITS)}")
 
 
 def _name(metadata: str | Path) -> str:
