@@ -12,7 +12,7 @@ from PIL import Image
 
 pytest.importorskip("cv2")
 
-from tiny_wsol import write_cub
+from tiny_wsol import photograph, write_cub, write_lists
 
 from advcam_attr import cli
 from advcam_attr.cli.wsol import CONFIGURED
@@ -252,6 +252,22 @@ def test_what_cannot_be_used_is_one_line(capsys, folder, monkeypatch):
 def test_what_later_stages_refuse_is_told_before_any_training(options, message, capsys, folder):
     assert message in refused(capsys, "run", *options)
     assert not Path("run").exists()
+
+
+@pytest.mark.parametrize("stage", ["run", "maps", "evaluate"])
+@pytest.mark.parametrize("config", ["config.yaml", "ready.yaml"])
+def test_masks_in_place_of_boxes_are_refused_before_anything_is_made(stage, config, capsys, folder):
+    photograph(folder / "dataset/OpenImages/0.jpg")
+    lists = {"image_ids": ["0.jpg"], "class_labels": ["0.jpg,0"]}
+    write_lists(folder / "metadata/OpenImages/train", lists)
+    truth = {"image_sizes": ["0.jpg,20,10"], "localization": ["0.jpg,m.png,"]}
+    write_lists(folder / "metadata/OpenImages/test", {**lists, **truth})
+    data = ["--data.kind", "metadata", "--data.metadata", "metadata/OpenImages", "--data.root", "dataset/OpenImages"]
+    message = refused(capsys, stage, *data, config=config)
+    assert message.startswith("openimages test has masks and no boxes, and MaxBoxAcc needs boxes: in Python, ")
+    assert message.endswith("(PxAP) by advcam_attr.metrics.pixel_ap.PixelAP")
+    assert not Path("run").exists()
+    assert not Path("ready").exists()
 
 
 def test_a_box_that_is_not_in_its_image_is_named(capsys, folder):

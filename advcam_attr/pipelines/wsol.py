@@ -98,9 +98,10 @@ def make_maps(
     """The stage ``maps``: the maps of every classifier by every method.
 
     Raises:
-        AdvCAMError: a classifier is not trained yet; or as `advcam_attr.pipelines.wsol_maps.make_wsol_maps`.
+        AdvCAMError: images have masks in place of boxes, or a classifier is not trained yet; or as
+            `advcam_attr.pipelines.wsol_maps.make_wsol_maps`.
     """
-    data = read_split(config.data, config.data.score)
+    data = _read_scored(config.data)
     tell(f"reading {_told(data)}")
     settings = _checked_settings(config)
     summaries = []
@@ -147,7 +148,7 @@ def evaluate(config: WSOLConfig, tell: Tell = print) -> list[Measured]:
     Raises:
         AdvCAMError: maps are missing, or as `advcam_attr.pipelines.wsol_evaluation.evaluate_wsol`.
     """
-    data = read_split(config.data, config.data.score)
+    data = _read_scored(config.data)
     tell(f"reading {_told(data)}")
     known = _known_part(config, data, tell)
     found = []
@@ -175,7 +176,7 @@ def run(config: WSOLConfig, tell: Tell = print, *, show_progress: bool = False) 
     """
     if config.net is None:
         _checked_settings(config)
-        read_split(config.data, config.data.score)
+        _read_scored(config.data)
         train(config, tell)
     summaries = make_maps(config, tell, show_progress=show_progress)
     if any(one.failed for one in summaries):
@@ -217,6 +218,22 @@ def read_split(config: WSOLDataConfig, split: str) -> LocalizationData:
     else:
         data = (read_cub if config.kind == "cub" else read_imagenet)(root, split)
     return per_class(data, config.per_class) if config.per_class is not None and split == config.score else data
+
+
+def _read_scored(config: WSOLDataConfig) -> LocalizationData:
+    """The images that maps are made of, and whose boxes they are scored on.
+
+    Raises:
+        AdvCAMError: they have masks in place of boxes; or as `read_split`.
+    """
+    data = read_split(config, config.score)
+    if data.masks:
+        raise AdvCAMError(
+            f"{data.name} {data.split} has masks and no boxes, and MaxBoxAcc needs boxes: in Python, make maps by "
+            "advcam_attr.pipelines.wsol_maps.make_wsol_maps and score them (PxAP) by "
+            "advcam_attr.metrics.pixel_ap.PixelAP"
+        )
+    return data
 
 
 def _net_of(config: WSOLConfig, subject: Subject, data: LocalizationData, tell: Tell) -> _Net:
