@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from advcam_attr.attr import CAM, CaptumBase, GradCAM, GradCAMPlusPlus, LayerCAM
     from advcam_attr.attr.advcam import AdvCAM
-    from advcam_attr.recipes import Recipe
+    from advcam_attr.climbing.recipes import Recipe
     from advcam_attr.types import AdvCAMError, ClimbStep
 
 __version__ = "0.1.0"
@@ -27,7 +27,7 @@ _HOMES = {
     "GradCAM": "attr",
     "GradCAMPlusPlus": "attr",
     "LayerCAM": "attr",
-    "Recipe": "recipes",
+    "Recipe": "climbing.recipes",
 }
 
 

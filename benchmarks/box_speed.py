@@ -29,14 +29,12 @@ import cv2
 import numpy as np
 import torch
 
-from advcam_attr.engine.store import MapStore
-from advcam_attr.metrics.box_levels import best_ious, box_iou
-from advcam_attr.metrics.box_union_find import available, best_ious_by_union_find
+from advcam_attr.metrics.box_sweep import available, best_ious, best_ious_by_union_find, box_iou
 from advcam_attr.metrics.localization import THRESHOLDS, levels_at, localization_scores
-from advcam_attr.pipelines.box_table import score_boxes
-from advcam_attr.pipelines.wsol_evaluation import StoredMaps
+from advcam_attr.pipelines.wsol.evaluate import StoredMaps, score_boxes
 from advcam_attr.refine.boxes import boxes_above, grey_levels, score_map
 from advcam_attr.refine.seeds import GridMaps
+from advcam_attr.runs.map_store import MapStore
 from advcam_attr.types import Sample
 
 #: What maps are made of: a grid of so many cells, how much of it is blobs, and how much noise.

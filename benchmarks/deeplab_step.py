@@ -22,8 +22,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from advcam_attr.engine.segmentation_losses import balanced_cross_entropy, resized_labels, summed_over_grids
 from advcam_attr.networks.deeplab import DeepLab, MultiScale, deeplab
+from advcam_attr.training.losses.segmentation import balanced_cross_entropy, resized_labels, summed_over_grids
 
 SCALES = (0.5, 0.75)
 

@@ -19,8 +19,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from advcam_attr.metrics.image_counts import ImageCounts
-from advcam_attr.metrics.thresholds import SEAM_THRESHOLDS, VOC_THRESHOLDS, ThresholdSweep
+from advcam_attr.metrics.seeds import SEAM_THRESHOLDS, VOC_THRESHOLDS, ImageCounts, ThresholdSweep
 from advcam_attr.types import ClassMaps
 
 CLASSES = 21

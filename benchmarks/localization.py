@@ -36,7 +36,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from advcam_attr import CAM, AdvCAM
-from advcam_attr.metrics.box_levels import best_ious
+from advcam_attr.metrics.box_sweep import best_ious
 from advcam_attr.metrics.localization import BoxTable, best_share, measure_counts
 from advcam_attr.networks.load import LoadedModel, load_model
 from advcam_attr.refine.boxes import boxes_above, grey_levels, resize_boxes, score_map

@@ -24,8 +24,8 @@ from advcam_attr.cli.wsol import CONFIGURED
 from advcam_attr.data.class_names import in_classes_of
 from advcam_attr.data.images import read_stored_rgb
 from advcam_attr.networks.load import read_labels
-from advcam_attr.pipelines.wsol import maps_folder, read_split
-from advcam_attr.pipelines.wsol_config import path_of, subjects_of
+from advcam_attr.pipelines.wsol.config import path_of, subjects_of
+from advcam_attr.pipelines.wsol.run import maps_folder, read_split
 from advcam_attr.pipelines.wsol_maps import read_map, wsol_map_store
 from advcam_attr.refine.boxes import map_to_boxes
 

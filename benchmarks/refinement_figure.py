@@ -16,17 +16,16 @@ import numpy as np
 import torch
 
 from advcam_attr.cli.wsss import CONFIGURED
-from advcam_attr.data.masks import read_mask
-from advcam_attr.networks.irnet_file import load_irnet
-from advcam_attr.pipelines.irn import edges
-from advcam_attr.pipelines.masks import mask_path
-from advcam_attr.pipelines.seeded_images import read_seeded
+from advcam_attr.data.masks import mask_path, read_mask
+from advcam_attr.networks.irnet import load_irnet
 from advcam_attr.pipelines.seeds import seed_store
-from advcam_attr.pipelines.wsss import read_split
-from advcam_attr.pipelines.wsss_config import config_of
+from advcam_attr.pipelines.wsss.config import config_of
+from advcam_attr.pipelines.wsss.irn import edges
+from advcam_attr.pipelines.wsss.stages import read_split
+from advcam_attr.refine.random_walk import edge_walk
 from advcam_attr.refine.seeds import cut
-from advcam_attr.refine.walk import edge_walk
-from advcam_attr.report.figures import Picture, heat_over, labels_over, panels
+from advcam_attr.runs.stage import read_seeded
+from advcam_attr.viz.overlay import Picture, heat_over, labels_over, panels
 
 
 def main() -> None:

@@ -38,21 +38,21 @@ from localization import THRESHOLDS, halve, mobilenet
 
 from advcam_attr.climbing.objective import TargetMinusOthers
 from advcam_attr.climbing.steps import ClippedStep
+from advcam_attr.data.class_names import read_known_classes
 from advcam_attr.data.coco import CLASSES as COCO_CLASSES
 from advcam_attr.data.coco import read_coco
 from advcam_attr.data.images import read_rgb
-from advcam_attr.data.known_classes import read_known_classes
-from advcam_attr.data.segmentation import SegmentationData
+from advcam_attr.data.samples import SegmentationData
 from advcam_attr.data.toy import CLASS_NAMES, make_scenes
 from advcam_attr.data.transforms import to_input
 from advcam_attr.data.voc import read_voc
-from advcam_attr.engine.store import MapStore
 from advcam_attr.metrics.evaluation import SeedEvaluation, compare_best
-from advcam_attr.networks.resnet_cam import cam_net
-from advcam_attr.pipelines.classifier import ClassifierSettings, train_classifier
+from advcam_attr.networks.cam_net import cam_net
 from advcam_attr.pipelines.demo import train_net
-from advcam_attr.pipelines.evaluation import evaluate_seeds
+from advcam_attr.pipelines.evaluate import evaluate_seeds
 from advcam_attr.pipelines.seeds import SeedSettings, make_seeds, seed_store, sweep_seeds
+from advcam_attr.pipelines.wsss.classifier import ClassifierSettings, train_classifier
+from advcam_attr.runs.map_store import MapStore
 from advcam_attr.types import Sample
 
 FINE = tuple(k / 50 for k in range(1, 50))

@@ -25,8 +25,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from advcam_attr import heads, recipes
-from advcam_attr.climbing import climb
+from advcam_attr import heads
+from advcam_attr.climbing import climb, recipes
 
 #: `auto` at the floor's batch (no mirror images), with a margin that is measured but never reached: a row that stops
 #: repeats its last step for nothing, which must not be timed as a step.

@@ -11,7 +11,7 @@ from advcam_attr import CAM, AdvCAM
 from advcam_attr.data.toy import CLASS_NAMES, ToyScenes, make_scenes
 from advcam_attr.metrics.segmentation import ConfusionMatrix
 from advcam_attr.pipelines.demo import THRESHOLDS, class_maps, label_maps, train_net
-from advcam_attr.report.figures import heat_over, labels_over, panels
+from advcam_attr.viz.overlay import heat_over, labels_over, panels
 
 
 def main() -> None:

@@ -71,7 +71,7 @@ def test_commands_of_the_documentation_exist():
 
 
 def test_every_analysis_has_its_command_and_picture():
-    from advcam_attr.pipelines.analyze import ANALYSES, listing
+    from advcam_attr.pipelines.analyze.run import ANALYSES, listing
 
     page = (ROOT / "docs" / "analysis.md").read_text()
     assert listing() in page

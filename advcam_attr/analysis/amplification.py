@@ -10,9 +10,9 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from advcam_attr.analysis.plotting import BLUE, RED, figure, plain
 from advcam_attr.analysis.rows import rounded
 from advcam_attr.types import ClimbStep
+from advcam_attr.viz.axes import BLUE, RED, figure, plain
 
 #: A cell is discriminative from this share of its map's peak on, and counts at all above the lower one. The lower one
 #: is the paper's; the upper one is not legible in every copy.

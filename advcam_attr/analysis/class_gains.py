@@ -7,11 +7,11 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from advcam_attr.analysis.plotting import BLUE, RED, figure, plain
-from advcam_attr.metrics import measures
+from advcam_attr.metrics import segmentation as measures
 from advcam_attr.metrics.evaluation import SeedEvaluation
-from advcam_attr.metrics.object_size import object_sizes
+from advcam_attr.metrics.segmentation import object_sizes
 from advcam_attr.types import AdvCAMError
+from advcam_attr.viz.axes import BLUE, RED, figure, plain
 
 
 @dataclass(frozen=True)

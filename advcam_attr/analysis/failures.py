@@ -10,10 +10,10 @@ import numpy as np
 from PIL import Image
 
 from advcam_attr.analysis.class_gains import require_same_images
-from advcam_attr.metrics import measures
+from advcam_attr.metrics import segmentation as measures
 from advcam_attr.metrics.evaluation import SeedEvaluation
-from advcam_attr.report.figures import heat_over, labels_over, panels
 from advcam_attr.types import ClassMaps
+from advcam_attr.viz.overlay import heat_over, labels_over, panels
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,10 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from advcam_attr.analysis.plotting import CYCLE, figure, picture, plain, shortened
 from advcam_attr.analysis.rows import rounded
 from advcam_attr.heads import HeadView, undisturbed
 from advcam_attr.types import AdvCAMError, ClimbStep
+from advcam_attr.viz.axes import CYCLE, figure, picture, plain, shortened
 
 #: The share of all saliency whose pixels are counted as its spread.
 MASS = 0.8

@@ -11,13 +11,13 @@ import torch.nn.functional as F
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from advcam_attr.analysis.plotting import figure, plain
 from advcam_attr.analysis.rows import rounded
 from advcam_attr.climbing.objective import Target
 from advcam_attr.climbing.state import ClimbState
 from advcam_attr.heads import HeadView, undisturbed
 from advcam_attr.registry import lookup
 from advcam_attr.types import AdvCAMError
+from advcam_attr.viz.axes import figure, plain
 
 #: A loss of logits ``(B, K)`` and classes ``(B,)``: ``(B,)``.
 Loss = Callable[[Tensor, Tensor], Tensor]

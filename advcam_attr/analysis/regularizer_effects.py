@@ -12,15 +12,15 @@ import torch.nn.functional as F
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from advcam_attr.analysis.plotting import CYCLE, figure, picture, plain
 from advcam_attr.analysis.rows import rounded
 from advcam_attr.climbing.loop import totals
-from advcam_attr.climbing.maps import add
 from advcam_attr.climbing.objective import RectifiedTargetMinusOthers, Target, TargetMinusOthers
 from advcam_attr.climbing.state import Aggregate, Objective, Plan
-from advcam_attr.climbing.stops import never
-from advcam_attr.report.figures import heat_over
+from advcam_attr.climbing.steps import never
+from advcam_attr.climbing.views import add
 from advcam_attr.types import AdvCAMError, ClimbStep
+from advcam_attr.viz.axes import CYCLE, figure, picture, plain
+from advcam_attr.viz.overlay import heat_over
 
 #: The variants: what is climbed besides the class score.
 NONE, OTHERS, RESTRICT, BOTH = "none", "other classes", "restriction", "both"

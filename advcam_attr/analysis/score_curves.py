@@ -11,12 +11,12 @@ import torch.nn.functional as F
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from advcam_attr.analysis.plotting import BLUE, RED, figure, plain
 from advcam_attr.analysis.rows import rounded
 from advcam_attr.climbing.loop import totals
-from advcam_attr.climbing.maps import add
 from advcam_attr.climbing.state import Aggregate
+from advcam_attr.climbing.views import add
 from advcam_attr.types import ClimbStep
+from advcam_attr.viz.axes import BLUE, RED, figure, plain
 
 #: At how many shares of the pixels a curve is kept.
 POINTS = 101

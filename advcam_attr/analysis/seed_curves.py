@@ -8,9 +8,9 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from advcam_attr.analysis.plotting import CYCLE, figure, plain
 from advcam_attr.metrics.evaluation import SeedEvaluation
 from advcam_attr.types import AdvCAMError
+from advcam_attr.viz.axes import CYCLE, figure, plain
 
 #: The settings that curves are drawn over, in the paper's letters.
 SETTINGS = {"steps": "steps T", "lambda": "λ", "tau": "τ", "xi": "ξ"}

@@ -10,10 +10,10 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from advcam_attr.analysis.plotting import CYCLE, figure, plain
 from advcam_attr.analysis.rows import rounded
 from advcam_attr.heads import HeadView, undisturbed
 from advcam_attr.types import AdvCAMError, ClimbStep
+from advcam_attr.viz.axes import CYCLE, figure, plain
 
 
 @dataclass(frozen=True)

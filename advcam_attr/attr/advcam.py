@@ -13,22 +13,25 @@ from captum.log import log_usage
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from advcam_attr import recipes
+from advcam_attr.attr.adapters import CaptumBase
 from advcam_attr.attr.attribution import (
     MapAttribution,
     Output,
     as_arguments,
+    check_background,
+    check_images,
     check_output,
+    check_targets,
     finish,
+    in_range,
     resize,
     take_rows,
 )
 from advcam_attr.attr.cam import CAM
-from advcam_attr.attr.captum_base import CaptumBase
 from advcam_attr.attr.grad_cam import GradCAM
 from advcam_attr.attr.grad_cam_plus_plus import GradCAMPlusPlus
-from advcam_attr.attr.inputs import check_background, check_images, check_targets, in_range
 from advcam_attr.attr.layer_cam import LayerCAM
+from advcam_attr.climbing import recipes
 from advcam_attr.climbing.loop import climb, to_grid, totals
 from advcam_attr.climbing.state import Base
 from advcam_attr.heads import HeadView, undisturbed
@@ -63,7 +66,7 @@ class AdvCAM(MapAttribution):
             attribution (class or instance); or a callable ``(activations, target) -> (B, h, w)``. A callable may have
             a method ``accumulated`` of the same form, whose maps are summed in place of its own (those are climbed and
             restricted), and ``taps``, names of modules whose outputs it finds in ``activations.taps``.
-        recipe: ``"auto"``, ``"official"``, ``"paper"`` or a `advcam_attr.recipes.Recipe`.
+        recipe: ``"auto"``, ``"official"``, ``"paper"`` or a `advcam_attr.climbing.recipes.Recipe`.
         **overrides: parts of the recipe by name, e.g. ``steps=20, flip=True, scales=(0.5, 1.0)``; and ``autocast``
             (True, or a dtype) and ``channels_last`` (True lays the images out so; move the model there yourself).
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from advcam_attr.attr.attribution import MapAttribution
-from advcam_attr.heads import Activations, at_least_float32
+from advcam_attr.heads import Activations
 
 
 class CAM(MapAttribution):
@@ -31,5 +30,4 @@ class CAM(MapAttribution):
     @staticmethod
     def maps(acts: Activations, target: Tensor) -> Tensor:
         """``(B, h, w)``; the class weights carry no gradient (for exact heads they have none)."""
-        weights = acts.class_weights(target).to(acts.features.dtype)
-        return at_least_float32(torch.einsum("bc,bchw->bhw", weights, acts.features))
+        return acts.class_map(target)

@@ -10,7 +10,8 @@ import os
 import sys
 from collections.abc import Sequence
 
-from advcam_attr.cli import analyze, attribute, data, demo, evaluate, inspecting, report, semi, wsol, wsss
+from advcam_attr.cli import analyze, attribute, data, demo, evaluate, report, semi, wsol, wsss
+from advcam_attr.cli import inspect as inspecting
 from advcam_attr.cli.parser import Command, CommandLine, Group, UsageError, fail
 
 COMMANDS: dict[str, Command | Group] = {

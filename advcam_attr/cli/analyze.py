@@ -13,7 +13,7 @@ from advcam_attr.cli.options import MODEL_HELP, numbers
 from advcam_attr.cli.parser import Command, Parser
 
 if TYPE_CHECKING:
-    from advcam_attr.data.segmentation import SegmentationData
+    from advcam_attr.data.samples import SegmentationData
     from advcam_attr.pipelines.seed_settings import SeedSettings
 
 #: How many toy scenes are looked at unless another number is given: as images, and as a data set with masks.
@@ -46,7 +46,7 @@ def _add_options(parser: Parser) -> None:
 
 
 def _run(options: Namespace) -> int:
-    from advcam_attr.pipelines import analyze
+    from advcam_attr.pipelines.analyze import run as analyze
     from advcam_attr.types import AdvCAMError
 
     if options.list:
@@ -66,8 +66,8 @@ def _run(options: Namespace) -> int:
 
 def _analyze_images(names: tuple[str, ...], options: Namespace) -> None:
     from advcam_attr.data.images import expand_images
-    from advcam_attr.pipelines import analyze
-    from advcam_attr.pipelines.analyze_images import ImageOptions
+    from advcam_attr.pipelines.analyze import run as analyze
+    from advcam_attr.pipelines.analyze.images import ImageOptions
     from advcam_attr.types import AdvCAMError
 
     chosen = ImageOptions(None if options.at is None else tuple(options.at), options.perplexity, options.reach,
@@ -87,9 +87,9 @@ def _analyze_images(names: tuple[str, ...], options: Namespace) -> None:
 
 
 def _analyze_data(names: tuple[str, ...], options: Namespace) -> None:
-    from advcam_attr.data.saliency import SaliencyFolder
-    from advcam_attr.pipelines import analyze
-    from advcam_attr.pipelines.analyze_seeds import SeedOptions
+    from advcam_attr.data.masks import SaliencyFolder
+    from advcam_attr.pipelines.analyze import run as analyze
+    from advcam_attr.pipelines.analyze.seeds import SeedOptions
     from advcam_attr.pipelines.seed_settings import SeedSettings
     from advcam_attr.types import AdvCAMError
 
@@ -119,11 +119,11 @@ def _without_scales(options: Namespace) -> dict[str, Any]:
 
 def _of_run(options: Namespace, made: dict[str, Any]) -> tuple[Any, SegmentationData, SeedSettings]:
     """Net, data and settings of a run folder; the recipe is the run's, with the command line's changes."""
-    from advcam_attr.attr.generators import base_of
+    from advcam_attr.attr.adapters import base_of
     from advcam_attr.cli.wsss import CONFIGURED
-    from advcam_attr.pipelines import wsss
     from advcam_attr.pipelines.seed_settings import SeedSettings
-    from advcam_attr.pipelines.wsss_config import config_of
+    from advcam_attr.pipelines.wsss import stages as wsss
+    from advcam_attr.pipelines.wsss.config import config_of
 
     config = CONFIGURED.read(config_of(Path(options.run)))
     config = replace(config, run=options.run)
@@ -138,8 +138,8 @@ def _of_run(options: Namespace, made: dict[str, Any]) -> tuple[Any, Segmentation
 def _of_data(options: Namespace, made: dict[str, Any]) -> tuple[Any, SegmentationData, SeedSettings]:
     """Net, data and settings from ``--model`` and ``--data``."""
     from advcam_attr.pipelines.seed_settings import SeedSettings
-    from advcam_attr.pipelines.wsss import read_split
-    from advcam_attr.pipelines.wsss_config import DataConfig
+    from advcam_attr.pipelines.wsss.config import DataConfig
+    from advcam_attr.pipelines.wsss.stages import read_split
     from advcam_attr.types import AdvCAMError
 
     if options.model is None:

@@ -17,8 +17,8 @@ def _add_seeds(parser: Parser) -> None:
 
 def _seeds(options: Namespace) -> int:
     from advcam_attr.cli.wsss import CONFIGURED
-    from advcam_attr.pipelines.wsss_config import config_of
-    from advcam_attr.pipelines.wsss_scores import evaluate
+    from advcam_attr.pipelines.wsss.config import config_of
+    from advcam_attr.pipelines.wsss.score import evaluate
 
     evaluate(replace(CONFIGURED.read(config_of(Path(options.run))), run=options.run))
     return 0
@@ -34,10 +34,10 @@ def _add_masks(parser: Parser) -> None:
 
 
 def _masks(options: Namespace) -> int:
-    from advcam_attr.pipelines.evaluation import evaluate_masks, left_out, write_mask_evaluation
-    from advcam_attr.pipelines.wsss import read_split
-    from advcam_attr.pipelines.wsss_config import DataConfig
-    from advcam_attr.report.tables import table_ix
+    from advcam_attr.pipelines.evaluate import evaluate_masks, left_out, write_mask_evaluation
+    from advcam_attr.pipelines.wsss.config import DataConfig
+    from advcam_attr.pipelines.wsss.stages import read_split
+    from advcam_attr.tables.segmentation import table_ix
 
     folder = Path(options.folder)
     data = read_split(DataConfig(options.root, options.kind), options.split)
@@ -57,7 +57,7 @@ def _add_submission(parser: Parser) -> None:
 
 
 def _submission(options: Namespace) -> int:
-    from advcam_attr.pipelines.submission import check_submitted
+    from advcam_attr.pipelines.wsss.submission import check_submitted
 
     problems = check_submitted(Path(options.file), path_of(options.list), path_of(options.images))
     if problems:

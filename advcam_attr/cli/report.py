@@ -18,7 +18,7 @@ def _add_options(parser: Parser) -> None:
 
 
 def _run(options: Namespace) -> int:
-    from advcam_attr.pipelines.report import write_report
+    from advcam_attr.report.run import write_report
 
     write_report(Path(options.run), None if options.out is None else Path(options.out), options.limit)
     return 0

@@ -10,11 +10,11 @@ from advcam_attr.cli.configured import Configured
 from advcam_attr.cli.parser import Command, Group, Parser
 
 if TYPE_CHECKING:
-    from advcam_attr.pipelines.semi_config import SemiConfig
+    from advcam_attr.pipelines.semi.config import SemiConfig
 
 
 def _load() -> type[SemiConfig]:
-    from advcam_attr.pipelines.semi_config import SemiConfig
+    from advcam_attr.pipelines.semi.config import SemiConfig
 
     return SemiConfig
 
@@ -28,21 +28,21 @@ def _add_run_options(parser: Parser) -> None:
 
 
 def _train(options: Namespace) -> int:
-    from advcam_attr.pipelines.semi_run import train
+    from advcam_attr.pipelines.semi.run import train
 
     train(CONFIGURED.of(options))
     return 0
 
 
 def _evaluate(options: Namespace) -> int:
-    from advcam_attr.pipelines.semi_run import evaluate
+    from advcam_attr.pipelines.semi.run import evaluate
 
     evaluate(CONFIGURED.of(options))
     return 0
 
 
 def _run(options: Namespace) -> int:
-    from advcam_attr.pipelines import semi_run
+    from advcam_attr.pipelines.semi import run as semi_run
 
     config = CONFIGURED.of(options)
     if options.dry_run:

@@ -13,11 +13,11 @@ from advcam_attr.cli.parser import Command, Group, Parser, fail
 
 if TYPE_CHECKING:
     from advcam_attr.pipelines.seeds import SeedSummary
-    from advcam_attr.pipelines.wsol_config import WSOLConfig
+    from advcam_attr.pipelines.wsol.config import WSOLConfig
 
 
 def _load() -> type[WSOLConfig]:
-    from advcam_attr.pipelines.wsol_config import WSOLConfig
+    from advcam_attr.pipelines.wsol.config import WSOLConfig
 
     return WSOLConfig
 
@@ -33,7 +33,7 @@ def _stage(run: Callable[[WSOLConfig, Namespace], int]) -> Callable[[Namespace],
 
 
 def _classifier(config: WSOLConfig, options: Namespace) -> int:
-    from advcam_attr.pipelines import wsol
+    from advcam_attr.pipelines.wsol import run as wsol
 
     for subject, result in wsol.train(config).items():
         if result.val_top1 is not None:
@@ -42,20 +42,20 @@ def _classifier(config: WSOLConfig, options: Namespace) -> int:
 
 
 def _maps(config: WSOLConfig, options: Namespace) -> int:
-    from advcam_attr.pipelines import wsol
+    from advcam_attr.pipelines.wsol import run as wsol
 
     return _code(wsol.make_maps(config, overwrite=options.overwrite, show_progress=sys.stderr.isatty()))
 
 
 def _evaluate(config: WSOLConfig, options: Namespace) -> int:
-    from advcam_attr.pipelines import wsol
+    from advcam_attr.pipelines.wsol import run as wsol
 
     wsol.evaluate(config)
     return 0
 
 
 def _run(config: WSOLConfig, options: Namespace) -> int:
-    from advcam_attr.pipelines import wsol
+    from advcam_attr.pipelines.wsol import run as wsol
 
     return _code(wsol.run(config, show_progress=sys.stderr.isatty()))
 

@@ -15,11 +15,11 @@ from advcam_attr.cli.options import add_archive_options, path_of
 from advcam_attr.cli.parser import Command, Group, Parser
 
 if TYPE_CHECKING:
-    from advcam_attr.pipelines.wsss_config import WSSSConfig
+    from advcam_attr.pipelines.wsss.config import WSSSConfig
 
 
 def _load() -> type[WSSSConfig]:
-    from advcam_attr.pipelines.wsss_config import WSSSConfig
+    from advcam_attr.pipelines.wsss.config import WSSSConfig
 
     return WSSSConfig
 
@@ -35,7 +35,7 @@ def _stage(run: Callable[[WSSSConfig, Namespace], int]) -> Callable[[Namespace],
 
 
 def _classifier(config: WSSSConfig, options: Namespace) -> int:
-    from advcam_attr.pipelines import wsss
+    from advcam_attr.pipelines.wsss import stages as wsss
 
     result = wsss.train(config)
     if result.val_map is not None:
@@ -44,7 +44,7 @@ def _classifier(config: WSSSConfig, options: Namespace) -> int:
 
 
 def _seeds(config: WSSSConfig, options: Namespace) -> int:
-    from advcam_attr.pipelines import wsss
+    from advcam_attr.pipelines.wsss import stages as wsss
 
     wsss.require_all(wsss.seeds(config, overwrite=options.overwrite, show_progress=sys.stderr.isatty()))
     return 0
@@ -58,7 +58,7 @@ def _add_refine_options(parser: Parser) -> None:
 
 
 def _refine(config: WSSSConfig, options: Namespace) -> int:
-    from advcam_attr.pipelines import wsss
+    from advcam_attr.pipelines.wsss import stages as wsss
 
     changes: dict[str, Any] = {"method": options.method, "saliency": options.saliency}
     changes = {name: value for name, value in changes.items() if value is not None}
@@ -68,14 +68,14 @@ def _refine(config: WSSSConfig, options: Namespace) -> int:
 
 
 def _segment(config: WSSSConfig, options: Namespace) -> int:
-    from advcam_attr.pipelines import wsss
+    from advcam_attr.pipelines.wsss import stages as wsss
 
     wsss.segment_masks(config)
     return 0
 
 
 def _evaluate(config: WSSSConfig, options: Namespace) -> int:
-    from advcam_attr.pipelines.wsss_scores import evaluate
+    from advcam_attr.pipelines.wsss.score import evaluate
 
     evaluate(config)
     return 0
@@ -87,7 +87,7 @@ def _add_run_options(parser: Parser) -> None:
 
 
 def _run(config: WSSSConfig, options: Namespace) -> int:
-    from advcam_attr.pipelines import wsss_run
+    from advcam_attr.pipelines.wsss import run as wsss_run
 
     if options.dry_run:
         print(wsss_run.plan_run(config))
@@ -107,7 +107,7 @@ def _add_submission(parser: Parser) -> None:
 
 
 def _submission(options: Namespace) -> int:
-    from advcam_attr.pipelines.submission import submit
+    from advcam_attr.pipelines.wsss.submission import submit
 
     folder, archive = Path(options.predictions), Path(options.to)
     submit(folder, archive, path_of(options.list), path_of(options.images), options.competition)
@@ -126,7 +126,7 @@ def _add_export(parser: Parser) -> None:
 
 
 def _export(options: Namespace) -> int:
-    from advcam_attr.pipelines.wsss import export_seeds
+    from advcam_attr.pipelines.wsss.stages import export_seeds
 
     export_seeds(Path(options.seeds), Path(options.to), options.format)
     return 0
@@ -138,7 +138,7 @@ def _add_import(parser: Parser) -> None:
 
 
 def _import(options: Namespace) -> int:
-    from advcam_attr.pipelines.wsss import import_seeds
+    from advcam_attr.pipelines.wsss.stages import import_seeds
 
     import_seeds(Path(options.folder), Path(options.to))
     return 0

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from advcam_attr.climbing.objective import target_logits
 from advcam_attr.climbing.state import Aggregate, Base, ClimbState, Plan
-from advcam_attr.climbing.stops import never
+from advcam_attr.climbing.steps import never
 from advcam_attr.heads import Activations, HeadView, undisturbed
 from advcam_attr.types import AdvCAMError, ClimbStep
 
@@ -50,7 +50,8 @@ def climb(
 
     Example:
         >>> import torch
-        >>> from advcam_attr import heads, recipes
+        >>> from advcam_attr import heads
+        >>> from advcam_attr.climbing import recipes
         >>> from advcam_attr.climbing import climb
         >>> net = torch.nn.Sequential(
         ...     torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(1),

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from advcam_attr.data import coco
 from advcam_attr.data.inventory import DataSetInventory, SplitInventory, problems
-from advcam_attr.data.segmentation import SegmentationData, without_missing
+from advcam_attr.data.samples import SegmentationData, without_missing
 from advcam_attr.types import AdvCAMError
 
 

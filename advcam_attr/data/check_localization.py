@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from advcam_attr.data import cub, imagenet, wsol_metadata
+from advcam_attr.data.images import stored_size
 from advcam_attr.data.inventory import DataSetInventory, SplitInventory, problems
-from advcam_attr.data.localization import LocalizationData, missing_images
-from advcam_attr.data.pixel_masks import PixelMasks, read_pixel_truth
-from advcam_attr.data.sizes import stored_size
+from advcam_attr.data.masks import PixelMasks, read_pixel_truth
+from advcam_attr.data.samples import LocalizationData, missing_images
 from advcam_attr.types import AdvCAMError, Sample
 
 

@@ -7,8 +7,7 @@ from pathlib import Path
 
 from advcam_attr.data import voc
 from advcam_attr.data.inventory import DataSetInventory, SplitInventory, problems
-from advcam_attr.data.labels import read_annotation
-from advcam_attr.data.lists import IdList
+from advcam_attr.data.labels import IdList, read_annotation
 from advcam_attr.types import AdvCAMError, Sample
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from advcam_attr.data.lists import few
-from advcam_attr.data.localization import Box, LocalizationData, clipped_box, image_ids, require_images
-from advcam_attr.data.sizes import stored_size
+from advcam_attr.data.images import stored_size
+from advcam_attr.data.labels import few
+from advcam_attr.data.samples import Box, LocalizationData, clipped_box, image_ids, require_images
 from advcam_attr.types import AdvCAMError, Sample
 
 #: The splits, what ``train_test_split.txt`` calls them, and how many photographs the published ones have.

@@ -7,11 +7,9 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from advcam_attr.data.images import is_image
-from advcam_attr.data.lists import few
-from advcam_attr.data.localization import Box, LocalizationData, checked_box, clipped_box, image_ids
-from advcam_attr.data.sizes import stored_size
-from advcam_attr.data.xml import read_elements
+from advcam_attr.data.images import is_image, stored_size
+from advcam_attr.data.labels import few, read_elements
+from advcam_attr.data.samples import Box, LocalizationData, checked_box, clipped_box, image_ids
 from advcam_attr.types import AdvCAMError, Sample
 
 #: The splits, and how many photographs the published ones have; ``val2`` is ImageNetV2's Threshold0.7.

@@ -9,11 +9,13 @@ from __future__ import annotations
 import difflib
 import io
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+import torch
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
 
 from advcam_attr.types import AdvCAMError
 
@@ -172,3 +174,104 @@ def _grey_to_8_bit(grey: np.ndarray) -> np.ndarray:
 
 def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
+
+
+#: Of RGB values in 0..1, over ImageNet.
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def resize_to(image: Image.Image, scale: float) -> Image.Image:
+    """A picture scaled (bicubic), its sides rounded as IRN does: halves to the even number.
+
+    Args:
+        image: 8-bit, of ``W x H`` pixels.
+        scale: above 0.
+
+    Raises:
+        AdvCAMError: nothing would be left of it.
+
+    Example:
+        >>> resize_to(Image.new("RGB", (333, 375)), 0.5).size
+        (166, 188)
+    """
+    width, height = (int(side) for side in np.round(np.array(image.size) * scale))
+    if min(width, height) < 1:
+        raise AdvCAMError(f"an image of {image.size[0]}x{image.size[1]} pixels cannot be scaled by {scale:g}")
+    return image.resize((width, height), Image.Resampling.BICUBIC)
+
+
+def to_bytes(image: Image.Image) -> Tensor:
+    """An RGB picture as it is, ``(3, H, W)`` uint8.
+
+    Example:
+        >>> to_bytes(Image.new("RGB", (2, 1), "red")).tolist()
+        [[[255, 255]], [[0, 0]], [[0, 0]]]
+    """
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+
+
+def normalised(pictures: Tensor, mean: Sequence[float] = MEAN, std: Sequence[float] = STD) -> Tensor:
+    """8-bit pictures ``(..., 3, H, W)`` to what a net takes: ``(value / 255 - mean) / std``, float32.
+
+    Args:
+        pictures: uint8, on any device.
+        mean, std: of each channel, or one for all.
+
+    Example:
+        >>> normalised(torch.full((1, 3, 1, 1), 255, dtype=torch.uint8), (0.5,) * 3, (0.25,) * 3).flatten()
+        tensor([2., 2., 2.])
+    """
+    shift, scale = (torch.tensor(v, dtype=torch.float32, device=pictures.device)[:, None, None] for v in (mean, std))
+    return (pictures.float() / 255 - shift) / scale
+
+
+#: EXIF orientations that lay a picture on its side.
+_LYING = (5, 6, 7, 8)
+
+
+def image_size(path: str | Path) -> tuple[int, int]:
+    """Height and width of the picture that `advcam_attr.data.images.read_rgb` makes of a file.
+
+    The pixels are not read: a file whose end is missing still has a size.
+
+    Args:
+        path: an image file.
+
+    Raises:
+        AdvCAMError: the file is missing, or not an image.
+
+    Example:
+        >>> image_size("photograph.jpg")  # doctest: +SKIP
+        (375, 500)
+    """
+    (height, width), lying = _header(path)
+    return (width, height) if lying else (height, width)
+
+
+def size_if_readable(path: str | Path) -> tuple[int, int] | None:
+    """As `image_size`; None where there is no photograph that can be read, which whoever needs its pixels will tell."""
+    try:
+        return image_size(path)
+    except AdvCAMError:
+        return None
+
+
+def stored_size(path: str | Path) -> tuple[int, int]:
+    """Height and width of the picture that `advcam_attr.data.images.read_stored_rgb` makes of a file.
+
+    Raises:
+        AdvCAMError: the file is missing, or not an image.
+    """
+    return _header(path)[0]
+
+
+def _header(path: str | Path) -> tuple[tuple[int, int], bool]:
+    """Height and width as they are stored, and whether the EXIF orientation lays the picture on its side."""
+    try:
+        with Image.open(path) as image:
+            lying = image.getexif().get(ExifTags.Base.Orientation) in _LYING
+            return (image.height, image.width), lying
+    except FileNotFoundError as error:
+        raise AdvCAMError(f"no such image file: {path}") from error
+    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+        raise AdvCAMError(f"not an image that can be read: {path}; convert it to JPEG or PNG") from error

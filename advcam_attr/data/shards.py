@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from advcam_attr.data.images import decode_stored_rgb, is_image
-from advcam_attr.data.lists import few
+from advcam_attr.data.labels import few
 from advcam_attr.types import AdvCAMError
 
 #: The ending of the file that holds a sample's class: a number, 0-based.

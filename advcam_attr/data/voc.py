@@ -11,10 +11,9 @@ import os
 from pathlib import Path
 
 from advcam_attr.data.images import is_image
-from advcam_attr.data.labels import look_up, read_annotation, read_label_table, voc_id
-from advcam_attr.data.lists import IdList, few, read_list
+from advcam_attr.data.labels import IdList, few, look_up, read_annotation, read_label_table, read_list, voc_id
 from advcam_attr.data.masks import MaskFiles
-from advcam_attr.data.segmentation import SegmentationData
+from advcam_attr.data.samples import SegmentationData
 from advcam_attr.registry import nearest
 from advcam_attr.types import AdvCAMError, Sample
 
@@ -55,7 +54,7 @@ def read_voc(
     ``SegmentationClass``; those of a list from the folder that it names. SBD's masks have no void.
 
     A photograph that is listed and not there is no error before it is read;
-    `advcam_attr.data.segmentation.without_missing` finds them.
+    `advcam_attr.data.samples.without_missing` finds them.
 
     Args:
         root: ``VOC2012``, the ``VOCdevkit`` above it, or the folder above that.

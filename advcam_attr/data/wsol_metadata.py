@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from advcam_attr.data.lists import few
-from advcam_attr.data.localization import Box, LocalizationData, checked_box, image_ids
-from advcam_attr.data.pixel_masks import PixelMasks
+from advcam_attr.data.labels import few
+from advcam_attr.data.masks import PixelMasks
+from advcam_attr.data.samples import Box, LocalizationData, checked_box, image_ids
 from advcam_attr.types import AdvCAMError, Sample
 
 #: The data sets by the names of their folders, and how many classes the published ones have.

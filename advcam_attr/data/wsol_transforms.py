@@ -6,17 +6,20 @@ square, whatever their proportions, so that a map's pixels and the image's diffe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms import v2
 
-from advcam_attr.data.images import read_stored_rgb
-from advcam_attr.data.pictures import MEAN, STD
+from advcam_attr.data.images import MEAN, STD, read_stored_rgb
 from advcam_attr.data.shards import ShardData
 from advcam_attr.data.transforms import to_input
 from advcam_attr.types import AdvCAMError, Sample
@@ -120,3 +123,102 @@ class ShardDataset(Dataset[tuple[Tensor, Tensor]]):
             AdvCAMError: the photograph is damaged.
         """
         return self.transform(self.data.read(index)), torch.tensor(int(self.data.labels[index]))
+
+
+@dataclass(frozen=True)
+class CutMix:
+    """How batches are mixed.
+
+    Attributes:
+        beta: both parameters of the Beta distribution that the share λ of an image in the mixture is drawn from.
+        probability: of a batch to be mixed at all.
+    """
+
+    beta: float = 1.0
+    probability: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not (self.beta > 0 and math.isfinite(self.beta) and 0 <= self.probability <= 1):
+            raise AdvCAMError(
+                f"CutMix takes a positive beta and a probability in 0..1, got {self.beta} and {self.probability}"
+            )
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A patch: rows ``top`` to before ``bottom``, columns ``left`` to before ``right``."""
+
+    top: int
+    bottom: int
+    left: int
+    right: int
+
+    def share(self, height: int, width: int) -> float:
+        """What is left of an image beside the patch: λ."""
+        return 1 - (self.bottom - self.top) * (self.right - self.left) / (height * width)
+
+
+def draw_cut(cutmix: CutMix, height: int, width: int, rng: np.random.Generator) -> Cut | None:
+    """The patch of a batch, or None where it is not mixed.
+
+    With λ ~ Beta(β, β), a patch of ``int(√(1 - λ) · side)`` pixels a side around a random pixel, clipped to the image.
+
+    Example:
+        >>> draw_cut(CutMix(probability=0.0), 8, 8, np.random.default_rng(0))
+    """
+    if rng.random() >= cutmix.probability:
+        return None
+    ratio = math.sqrt(1 - rng.beta(cutmix.beta, cutmix.beta))
+    y, x = (int(rng.integers(side)) for side in (height, width))
+    half_y, half_x = (int(side * ratio) // 2 for side in (height, width))
+    return Cut(max(y - half_y, 0), min(y + half_y, height), max(x - half_x, 0), min(x + half_x, width))
+
+
+def mixed(images: Tensor, labels: Tensor, num_classes: int, cut: Cut, order: Tensor) -> tuple[Tensor, Tensor]:
+    """Paste the patch of other images, and share the classes by area.
+
+    With these shares as targets, cross-entropy is ``λ CE(y_a) + (1 - λ) CE(y_b)``.
+
+    Args:
+        images: ``(N, 3, H, W)``; left as they are.
+        labels: ``(N,)``.
+        num_classes: K.
+        cut: the patch.
+        order: which image's patch each image gets, ``(N,)``.
+
+    Returns:
+        Images ``(N, 3, H, W)`` and targets ``(N, K)`` float32.
+
+    Example:
+        >>> images = torch.stack([torch.zeros(1, 2, 2), torch.ones(1, 2, 2)])
+        >>> x, y = mixed(images, torch.tensor([0, 1]), 2, Cut(0, 1, 0, 2), torch.tensor([1, 0]))
+        >>> x[0, 0].tolist(), y.tolist()
+        ([[1.0, 1.0], [0.0, 0.0]], [[0.5, 0.5], [0.5, 0.5]])
+    """
+    x = images.clone()
+    rows, columns = slice(cut.top, cut.bottom), slice(cut.left, cut.right)
+    x[:, :, rows, columns] = images[order][:, :, rows, columns]
+    own = F.one_hot(labels, num_classes).float()
+    share = cut.share(*images.shape[2:])
+    return x, share * own + (1 - share) * own[order]
+
+
+def mixed_batches(
+    batches: Iterable[tuple[Tensor, Tensor]], num_classes: int, cutmix: CutMix | None, seeds: Iterable[tuple[int, int]]
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches with targets ``(N, K)``, mixed where CutMix says so.
+
+    Args:
+        batches: images ``(N, 3, H, W)`` and labels ``(N,)``.
+        num_classes: K.
+        cutmix: how; None mixes nothing.
+        seeds: two of each batch, of its patch and of its order; batches that ranks share have the first in common.
+    """
+    for (images, labels), (patch, order) in zip(batches, seeds, strict=False):
+        height, width = images.shape[2:]
+        cut = None if cutmix is None else draw_cut(cutmix, height, width, np.random.default_rng(patch))
+        if cut is None:
+            yield images, F.one_hot(labels, num_classes).float()
+        else:
+            places = torch.from_numpy(np.random.default_rng(order).permutation(len(images)))
+            yield mixed(images, labels, num_classes, cut, places)

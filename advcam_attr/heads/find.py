@@ -15,9 +15,18 @@ from typing import Literal
 
 from torch import Tensor
 
-from advcam_attr.heads.effects import MEANS, RESHAPES, tail_effects
-from advcam_attr.heads.grids import Grid, Layout, as_grid, is_vector
-from advcam_attr.heads.trace import Call, Trace, tensors_in
+from advcam_attr.heads.trace import (
+    MEANS,
+    RESHAPES,
+    Call,
+    Grid,
+    Layout,
+    Trace,
+    as_grid,
+    is_vector,
+    tail_effects,
+    tensors_in,
+)
 from advcam_attr.types import AdvCAMError
 
 Exactness = Literal["exact", "linearised", "none"]

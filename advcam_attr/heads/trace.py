@@ -7,10 +7,11 @@ No hook and no copy of the model is needed, so the same mechanism finds a tensor
 
 from __future__ import annotations
 
+import math
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -160,3 +161,154 @@ def record(model: nn.Module, image: Tensor, *extra: Any) -> Trace:
     finally:
         handle.remove()
     return trace
+
+
+Layout = Literal["NCHW", "NHWC", "NLC", "NCL"]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A tensor read as features over the image: (h, w) cells after ``prefix`` other tokens."""
+
+    layout: Layout
+    grid: tuple[int, int]
+    channels: int
+    prefix: int
+
+
+def is_vector(tensor: Tensor) -> bool:
+    """Whether a tensor holds one number a channel and no grid."""
+    return sum(size > 1 for size in tensor.shape[1:]) <= 1
+
+
+def _token_grid(tokens: int, image: tuple[int, int], *, prefixes: int = 9) -> tuple[tuple[int, int], int] | None:
+    """Factor a token count into a grid of the image's shape, after at most ``prefixes - 1`` other tokens."""
+    height, width = image
+    for prefix in range(min(prefixes, tokens - 3)):
+        h = round(math.sqrt((tokens - prefix) * height / width))
+        if h > 1 and (tokens - prefix) % h == 0 and abs(height * (tokens - prefix) / h - width * h) < 0.5 * max(image):
+            return (h, (tokens - prefix) // h), prefix
+    return None
+
+
+def _fits(h: int, w: int, image: tuple[int, int]) -> bool:
+    """Whether (h, w) can be the image's grid: the same shape up to rounding, and coarser than the image."""
+    height, width = image
+    return 1 < h <= height and 1 < w <= width and abs(h * width - w * height) < max(image) + min(h, w)
+
+
+def as_grid(tensor: Tensor, image: tuple[int, int], prefer: Layout | None = None) -> Grid | None:
+    """Read a tensor as a map of features over the image, or None if its shape does not allow it."""
+    if tensor.ndim == 4:
+        _, a, b, c = tensor.shape
+        options: list[tuple[Layout, int, int, int]] = [("NCHW", b, c, a), ("NHWC", a, b, c)]
+        fitting = [o for o in options if _fits(o[1], o[2], image)]
+        if prefer in ("NCHW", "NHWC"):
+            fitting = [o for o in options if o[0] == prefer and min(o[1], o[2]) >= 1 and o[1] * o[2] > 1]
+        if not fitting:
+            return None
+        layout, h, w, channels = fitting[0]
+        return Grid(layout, (h, w), channels, 0)
+    if tensor.ndim == 3:
+        _, a, b = tensor.shape
+        tokens: list[tuple[Layout, int, int]] = [("NLC", a, b), ("NCL", b, a)]
+        for token_layout, length, channels in tokens:
+            if prefer not in (None, token_layout):
+                continue
+            found = _token_grid(length, image, prefixes=1 if prefer or token_layout == "NCL" else 9)
+            if found:
+                return Grid(token_layout, found[0], channels, found[1])
+    return None
+
+
+MEANS = {"mean", "adaptive_avg_pool2d", "adaptive_avg_pool1d", "avg_pool2d", "avg_pool1d"}
+RESHAPES = {
+    "flatten", "view", "reshape", "reshape_as", "view_as", "squeeze", "unsqueeze", "permute", "transpose", "t",
+    "movedim", "contiguous", "clone", "to", "float", "type_as", "detach", "expand", "unflatten", "chunk", "split",
+    "tensor_split", "unbind", "__getitem__", "select", "narrow", "cat", "concat", "stack", "rearrange", "identity",
+}  # fmt: skip
+_LINEAR = {
+    "linear", "conv1d", "conv2d", "batch_norm", "addmm", "dropout", "dropout1d", "dropout2d", "alpha_dropout",
+    "add", "add_", "__add__", "__radd__", "__iadd__", "sub", "sub_", "__sub__", "__rsub__", "neg", "sum",
+} | MEANS  # fmt: skip
+_SCALINGS = {
+    "mul", "mul_", "__mul__", "__rmul__", "__imul__", "div", "div_", "true_divide", "__truediv__", "__itruediv__",
+    "matmul", "__matmul__", "mm", "bmm",
+}  # fmt: skip
+NORMS = {"layer_norm", "rms_norm", "group_norm", "normalize"}
+#: Calls that give a norm written out by hand its scale.
+SCALES = {"var", "std", "rsqrt", "sqrt", "norm", "vector_norm"}
+_SHIFTS = {"add", "__add__", "clamp", "clamp_min", "clamp_min_", "maximum", "reciprocal", *RESHAPES}
+
+
+def scale_calls(calls: Sequence[Any]) -> set[int]:
+    """The places in a tail of calls which make the scale of a norm that is written out by hand.
+
+    That is, ``rsqrt``, ``var`` and their like where all that they feed, through sums and clamps, are products with
+    another tensor of the tail: frozen, they make of ``x * rsqrt(x.square().mean() + eps)`` an affine map of x.
+
+    Args:
+        calls: with ``name``, ``args``, ``kwargs`` and ``out``, in order.
+    """
+    made = {id(t): i for i, call in enumerate(calls) for t in tensors_in(call.out)}
+    users: dict[int, list[int]] = {}
+    for i, call in enumerate(calls):
+        for t in tensors_in((call.args, call.kwargs)):
+            if made.get(id(t), i) < i:
+                users.setdefault(made[id(t)], []).append(i)
+
+    def is_product(i: int, factor: int) -> bool:
+        call = calls[i]
+        others = [t for t in tensors_in(call.args) if made.get(id(t)) != factor and is_vector(t) and t.ndim > 1]
+        return call.name in _SCALINGS and bool(others)
+
+    def feeds_products(i: int) -> bool:
+        return bool(users.get(i)) and all(
+            is_product(j, i) or (calls[j].name in SCALES | _SHIFTS and feeds_products(j)) for j in users[i]
+        )
+
+    return {i for i, call in enumerate(calls) if call.name in SCALES and feeds_products(i)}
+
+
+def tail_effects(tail: tuple[Call, ...]) -> set[str]:
+    """The effects of a tail's calls; what only makes up the scale of a norm counts as part of that norm."""
+    frozen = {tail[i].index for i in scale_calls(tail)}
+    users: dict[int, list[int]] = {}
+    for call in tail:
+        for parent in call.parents:
+            users.setdefault(parent, []).append(call.index)
+    inside = set(frozen)
+    for call in reversed(tail):
+        if users.get(call.index) and inside.issuperset(users[call.index]):
+            inside.add(call.index)
+
+    def effect(call: Call) -> str:
+        if call.index in inside:
+            return "norm"
+        if call.name in _SCALINGS and sum(p not in inside for p in call.parents) == 1 and inside & set(call.parents):
+            return "affine"
+        return _tail_effect(call)
+
+    return {effect(call) for call in tail}
+
+
+def _tail_effect(call: Call) -> str:
+    """How a call of the tail changes its vector: ``"affine"``, ``"norm"`` or ``"nonlinear"``."""
+    if call.name in RESHAPES:
+        return "affine"
+    if call.name == "batch_norm":
+        training = call.kwargs.get("training", call.args[5] if len(call.args) > 5 else False)
+        return "nonlinear" if training else "affine"
+    if call.name in _LINEAR:
+        return "affine"
+    if call.name in _SCALINGS:
+        return "affine" if len(call.parents) == 1 and _one_image_argument(call) else "nonlinear"
+    return "norm" if call.name in NORMS else "nonlinear"
+
+
+def _one_image_argument(call: Call) -> bool:
+    """Whether a product has one factor only that depends on the image (``x * x`` has one parent but two factors)."""
+    factors = [t for t in tensors_in(call.args[:2]) if t is call.source]
+    if call.name.startswith(("div", "true", "__truediv", "__itruediv")) and call.args[0] is not call.source:
+        return False
+    return len(factors) == 1

@@ -68,6 +68,18 @@ class Activations:
         """
         return class_weights(self._need_tail(), target)
 
+    def class_map(self, target: Tensor) -> Tensor:
+        """The class activation map of one class a row, ``(B, h, w)``; the class weights carry no gradient.
+
+        Args:
+            target: the class of each row, ``(B,)``.
+
+        Raises:
+            AdvCAMError: the head has no class weights.
+        """
+        weights = self.class_weights(target).to(self.features.dtype)
+        return at_least_float32(torch.einsum("bc,bchw->bhw", weights, self.features))
+
     def all_class_weights(self) -> Tensor:
         """The class weights of every class at the first row, ``(K, C)``, detached; exact heads only.
 

@@ -16,9 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from advcam_attr.heads.effects import NORMS, scale_calls
 from advcam_attr.heads.find import Head
-from advcam_attr.heads.trace import tensors_in
+from advcam_attr.heads.trace import NORMS, scale_calls, tensors_in
 from advcam_attr.types import AdvCAMError
 
 

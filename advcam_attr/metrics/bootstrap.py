@@ -36,7 +36,7 @@ def bootstrap(
 
     Args:
         counts: ``(N, ...)`` integers, one row an image.
-        statistic: the measure, e.g. `advcam_attr.metrics.measures.mean_iou` of counts ``(N, 4, K)``.
+        statistic: the measure, e.g. `advcam_attr.metrics.segmentation.mean_iou` of counts ``(N, 4, K)``.
         samples: S, how many draws of N images.
         level: the share of draws within the interval; 0.9 is from the 5th to the 95th percentile.
         seed: of the draws; no global random state is used.

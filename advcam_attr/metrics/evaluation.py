@@ -16,13 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from advcam_attr.metrics import measures
+from advcam_attr.metrics import segmentation as measures
 from advcam_attr.metrics.bootstrap import Interval, paired_bootstrap
-from advcam_attr.metrics.image_counts import ImageCounts
-from advcam_attr.metrics.measures import Scores
-from advcam_attr.metrics.object_size import object_sizes, smallest_and_largest
-from advcam_attr.metrics.segmentation import ConfusionMatrix
-from advcam_attr.metrics.thresholds import ThresholdSweep
+from advcam_attr.metrics.seeds import ImageCounts, ThresholdSweep
+from advcam_attr.metrics.segmentation import ConfusionMatrix, Scores, object_sizes, smallest_and_largest
 from advcam_attr.types import AdvCAMError
 
 #: The groups of classes of Table XIII.
@@ -65,7 +62,7 @@ class MaskEvaluation:
     Attributes:
         scope: which images.
         matrix: the pooled confusion matrix, K classes with the background.
-        images: the counts of single images, ``(N, 4, K)``, see `advcam_attr.metrics.measures.marginals`.
+        images: the counts of single images, ``(N, 4, K)``, see `advcam_attr.metrics.segmentation.marginals`.
     """
 
     scope: Scope

@@ -194,7 +194,7 @@ def affinity_net(
             heads in it are not read. For a timm model, its weights with its own classifier.
         random_weights: a trunk as it is initialised; the same in every call.
         stride: of the embeddings: 8 in PSA; 16 is four times as cheap. A timm model whose own is lower keeps it.
-        lowered_by: see `advcam_attr.networks.resnet_cam.cam_net`; not read for ResNet-38.
+        lowered_by: see `advcam_attr.networks.cam_net.cam_net`; not read for ResNet-38.
         width: of the head, and of ResNet-38; 64 in PSA.
         seed: of the new weights; the global random state is left alone.
 

@@ -7,6 +7,8 @@ encoder is a backbone at output stride 8 and a pyramid pooling module; decoders 
 from __future__ import annotations
 
 import dataclasses
+import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,10 +17,12 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
+from safetensors.torch import save
 from torch import Tensor, nn
 
-from advcam_attr.networks.cct_decoders import AuxiliaryDecoder, Decoder, doubling_steps
-from advcam_attr.networks.cct_perturbations import AUXILIARY, PERTURBATIONS, Guide
+from advcam_attr.files import write_bytes
+from advcam_attr.networks.cam_net import in_order
+from advcam_attr.networks.cct_perturbations import AUXILIARY, PERTURBATIONS, Guide, Perturbation
 from advcam_attr.networks.checkpoint import Checkpoint, load_weights, read_checkpoint, without_prefix
 from advcam_attr.networks.timm_trunk import Lowering, TimmTrunk, timm_trunk
 from advcam_attr.registry import lookup
@@ -264,3 +268,142 @@ def deep_base_weights(checkpoint: Checkpoint) -> Checkpoint:
         if stem != "fc"
     }
     return dataclasses.replace(checkpoint, weights=renamed)
+
+
+class Decoder(nn.Sequential):
+    """A 1 × 1 convolution to K channels, then steps that double the size.
+
+    A step is a 1 × 1 convolution to 4 K channels, a ReLU and a pixel shuffle. The last step has a ReLU too, as in
+    the released code: scores are never below 0.
+
+    Args:
+        channels: C of the features.
+        classes: K.
+        steps: the features' stride is 2 ^ steps.
+
+    Example:
+        >>> Decoder(8, 3, steps=2)(torch.rand(1, 8, 5, 4)).shape
+        torch.Size([1, 3, 20, 16])
+    """
+
+    def __init__(self, channels: int, classes: int, steps: int) -> None:
+        first = nn.Conv2d(channels, classes, 1, bias=False)
+        nn.init.kaiming_normal_(first.weight, nonlinearity="relu")
+        super().__init__(first, *(_doubling(classes) for _ in range(steps)))
+
+
+def _doubling(classes: int) -> nn.Sequential:
+    convolution = nn.Conv2d(classes, 4 * classes, 1)
+    icnr(convolution.weight)
+    return nn.Sequential(convolution, nn.ReLU(inplace=True), nn.PixelShuffle(2))
+
+
+@torch.no_grad()
+def icnr(weight: Tensor, factor: int = 2) -> None:
+    """Fill a sub-pixel convolution's weights so that the pixels of each cell begin alike, without a checkerboard.
+
+    Aitken et al., "Checkerboard artifact free sub-pixel convolution", 2017.
+
+    Args:
+        weight: ``(C · factor², C', 1, 1)``, changed in place; Kaiming-normal, each kernel ``factor²`` times.
+        factor: of the pixel shuffle behind it.
+    """
+    kernels = torch.empty(len(weight) // factor**2, *weight.shape[1:], dtype=weight.dtype, device=weight.device)
+    nn.init.kaiming_normal_(kernels)
+    weight.copy_(kernels.repeat_interleave(factor**2, dim=0))
+
+
+class AuxiliaryDecoder(nn.Module):
+    """A decoder behind a perturbation.
+
+    Args:
+        perturbation: see `PERTURBATIONS`.
+        decoder: of the main decoder's shape, with weights of its own.
+    """
+
+    def __init__(self, perturbation: Perturbation, decoder: Decoder) -> None:
+        super().__init__()
+        self.perturbation, self.decoder = perturbation, decoder
+
+    def forward(self, x: Tensor, guide: Guide) -> Tensor:
+        """Features ``(N, C, h, w)`` to scores ``(N, K, H, W)``."""
+        scores: Tensor = self.decoder(self.perturbation(x, guide, self.decoder))
+        return scores
+
+    def extra_repr(self) -> str:
+        """The perturbation, for ``print(net)``."""
+        return repr(self.perturbation)
+
+
+def doubling_steps(stride: int) -> int:
+    """How often a size is doubled until a map of some stride is as large as its image.
+
+    Raises:
+        AdvCAMError: the stride is no power of two.
+
+    Example:
+        >>> doubling_steps(8)
+        3
+    """
+    steps = round(math.log2(stride)) if stride > 0 else -1
+    if 2**steps != stride:
+        raise AdvCAMError(f"decoders double sizes, so the encoder's stride must be a power of two, got {stride}")
+    return steps
+
+
+def save_cct(net: CCT, path: Path, classes: Sequence[str], notes: Mapping[str, str] | None = None) -> None:
+    """Write a net's weights, and in the notes its architecture, normalisation and class names.
+
+    Args:
+        net: the net.
+        path: ends in ``.safetensors``; written whole or not at all.
+        classes: the names of the foreground classes, K - 1.
+        notes: more of them; `read_notes` gives them back.
+
+    Raises:
+        AdvCAMError: the file cannot be written, or the names are not K - 1.
+    """
+    if len(classes) + 1 != net.spec.num_classes:
+        raise AdvCAMError(f"the net has {net.spec.num_classes} classes, but {len(classes)} names and the background")
+    about = {
+        **(notes or {}),
+        "cct": json.dumps(dataclasses.asdict(net.spec)),
+        "classes": json.dumps(list(classes), ensure_ascii=False),
+        "mean": " ".join(map(str, net.mean)),
+        "std": " ".join(map(str, net.std)),
+    }
+    weights = {key: value.detach().cpu().contiguous() for key, value in net.state_dict().items()}
+    write_bytes(path, in_order(save(weights, about)))
+
+
+def load_cct(path: str | Path) -> tuple[CCT, tuple[str, ...]]:
+    """Read what `save_cct` wrote.
+
+    Returns:
+        The net, in eval mode, on the CPU, and the names of its foreground classes.
+
+    Raises:
+        AdvCAMError: the file is missing, damaged, or not of such a net.
+
+    Example:
+        >>> net, classes = load_cct("run/semi/cct.safetensors")  # doctest: +SKIP
+    """
+    checkpoint = read_checkpoint(path)
+    try:
+        spec = CCTSpec(**json.loads(checkpoint.metadata["cct"]))
+        classes = tuple(map(str, json.loads(checkpoint.metadata["classes"])))
+        mean, std = ([float(v) for v in checkpoint.metadata[what].split()] for what in ("mean", "std"))
+    except (KeyError, TypeError, ValueError) as error:
+        raise AdvCAMError(f"{path} does not say which net it is of; give one that was trained by CCT here") from error
+    net = cct_net(**vars(spec), random_weights=True, mean=mean, std=std)
+    load_weights(net, checkpoint, f"CCT on {spec.backbone}")
+    return net, classes
+
+
+def read_notes(path: Path) -> Mapping[str, str]:
+    """The notes of a file that `save_cct` wrote; empty where there is no such file.
+
+    Raises:
+        AdvCAMError: the file is damaged.
+    """
+    return read_checkpoint(path).metadata if path.is_file() else {}

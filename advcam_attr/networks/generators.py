@@ -8,10 +8,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from advcam_attr.networks.authors import irn_weights
+from advcam_attr.networks.cam_net import IRN_BACKBONE, CAMNet, cam_net
 from advcam_attr.networks.checkpoint import Checkpoint, load_weights, read_checkpoint, without_prefix
-from advcam_attr.networks.irn_cam import irn_weights
 from advcam_attr.networks.resnet38 import ResNet38
-from advcam_attr.networks.resnet_cam import IRN_BACKBONE, CAMNet, cam_net
 from advcam_attr.networks.sc_cam import SCCAM
 from advcam_attr.networks.seam import SEAM
 from advcam_attr.registry import lookup

@@ -88,7 +88,7 @@ def timm_trunk(
         model_args: keyword arguments of the model.
         weights: the arguments of `load_model` that say where weights and normalisation come from.
         stride: the output stride; a model whose own is at or below it is left as it is, None leaves all.
-        lowered_by: see `advcam_attr.networks.resnet_cam.cam_net`.
+        lowered_by: see `advcam_attr.networks.cam_net.cam_net`.
 
     Raises:
         AdvCAMError: the model cannot be loaded, has no maps, or cannot have the stride.

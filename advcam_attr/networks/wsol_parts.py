@@ -28,7 +28,7 @@ Norms = Literal["batch", "running"]
 
 @dataclass(frozen=True)
 class WSOLNetSpec:
-    """What a classifier is made of, without its weights; see `advcam_attr.networks.wsol_net.wsol_net`."""
+    """What a classifier is made of, without its weights; see `advcam_attr.networks.wsol.wsol_net`."""
 
     backbone: str
     num_classes: int

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import glob
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
@@ -17,20 +18,21 @@ from PIL import Image
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from advcam_attr import __version__, recipes
+from advcam_attr import __version__
 from advcam_attr.attr.advcam import AdvCAM
+from advcam_attr.climbing import recipes
 from advcam_attr.climbing.loop import totals
+from advcam_attr.climbing.recipes import Recipe
 from advcam_attr.data.images import is_image, read_rgb
-from advcam_attr.engine.devices import choose_device
 from advcam_attr.files import digest, make_folder, replacing, write_bytes, write_json
 from advcam_attr.heads import Head
 from advcam_attr.networks.load import LoadedModel
-from advcam_attr.pipelines.folder import Job, outstanding
 from advcam_attr.pipelines.model import ModelChoice, head_at
-from advcam_attr.pipelines.targets import Classes, TopK, resolve
-from advcam_attr.recipes import Recipe
-from advcam_attr.report.figures import heat_over, panels
+from advcam_attr.registry import nearest
+from advcam_attr.runs.provenance import Job, outstanding
+from advcam_attr.runs.sharding import choose_device
 from advcam_attr.types import AdvCAMError, ClimbStep
+from advcam_attr.viz.overlay import heat_over, panels
 
 _BASE_TITLES = {"cam": "CAM", "grad_cam": "Grad-CAM", "grad_cam++": "Grad-CAM++", "layer_cam": "LayerCAM"}
 
@@ -369,3 +371,89 @@ def _overlay_names(stem: str, targets: Sequence[int], classes: Classes) -> list[
         f"{stem}.{part}.png" if parts.count(part) == 1 else f"{stem}.{part}_{target}.png"
         for part, target in zip(parts, targets, strict=True)
     ]
+
+
+@dataclass(frozen=True)
+class TopK:
+    """The classes of the k highest logits."""
+
+    k: int
+
+
+@dataclass(frozen=True)
+class Classes:
+    """The classes of a model.
+
+    Attributes:
+        count: K.
+        names: by index, or None where nobody knows them.
+    """
+
+    count: int
+    names: tuple[str, ...] | None
+
+    def __post_init__(self) -> None:
+        """Raises: AdvCAMError: not as many names as classes."""
+        if self.names is not None and len(self.names) != self.count:
+            raise AdvCAMError(f"there are {len(self.names)} class names for the model's {self.count} classes")
+
+    def name(self, index: int) -> str:
+        """A class's name, or its number in words."""
+        return self.names[index] if self.names else f"class {index}"
+
+    def file_part(self, index: int) -> str:
+        """A class's name as a part of file names: the first of its synonyms, letters and digits only."""
+        first = self.name(index).split(",")[0]
+        return re.sub(r"\W+", "_", first).strip("_").lower()[:40] or str(index)
+
+    def parse(self, target: str) -> int | TopK:
+        """Read a target: ``"top3"``, an index (negative ones count from the end), or a name.
+
+        A name is compared without regard to case, with whole names first, then with the synonyms between commas.
+
+        Raises:
+            AdvCAMError: no such class (the nearest are told), or several of that name.
+        """
+        if top := re.fullmatch(r"top-?(\d+)", target.lower()):
+            if not 1 <= int(top[1]) <= self.count:
+                raise AdvCAMError(
+                    f"target {target!r}: the model has {self.count} classes, so there are top1 to top{self.count}"
+                )
+            return TopK(int(top[1]))
+        if re.fullmatch(r"-?\d+", target):
+            if not -self.count <= int(target) < self.count:
+                raise AdvCAMError(f"target {target} is not a class: the model has classes 0 to {self.count - 1}")
+            return int(target) % self.count
+        if self.names is None:
+            raise AdvCAMError(f"target {target!r}: the model's classes have no names; give --labels FILE or an index")
+        return self._find(target.strip().lower(), self.names)
+
+    def _find(self, wanted: str, names: Sequence[str]) -> int:
+        whole = [name.lower() for name in names]
+        synonyms = [[part.strip() for part in name.split(",")] for name in whole]
+        found = [i for i, name in enumerate(whole) if name == wanted]
+        found = found or [i for i, parts in enumerate(synonyms) if wanted in parts]
+        if not found:
+            raise AdvCAMError(f"unknown class {wanted!r}{nearest(wanted, {p for parts in synonyms for p in parts})}")
+        if len(found) > 1:
+            raise AdvCAMError(
+                f"class name {wanted!r} is ambiguous: give one of the indices {', '.join(map(str, found))}"
+            )
+        return found[0]
+
+
+def resolve(targets: Sequence[int | TopK], logits: Tensor | None) -> list[int]:
+    """The classes of one image, each once, in the order of the targets.
+
+    Args:
+        targets: what `Classes.parse` returned.
+        logits: ``(K,)``; needed if one of the targets is a `TopK`.
+    """
+    found: list[int] = []
+    for target in targets:
+        if isinstance(target, TopK):
+            assert logits is not None
+            found += torch.topk(logits, target.k).indices.tolist()
+        else:
+            found.append(target)
+    return list(dict.fromkeys(found))

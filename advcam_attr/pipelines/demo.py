@@ -17,14 +17,18 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from advcam_attr.attr.advcam import AdvCAM
 from advcam_attr.attr.cam import CAM
+from advcam_attr.data.samples import SegmentationData
 from advcam_attr.data.toy import CLASS_NAMES, ToyScenes, make_scenes
-from advcam_attr.files import make_folder, replacing, write_json, write_text
+from advcam_attr.files import make_folder, replacing, write_bytes, write_json, write_text
 from advcam_attr.metrics.segmentation import ConfusionMatrix
-from advcam_attr.report.figures import heat_over, labels_over, panels
+from advcam_attr.networks.checkpoint import load_weights, read_checkpoint
+from advcam_attr.types import Sample
+from advcam_attr.viz.overlay import heat_over, labels_over, panels
 
 #: Background thresholds that are tried, as shares of each map's peak.
 THRESHOLDS = tuple(k / 50 for k in range(1, 50))
@@ -270,3 +274,46 @@ def _figure(scenes: ToyScenes, maps: dict[str, Tensor], thresholds: dict[str, fl
         rows.append(row)
         captions.append(f"{', '.join(CLASS_NAMES[k] for k in labels)}; heat for {CLASS_NAMES[labels[0]]}")
     return panels(rows, titles, captions, cell=2 * scenes.images.shape[2])
+
+
+#: The demonstration's own seeds: of the scenes that its net learns from, and of its test scenes.
+TRAIN_SEED, TEST_SEED = 0, 2
+
+#: The normalisation that `advcam_attr.pipelines.demo.normalise` applies.
+MEAN, STD = (0.5,), (0.25,)
+
+
+def toy_net(folder: Path) -> nn.Module:
+    """The demonstration's net: from ``net.safetensors`` of a folder, or trained (half a minute) and kept there."""
+    path = folder / "net.safetensors"
+    net: nn.Module = small_net().eval()
+    if path.is_file():
+        load_weights(net, read_checkpoint(path), "the net of the toy scenes")
+        return net
+    settings = DemoSettings()
+    net = train_net(make_scenes(settings.train, size=settings.size, seed=TRAIN_SEED), settings.epochs)
+    write_bytes(path, save({name: tensor.contiguous() for name, tensor in net.state_dict().items()}))
+    return net
+
+
+def toy_data(folder: Path, count: int) -> SegmentationData:
+    """Test scenes of the demonstration as files, with their masks.
+
+    Args:
+        folder: for one ``NNNN.png`` a scene; those that are there are kept.
+        count: how many.
+    """
+    scenes = make_scenes(count, seed=TEST_SEED)
+    samples = []
+    for n, (picture, labels) in enumerate(zip(scenes.images, scenes.labels, strict=True)):
+        path = folder / f"{n:04d}.png"
+        if not path.is_file():
+            values = (picture * 255).round().byte().permute(1, 2, 0).numpy()
+            with replacing(path) as file:
+                Image.fromarray(values).save(file)
+        samples.append(Sample(path.stem, path, tuple(labels.nonzero()[:, 0].tolist())))
+
+    def mask(sample: Sample) -> Tensor:
+        return scenes.masks[int(sample.id)]
+
+    return SegmentationData("toy", folder, "test", CLASS_NAMES, tuple(samples), mask)

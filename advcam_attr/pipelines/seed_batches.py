@@ -11,13 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from advcam_attr.attr.advcam import AdvCAM
-from advcam_attr.data.images import read_rgb
-from advcam_attr.data.pictures import normalised, resize_to, to_bytes
-from advcam_attr.engine.prefetch import prefetched
+from advcam_attr.data.images import normalised, read_rgb, resize_to, to_bytes
 from advcam_attr.pipelines.model import head_at
 from advcam_attr.pipelines.seed_maps import summed_maps
 from advcam_attr.pipelines.seed_settings import SeedSettings
 from advcam_attr.refine.seeds import GridMaps
+from advcam_attr.runs.prefetch import prefetched
 from advcam_attr.types import AdvCAMError, Sample
 
 

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from advcam_attr.climbing.loop import climb, to_grid, totals
+from advcam_attr.climbing.recipes import Recipe
 from advcam_attr.climbing.state import Base, Plan
 from advcam_attr.climbing.views import FLIP_PAIR
 from advcam_attr.heads import HeadView
-from advcam_attr.recipes import Recipe
 
 #: The scales of the released code, in the order of its ``make_cam``.
 SCALES = (1.0, 0.5, 1.5, 2.0)

@@ -11,12 +11,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from advcam_attr import __version__, recipes
-from advcam_attr.data.pictures import MEAN, STD
-from advcam_attr.data.segmentation import SegmentationData
-from advcam_attr.pipelines.run_folder import weights_digest
+from advcam_attr import __version__
+from advcam_attr.climbing import recipes
+from advcam_attr.climbing.recipes import Recipe
+from advcam_attr.data.images import MEAN, STD
+from advcam_attr.data.samples import SegmentationData
 from advcam_attr.pipelines.seed_maps import CAM_SEEDS, SCALES
-from advcam_attr.recipes import Recipe
+from advcam_attr.runs.provenance import weights_digest
 from advcam_attr.types import AdvCAMError, Sample
 
 

@@ -1,6 +1,6 @@
 """A classifier and a labelled data set in; localization maps of every image's classes, one file an image, out.
 
-A run folder holds ``maps/`` (a `advcam_attr.engine.store.MapStore`; one in ``maps/T02`` and so on for each number of
+A run folder holds ``maps/`` (a `advcam_attr.runs.map_store.MapStore`; one in ``maps/T02`` and so on for each number of
 steps of a sweep), ``seeds.json`` (what the maps depend on) and ``sizes.json`` (what the batches depend on). A run that
 was killed goes on where it stopped, any number of processes share the work, and the files are the same, bit for bit.
 """
@@ -18,15 +18,14 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
-from advcam_attr import recipes
-from advcam_attr.data.segmentation import SegmentationData
-from advcam_attr.engine.batches import plan_batches
-from advcam_attr.engine.devices import choose_device
-from advcam_attr.engine.sharding import Shard, shard_of
-from advcam_attr.engine.store import FLAT_LIMIT, MapHeader, MapStore
-from advcam_attr.pipelines.run_folder import ImageList, image_sizes, read_record, same_settings
+from advcam_attr.climbing import recipes
+from advcam_attr.data.samples import SegmentationData
 from advcam_attr.pipelines.seed_batches import SeedMaker
 from advcam_attr.pipelines.seed_settings import SeedSettings, described
+from advcam_attr.runs.map_store import FLAT_LIMIT, MapHeader, MapStore
+from advcam_attr.runs.prefetch import plan_batches
+from advcam_attr.runs.provenance import ImageList, image_sizes, read_record, same_settings
+from advcam_attr.runs.sharding import Shard, choose_device, shard_of
 from advcam_attr.types import AdvCAMError, Sample
 
 __all__ = ["SeedSettings", "SeedSummary", "make_seeds", "seed_store", "sweep_seeds"]

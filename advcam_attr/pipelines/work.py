@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from advcam_attr.engine.log import read_log
-from advcam_attr.engine.sharding import shard_of
 from advcam_attr.files import write_json
-from advcam_attr.report.tables import Table
+from advcam_attr.runs.sharding import shard_of
+from advcam_attr.tables.segmentation import Table
+from advcam_attr.training.log import read_log
 from advcam_attr.types import AdvCAMError
 
 #: The file of a run folder that holds what was made in how many seconds.

@@ -12,11 +12,11 @@ import torch
 from PIL import Image
 from torch import nn
 
-from advcam_attr import __version__, recipes
-from advcam_attr.data.images import read_rgb
-from advcam_attr.data.pictures import MEAN, STD
-from advcam_attr.pipelines.run_folder import ImageList, weights_digest
-from advcam_attr.recipes import Recipe
+from advcam_attr import __version__
+from advcam_attr.climbing import recipes
+from advcam_attr.climbing.recipes import Recipe
+from advcam_attr.data.images import MEAN, STD, read_rgb
+from advcam_attr.runs.provenance import ImageList, weights_digest
 from advcam_attr.types import AdvCAMError
 
 #: Plain CAM for localization: the map of the image alone, neither mirrored nor rectified.

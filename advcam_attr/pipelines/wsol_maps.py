@@ -1,8 +1,8 @@
 """A classifier and images of one class each in; one localization map an image, and what the net predicts, out.
 
-A run folder holds ``maps/`` (a `advcam_attr.engine.store.MapStore` of the net's own grids), ``predictions/`` (a line an
-image, by process) and ``maps.json`` (what both depend on). A run that was killed goes on where it stopped, any number
-of processes share the work, and the maps are the same, bit for bit.
+A run folder holds ``maps/`` (a `advcam_attr.runs.map_store.MapStore` of the net's own grids), ``predictions/`` (a line
+an image, by process) and ``maps.json`` (what both depend on). A run that was killed goes on where it stopped, any
+number of processes share the work, and the maps are the same, bit for bit.
 """
 
 from __future__ import annotations
@@ -20,18 +20,16 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from advcam_attr.attr.advcam import AdvCAM
-from advcam_attr.data.pictures import normalised, to_bytes
-from advcam_attr.engine.batches import plan_batches
-from advcam_attr.engine.devices import choose_device
-from advcam_attr.engine.prefetch import prefetched
-from advcam_attr.engine.sharding import Shard, shard_of
-from advcam_attr.engine.store import FLAT_LIMIT, MapStore
+from advcam_attr.data.images import normalised, to_bytes
 from advcam_attr.files import make_folder, read_text
 from advcam_attr.pipelines.model import head_at
-from advcam_attr.pipelines.run_folder import ImageList, read_record, same_settings
 from advcam_attr.pipelines.seeds import SeedSummary, check_ids, placed
 from advcam_attr.pipelines.wsol_map_settings import WSOLMapSettings, described
 from advcam_attr.refine.seeds import GridMaps
+from advcam_attr.runs.map_store import FLAT_LIMIT, MapStore
+from advcam_attr.runs.prefetch import plan_batches, prefetched
+from advcam_attr.runs.provenance import ImageList, read_record, same_settings
+from advcam_attr.runs.sharding import Shard, choose_device, shard_of
 from advcam_attr.types import AdvCAMError, ClimbStep, Sample
 
 __all__ = ["WSOLMapSettings", "make_wsol_maps", "read_map", "read_predictions", "wsol_map_store"]

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from advcam_attr.refine.lattice import Lattice, build
+from advcam_attr.refine.permutohedral import Lattice, build
 from advcam_attr.registry import lookup
 from advcam_attr.types import AdvCAMError
 

@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from advcam_attr.refine.confident import UNDECIDED
-from advcam_attr.refine.walk import LARGEST_RADIUS, Offset, edge_walk, paths
+from advcam_attr.refine.affinity_labels import UNDECIDED
+from advcam_attr.refine.random_walk import LARGEST_RADIUS, Offset, edge_walk, paths
 from advcam_attr.types import AdvCAMError, ClassMaps
 
 #: The radius of pairs in training, in cells of the grid (IRN's code); the walk's is 5.
@@ -88,7 +88,7 @@ def pair_labels(labels: Tensor, radius: int = TRAINING_RADIUS) -> Pairs:
     """Which pairs agree. Pairs with an undecided pixel are of no kind.
 
     Pairs are of the pixels that have all neighbours (the first h - (r - 1) rows, without r - 1 columns left and right)
-    and their neighbours, in the order of `advcam_attr.refine.walk.paths`.
+    and their neighbours, in the order of `advcam_attr.refine.random_walk.paths`.
 
     Args:
         labels: on the grid, ``(N, h, w)``: 0 the background, 255 undecided.

@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from advcam_attr.refine.confident import UNDECIDED
-from advcam_attr.refine.walk import paths, random_walk, transition
+from advcam_attr.refine.affinity_labels import UNDECIDED
+from advcam_attr.refine.random_walk import paths, random_walk, transition
 from advcam_attr.types import AdvCAMError
 
 #: Below it no label has a score: what lies outside of the image (the released code).
@@ -56,8 +56,8 @@ def affinity_labels(low: Tensor, high: Tensor, stride: int = 8) -> Tensor:
     scores are zero, it is undecided.
 
     Args:
-        low: the scores of `advcam_attr.refine.confident.psa_scores` by the low power, ``(1 + K, H, W)``, the background
-            first; cropped and padded with zeros as the image was.
+        low: the scores of `advcam_attr.refine.affinity_labels.psa_scores` by the low power, ``(1 + K, H, W)``, the
+            background first; cropped and padded with zeros as the image was.
         high: by the high power, of the same shape.
         stride: pixels of a cell's side; 8 in PSA.
 
@@ -105,7 +105,7 @@ def _sources(grid: Tensor, radius: int) -> Tensor:
 
 
 def _partners(grid: Tensor, radius: int) -> Iterator[Tensor]:
-    """What these cells are paired with, neighbour by neighbour, in the order of `advcam_attr.refine.walk.paths`."""
+    """What these cells are paired with, in the order of `advcam_attr.refine.random_walk.paths`."""
     margin = radius - 1
     height, width = grid.shape[-2] - margin, grid.shape[-1] - 2 * margin
     for (dy, dx), *_ in paths(radius):
@@ -242,8 +242,8 @@ def affinity_walk(maps: Tensor, features: Tensor, radius: int = 5, beta: float =
     """Maps after a random walk along the affinities of the cells' embeddings.
 
     Affinities are raised to a power and divided by the sums of their columns, as in
-    `advcam_attr.refine.walk.transition`; the dense matrix of the released code is never made. On a grid too small for
-    any pair, maps stay as they are.
+    `advcam_attr.refine.random_walk.transition`; the dense matrix of the released code is never made. On a grid too
+    small for any pair, maps stay as they are.
 
     Args:
         maps: ``(K, h, w)``.

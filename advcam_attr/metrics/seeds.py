@@ -1,0 +1,330 @@
+"""Localization maps and true label maps in; the confusion matrices of all background thresholds, in one pass, out.
+
+A seed labels a pixel with its strongest class where that class's map exceeds a threshold, and as background elsewhere.
+Which class is strongest does not depend on the threshold, so a pixel is fully told by its true label, its strongest
+class and the number of thresholds that this class exceeds. Images are counted into a histogram of these three; the
+confusion matrix of every threshold is a cumulative sum of it.
+
+Counts equal those of cutting at each threshold by itself, as the released scripts do (a constant map before the maps,
+then ``argmax``): thresholds and maps are compared as float32, equality is background, and of equal maps the first wins.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+
+import torch
+from torch import Tensor
+
+from advcam_attr.metrics import segmentation as measures
+from advcam_attr.metrics.segmentation import IGNORE, ConfusionMatrix, tally
+from advcam_attr.types import AdvCAMError
+
+#: AdvCAM's released sweep on PASCAL VOC: 0.15 to 0.34.
+VOC_THRESHOLDS = tuple(k / 100 for k in range(15, 35))
+#: RIB's released sweep on MS COCO: 0.10 to 0.50.
+COCO_THRESHOLDS = tuple(k / 100 for k in range(10, 51))
+#: SEAM's released sweep: 0.00 to 0.59.
+SEAM_THRESHOLDS = tuple(k / 100 for k in range(60))
+
+#: The sweeps of the released scripts, by name.
+THRESHOLDS: Mapping[str, tuple[float, ...]] = MappingProxyType(
+    {"voc": VOC_THRESHOLDS, "coco": COCO_THRESHOLDS, "seam": SEAM_THRESHOLDS}
+)
+
+
+def as_thresholds(thresholds: Sequence[float]) -> Tensor:
+    """Thresholds as the maps are compared with, ``(T,)`` float32.
+
+    Raises:
+        AdvCAMError: there is none, one is not finite, or they do not ascend.
+    """
+    values = torch.tensor(list(thresholds), dtype=torch.float32)
+    if not len(values) or not values.isfinite().all() or not (values.diff() > 0).all():
+        raise AdvCAMError(f"thresholds must be finite and ascend, at least one: got {list(thresholds)}")
+    return values
+
+
+def seed_histogram(
+    high_res: Tensor, classes: Sequence[int], truth: Tensor, thresholds: Tensor, num_classes: int, ignore: int = IGNORE
+) -> Tensor:
+    """Count the pixels of one image by true label, strongest class and how many thresholds it exceeds.
+
+    Args:
+        high_res: ``(K', H, W)`` float32, the maps of the image's K' classes; K' may be 0.
+        classes: their 0-based classes; class k is k + 1 in label maps.
+        truth: ``(H, W)`` uint8.
+        thresholds: ``(T,)`` float32, ascending, on the maps' device.
+        num_classes: K, the background included.
+        ignore: the true label that counts for nothing.
+
+    Returns:
+        ``(K + 1, max(K', 1), T + 1)`` int64. The last row holds labels outside the classes. An image without classes
+        has one column, of pixels that exceed no threshold.
+
+    Raises:
+        AdvCAMError: sizes, classes or types do not fit each other.
+
+    Example:
+        >>> maps, truth = torch.tensor([[[0.1, 0.6, 0.9]]]), torch.tensor([[0, 0, 1]], dtype=torch.uint8)
+        >>> seed_histogram(maps, [0], truth, torch.tensor([0.5, 0.7]), num_classes=2)[:, 0].tolist()
+        [[1, 1, 0], [0, 0, 1], [0, 0, 0]]
+    """
+    _check(high_res, classes, truth, num_classes)
+    columns, bins = max(len(classes), 1), len(thresholds) + 1
+    cell = truth.int() * (columns * bins)
+    if len(classes):
+        strength, strongest = high_res.max(0)
+        cell += strongest.int() * bins
+        cell += torch.bucketize(strength, thresholds, out_int32=True)
+    rows = tally(cell, 256 * columns * bins).reshape(256, columns, bins)
+    rows[ignore] = 0
+    return torch.cat([rows[:num_classes], rows[num_classes:].sum(0, keepdim=True)])
+
+
+def exceeding(histogram: Tensor) -> Tensor:
+    """From how many thresholds are exceeded, to how many pixels exceed each: ``(..., T + 1)`` to ``(..., T)``."""
+    return histogram.flip(-1).cumsum(-1).flip(-1)[..., 1:]
+
+
+class ThresholdSweep:
+    """Maps and true label maps in, an image at a time; the confusion matrix of each threshold over all of them out.
+
+    As for `ConfusionMatrix`, true labels outside the classes are refused at once on the CPU, and when results are read
+    on a GPU.
+
+    Args:
+        thresholds: background thresholds, ascending; `THRESHOLDS` has those of the released scripts.
+        num_classes: K, the background included.
+        ignore: the true label that counts for nothing.
+        device: where the maps are.
+
+    Example:
+        >>> sweep = ThresholdSweep([0.2, 0.5, 0.8], num_classes=2)
+        >>> truth = torch.tensor([[0, 0, 1, 1]], dtype=torch.uint8)
+        >>> sweep.update(torch.tensor([[[0.1, 0.4, 0.6, 1.0]]]), [0], truth)
+        >>> [round(value, 3) for value in sweep.mean_iou().tolist()]
+        [0.583, 1.0, 0.583]
+        >>> sweep.best_threshold()
+        0.5
+    """
+
+    def __init__(
+        self,
+        thresholds: Sequence[float],
+        num_classes: int,
+        ignore: int = IGNORE,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.thresholds = tuple(float(t) for t in thresholds)
+        self.num_classes = num_classes
+        self.ignore = ignore
+        self._boundaries = as_thresholds(thresholds).to(device)
+        # The true labels, with one row for those outside the classes; the strongest class's label; exceeded thresholds.
+        self._histogram = torch.zeros(
+            num_classes + 1, num_classes, len(self.thresholds) + 1, dtype=torch.int64, device=device
+        )
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Tensor], ignore: int = IGNORE) -> ThresholdSweep:
+        """The sweep whose `state` this was."""
+        histogram = state["histogram"]
+        sweep = cls(state["thresholds"].tolist(), histogram.shape[1], ignore, histogram.device)
+        sweep._histogram += histogram
+        return sweep
+
+    def state(self) -> dict[str, Tensor]:
+        """All that it knows: ``thresholds`` ``(T,)`` float64 and ``histogram`` ``(K + 1, K, T + 1)`` int64."""
+        thresholds = torch.tensor(self.thresholds, dtype=torch.float64)
+        return {"thresholds": thresholds, "histogram": self._histogram.clone()}
+
+    def update(self, high_res: Tensor, classes: Sequence[int], truth: Tensor) -> None:
+        """Add the maps ``(K', H, W)`` of one image and its true label map ``(H, W)``; see `seed_histogram`."""
+        self.add(self.histogram(high_res, classes, truth), classes)
+
+    def histogram(self, high_res: Tensor, classes: Sequence[int], truth: Tensor) -> Tensor:
+        """`seed_histogram` of one image with the sweep's thresholds and classes; adds nothing."""
+        found = seed_histogram(high_res, classes, truth, self._boundaries, self.num_classes, self.ignore)
+        if found.device.type == "cpu" and (outside := int(found[-1].sum())):
+            raise self._outside(outside)
+        return found
+
+    def add(self, histogram: Tensor, classes: Sequence[int]) -> None:
+        """Add what `histogram` has counted of an image of these classes."""
+        self._histogram[:, [k + 1 for k in classes] or [0]] += histogram
+
+    def merge(self, other: ThresholdSweep) -> None:
+        """Add what another sweep, of the same thresholds and classes, has counted."""
+        if (other.thresholds, other.num_classes) != (self.thresholds, self.num_classes):
+            raise AdvCAMError(f"cannot merge {other!r} into {self!r}")
+        self._histogram += other._histogram.to(self._histogram.device)
+
+    def matrices(self) -> Tensor:
+        """The confusion matrix of each threshold, ``(T, K, K)`` int64, rows for the truth.
+
+        Raises:
+            AdvCAMError: true labels outside the classes were counted on a GPU.
+        """
+        if outside := int(self._histogram[-1].sum()):
+            raise self._outside(outside)
+        histogram = self._histogram[:-1]
+        counts = exceeding(histogram).permute(2, 0, 1).contiguous()
+        counts[:, :, 0] = histogram.sum((1, 2)) - counts[:, :, 1:].sum(-1)
+        return counts
+
+    def matrix(self, threshold: float) -> ConfusionMatrix:
+        """The confusion matrix of one of the thresholds."""
+        return ConfusionMatrix.from_counts(self.matrices()[self.place(threshold)])
+
+    def place(self, threshold: float) -> int:
+        """Where a threshold is among those of the sweep.
+
+        Raises:
+            AdvCAMError: it is none of them.
+        """
+        for place, known in enumerate(self.thresholds):
+            if math.isclose(known, threshold, abs_tol=1e-6):
+                return place
+        low, high = self.thresholds[0], self.thresholds[-1]
+        raise AdvCAMError(
+            f"threshold {threshold:g} is none of the {len(self.thresholds)} swept from {low:g} to {high:g}"
+        )
+
+    def mean_iou(self) -> Tensor:
+        """The mean IoU at each threshold, ``(T,)`` float64."""
+        return measures.mean_iou(measures.marginals(self.matrices()))
+
+    def best_threshold(self) -> float:
+        """The threshold of the highest mean IoU; the lowest of equals.
+
+        It is chosen on the truth that it is scored on, as in the paper: the score is an upper bound.
+
+        Raises:
+            AdvCAMError: no pixel was counted.
+        """
+        curve = self.mean_iou()
+        if curve.isnan().all():
+            raise AdvCAMError("no pixel was counted: there is no best threshold")
+        return self.thresholds[int(curve.argmax())]
+
+    def __repr__(self) -> str:
+        low, high = self.thresholds[0], self.thresholds[-1]
+        return f"ThresholdSweep({len(self.thresholds)} thresholds, {low:g} to {high:g}; num_classes={self.num_classes})"
+
+    def _outside(self, pixels: int) -> AdvCAMError:
+        return AdvCAMError(f"truth holds {pixels} pixels with labels outside the {self.num_classes} classes")
+
+
+def _check(high_res: Tensor, classes: Sequence[int], truth: Tensor, num_classes: int) -> None:
+    if num_classes > IGNORE:
+        raise AdvCAMError(f"label maps of 8 bits hold at most {IGNORE} classes, got {num_classes}")
+    if high_res.ndim != 3 or len(high_res) != len(classes):
+        raise AdvCAMError(f"maps of {len(classes)} classes must be (K, H, W), got {tuple(high_res.shape)}")
+    if high_res.dtype != torch.float32 or truth.dtype != torch.uint8:
+        raise AdvCAMError(f"maps must be float32 and the truth uint8, got {high_res.dtype} and {truth.dtype}")
+    if high_res.shape[1:] != truth.shape:
+        raise AdvCAMError(f"maps of {_size(high_res)} pixels and a truth of {_size(truth)} differ in size")
+    if len(set(classes)) != len(classes) or not all(0 <= k < num_classes - 1 for k in classes):
+        raise AdvCAMError(f"classes {list(classes)} must be distinct, in 0 to {num_classes - 2}")
+
+
+def _size(image: Tensor) -> str:
+    return f"{image.shape[-1]} x {image.shape[-2]}"
+
+
+class ImageCounts:
+    """Counts of N images, in the order in which they were added.
+
+    Args:
+        thresholds: T, how many.
+        num_classes: K, the background included.
+
+    Example:
+        >>> from advcam_attr.metrics.seeds import ThresholdSweep
+        >>> sweep, images = ThresholdSweep([0.5], num_classes=2), ImageCounts(1, num_classes=2)
+        >>> histogram = sweep.histogram(torch.tensor([[[0.2, 0.9]]]), [0], torch.tensor([[1, 1]], dtype=torch.uint8))
+        >>> images.add(histogram, [0])
+        >>> images.marginals(0).tolist()
+        [[[0, 1], [0, 2], [1, 1], [0, 0]]]
+    """
+
+    def __init__(self, thresholds: int, num_classes: int) -> None:
+        self.thresholds = thresholds
+        self.num_classes = num_classes
+        self._truth = [torch.zeros(0, num_classes, dtype=torch.int32)]
+        self._labels = [torch.zeros(0, 2, dtype=torch.int64)]
+        self._counts = [torch.zeros(0, 3, thresholds, dtype=torch.int32)]
+        self._images = 0
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Tensor]) -> ImageCounts:
+        """The counts whose `state` this was."""
+        images = cls(state["counts"].shape[2], state["truth"].shape[1])
+        images._truth, images._labels, images._counts = [state["truth"]], [state["labels"]], [state["counts"]]
+        images._images = len(state["truth"])
+        return images
+
+    def state(self) -> dict[str, Tensor]:
+        """All that they know, M classes of images together.
+
+        Returns:
+            ``truth`` ``(N, K)`` int32; ``labels`` ``(M, 2)`` int64, an image's place and its class's label; ``counts``
+            ``(M, 3, T)`` int32, pixels found, predicted, and predicted on background.
+        """
+        for rows in (self._truth, self._labels, self._counts):
+            rows[:] = [torch.cat([row.cpu() for row in rows])]
+        return {"truth": self._truth[0], "labels": self._labels[0], "counts": self._counts[0]}
+
+    def __len__(self) -> int:
+        return self._images
+
+    def add(self, histogram: Tensor, classes: Sequence[int]) -> None:
+        """Add an image of 0-based classes by its `advcam_attr.metrics.seeds.seed_histogram`."""
+        histogram = histogram[:-1]
+        self._truth.append(histogram.sum((1, 2), dtype=torch.int32)[None])
+        if classes:
+            above = exceeding(histogram)
+            own = torch.arange(len(classes), device=above.device)
+            labels = torch.tensor([(self._images, k + 1) for k in classes])
+            hits = above[labels[:, 1].to(above.device), own]
+            self._labels.append(labels)
+            self._counts.append(torch.stack([hits, above.sum(0), above[0]], 1).int())
+        self._images += 1
+
+    def merge(self, other: ImageCounts) -> None:
+        """Add the images that another one has counted, after one's own."""
+        if (other.thresholds, other.num_classes) != (self.thresholds, self.num_classes):
+            raise AdvCAMError(
+                f"cannot merge counts of {self.thresholds} thresholds and {self.num_classes} classes "
+                f"with {other.thresholds} and {other.num_classes}"
+            )
+        state = other.state()
+        self._truth.append(state["truth"])
+        self._labels.append(state["labels"] + torch.tensor([self._images, 0]))
+        self._counts.append(state["counts"])
+        self._images += len(other)
+
+    def truth(self) -> Tensor:
+        """The true pixels of each class in each image, ``(N, K)`` int32."""
+        return self.state()["truth"]
+
+    def marginals(self, place: int) -> Tensor:
+        """Each image's counts at one threshold.
+
+        Args:
+            place: of the threshold, from 0.
+
+        Returns:
+            ``(N, 4, K)`` int64, as `advcam_attr.metrics.segmentation.marginals` has them.
+        """
+        state = self.state()
+        truth, (image, label) = state["truth"].long(), state["labels"].unbind(1)
+        hits, predicted, on_background = state["counts"][:, :, place].long().unbind(1)
+        counts = truth.new_zeros(4, self._images, self.num_classes)
+        counts[0, image, label], counts[2, image, label], counts[3, image, label] = hits, predicted, on_background
+        counts[1] = truth
+        counts[0, :, 0] = truth[:, 0] - counts[3].sum(-1)
+        counts[2, :, 0] = truth.sum(-1) - counts[2].sum(-1)
+        return counts.transpose(0, 1).contiguous()

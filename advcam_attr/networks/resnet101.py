@@ -1,0 +1,166 @@
+"""A backbone's weights and an output stride in; the ResNet-101 of DeepLab-v2, or a Res2Net-152, out."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from advcam_attr.networks.authors import caffe_weights, is_caffe
+from advcam_attr.networks.checkpoint import Checkpoint, load_weights, read_checkpoint
+from advcam_attr.networks.load import first_published, load_model
+from advcam_attr.networks.timm_trunk import MapReader, TimmTrunk
+from advcam_attr.registry import lookup
+from advcam_attr.types import AdvCAMError
+
+StrideIn = Literal["1x1", "3x3"]
+
+#: The paper's backbone.
+RESNET101 = "torchvision/resnet101"
+
+#: Stride and dilation of the four stages of a ResNet, by output stride. DeepLab-v2 has 8.
+_STAGES = {
+    8: ((1, 1), (2, 1), (1, 2), (1, 4)),
+    16: ((1, 1), (2, 1), (2, 1), (1, 2)),
+    32: ((1, 1), (2, 1), (2, 1), (2, 1)),
+}
+
+
+def resnet_weights(checkpoint: str | Path | None, random_weights: bool) -> tuple[Checkpoint | None, StrideIn]:
+    """The weights of a ResNet-101 by torchvision's names, and where they were trained with the stride.
+
+    Args:
+        checkpoint: by torchvision's names or deeplab-pytorch's; None are torchvision's ``IMAGENET1K_V1``.
+        random_weights: there are none.
+
+    Raises:
+        AdvCAMError: the file cannot be read, or weights cannot be downloaded.
+    """
+    if checkpoint is not None and random_weights:
+        raise AdvCAMError("a checkpoint and random weights exclude each other: give one of the two")
+    if random_weights:
+        return None, "3x3"
+    found = read_checkpoint(checkpoint) if checkpoint is not None else first_published(RESNET101)
+    return (caffe_weights(found), "1x1") if is_caffe(found) else (found, "3x3")
+
+
+def resnet_trunk(
+    model_args: Mapping[str, Any], weights: Checkpoint | None, stride: int, stride_in: StrideIn
+) -> TimmTrunk:
+    """ResNet-101 with the strides and dilations of DeepLab-v2; its parts and names of weights are torchvision's.
+
+    All blocks of a dilated stage have its dilation, the first one too, as in deeplab-pytorch. The max pool rounds up
+    as in Caffe, a cell more than torchvision's where a side is even.
+
+    Args:
+        model_args: keyword arguments of torchvision's ResNet-101.
+        weights: from `resnet_weights`; those of a classifier or a pyramid are dropped.
+        stride: 8, 16 or 32.
+        stride_in: which convolution of a bottleneck has its stride.
+
+    Raises:
+        AdvCAMError: another stride, or weights that do not fit.
+    """
+    if stride not in _STAGES or stride_in not in ("1x1", "3x3"):
+        raise AdvCAMError(
+            f"{RESNET101} has the output strides 8, 16 and 32, in its '1x1' or '3x3' convolutions; "
+            f"got {stride} in {stride_in!r}"
+        )
+    loaded = load_model(RESNET101, model_args=model_args, random_weights=True)
+    net: Any = loaded.model
+    parts = ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4")
+    trunk = nn.Sequential(OrderedDict((name, getattr(net, name)) for name in parts))
+    net.maxpool.ceil_mode = True
+    layers = (net.layer1, net.layer2, net.layer3, net.layer4)
+    for layer, (step, dilation) in zip(layers, _STAGES[stride], strict=True):
+        for number, block in enumerate(layer):
+            block.conv2.dilation = block.conv2.padding = (dilation, dilation)
+            block.conv1.stride = block.conv2.stride = (1, 1)
+            if number == 0:
+                (block.conv1 if stride_in == "1x1" else block.conv2).stride = (step, step)
+                block.downsample[0].stride = (step, step)
+    mean, std = loaded.preprocessing.mean or (), loaded.preprocessing.std or ()
+    if weights is not None:
+        kept = {key: value for key, value in weights.weights.items() if not key.startswith(("fc.", "aspp."))}
+        load_weights(trunk, replace(weights, weights=kept), RESNET101)
+        mean, std = _noted(weights, "mean") or mean, _noted(weights, "std") or std
+    return TimmTrunk(trunk, MapReader("forward", "NCHW", 2048, 0, stride), stride, 256, mean, std)
+
+
+def _noted(weights: Checkpoint, name: str) -> tuple[float, ...]:
+    try:
+        values = tuple(float(v) for v in weights.metadata.get(name, "").split())
+    except ValueError:
+        return ()
+    return values if len(values) == 3 else ()
+
+
+def res2net_trunk(
+    name: str, model_args: Mapping[str, Any], checkpoint: str | Path | None, random_weights: bool, stride: int
+) -> TimmTrunk:
+    """A Res2Net-152 with an output stride, dilated as timm does it.
+
+    Args:
+        name: of `advcam_attr.networks.resnet101.RES2NETS`.
+        model_args: keyword arguments of timm's ResNet.
+        checkpoint: its weights, with a classifier of ``num_classes``, 1000 unless ``model_args`` says otherwise.
+        random_weights: there are none.
+        stride: 8, 16 or 32.
+
+    Raises:
+        AdvCAMError: no weights are given, or they do not fit.
+    """
+    if (checkpoint is None) == (not random_weights):
+        raise AdvCAMError(f"no weights of {name} are published with timm: give a checkpoint, or random weights")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        net: Any = res2net(name, output_stride=stride, **model_args)
+    if checkpoint is not None:
+        load_weights(net, read_checkpoint(checkpoint), name)
+    net.reset_classifier(0, "")
+    mean, std = tuple(net.pretrained_cfg["mean"]), tuple(net.pretrained_cfg["std"])
+    return TimmTrunk(net.eval(), MapReader("forward", "NCHW", net.num_features, 0, stride), stride, 256, mean, std)
+
+
+#: What tells these nets apart: ``d`` has a stem of three 3 × 3 convolutions and pools before its shortcuts (the
+#: authors' v1b).
+RES2NETS: dict[str, dict[str, Any]] = {
+    "res2net152_26w_4s": {},
+    "res2net152d": {"stem_type": "deep", "stem_width": 32, "avg_down": True},
+}
+
+
+def res2net(name: str, **options: Any) -> nn.Module:
+    """A Res2Net-152 of timm's blocks (3, 8, 36 and 3 of them, width 26, scale 4), as the paper's Table IV names it.
+
+    Names of weights are those of timm's Res2Net-101 and its ``d`` variant, with more blocks.
+
+    Args:
+        name: of `RES2NETS`.
+        options: of timm's ResNet, e.g. ``output_stride``.
+
+    Raises:
+        AdvCAMError: an unknown name, or options that timm refuses.
+
+    Example:
+        >>> net = res2net("res2net152_26w_4s", output_stride=8, num_classes=10)
+        >>> [len(layer) for layer in (net.layer1, net.layer2, net.layer3, net.layer4)]
+        [3, 8, 36, 3]
+    """
+    from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+    from timm.models.res2net import Bottle2neck
+    from timm.models.resnet import ResNet
+
+    variant = lookup(name, {key: key for key in RES2NETS}, "Res2Net")
+    given = {"base_width": 26, "block_args": {"scale": 4}, **RES2NETS[variant], **options}
+    try:
+        net = ResNet(Bottle2neck, (3, 8, 36, 3), **given)
+    except (TypeError, ValueError, AssertionError) as error:
+        raise AdvCAMError(f"{name} does not take the arguments {options}: {error}") from error
+    net.pretrained_cfg = {"mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD}
+    return net

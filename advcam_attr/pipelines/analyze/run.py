@@ -1,0 +1,171 @@
+"""Names of analyses and what they look at in; for each a figure and its numbers, as files, out."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from advcam_attr.analysis.rows import as_json
+from advcam_attr.climbing import recipes
+from advcam_attr.data.samples import SegmentationData, without_missing
+from advcam_attr.files import make_folder, replacing, write_json
+from advcam_attr.pipelines.analyze.images import IMAGE_ANALYSES, ImageOptions, Result, analyze_images
+from advcam_attr.pipelines.analyze.inputs import Subjects, subjects_of, toy_subjects
+from advcam_attr.pipelines.analyze.seeds import SEED_ANALYSES, SeedOptions, SeedRuns, analyze_seeds
+from advcam_attr.pipelines.attribute import Settings
+from advcam_attr.pipelines.demo import MEAN, STD, toy_data, toy_net
+from advcam_attr.pipelines.seed_settings import SeedSettings
+from advcam_attr.registry import nearest
+from advcam_attr.types import AdvCAMError
+
+#: What there is: the paper's figure or table, and what is shown.
+ANALYSES: Mapping[str, tuple[str, str]] = MappingProxyType(
+    {
+        "amplification": ("Fig. 2", "how much brighter discriminative and other regions become, by step"),
+        "landscape": ("Fig. 3", "the classification loss around clean, climbed and attacked images"),
+        "saliency": ("Fig. 4", "where the class score looks in the image, by step"),
+        "saliency_share": ("Fig. 4", "how many of the image's pixels the class score looks at, by step"),
+        "regularizers": ("Figs. 5, 6, 12", "what each regularization does to one image"),
+        "seeds": ("Fig. 11", "quality and noise of seeds over T, λ, τ and ξ"),
+        "final_map": ("Table XI", "the sum of all maps against the last one"),
+        "failures": ("Fig. 13", "the images whose seeds lose most against CAM's"),
+        "object_size": ("Fig. 14, Table XIII", "the gain of each class, by the size of its objects"),
+        "score_curves": ("Fig. 15", "the pixels' scores of CAM and AdvCAM in decreasing order"),
+        "trajectories": ("Fig. 16", "the paths of features during climbs, by t-SNE"),
+    }
+)
+
+Tell = Callable[[str], object]
+
+
+def listing() -> str:
+    """All analyses, one a line.
+
+    Example:
+        >>> print(listing().splitlines()[0].split())
+        ['amplification', 'Fig.', '2', 'images', 'how', 'much', 'brighter', 'discriminative', 'and', 'other', 'regions', 'become,', 'by', 'step']
+    """  # noqa: E501
+    return "\n".join(
+        f"{name:<15}{source:<21}{'images' if name in IMAGE_ANALYSES else 'masks':<8}{text}"
+        for name, (source, text) in ANALYSES.items()
+    )
+
+
+def parse_names(text: str) -> tuple[str, ...]:
+    """Names between commas; ``images`` and ``masks`` stand for all that need no more than these.
+
+    Raises:
+        AdvCAMError: an unknown name, or names that need images and names that need masks.
+
+    Example:
+        >>> parse_names("saliency,amplification")
+        ('saliency', 'amplification')
+    """
+    groups = {"images": tuple(IMAGE_ANALYSES), "masks": tuple(SEED_ANALYSES)}
+    names = tuple(dict.fromkeys(name for word in text.split(",") for name in groups.get(word, (word,))))
+    for name in names:
+        if name not in ANALYSES:
+            raise AdvCAMError(f"unknown analysis {name!r}{nearest(name, ANALYSES)}")
+    if len({name in IMAGE_ANALYSES for name in names}) > 1:
+        raise AdvCAMError(f"{text}: some of these look at images, some at data sets with masks; do them one by one")
+    return names
+
+
+def analyze_files(
+    names: Sequence[str], images: Sequence[Path], out: Path, settings: Settings, options: ImageOptions, tell: Tell
+) -> None:
+    """Analyses of image files.
+
+    Args:
+        names: of `IMAGE_ANALYSES`.
+        images: the files.
+        out: the folder for ``NAME.png`` and ``NAME.json``.
+        settings: model, targets and recipe.
+        options: what is left open.
+        tell: is told what is written.
+
+    Raises:
+        AdvCAMError: as `subjects_of` and `analyze_images`; nothing is written then.
+    """
+    _write_images(names, subjects_of(images, settings), settings, out, options, tell)
+
+
+def analyze_toy_images(
+    names: Sequence[str], count: int, out: Path, settings: Settings, options: ImageOptions, tell: Tell
+) -> None:
+    """Analyses of toy scenes, with the demonstration's net; see `analyze_files`."""
+    _write_images(names, toy_subjects(out / "toy", settings, count), settings, out, options, tell)
+
+
+def analyze_data(
+    names: Sequence[str],
+    net: Any,
+    data: SegmentationData,
+    out: Path,
+    settings: SeedSettings,
+    options: SeedOptions,
+    tell: Tell,
+) -> None:
+    """Analyses of a data set with masks.
+
+    Args:
+        names: of `SEED_ANALYSES`.
+        net: a classifier of the data's classes.
+        data: what it is looked at on; photographs that are not there are left out.
+        out: the folder for ``NAME.png``, ``NAME.json`` and the seeds' maps.
+        settings: how seeds are made.
+        options: what is left open.
+        tell: is told what is done.
+
+    Raises:
+        AdvCAMError: as `analyze_seeds`.
+    """
+    there, _ = without_missing(data)
+    runs = SeedRuns(net, there, settings, options, out, tell)
+    about = {
+        "data": f"{data.name} {data.split}",
+        "recipe": recipes.described(runs.recipe),
+        "options": dataclasses.asdict(options),
+    }
+    _write(analyze_seeds(names, runs), about, out, tell)
+
+
+def analyze_toy_data(
+    names: Sequence[str], count: int, out: Path, settings: SeedSettings, options: SeedOptions, tell: Tell
+) -> None:
+    """Analyses of toy scenes and their masks, with the demonstration's net; see `analyze_data`."""
+    data = toy_data(out / "toy" / "scenes", count)
+    settings = dataclasses.replace(settings, mean=MEAN, std=STD)
+    analyze_data(names, toy_net(out / "toy"), data, out, settings, options, tell)
+
+
+def _write_images(
+    names: Sequence[str], subjects: Subjects, settings: Settings, out: Path, options: ImageOptions, tell: Tell
+) -> None:
+    about = {
+        "model": settings.model.spec,
+        "base": settings.base,
+        "recipe": recipes.described(subjects.advcam.recipe),
+        "options": dataclasses.asdict(options),
+        "rows": len(subjects),
+    }
+    _write(analyze_images(names, subjects, options), about, out, tell)
+
+
+def _write(results: Iterable[tuple[str, Result]], about: dict[str, Any], out: Path, tell: Tell) -> None:
+    """The files of each result, the numbers last."""
+    for name, result in results:
+        make_folder(out)
+        with replacing(out / f"{name}.png") as file:
+            if hasattr(result.drawing, "savefig"):
+                result.drawing.savefig(file, dpi=110)
+            else:
+                result.drawing.save(file)
+        content = {"analysis": name, "of": ANALYSES[name][0], **about, "result": result.numbers}
+        write_json(out / f"{name}.json", as_json(content))
+        for line in result.lines:
+            tell(line)
+        tell(f"{name} ({ANALYSES[name][0]}): {out / name}.png and .json")

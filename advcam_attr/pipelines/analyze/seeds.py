@@ -1,0 +1,260 @@
+"""A classifier and a data set with masks in; seeds under many settings, and the figures of their quality, out.
+
+Seeds are kept in ``OUT/maps/VARIANT``, one store a number of steps, and shared by all analyses of a folder: a second
+one climbs nothing again. All numbers of steps cost one climb; another λ, τ or ξ, or the last map in place of the sum,
+is another climb.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from advcam_attr.analysis.class_gains import class_gains, plot_class_gains
+from advcam_attr.analysis.failures import Shown, image_gains, plot_failures
+from advcam_attr.analysis.regularizer_effects import without_others
+from advcam_attr.analysis.seed_curves import SeedCurve, plot_final_map, plot_seed_curves, seed_curve
+from advcam_attr.climbing.regularizers import RestrictHighAttributions, ThresholdMask
+from advcam_attr.data.images import read_rgb
+from advcam_attr.data.samples import SegmentationData
+from advcam_attr.metrics.evaluation import SeedEvaluation
+from advcam_attr.pipelines.analyze.images import Result
+from advcam_attr.pipelines.evaluate import evaluate_seeds
+from advcam_attr.pipelines.seed_settings import SeedSettings
+from advcam_attr.pipelines.seeds import seed_store, sweep_seeds
+from advcam_attr.refine.seeds import cut
+from advcam_attr.tables.segmentation import Table, table_xi, table_xiii
+from advcam_attr.types import AdvCAMError, Sample
+
+#: The names of climbs, and of their folders.
+WITH, WITHOUT, SALIENCY, LAST = "with", "without", "saliency", "last"
+
+
+@dataclass(frozen=True)
+class SeedOptions:
+    """What the analyses of seeds leave open.
+
+    Attributes:
+        steps: the numbers of steps T that are looked at, besides 0 and the recipe's; None takes ten or less.
+        weights: values of λ, the weight of the restricting term.
+        thresholds: values of τ, the share of the peak above which maps are held.
+        sizes: values of ξ, the size of a step.
+        cuts: background thresholds; wider than the released sweeps, so that no best one lies at an end.
+        shown: how many images the failure gallery has.
+    """
+
+    steps: tuple[int, ...] | None = None
+    weights: tuple[float, ...] = ()
+    thresholds: tuple[float, ...] = ()
+    sizes: tuple[float, ...] = ()
+    cuts: tuple[float, ...] = tuple(k / 100 for k in range(5, 96))
+    shown: int = 6
+
+
+class SeedRuns:
+    """A classifier, a data set and a folder; the evaluations of seeds under any setting, each made once.
+
+    No row stops early: T steps are T steps.
+
+    Args:
+        net: the classifier.
+        data: what it is looked at on.
+        settings: how seeds are made; the method is AdvCAM.
+        options: what is left open.
+        out: the folder.
+        tell: is told what is climbed.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        data: SegmentationData,
+        settings: SeedSettings,
+        options: SeedOptions,
+        out: Path,
+        tell: Callable[[str], object] = lambda line: None,
+    ) -> None:
+        detector = settings.saliency
+        self.net, self.data, self.options, self.out, self.tell = net, data, options, out, tell
+        overrides = {**settings.overrides, "stop": "never"}
+        self.settings = replace(settings, method="advcam", saliency=None, overrides=overrides)
+        self.recipe = self.settings.whole_recipe()
+        self.detector = detector
+        top = self.recipe.steps
+        spaced = {round(i * top / min(9, max(top, 1))) for i in range(min(9, max(top, 1)) + 1)}
+        self.steps = tuple(sorted({0, top, *(options.steps if options.steps is not None else spaced)}))
+        self._climbed: set[str] = set()
+        self._found: dict[tuple[str, int], SeedEvaluation] = {}
+
+    def evaluation(self, name: str, steps: int | None = None, **changes: Any) -> SeedEvaluation:
+        """The seeds of some climb after so many steps, the recipe's by default, scored.
+
+        Args:
+            name: of the climb.
+            steps: one of `steps`.
+            **changes: parts of the recipe that make this climb differ from `WITH`.
+        """
+        if self.recipe.with_(**changes) == self.recipe and name != SALIENCY:
+            name = WITH
+        key = name, self.recipe.steps if steps is None else steps
+        if key not in self._found:
+            if name not in self._climbed:
+                self._climb(name, changes)
+            self._climbed.add(name)
+            store = seed_store(self.out / "maps" / name, key[1])
+            self._found[key] = evaluate_seeds(store, self.data, self.options.cuts)
+        return self._found[key]
+
+    def both(self) -> tuple[SeedEvaluation, SeedEvaluation]:
+        """CAM's, which is AdvCAM's of no step, and AdvCAM's."""
+        return self.evaluation(WITH, 0), self.evaluation(WITH)
+
+    def _climb(self, name: str, changes: Mapping[str, Any]) -> None:
+        settings = replace(
+            self.settings,
+            overrides={**self.settings.overrides, **changes},
+            saliency=self.detector if name == SALIENCY else None,
+        )
+        steps = self.steps if name in (WITH, WITHOUT, SALIENCY) else (self.recipe.steps,)
+        folder = self.out / "maps" / name
+        self.tell(f"climbing {len(self.data.samples)} images ({name}) in {folder}")
+        summary = sweep_seeds(self.net, self.data, folder, steps, settings)
+        if summary.failed:
+            id, reason = summary.failed[0]
+            raise AdvCAMError(f"{len(summary.failed)} of {summary.images} images have no seeds; {id}: {reason}")
+
+
+def analyze_seeds(names: Sequence[str], runs: SeedRuns) -> Iterator[tuple[str, Result]]:
+    """Do analyses of seeds, one after the other.
+
+    Args:
+        names: of `SEED_ANALYSES`.
+        runs: what they are made of.
+
+    Yields:
+        Name and result.
+
+    Raises:
+        AdvCAMError: seeds cannot be made, no image has a mask, or none shows a class.
+    """
+    if not any(sample.labels for sample in runs.data.samples):
+        raise AdvCAMError(f"no image of {runs.data.name} {runs.data.split} shows a class: there is nothing to climb")
+    for name in names:
+        yield name, SEED_ANALYSES[name](runs)
+
+
+def _curves(runs: SeedRuns) -> Result:
+    plain = {"regularizers": (), "objective": without_others(runs.recipe.objective)}
+    found: dict[str, list[SeedCurve]] = {
+        "steps": [
+            seed_curve("without regularization", {t: runs.evaluation(WITHOUT, t, **plain) for t in runs.steps}),
+            seed_curve("with regularization", {t: runs.evaluation(WITH, t) for t in runs.steps}),
+        ]
+    }
+    if runs.detector is not None:
+        by_steps = {t: runs.evaluation(SALIENCY, t) for t in runs.steps}
+        found["steps"].append(seed_curve("with regularization and saliency", by_steps))
+    for setting, (values, part) in _swept(runs).items():
+        if values:
+            own = f"with regularization, T = {runs.recipe.steps}"
+            evaluations = {v: runs.evaluation(f"{setting}_{v:g}", None, **part(v)) for v in values}
+            found[setting] = [seed_curve(own, evaluations)]
+    images = len(runs.evaluation(WITH).scope.ids)
+    numbers = {setting: [curve.describe() for curve in curves] for setting, curves in found.items()}
+    lines = [
+        f"{curve.name}: mIoU {100 * curve.mean_iou[0]:.1f} at T = 0, {100 * curve.mean_iou[-1]:.1f} at T = "
+        f"{runs.recipe.steps}; noise {100 * curve.noise[0]:.1f} and {100 * curve.noise[-1]:.1f} %"
+        for curve in found["steps"]
+    ]
+    return Result(plot_seed_curves(found, images), {"images": images, **numbers}, tuple(lines))
+
+
+def _swept(runs: SeedRuns) -> dict[str, tuple[tuple[float, ...], Callable[[float], dict[str, Any]]]]:
+    """The values of each setting, and the parts of the recipe that a value changes."""
+    options, recipe = runs.options, runs.recipe
+
+    def weight(value: float) -> dict[str, Any]:
+        terms = recipe.regularizers
+        if not any(isinstance(term, RestrictHighAttributions) for term in terms):
+            raise AdvCAMError(f"the recipe {recipe.name} has no restricting term, and so no λ; take another recipe")
+        changed = (replace(t, weight=value) if isinstance(t, RestrictHighAttributions) else t for t in terms)
+        return {"regularizers": tuple(changed)}
+
+    def size(value: float) -> dict[str, Any]:
+        rule: Any = recipe.step_rule
+        if not hasattr(rule, "size"):
+            raise AdvCAMError(f"the step rule {rule!r} has no size, and so no ξ; take another recipe")
+        return {"step_rule": replace(rule, size=value)}
+
+    return {
+        "lambda": (options.weights, weight),
+        "tau": (options.thresholds, lambda value: {"mask": ThresholdMask(value)}),
+        "xi": (options.sizes, size),
+    }
+
+
+def _final_map(runs: SeedRuns) -> Result:
+    found = {"last map only": runs.evaluation(LAST, None, aggregate="last"), "sum over t": runs.evaluation(WITH)}
+    scores = {name: one.at().scores() for name, one in found.items()}
+    table = table_xi(scores, _source(runs))
+    numbers = {name: vars(one) for name, one in scores.items()}
+    return Result(plot_final_map(found), numbers, (table.text(),))
+
+
+def _class_gains(runs: SeedRuns) -> Result:
+    cam, advcam = runs.both()
+    found = class_gains(cam, advcam)
+    table = _size_table(runs, cam, advcam)
+    return Result(plot_class_gains(found), found.describe(), (table.text(),))
+
+
+def _size_table(runs: SeedRuns, cam: SeedEvaluation, advcam: SeedEvaluation) -> Table:
+    name = f"AdvCAM, T={runs.recipe.steps}"
+    if isinstance(runs.recipe.mask, ThresholdMask):
+        name += f", τ={runs.recipe.mask.threshold:g}"
+    return table_xiii({"CAM": cam.at().by_size(), name: advcam.at().by_size()}, _source(runs))
+
+
+def _failures(runs: SeedRuns) -> Result:
+    cam, advcam = runs.both()
+    gains = image_gains(cam, advcam)
+    samples = {sample.id: sample for sample in runs.data.samples}
+    stores = [seed_store(runs.out / "maps" / WITH, steps) for steps in (0, runs.recipe.steps)]
+    shown = []
+    for id, a, b in list(zip(gains.ids, gains.cam, gains.advcam, strict=True))[: runs.options.shown]:
+        sample = samples[id]
+        before, after = (store.read(id) for store in stores)
+        seeds = [cut(m.high_res, m.classes, t).numpy() for m, t in zip((before, after), gains.thresholds, strict=True)]
+        names = ", ".join(runs.data.classes[k] for k in sample.labels) or "no class"
+        caption = f"{id}: {names}; IoU {100 * a:.0f} → {100 * b:.0f}"
+        shown.append(Shown(caption, _picture(sample), _truth(runs.data, sample), before, after, (seeds[0], seeds[1])))
+    worse = sum(gain < 0 for gain in gains.gain())
+    line = f"{worse} of {len(gains.ids)} images have a worse seed than CAM's, each cut at its best threshold"
+    return Result(plot_failures(shown), gains.describe(), (line,))
+
+
+def _picture(sample: Sample) -> np.ndarray:
+    return np.asarray(read_rgb(sample.image), dtype=np.float64) / 255
+
+
+def _truth(data: SegmentationData, sample: Sample) -> np.ndarray:
+    """The true label map, void shown as background."""
+    truth = data.mask(sample)
+    return truth.masked_fill(truth > len(data.classes), 0).numpy()
+
+
+def _source(runs: SeedRuns) -> str:
+    scope = runs.evaluation(WITH).scope
+    return f"here, {len(scope.ids)} images of {scope.data}"
+
+
+#: The analyses of seeds, by name.
+SEED_ANALYSES: Mapping[str, Callable[[SeedRuns], Result]] = MappingProxyType(
+    {"seeds": _curves, "final_map": _final_map, "object_size": _class_gains, "failures": _failures}
+)

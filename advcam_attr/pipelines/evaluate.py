@@ -1,0 +1,263 @@
+"""Localization maps or label maps, and a data set with masks in; their scores, and ``evaluation.json``, out."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from advcam_attr.data.labels import few
+from advcam_attr.data.masks import read_labels
+from advcam_attr.data.samples import SegmentationData
+from advcam_attr.files import write_bytes, write_json
+from advcam_attr.metrics.evaluation import MaskEvaluation, Scope, SeedEvaluation
+from advcam_attr.metrics.seeds import VOC_THRESHOLDS, ImageCounts, ThresholdSweep
+from advcam_attr.metrics.segmentation import ConfusionMatrix, confusion, marginals, void_as_background
+from advcam_attr.runs.map_store import MapReader
+from advcam_attr.types import AdvCAMError, ClassMaps, NoMaskError, Sample
+
+#: What the report, and the counts it was made of, are called in a folder.
+REPORT, COUNTS = "evaluation.json", "evaluation.safetensors"
+
+#: Is told how many images are done, and of how many.
+Progress = Callable[[int, int], None]
+
+
+def evaluate_seeds(
+    maps: MapReader,
+    data: SegmentationData,
+    thresholds: Sequence[float] = VOC_THRESHOLDS,
+    *,
+    samples: Sequence[Sample] | None = None,
+    device: torch.device | str = "cpu",
+    allow_missing: bool = False,
+    progress: Progress = lambda done, total: None,
+) -> SeedEvaluation:
+    """Score localization maps, cut at every background threshold, against the masks of a data set.
+
+    The protocol is that of the released scripts: a pixel is of its strongest class where that class's
+    ``high_res`` map exceeds the threshold, counts are pooled over images, void pixels of the truth count for nothing,
+    and the mean IoU is over all classes that occur, the background included. An image without labels has no maps: all
+    of it is background.
+
+    Args:
+        maps: the maps by image id, see `MapReader`.
+        data: the images, their classes and their masks. Images without a mask are left out and named in the result.
+        thresholds: ascending; `advcam_attr.metrics.seeds.THRESHOLDS` has those of the released scripts.
+        samples: some of the data's, for a shard; `advcam_attr.metrics.evaluation.merge_seeds` puts shards together.
+        device: where pixels are counted; images and maps are read on the CPU.
+        allow_missing: score the other images where maps of labelled images are missing or damaged; they are left out
+            and named in the result.
+        progress: is told after every image.
+
+    Returns:
+        The counts, of which every measure can be read.
+
+    Raises:
+        AdvCAMError: maps are missing, not finite, or of another size than the mask; a true mask is damaged, does
+            not fit its photograph or holds labels outside the classes; no image of the data has a mask.
+
+    Example:
+        >>> evaluation = evaluate_seeds(MapStore("run/maps"), data)  # doctest: +SKIP
+        >>> evaluation.sweep.best_threshold(), evaluation.at().scores().mean_iou  # doctest: +SKIP
+        (0.2, 0.556)
+    """
+    chosen = data.samples if samples is None else tuple(samples)
+    missing: dict[str, str] = {}
+    unmasked: dict[str, str] = {}
+    without = [sample for sample in chosen if sample.labels and sample.id not in maps]
+    if not allow_missing and (needed := next((s for s in without if _mask(data, s, unmasked) is not None), None)):
+        raise AdvCAMError(
+            f"maps of {len(without)} of {len(chosen)} images are missing, e.g. of {needed.id}: "
+            "make them, or score the others alone (allow_missing)"
+        )
+    labels = len(data.classes) + 1
+    sweep, images = ThresholdSweep(thresholds, labels, device=device), ImageCounts(len(thresholds), labels)
+    ids = []
+    for sample in _watched(chosen, progress):
+        truth = _mask(data, sample, unmasked)
+        if truth is None:
+            continue
+        try:
+            found = _read_maps(maps, sample, truth)
+        except AdvCAMError as error:
+            if not allow_missing:
+                raise
+            missing[sample.id] = str(error)
+            continue
+        try:
+            histogram = sweep.histogram(found.high_res.to(device), found.classes, truth.to(device))
+        except AdvCAMError as error:
+            raise AdvCAMError(f"{sample.id} ({sample.image}): {error}") from error
+        sweep.add(histogram, found.classes)
+        images.add(histogram, found.classes)
+        ids.append(sample.id)
+    return SeedEvaluation(_scope(data, ids, missing, unmasked, whole=samples is None), sweep, images)
+
+
+def evaluate_masks(
+    folder: Path,
+    data: SegmentationData,
+    *,
+    samples: Sequence[Sample] | None = None,
+    allow_missing: bool = False,
+    progress: Progress = lambda done, total: None,
+) -> MaskEvaluation:
+    """Score label maps ``<id>.png`` of a folder against the masks of a data set.
+
+    Predicted void (255), which pseudo masks mark for training to ignore, counts as background, as in the released
+    evaluation.
+
+    Args:
+        folder: PNGs that hold labels, see `advcam_attr.data.masks.read_labels`.
+        data: the images, their classes and their masks. Images without a mask are left out and named in the result.
+        samples: some of the data's.
+        allow_missing: score the other images where files are missing or damaged; those are named in the result.
+        progress: is told after every image.
+
+    Returns:
+        The counts, of which every measure can be read.
+
+    Raises:
+        AdvCAMError: a file is missing or damaged, of another size than the mask, or holds labels outside the classes;
+            a true mask is damaged or does not fit its photograph; no image of the data has a mask.
+
+    Example:
+        >>> evaluate_masks(Path("run/masks"), data).scores().mean_iou  # doctest: +SKIP
+        0.699
+    """
+    chosen = data.samples if samples is None else tuple(samples)
+    labels = len(data.classes) + 1
+    missing: dict[str, str] = {}
+    unmasked: dict[str, str] = {}
+    matrix, ids, rows = ConfusionMatrix(labels), [], []
+    for sample in _watched(chosen, progress):
+        truth = _mask(data, sample, unmasked)
+        if truth is None:
+            continue
+        path = folder / f"{sample.id}.png"
+        try:
+            prediction = read_labels(path, len(data.classes))
+        except AdvCAMError as error:
+            if not allow_missing:
+                raise
+            missing[sample.id] = str(error)
+            continue
+        if prediction.shape != truth.shape:
+            raise AdvCAMError(f"{path} is {_size(prediction)} pixels and the mask of {sample.id} {_size(truth)}")
+        try:
+            counts = confusion(void_as_background(prediction), truth, labels)
+        except AdvCAMError as error:
+            raise AdvCAMError(f"{path}: {error}") from error
+        matrix.merge(ConfusionMatrix.from_counts(counts))
+        rows.append(marginals(counts).int())
+        ids.append(sample.id)
+    images = torch.stack(rows) if rows else torch.zeros(0, 4, labels, dtype=torch.int32)
+    return MaskEvaluation(_scope(data, ids, missing, unmasked, whole=samples is None), matrix, images)
+
+
+def left_out(scope: Scope) -> list[str]:
+    """What a reader of the scores must know: how many images are not in them, and which; none where all are.
+
+    Example:
+        >>> left_out(Scope("voc test", ("cat",), ("a",), unmasked={"b": "no mask of b", "c": "no mask of c"}))
+        ['left out: 2 of 3 images, which have no true mask: b, c']
+    """
+    count = len(scope.ids) + len(scope.missing) + len(scope.unmasked)
+    groups = ((scope.unmasked, "which have no true mask"), (scope.missing, "whose maps are missing or damaged"))
+    return [f"left out: {len(some)} of {count} images, {why}: {few(some)}" for some, why in groups if some]
+
+
+def write_seed_evaluation(evaluation: SeedEvaluation, folder: Path, threshold: float | None = None) -> Path:
+    """Write the report ``evaluation.json``, after the counts that it was made of, ``evaluation.safetensors``.
+
+    Args:
+        evaluation: of all images.
+        folder: made as needed.
+        threshold: what the report's scores are cut at; the best on these masks by default.
+
+    Returns:
+        The report's path.
+    """
+    save_counts(evaluation, folder / COUNTS)
+    write_json(folder / REPORT, evaluation.describe(threshold))
+    return folder / REPORT
+
+
+def write_mask_evaluation(evaluation: MaskEvaluation, folder: Path) -> Path:
+    """Write the report ``evaluation.json``, and return its path."""
+    write_json(folder / REPORT, evaluation.describe())
+    return folder / REPORT
+
+
+def save_counts(evaluation: SeedEvaluation, path: Path) -> None:
+    """Write what was counted as safetensors, for `load_counts`: a shard's part, or the whole."""
+    scope = {**vars(evaluation.scope), "missing": dict(evaluation.scope.missing)}
+    scope["unmasked"] = dict(evaluation.scope.unmasked)
+    write_bytes(path, save(evaluation.state(), {"scope": json.dumps(scope)}))
+
+
+def load_counts(path: Path) -> SeedEvaluation:
+    """Read what `save_counts` wrote.
+
+    Raises:
+        AdvCAMError: the file is missing, damaged, or another one.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            scope = json.loads(file.metadata()["scope"])
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        scope |= {"classes": tuple(scope["classes"]), "ids": tuple(scope["ids"])}
+        return SeedEvaluation.from_state(Scope(**scope), state)
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise AdvCAMError(
+            f"cannot read counts of an evaluation from {path}: missing, damaged or another file"
+        ) from error
+
+
+def _read_maps(maps: MapReader, sample: Sample, truth: Tensor) -> ClassMaps:
+    if sample.id not in maps:
+        if sample.labels:
+            raise AdvCAMError(f"there are no maps of {sample.id}")
+        size = truth.shape[0], truth.shape[1]
+        return ClassMaps((), size, truth.new_zeros(0, 0, 0).float(), truth.new_zeros(0, *size).float())
+    found = maps.read(sample.id)
+    if not bool(found.high_res.isfinite().all()):
+        raise AdvCAMError(f"the maps of {sample.id} are not finite: make them anew")
+    return found
+
+
+def _mask(data: SegmentationData, sample: Sample, unmasked: dict[str, str]) -> Tensor | None:
+    try:
+        return data.mask(sample)
+    except NoMaskError as error:
+        unmasked[sample.id] = str(error)
+        return None
+
+
+def _scope(
+    data: SegmentationData, ids: Sequence[str], missing: dict[str, str], unmasked: dict[str, str], *, whole: bool
+) -> Scope:
+    """Which images were scored. A shard may have none; a data set may not."""
+    if twice := [id for id, times in Counter(ids).items() if times > 1]:
+        raise AdvCAMError(f"{data.name} {data.split} has several images of one id, e.g. {twice[0]}")
+    if whole and not ids:
+        reason = next(iter({**missing, **unmasked}.values()), "the list of images is empty")
+        raise AdvCAMError(f"no image of {data.name} {data.split} could be scored: {reason}")
+    return Scope(f"{data.name} {data.split}", data.classes, tuple(ids), missing, unmasked)
+
+
+def _watched(samples: Sequence[Sample], progress: Progress) -> Iterator[Sample]:
+    for done, sample in enumerate(samples, 1):
+        yield sample
+        progress(done, len(samples))
+
+
+def _size(image: Tensor) -> str:
+    return f"{image.shape[-1]} x {image.shape[-2]}"

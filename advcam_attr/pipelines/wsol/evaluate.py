@@ -1,0 +1,327 @@
+"""The maps of a run and true boxes in; the measures of localization, and ``localization.json``, out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from advcam_attr.files import write_bytes, write_json
+from advcam_attr.metrics.box_sweep import LEVELS, available, best_ious, best_ious_by_union_find
+from advcam_attr.metrics.localization import (
+    BoxTable,
+    Contours,
+    LocalizationScores,
+    localization_scores,
+    table_of_state,
+    table_state,
+)
+from advcam_attr.pipelines.wsol_maps import read_map, read_predictions, wsol_map_store
+from advcam_attr.refine.boxes import boxes_above, grey_levels, largest_box_above, opencv, resize_boxes, score_map
+from advcam_attr.runs.map_store import MapStore
+from advcam_attr.runs.provenance import ImageList, read_record
+from advcam_attr.types import AdvCAMError, Sample
+
+#: What the report is called in a run folder, and the table of each kind of contours.
+REPORT = "localization.json"
+TABLES: dict[Contours, str] = {"all": "boxes_all.safetensors", "largest": "boxes_largest.safetensors"}
+
+
+@dataclass(frozen=True)
+class StoredMaps:
+    """The maps of a store by image id; it can be sent to other processes."""
+
+    store: MapStore
+
+    def __call__(self, id: str) -> Tensor:
+        """The map of an image, ``(h, w)``."""
+        return read_map(self.store, id)
+
+
+def score_run(
+    out: Path,
+    data: BoxedImages,
+    *,
+    samples: Sequence[Sample] | None = None,
+    contours: Contours = "all",
+    search: Search = "auto",
+    processes: int = 1,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> BoxTable:
+    """Score the boxes of a run's maps at every threshold.
+
+    Args:
+        out: the run folder of `advcam_attr.pipelines.wsol_maps.make_wsol_maps`.
+        data: images, boxes and original sizes.
+        samples: some of the data's, for a shard.
+        contours, search, processes, progress: see `advcam_attr.pipelines.wsol.evaluate.score_boxes`.
+
+    Returns:
+        The table, with predictions.
+
+    Raises:
+        AdvCAMError: maps or predictions are missing, or made of predicted classes; else as `score_boxes`.
+    """
+    store, record = wsol_map_store(out), read_record(out / "maps.json")
+    if record is not None and record["settings"].get("target") == "predicted":
+        raise AdvCAMError(f"the maps of {out} are of predicted classes: score those of the true classes")
+    return score_boxes(
+        StoredMaps(store), data, samples=samples, predictions=read_predictions(out), contours=contours, search=search,
+        processes=processes, progress=progress,
+    )  # fmt: skip
+
+
+def evaluate_wsol(
+    out: Path,
+    data: BoxedImages,
+    *,
+    contours: Sequence[Contours] = ("all", "largest"),
+    search: Search = "auto",
+    processes: int = 1,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[Contours, LocalizationScores]:
+    """Score a run, and write ``localization.json`` after the tables that it was made of.
+
+    Args:
+        out: the run folder.
+        data: images, boxes and original sizes.
+        contours: ``"all"`` gives MaxBoxAccV2, ``"largest"`` MaxBoxAcc; each is a pass over the maps.
+        search, processes, progress: see `score_run`.
+
+    Returns:
+        The measures by contours.
+
+    Raises:
+        AdvCAMError: as `score_run`.
+
+    Example:
+        >>> evaluate_wsol(Path("runs/cub"), data, processes=2)["all"].max_box_acc_v2  # doctest: +SKIP
+        0.686
+    """
+    found: dict[Contours, LocalizationScores] = {}
+    for kind in contours:
+        table = score_run(
+            out, data, contours=kind, search=search if kind == "all" else "levels", processes=processes,
+            progress=progress,
+        )  # fmt: skip
+        save_table(table, out / TABLES[kind])
+        found[kind] = localization_scores(table)
+    write_json(out / REPORT, describe(out, data, found))
+    return found
+
+
+def describe(out: Path, data: BoxedImages, scores: dict[Contours, LocalizationScores]) -> dict[str, Any]:
+    """All measures as JSON has them, shares of 1, and what the maps were made with."""
+    record = read_record(out / "maps.json")
+    return {
+        "data": f"{data.name} {data.split}",
+        "images": len(data.samples),
+        "maps": None if record is None else record["settings"],
+        "threshold_chosen": "the best on these images, for each measure apart",
+        "scores": {kind: asdict(one) for kind, one in scores.items()},
+    }
+
+
+#: How the best overlaps are found: by contours at every grey level, or by the compiled union-find. Both are exact.
+Search = Literal["auto", "levels", "union-find"]
+
+#: How many images a process is given at a time.
+_CHUNK = 32
+
+
+class BoxedImages(ImageList, Protocol):
+    """One split of a data set whose images have one class each, and boxes."""
+
+    @property
+    def boxes(self) -> Mapping[str, Sequence[tuple[int, int, int, int]]]:
+        """The true boxes of an image, by id: x0, y0, x1, y1 in pixels of the original."""
+
+    @property
+    def sizes(self) -> Mapping[str, tuple[int, int]]:
+        """Height and width of the original image, by id."""
+
+
+@dataclass(frozen=True)
+class _Task:
+    id: str
+    boxes: Sequence[tuple[int, int, int, int]]
+    size: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class _Scorer:
+    """All that a process needs to score images; it travels to other processes."""
+
+    read: Callable[[str], Tensor | np.ndarray]
+    prepare: Callable[[Tensor | np.ndarray], np.ndarray]
+    contours: Contours
+    search: Search
+
+    def __call__(self, tasks: Sequence[_Task]) -> tuple[np.ndarray, np.ndarray]:
+        """Rows of the table, ``(n, 255)``, and peaks ``(n,)``."""
+        best, peak = np.zeros((len(tasks), LEVELS)), np.zeros(len(tasks), np.uint8)
+        for row, task in enumerate(tasks):
+            raw = self.read(task.id)
+            try:
+                grey = grey_levels(self.prepare(raw))
+                truth = resize_boxes(task.boxes, task.size, (grey.shape[0], grey.shape[1]))
+                best[row], peak[row] = self._best(grey, truth), grey.max()
+            except AdvCAMError as error:
+                raise AdvCAMError(f"image {task.id}: {error}") from error
+        return best, peak
+
+    def _best(self, grey: np.ndarray, truth: np.ndarray) -> np.ndarray:
+        if self.search == "union-find":
+            return best_ious_by_union_find(grey, truth)
+        return best_ious(grey, truth, boxes_above if self.contours == "all" else largest_box_above)
+
+
+def score_boxes(
+    read: Callable[[str], Tensor | np.ndarray],
+    data: BoxedImages,
+    *,
+    samples: Sequence[Sample] | None = None,
+    predictions: Mapping[str, int] | None = None,
+    contours: Contours = "all",
+    search: Search = "auto",
+    prepare: Callable[[Tensor | np.ndarray], np.ndarray] = score_map,
+    processes: int = 1,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> BoxTable:
+    """Score the boxes of maps at every threshold against the true boxes.
+
+    The result does not depend on the number of processes. Maps are read, scored and forgotten one by one; the table
+    takes 2 kB an image. With several processes, ``read`` and ``prepare`` are sent to new interpreters: they must be
+    functions of a module, or objects of its classes.
+
+    Args:
+        read: the raw map of an image, ``(h, w)``, by id.
+        data: images, boxes and original sizes.
+        samples: some of the data's, for a shard; `advcam_attr.metrics.localization.merge_tables` puts shards together.
+        predictions: the class that was predicted, by id, for Top-1 measures.
+        contours: ``"all"`` for MaxBoxAccV2, ``"largest"`` for MaxBoxAcc.
+        search: ``"auto"`` takes the union-find where Numba is installed; the result is the same.
+        prepare: from a map to scores in [0, 1]; `advcam_attr.refine.boxes.check_scores` takes ready ones as they are.
+        processes: how many work at once.
+        progress: is told how many images are done, and of how many.
+
+    Returns:
+        The table, in the order of the samples.
+
+    Raises:
+        AdvCAMError: an image without map, boxes, size, or prediction; a box outside of its image; a search that cannot
+            be done.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> from advcam_attr.metrics.localization import localization_scores
+        >>> bird = Sample("bird", Path("bird.jpg"), (0,))
+        >>> data = SimpleNamespace(samples=(bird,), boxes={"bird": [(20, 20, 60, 60)]}, sizes={"bird": (100, 100)})
+        >>> table = score_boxes(lambda id: np.pad(np.ones((4, 4)), (2, 4)), data, search="levels")
+        >>> localization_scores(table).max_box_acc
+        (1.0, 1.0, 1.0)
+    """
+    chosen = tuple(data.samples if samples is None else samples)
+    if not chosen and samples is None:
+        raise AdvCAMError(f"no images in {data.name} {data.split} at {data.root}: look at its list")
+    if processes < 1:
+        raise AdvCAMError(f"processes must be at least 1, got {processes}")
+    scorer = _Scorer(read, prepare, contours, _checked_search(search, contours))
+    tasks = _tasks(chosen, data)
+    correct = _correct(chosen, predictions)
+    opencv()
+    best, peak = np.empty((len(tasks), LEVELS)), np.empty(len(tasks), np.uint8)
+    done = 0
+    for rows in _results(scorer, tasks, processes):
+        end = done + len(rows[1])
+        best[done:end], peak[done:end] = rows
+        done = end
+        progress(done, len(tasks))
+    ids = tuple(task.id for task in tasks)
+    return BoxTable(ids, torch.from_numpy(best), torch.from_numpy(peak), correct, contours)
+
+
+def save_table(table: BoxTable, path: Path) -> None:
+    """Write a table as safetensors, for `load_table`: a shard's part, or the whole."""
+    about = {"ids": list(table.ids), "contours": table.contours}
+    write_bytes(path, save(table_state(table), {"table": json.dumps(about)}))
+
+
+def load_table(path: Path) -> BoxTable:
+    """Read what `save_table` wrote.
+
+    Raises:
+        AdvCAMError: the file is missing, damaged, or another one.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            about = json.loads(file.metadata()["table"])
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        return table_of_state(about["ids"], about["contours"], state)
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise AdvCAMError(f"cannot read a table of boxes from {path}: missing, damaged or another file") from error
+
+
+def _results(scorer: _Scorer, tasks: Sequence[_Task], processes: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Rows of all tasks, in order."""
+    chunks = [tasks[i : i + _CHUNK] for i in range(0, len(tasks), _CHUNK)]
+    if processes == 1 or len(chunks) < 2:
+        yield from map(scorer, chunks)
+        return
+    pool = ProcessPoolExecutor(min(processes, len(chunks)), get_context("spawn"), initializer=_one_thread)
+    try:
+        yield from pool.map(scorer, chunks)
+    except BrokenProcessPool as error:
+        raise AdvCAMError(
+            "a process that scored boxes ended: is memory short? Use fewer processes; a script that starts processes "
+            'needs its work under if __name__ == "__main__"'
+        ) from error
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+    opencv().setNumThreads(1)
+
+
+def _checked_search(search: Any, contours: Any) -> Search:
+    if contours not in ("all", "largest"):
+        raise AdvCAMError(f'contours must be "all" or "largest", got {contours!r}')
+    if search not in ("auto", "levels", "union-find"):
+        raise AdvCAMError(f'search must be "auto", "levels" or "union-find", got {search!r}')
+    if search == "union-find" and contours == "largest":
+        raise AdvCAMError('the union-find finds the boxes of all contours: take search="levels" for the largest')
+    if search == "auto":
+        return "union-find" if contours == "all" and available() else "levels"
+    return "levels" if search == "levels" else "union-find"
+
+
+def _tasks(samples: Iterable[Sample], data: BoxedImages) -> list[_Task]:
+    tasks = []
+    for sample in samples:
+        if not data.boxes.get(sample.id):
+            raise AdvCAMError(f"image {sample.id} has no box: leave it out, or give its boxes")
+        if sample.id not in data.sizes:
+            raise AdvCAMError(f"the size of image {sample.id} is not known: its boxes cannot be laid over its map")
+        tasks.append(_Task(sample.id, data.boxes[sample.id], data.sizes[sample.id]))
+    return tasks
+
+
+def _correct(samples: Sequence[Sample], predictions: Mapping[str, int] | None) -> Tensor | None:
+    if predictions is None:
+        return None
+    if without := [sample.id for sample in samples if sample.id not in predictions]:
+        raise AdvCAMError(f"predictions of {len(without)} of {len(samples)} images are missing, e.g. of {without[0]}")
+    return torch.tensor([predictions[sample.id] in sample.labels for sample in samples], dtype=torch.bool)

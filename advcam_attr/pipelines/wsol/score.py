@@ -1,0 +1,191 @@
+"""The measures of a run's maps in; the paper's localization tables beside them, ``tables.md`` and ``report.json``, out.
+
+The gain of a method over CAM has a bootstrap interval over images, and with several training seeds a mean and a spread
+over these.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from advcam_attr.files import write_json, write_text
+from advcam_attr.metrics.bootstrap import Interval, bootstrap
+from advcam_attr.metrics.localization import (
+    Contours,
+    LocalizationScores,
+    Measure,
+    best_share,
+    compare_tables,
+    measure_counts,
+)
+from advcam_attr.pipelines.wsol.config import Method, Subject, WSOLConfig, path_of
+from advcam_attr.pipelines.wsol.evaluate import TABLES, load_table
+from advcam_attr.tables.localization import table_vii, table_viii, table_x
+from advcam_attr.tables.segmentation import Table
+
+#: What the data sets are called in the paper's tables.
+PAPER_DATA = {"cub": "CUB-200-2011", "imagenet": "ImageNet-1K"}
+
+#: What Table X calls the methods.
+DESIGNS: dict[Method, str] = {"cam": "no climbing", "climb": "climbing", "advcam": "climbing, regularized"}
+
+_MEASURES: tuple[Measure, ...] = ("max_box_acc_v2", "gt_known", "top1_loc")
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The scores of one classifier's maps by one method.
+
+    Attributes:
+        subject: the classifier.
+        method: how its maps were made.
+        folder: where they are, with their tables of best overlaps.
+        scores: by contours.
+    """
+
+    subject: Subject
+    method: Method
+    folder: Path
+    scores: Mapping[Contours, LocalizationScores]
+
+
+def write_wsol_report(
+    config: WSOLConfig, data: str, found: Sequence[Measured], tell: Callable[[str], None]
+) -> tuple[list[Table], list[str]]:
+    """Write ``tables.md`` and ``report.json`` into the run folder, and tell what is in them.
+
+    Args:
+        config: of the run.
+        data: the name of the data set.
+        found: all that was measured.
+        tell: is told, line by line.
+
+    Returns:
+        The tables, and the lines on gains.
+    """
+    out = path_of(config.run)
+    backbone = (config.net.model or config.net.checkpoint or "") if config.net else config.classifier.backbone
+    tables = paper_tables(found, data, backbone.rpartition("/")[2])
+    gains: dict[tuple[Subject, Method], dict[Measure, Interval]] = {
+        (one.subject, one.method): _gains(one, found) for one in found if one.method != "cam"
+    }
+    lines = [*_own_lines(found), *gain_lines(gains)]
+    write_text(out / "tables.md", "\n\n".join([*lines, *(table.markdown() for table in tables)]) + "\n")
+    rows = [_described(one, gains.get((one.subject, one.method), {})) for one in found]
+    write_json(out / "report.json", {"data": data, "threshold_chosen": "the best on these images", "maps": rows})
+    for part in (*(table.text() for table in tables), "\n".join(lines)):
+        tell("\n" + part)
+    tell(f"\nwrote {out / 'tables.md'} and {out / 'report.json'}")
+    return tables, lines
+
+
+def paper_tables(found: Sequence[Measured], data: str, backbone: str) -> list[Table]:
+    """The paper's tables that the measures fill: VII and X for ResNet-50 and other nets, VIII for Inception-V3.
+
+    Args:
+        found: all that was measured; seeds are averaged.
+        data: the name of the data set; of others than the paper's there are no tables.
+        backbone: of the nets; it stands in our rows.
+    """
+    if data not in PAPER_DATA:
+        return []
+    means = mean_scores(found)
+    images = next(iter(means.values())).images
+    seeds = len({one.subject.seed for one in found})
+    source = f"here, {backbone}, {images} images" + (f", {seeds} seeds" if seeds > 1 else "")
+    rows = {
+        f"{name}{' + AdvCAM' * (method == 'advcam')}": s for (name, method), s in means.items() if method != "climb"
+    }
+    if "inception" in backbone and data == "cub":
+        return [table_viii(rows, source)]
+    tables = [table_vii(rows, PAPER_DATA[data], source)]
+    names = list(dict.fromkeys(name for name, _ in means))
+    name = "CutMix" if "CutMix" in names else names[0]
+    if data == "cub":
+        design = {DESIGNS[method]: s for (other, method), s in means.items() if other == name}
+        tables.append(table_x(design, f"{source}, {name}"))
+    return tables
+
+
+def mean_scores(found: Sequence[Measured]) -> dict[tuple[str, Method], LocalizationScores]:
+    """The measures of all contours by classifier and method, averaged over seeds; thresholds are the first seed's."""
+    groups: dict[tuple[str, Method], list[LocalizationScores]] = {}
+    for one in found:
+        groups.setdefault((one.subject.name, one.method), []).append(one.scores["all"])
+    return {key: _mean(scores) for key, scores in groups.items()}
+
+
+def _mean(scores: Sequence[LocalizationScores]) -> LocalizationScores:
+    first = scores[0]
+    averaged: dict[str, Any] = {
+        "max_box_acc": tuple(statistics.fmean(values) for values in zip(*(s.max_box_acc for s in scores), strict=True))
+    }
+    for name in ("max_box_acc_v2", "gt_known", "top1_cls", "top1_loc", "top1_loc_at_gt_known"):
+        values = [getattr(s, name) for s in scores]
+        averaged[name] = None if None in values else statistics.fmean(values)
+    return dataclasses.replace(first, **averaged)
+
+
+def _gains(one: Measured, found: Sequence[Measured]) -> dict[Measure, Interval]:
+    """How much higher a method's measures are than CAM's of the same net; empty without CAM."""
+    cam = next((other for other in found if other.subject == one.subject and other.method == "cam"), None)
+    if cam is None:
+        return {}
+    a, b = (load_table(m.folder / TABLES["all"]) for m in (one, cam))
+    return {measure: compare_tables(a, b, measure) for measure in _MEASURES}
+
+
+def _own_lines(found: Sequence[Measured]) -> list[str]:
+    """MaxBoxAccV2 of each, with its interval over images."""
+    lines = []
+    for one in found:
+        table = load_table(one.folder / TABLES["all"])
+        pooled = bootstrap(measure_counts(table, "max_box_acc_v2"), best_share)
+        own = Interval(*(value / len(table) for value in pooled))
+        lines.append(f"{_name(one.subject)}, {one.method}: MaxBoxAccV2 {_percent(own, signed=False)}")
+    return lines
+
+
+def gain_lines(gains: Mapping[tuple[Subject, Method], Mapping[Measure, Interval]]) -> list[str]:
+    """Each gain over CAM with its interval, and where there are several seeds, their mean and standard deviation."""
+    lines = []
+    by_seed: dict[tuple[str, Method], list[float]] = {}
+    for (subject, method), measured in gains.items():
+        if not measured:
+            continue
+        gain = measured["max_box_acc_v2"]
+        by_seed.setdefault((subject.name, method), []).append(100 * gain.value)
+        lines.append(f"{_name(subject)}, {method} - cam: MaxBoxAccV2 {_percent(gain)}")
+    for (name, method), values in by_seed.items():
+        if len(values) > 1:
+            spread = statistics.stdev(values)
+            lines.append(
+                f"{name}, {method} - cam over {len(values)} seeds: MaxBoxAccV2 {statistics.fmean(values):+.1f}, "
+                f"standard deviation {spread:.1f}"
+            )
+    return lines
+
+
+def _percent(value: Interval, *, signed: bool = True) -> str:
+    shown, low, high = (format(100 * number, "+.1f" if signed else ".1f") for number in value)
+    return f"{shown} (90 % interval over images {low} to {high})"
+
+
+def _described(one: Measured, gains: Mapping[Measure, Interval]) -> dict[str, Any]:
+    return {
+        "classifier": one.subject.name,
+        "seed": one.subject.seed,
+        "method": one.method,
+        "folder": one.folder.as_posix(),
+        "scores": {kind: dataclasses.asdict(scores) for kind, scores in one.scores.items()},
+        "gain_over_cam": {name: gain._asdict() for name, gain in gains.items()},
+    }
+
+
+def _name(subject: Subject) -> str:
+    return subject.name if subject.seed is None else f"{subject.name}, seed {subject.seed}"

@@ -1,0 +1,303 @@
+"""A configuration in; the stages of weakly supervised segmentation over one run folder, from classifier to masks, out.
+
+Every stage reads what the one before it has written, tells what it reads and writes, and does nothing again that is
+there. The folder of a run:
+
+- ``classifier/``: the trained net, its log and its measures (`advcam_attr.pipelines.wsss.classifier`);
+- ``seeds/cam/``, ``seeds/advcam/``: localization maps (`advcam_attr.pipelines.seeds`), and their ``evaluation.json``;
+- ``refined/cam/``, ``refined/advcam/``: pseudo ground truth, a folder a step (`advcam_attr.pipelines.wsss.refine`);
+- ``segmentation/cam/``, ``segmentation/advcam/``: a net that has learnt from that, and its label maps
+  (`advcam_attr.pipelines.wsss.segment`);
+- ``tables.md``, ``report.json``: the paper's tables with this run's rows (`advcam_attr.pipelines.wsss.score`);
+- ``rates.json``: how fast it went (`advcam_attr.pipelines.work`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from advcam_attr.attr.adapters import base_of
+from advcam_attr.attr.advcam import as_base
+from advcam_attr.data.class_names import read_known_classes
+from advcam_attr.data.coco import read_coco
+from advcam_attr.data.masks import SaliencyFolder
+from advcam_attr.data.samples import SegmentationData, without_missing
+from advcam_attr.data.voc import read_voc
+from advcam_attr.files import files_digest
+from advcam_attr.heads import view
+from advcam_attr.metrics.evaluation import MaskEvaluation
+from advcam_attr.networks.cam_net import CAMNet, cam_net, load_cam_net
+from advcam_attr.networks.generators import load_generator
+from advcam_attr.pipelines.evaluate import evaluate_masks, left_out, write_mask_evaluation
+from advcam_attr.pipelines.seeds import SeedSettings, SeedSummary, make_seeds, seed_store
+from advcam_attr.pipelines.work import measured
+from advcam_attr.pipelines.wsss.classifier import WEIGHTS, ClassifierResult, train_classifier
+from advcam_attr.pipelines.wsss.config import DataConfig, WSSSConfig, folder_of, path_of, with_paths
+from advcam_attr.pipelines.wsss.refine import RefineSummary, check_refined, final_step, refine
+from advcam_attr.pipelines.wsss.segment import SegmentationSettings, predict, recipes_of, trained_net
+from advcam_attr.pipelines.wsss.work import (
+    classifier_work,
+    prediction_work,
+    refine_work,
+    seeds_work,
+    training_work,
+)
+from advcam_attr.runs.map_store import MapStore
+from advcam_attr.runs.npy_maps import export_maps, import_maps, npy_files
+from advcam_attr.runs.provenance import kept_config, read_record, same_settings
+from advcam_attr.runs.sharding import shard_of_launch
+from advcam_attr.types import AdvCAMError
+
+#: Is told what a stage does, line by line.
+Tell = Callable[[str], None]
+
+
+def train(config: WSSSConfig, tell: Tell = print) -> ClassifierResult:
+    """The stage ``classifier``.
+
+    Raises:
+        AdvCAMError: the net is a published generator; or as `advcam_attr.pipelines.wsss.classifier.train_classifier`.
+    """
+    if config.net.generator is not None:
+        raise AdvCAMError(f"the net is {config.net.generator}'s, which comes trained: go on with the seeds")
+    data = read_split(config.data, config.data.train)
+    val = None if config.data.val is None else read_split(config.data, config.data.val)
+    tell(f"reading {data.root}: {_told(data)}" + ("" if val is None else f" to train on, {_told(val)} to validate on"))
+    net = config.net
+    known = None if net.known is None else read_known_classes(path_of(net.known), data.classes, net.known_offset)
+    model = cam_net(
+        net.backbone, len(data.classes), model_args=net.model_args,
+        checkpoint=None if net.checkpoint is None else path_of(net.checkpoint), random_weights=net.random_weights,
+        stride=net.stride, lowered_by=net.lowered_by, train_from=net.train_from, mean=net.mean, std=net.std,
+        seed=net.seed, known=known,
+    )  # fmt: skip
+    with kept_config(folder_of(config), config), measured(classifier_work(config, data), folder_of(config)):
+        return train_classifier(config.classifier, model, data, val, folder_of(config, "classifier"), tell)
+
+
+def seeds(
+    config: WSSSConfig, tell: Tell = print, *, overwrite: bool = False, show_progress: bool = False
+) -> list[SeedSummary]:
+    """The stage ``seeds``: the maps of every method.
+
+    Raises:
+        AdvCAMError: there is no classifier yet; or as `advcam_attr.pipelines.seeds.make_seeds`.
+    """
+    data = read_split(config.data, config.data.seeds or config.data.train)
+    data, missing = without_missing(data)
+    tell(f"reading {data.root}: {_told(data)}" + _named_missing(len(missing), missing[0].image if missing else None))
+    net, mean, std = seed_net(config, data, tell)
+    c = config.seeds
+    settings = SeedSettings(
+        recipe=c.recipe, overrides=c.overrides, base=base_of(net) if config.net.generator else c.base, scales=c.scales,
+        mean=mean, std=std, batch_rows=c.batch_rows, workers=c.workers, device=c.device,
+        autocast=None if c.autocast is None else getattr(torch, c.autocast), channels_last=c.channels_last,
+        overwrite=overwrite,
+    )  # fmt: skip
+    methods = {method: replace(settings, method=method) for method in c.methods}
+    for chosen in methods.values():
+        chosen.whole_recipe()
+    as_base(settings.base, view(net))
+    detector = None if c.saliency is None else SaliencyFolder(path_of(c.saliency))
+    summaries = []
+    with kept_config(folder_of(config), config):
+        for method, chosen in methods.items():
+            chosen = replace(chosen, saliency=detector if method == "advcam" else None)
+            out = folder_of(config, "seeds", method)
+            tell(f"making {method} seeds in {out}")
+            with measured(seeds_work(config, method, data), folder_of(config)):
+                summaries.append(make_seeds(net, data, out, chosen, tell=tell, show_progress=show_progress))
+    return summaries
+
+
+def require_all(summaries: Sequence[SeedSummary]) -> None:
+    """That maps of all images were made.
+
+    Raises:
+        AdvCAMError: some were not; the first are named.
+    """
+    failed = [f"{id}: {reason}" for one in summaries for id, reason in one.failed]
+    if failed:
+        more = f"; and {len(failed) - 5} more" if len(failed) > 5 else ""
+        raise AdvCAMError(f"{len(failed)} maps could not be made: {'; '.join(failed[:5])}{more}")
+
+
+def seed_net(config: WSSSConfig, data: SegmentationData, tell: Tell) -> tuple[nn.Module, Any, Any]:
+    """The net that seeds are made with, and its normalisation.
+
+    Raises:
+        AdvCAMError: it is not trained yet, or of other classes than the data's.
+    """
+    if config.net.generator is not None:
+        if config.net.checkpoint is None:
+            raise AdvCAMError(f"net.generator {config.net.generator!r} needs its authors' file: give net.checkpoint")
+        path = path_of(config.net.checkpoint)
+        generator = load_generator(config.net.generator, path, tell)
+        tell(f"reading {config.net.generator}'s net from {path}")
+        return _laid_out(generator, config), generator.mean, generator.std
+    path = folder_of(config, "classifier") / WEIGHTS
+    if not path.is_file():
+        raise AdvCAMError(f"there is no classifier {path}: train it first (advcam wsss classifier)")
+    net, classes = load_cam_net(path)
+    if classes != data.classes:
+        raise AdvCAMError(f"{path} is of {len(classes)} other classes than {data.name}'s {len(data.classes)}")
+    tell(f"reading {path}")
+    return _laid_out(net, config), net.mean, net.std
+
+
+def _laid_out(net: CAMNet | nn.Module, config: WSSSConfig) -> nn.Module:
+    return net.to(memory_format=torch.channels_last) if config.seeds.channels_last else net
+
+
+def refine_seeds(config: WSSSConfig, tell: Tell = print) -> dict[str, RefineSummary]:
+    """The stage ``refine``: pseudo ground truth of every method's seeds.
+
+    Raises:
+        AdvCAMError: no seeds; or as `advcam_attr.pipelines.wsss.refine.refine`.
+    """
+    data = seeded_images(config)
+    settings = replace(
+        with_paths(config.refine, "saliency"),
+        irn=with_paths(config.refine.irn, "checkpoint", "trained"),
+        psa=with_paths(config.refine.psa, "checkpoint", "trained"),
+    )
+    stores = {method: seed_store(folder_of(config, "seeds", method)) for method in config.seeds.methods}
+    summaries: dict[str, RefineSummary] = {}
+    with kept_config(folder_of(config), config):
+        for method, store in stores.items():
+            out = folder_of(config, "refined", method)
+            tell(f"refining {method} seeds by {settings.method} in {out}")
+            with measured(refine_work(config, method, data), folder_of(config)):
+                summaries[method] = refine(settings, store, data, out, tell)
+            tell(str(summaries[method]))
+    return summaries
+
+
+def segment_masks(config: WSSSConfig, tell: Tell = print) -> dict[str, dict[str, MaskEvaluation]]:
+    """The stage ``segment``: a net for every method, trained on its pseudo ground truth, and what it predicts.
+
+    Predictions of ``data.val`` are scored, and ``evaluation.json`` is written beside them.
+
+    Returns:
+        For each method the scores of its predictions by their folder's name, ``val`` and, after the CRF, ``val_crf``;
+        on the first process of a launch.
+
+    Raises:
+        AdvCAMError: there is no pseudo ground truth yet, or other than the configuration names; no split to label; or
+            as `advcam_attr.pipelines.wsss.segment.train_segmentation` and `predict`.
+    """
+    data, step = seeded_images(config), final_step(config.refine)
+    tests = labelled_images(config)
+    settings = with_paths(config.segmentation, "checkpoint", "trained", "known")
+    for method in config.seeds.methods:
+        check_refined(config.refine, folder_of(config, "refined", method))
+        if not folder_of(config, "refined", method, step).is_dir():
+            missing = folder_of(config, "refined", method, step)
+            raise AdvCAMError(f"no pseudo ground truth in {missing}: make it first (advcam wsss refine)")
+    with kept_config(folder_of(config), config):
+        return {method: _segmented(config, method, settings, data, tests, tell) for method in config.seeds.methods}
+
+
+def _segmented(
+    config: WSSSConfig,
+    method: str,
+    settings: SegmentationSettings,
+    data: SegmentationData,
+    tests: Mapping[str, SegmentationData],
+    tell: Tell,
+) -> dict[str, MaskEvaluation]:
+    """The net of one method's masks: trained, its predictions made, and those of ``val`` scored."""
+    out = folder_of(config, "segmentation", method)
+    masks = folder_of(config, "refined", method, final_step(config.refine))
+    tell(f"segmenting in {out} by what a net learns from {masks}")
+    with measured(training_work(config, method), folder_of(config)):
+        net = trained_net(settings, data, masks, out, tell)
+    found: dict[str, MaskEvaluation] = {}
+    for (name, test), recipe in product(tests.items(), recipes_of(settings)):
+        with measured(prediction_work(config, method, test, recipe), folder_of(config)):
+            folder = predict(replace(settings, crf=recipe), net, test, out, tell)
+        if name == "val" and shard_of_launch().rank == 0:
+            evaluation = found[folder.name] = evaluate_masks(folder, test)
+            for line in left_out(evaluation.scope):
+                tell(line)
+            report = write_mask_evaluation(evaluation, folder)
+            tell(f"{folder}: mIoU {100 * evaluation.scores().mean_iou:.2f} ({report})")
+    return found
+
+
+def export_seeds(seeds: Path, out: Path, dictionary: str, tell: Tell = print) -> None:
+    """Write the maps of ``run/seeds/METHOD`` as other projects' ``.npy`` dictionaries.
+
+    Raises:
+        AdvCAMError: no seeds there, an unknown dictionary, or a file that cannot be written.
+    """
+    count = export_maps(seed_store(seeds), out, dictionary)
+    tell(f"wrote {count} files of {dictionary.upper()}'s format to {out}")
+
+
+def import_seeds(folder: Path, seeds: Path, tell: Tell = print) -> None:
+    """Read other projects' ``.npy`` dictionaries into ``run/seeds/METHOD``, where `evaluate` finds them.
+
+    The same folder may be read again with other files: then what was made of the seeds is told to be of others.
+
+    Raises:
+        AdvCAMError: a file that cannot be used, or ``seeds`` holds maps of another origin.
+    """
+    config = {"imported": folder.resolve().as_posix(), "content": files_digest(npy_files(folder))}
+    record = read_record(seeds / "seeds.json")
+    again = record is not None and record["settings"].get("imported") == config["imported"]
+    digest = same_settings(seeds / "seeds.json", config, overwrite=again)
+    count = import_maps(folder, MapStore(seeds / "maps", settings=digest))
+    tell(f"read {count} files of {folder} into {seeds}")
+
+
+def seeded_images(config: WSSSConfig) -> SegmentationData:
+    """The images that seeds are made of, without those that are not there.
+
+    Raises:
+        AdvCAMError: as `read_split`.
+    """
+    return without_missing(read_split(config.data, config.data.seeds or config.data.train))[0]
+
+
+def labelled_images(config: WSSSConfig) -> dict[str, SegmentationData]:
+    """The images that segmentation nets label, ``val`` and ``test``, without those that are not there.
+
+    Raises:
+        AdvCAMError: there are none; or as `read_split`.
+    """
+    splits = {"val": config.data.val, "test": config.data.test}
+    found = {name: without_missing(read_split(config.data, split))[0] for name, split in splits.items() if split}
+    if not found:
+        raise AdvCAMError("segmentation nets have no images to label: give data.val, or data.test")
+    return found
+
+
+def read_split(config: DataConfig, split: str) -> SegmentationData:
+    """One split of the configured data set.
+
+    Raises:
+        AdvCAMError: it cannot be read; see the data set's reader.
+    """
+    root = path_of(config.root)
+    labels = None if config.labels is None else path_of(config.labels)
+    chosen: str | Path = path_of(split) if "/" in split or split.endswith(".txt") else split
+    if config.kind == "voc":
+        return read_voc(root, chosen, labels=labels)
+    masks = config.masks if config.masks in ("auto", "draw") else path_of(config.masks)
+    return read_coco(root, split, masks=masks, labels=labels)
+
+
+def _told(data: SegmentationData) -> str:
+    return f"{len(data.samples)} images of {data.name} {data.split}"
+
+
+def _named_missing(count: int, first: Path | None) -> str:
+    return "" if not count else f"; {count} of the list are not there and are left out, e.g. {first}"

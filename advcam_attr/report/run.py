@@ -1,0 +1,168 @@
+"""The folder of a run in; one HTML file that shows all that is found there, out.
+
+A report is made of what a folder holds, not of what kind of run it is: every finder looks for files of its own kind and
+gives no sections where there are none.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from advcam_attr import __version__
+from advcam_attr.files import write_text
+from advcam_attr.pipelines.analyze.run import ANALYSES
+from advcam_attr.report.attribution import attribution_sections
+from advcam_attr.report.page import Figure, Section, file_uri, parse_tables, render
+from advcam_attr.report.semi import semi_sections
+from advcam_attr.report.wsol import wsol_sections
+from advcam_attr.report.wsss import wsss_sections
+from advcam_attr.tables.segmentation import Table
+from advcam_attr.training.log import read_log
+from advcam_attr.types import AdvCAMError
+from advcam_attr.viz.axes import BLUE, figure, plain
+
+#: Images of a gallery, at most, unless another number is asked for.
+LIMIT = 500
+
+#: How deep results lie below a run, as ``segmentation/cam/predictions/val/evaluation.json``.
+_LEVELS = ("", "*/", "*/*/", "*/*/*/", "*/*/*/*/")
+
+#: The columns of the scores, by what evaluations call them.
+_SCORES = {
+    "mean_iou": "mIoU", "precision": "precision", "recall": "recall", "f1_of_means": "F1",
+    "mean_f1": "mean of the classes' F1", "noise": "noise",
+}  # fmt: skip
+
+
+def write_report(run: Path, out: Path | None = None, limit: int = LIMIT, tell: Callable[[str], object] = print) -> Path:
+    """Write the report of a run.
+
+    Args:
+        run: its folder.
+        out: the file; None takes ``report.html`` in the folder.
+        limit: images of the gallery, at most; of more, those of the largest losses and gains are shown.
+        tell: is told what was written.
+
+    Returns:
+        The file.
+
+    Raises:
+        AdvCAMError: there is no such folder, it holds nothing that can be shown, or a file of it is damaged.
+    """
+    if limit < 1:
+        raise AdvCAMError(f"the gallery needs room for one image at least, got {limit}")
+    if not run.is_dir():
+        raise AdvCAMError(f"no such run folder: {run}")
+    sections = [section for find in FINDERS for section in find(run, limit)]
+    if not sections:
+        raise AdvCAMError(
+            f"{run} holds no results of advcam attribute, wsss, semi, wsol, evaluate or analyze: nothing to report"
+        )
+    name = run.resolve().name
+    page = render(f"Report of {name}", f"{run.resolve()}, advcam_attr {__version__}", sections)
+    path = out or run / "report.html"
+    write_text(path, page)
+    tell(f"wrote {path} ({len(page.encode()) / 1e6:.1f} MB)")
+    return path
+
+
+def _files(run: Path, name: str) -> list[Path]:
+    return sorted({path for level in _LEVELS for path in run.glob(level + name) if path.is_file()})
+
+
+def table_sections(run: Path, limit: int) -> list[Section]:
+    """The tables that evaluations wrote, beside the paper's: every ``tables.md``."""
+    found = []
+    for path in _files(run, "tables.md"):
+        tables, lines = parse_tables(_text(path))
+        if tables or lines:
+            found.append(Section(_title("Tables", run, path), lines, tables))
+    return found
+
+
+def score_sections(run: Path, limit: int) -> list[Section]:
+    """One table of all ``evaluation.json``: the scores of seeds and masks in percent, other numbers as they are."""
+    found = {path.parent.relative_to(run).as_posix(): _scores(path) for path in _files(run, "evaluation.json")}
+    if not found:
+        return []
+    extra = tuple(dict.fromkeys(name for _, scores in found.values() for name in scores if name not in _SCORES))
+    known = tuple(name for name in _SCORES if any(name in scores for _, scores in found.values()))
+    rows = [
+        (where, str(about.get("data", "")), str(about.get("images", "")), *(_percent(scores.get(n)) for n in known),
+         *(f"{scores[name]:.4g}" if name in scores else "–" for name in extra))
+        for where, (about, scores) in found.items()
+    ]  # fmt: skip
+    columns = ("of", "data", "images", *(f"{_SCORES[name]}, %" for name in known), *extra)
+    return [Section("Scores", tables=(Table("All evaluations", columns, tuple(rows)),))]
+
+
+def _scores(path: Path) -> tuple[dict[str, Any], dict[str, float]]:
+    """An evaluation, and the numbers of its ``scores``, or its own where it has none."""
+    try:
+        record = json.loads(_text(path))
+        scores = record.get("scores", record)
+        numbers = {name: value for name, value in scores.items() if _is_number(value) and name != "images"}
+    except (ValueError, AttributeError) as error:
+        raise AdvCAMError(f"{path} is damaged: evaluate anew, or remove it") from error
+    return record, numbers
+
+
+def analysis_sections(run: Path, limit: int) -> list[Section]:
+    """The figures that ``advcam analyze`` wrote."""
+    figures = []
+    for folder in (run, run / "analysis"):
+        for name, (source, text) in ANALYSES.items():
+            if (folder / f"{name}.png").is_file() and (folder / f"{name}.json").is_file():
+                content = (folder / f"{name}.png").read_bytes()
+                figures.append(Figure(f"{name} ({source})", file_uri(content), text))
+    return [Section("Analyses", figures=tuple(figures))] if figures else []
+
+
+def training_sections(run: Path, limit: int) -> list[Section]:
+    """The loss over the steps of every training, from ``log.jsonl``."""
+    figures = []
+    for path in _files(run, "log.jsonl"):
+        points = [(r["step"], r["loss"]) for r in read_log(path) if _is_number(r.get("step"), r.get("loss"))]
+        if points:
+            drawing, axes = figure(width=4.6, height=2.8)
+            axes[0, 0].plot(*zip(*points, strict=True), color=BLUE, linewidth=0.9)
+            plain(axes[0, 0], "", "step", "loss")
+            buffer = io.BytesIO()
+            drawing.savefig(buffer, dpi=100)
+            where = path.parent.relative_to(run).as_posix()
+            text = f"from {points[0][1]:.3g} to {points[-1][1]:.3g} in {len(points)} records"
+            figures.append(
+                Figure(f"loss of {run.resolve().name if where == '.' else where}", file_uri(buffer.getvalue()), text)
+            )
+    return [Section("Training", figures=tuple(figures))] if figures else []
+
+
+#: What looks for sections, in the order of the page.
+FINDERS: tuple[Callable[[Path, int], list[Section]], ...] = (
+    table_sections, score_sections, wsss_sections, semi_sections, wsol_sections, attribution_sections,
+    analysis_sections, training_sections,
+)  # fmt: skip
+
+
+def _title(what: str, run: Path, path: Path) -> str:
+    where = path.parent.relative_to(run).as_posix()
+    return what if where == "." else f"{what} of {where}"
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise AdvCAMError(f"{path} cannot be read ({error}): make it anew") from error
+
+
+def _percent(value: Any) -> str:
+    return f"{100 * value:.1f}" if _is_number(value) else "–"
+
+
+def _is_number(*values: Any) -> bool:
+    return all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)

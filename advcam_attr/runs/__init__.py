@@ -1,0 +1,1 @@
+"""Run folders: map stores, sharding, provenance and stages."""

@@ -1,0 +1,1 @@
+"""Training loops, data loading, checkpoints and logs."""

@@ -1,0 +1,130 @@
+"""A training in; a file that it continues from, bit by bit, and back.
+
+The file holds tensors, numbers, strings, lists and dicts only, so that reading it can never run code.
+"""
+
+from __future__ import annotations
+
+import pickle
+import random
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from advcam_attr.files import replacing
+from advcam_attr.runs.sharding import ALONE, Shard
+from advcam_attr.training.distributed import gather
+from advcam_attr.training.fit import Training
+from advcam_attr.types import AdvCAMError
+
+_KEYS = {"config", "step", "model", "optimiser", "scaler", "random"}
+
+
+def save_checkpoint(path: Path, training: Training, config: Mapping[str, Any], shard: Shard = ALONE) -> None:
+    """Write all that the training's next step depends on; every rank calls it, the first one writes.
+
+    Args:
+        path: written whole or not at all; what it held before is replaced.
+        training: between two steps.
+        config: what the training was started with, as JSON would give it back.
+        shard: which process this is.
+
+    Raises:
+        AdvCAMError: the file cannot be written.
+    """
+    states = gather(random_states(next(training.model.parameters()).device))
+    if shard.rank:
+        return
+    content = {
+        "config": dict(config),
+        "step": training.step,
+        "model": training.model.state_dict(),
+        "optimiser": training.optimiser.state_dict(),
+        "scaler": training.scaler.state_dict(),
+        "random": states,
+    }
+    if training.average is not None:
+        content["average"] = training.average.state_dict()
+    with replacing(path) as file:
+        try:
+            torch.save(content, file)
+        except (OSError, RuntimeError) as error:  # torch's writer says little about a full disk
+            raise AdvCAMError(f"cannot write the checkpoint {path}; is the disk full?") from error
+
+
+def read_training(path: Path) -> dict[str, Any]:
+    """Read what `save_checkpoint` wrote, on the CPU.
+
+    Raises:
+        AdvCAMError: the file is damaged or of another kind.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
+        raise AdvCAMError(f"cannot read the checkpoint {path}: damaged? remove it to start anew") from error
+    if not isinstance(content, dict) or not content.keys() >= _KEYS:
+        raise AdvCAMError(f"{path} is not a checkpoint of a training; remove it to start anew")
+    return content
+
+
+def restore(training: Training, content: Mapping[str, Any], shard: Shard = ALONE) -> None:
+    """Put a checkpoint's content into a training of the same net, and its random states into this process.
+
+    With another number of ranks than before, ranks that had no state keep the one they have.
+
+    Args:
+        training: changed in place.
+        content: from `read_training`.
+        shard: which process this is.
+
+    Raises:
+        AdvCAMError: it is of another net.
+    """
+    try:
+        training.model.load_state_dict(content["model"])
+        training.optimiser.load_state_dict(content["optimiser"])
+        if training.average is not None:
+            training.average.load_state_dict(content["average"])
+    except (RuntimeError, ValueError, KeyError) as error:
+        raise AdvCAMError("the checkpoint is of another net; choose another folder to start anew") from error
+    training.scaler.load_state_dict(content["scaler"])
+    training.step = content["step"]
+    if shard.rank < len(content["random"]):
+        set_random_states(content["random"][shard.rank], next(training.model.parameters()).device)
+
+
+def random_states(device: torch.device) -> dict[str, Any]:
+    """The random states of torch (and of the device, if it is a GPU), NumPy and Python, as tensors and numbers."""
+    name, keys, place, has_gauss, gauss = np.random.get_state()  # noqa: NPY002
+    version, numbers, following = random.getstate()
+    return {
+        "torch": torch.random.get_rng_state(),
+        "cuda": [torch.cuda.get_rng_state(device)] if device.type == "cuda" else [],
+        "numpy": [str(name), torch.from_numpy(np.asarray(keys).astype(np.int64)), place, has_gauss, gauss],
+        "python": [version, list(numbers), following],
+    }
+
+
+def set_random_states(states: Mapping[str, Any], device: torch.device) -> None:
+    """Put back what `random_states` gave for a device of the same kind."""
+    torch.random.set_rng_state(states["torch"])
+    for state in states["cuda"] if device.type == "cuda" else []:
+        torch.cuda.set_rng_state(state, device)
+    name, keys, *rest = states["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))  # noqa: NPY002
+    version, numbers, following = states["python"]
+    random.setstate((version, tuple(numbers), following))
+
+
+@contextmanager
+def own_randomness(device: torch.device) -> Iterator[None]:
+    """A block after which the global random states are as they were."""
+    states = random_states(device)
+    try:
+        yield
+    finally:
+        set_random_states(states, device)

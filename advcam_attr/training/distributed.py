@@ -1,0 +1,106 @@
+"""Processes that were launched together in; a group in which they meet and exchange values, out."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Mapping
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from advcam_attr.runs.sharding import Shard, number
+from advcam_attr.types import AdvCAMError
+
+
+@contextlib.contextmanager
+def process_group(shard: Shard, device: torch.device, env: Mapping[str, str] | None = None) -> Iterator[None]:
+    """A block in which ranks that train together can talk to each other; nothing is set up for one rank alone.
+
+    The ranks meet under the run's id and the number of its restarts, so that after a restart none can read addresses
+    that an earlier attempt left behind.
+
+    Args:
+        shard: which of them this one is; from `advcam_attr.runs.sharding.shard_of_launch`.
+        device: GPUs talk by NCCL, each for one process; CPUs by Gloo.
+        env: the environment; None is the process's own.
+
+    Raises:
+        AdvCAMError: the environment does not say where to meet, or ``torchrun`` started more processes than there are
+            GPUs.
+    """
+    if shard.world == 1:
+        yield
+        return
+    env = os.environ if env is None else env
+    if device.type == "cuda":
+        count, wanted = torch.cuda.device_count(), number(env, "LOCAL_WORLD_SIZE") if "LOCAL_WORLD_SIZE" in env else 1
+        if wanted > count:
+            raise AdvCAMError(
+                f"{wanted} ranks on this machine need a GPU each, and there are {count}; start fewer, or use cpu"
+            )
+        torch.cuda.set_device(device)
+    dist.init_process_group(
+        "nccl" if device.type == "cuda" else "gloo",
+        store=_meeting_place(shard, env),
+        rank=shard.rank,
+        world_size=shard.world,
+    )
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def _meeting_place(shard: Shard, env: Mapping[str, str]) -> dist.Store:
+    if "MASTER_ADDR" not in env:
+        raise AdvCAMError("MASTER_ADDR is not set; start with torchrun, or set MASTER_ADDR and MASTER_PORT before srun")
+    hosted = env.get("TORCHELASTIC_USE_AGENT_STORE") == "True"  # torchrun's agent holds the store
+    store = dist.TCPStore(
+        env["MASTER_ADDR"],
+        number(env, "MASTER_PORT"),
+        shard.world,
+        is_master=shard.rank == 0 and not hosted,
+        timeout=timedelta(minutes=10),
+    )
+    return dist.PrefixStore(attempt(env), store)
+
+
+def attempt(env: Mapping[str, str]) -> str:
+    """What tells one attempt of a run from all others.
+
+    Example:
+        >>> attempt({"TORCHELASTIC_RUN_ID": "voc", "TORCHELASTIC_RESTART_COUNT": "2"})
+        'advcam/voc/2'
+    """
+    run = env.get("TORCHELASTIC_RUN_ID") or env.get("SLURM_JOB_ID") or "run"
+    restart = env.get("TORCHELASTIC_RESTART_COUNT") or env.get("SLURM_RESTART_COUNT") or "0"
+    return f"advcam/{run}/{restart}"
+
+
+def mean_over_ranks(value: Tensor) -> float:
+    """The mean of a scalar over all ranks; its value where there is one rank."""
+    if dist.is_initialized():
+        value = value.detach().clone()
+        dist.all_reduce(value)
+        value = value / dist.get_world_size()
+    return float(value)
+
+
+def share_buffers(net: nn.Module) -> None:
+    """Give every rank the first one's buffers, such as the running statistics of norms, which differ after training."""
+    if dist.is_initialized():
+        for buffer in net.buffers():
+            dist.broadcast(buffer, 0)
+
+
+def gather(content: Any) -> list[Any]:
+    """What each rank has, by rank, on every rank; content that can be pickled."""
+    if not dist.is_initialized():
+        return [content]
+    found: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(found, content)
+    return found

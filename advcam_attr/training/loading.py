@@ -1,0 +1,161 @@
+"""A data set and a seed in; the batches of every step, the same in every run and from any step on, out."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
+
+from advcam_attr.runs.sharding import ALONE, Shard
+from advcam_attr.types import AdvCAMError
+
+Item = tuple[int, int]  # epoch, index
+
+
+class Items(Protocol):
+    """A data set: images and labels by index."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]: ...
+
+
+@runtime_checkable
+class EpochItems(Protocol):
+    """A data set whose items differ from epoch to epoch by more than their augmentation."""
+
+    def of_epoch(self, epoch: int) -> Items:
+        """The items of an epoch, from 0."""
+
+
+def epoch_order(count: int, seed: int, epoch: int) -> list[int]:
+    """The order of an epoch; it depends on the seed and the epoch alone.
+
+    Example:
+        >>> epoch_order(5, seed=0, epoch=1) == epoch_order(5, seed=0, epoch=1)
+        True
+    """
+    generator = torch.Generator().manual_seed(mixed_seed(seed, epoch))
+    return torch.randperm(count, generator=generator).tolist()
+
+
+class TrainingBatches(Sampler[list[Item]]):
+    """Which items each step of a training sees: epochs in random order, the rest that fills no batch dropped.
+
+    Args:
+        count: of the data set.
+        batch: of all ranks together, which share it evenly.
+        seed: of the order.
+        steps: from the first to the one before the last, of the whole training.
+        shard: whose share.
+
+    Example:
+        >>> alone = list(TrainingBatches(5, 2, seed=0, steps=(0, 4)))
+        >>> [epoch for batch in alone for epoch, _ in batch]
+        [0, 0, 0, 0, 1, 1, 1, 1]
+        >>> alone[3:] == list(TrainingBatches(5, 2, seed=0, steps=(3, 4)))
+        True
+    """
+
+    def __init__(self, count: int, batch: int, *, seed: int, steps: tuple[int, int], shard: Shard = ALONE) -> None:
+        self.count, self.batch, self.seed, self.steps, self.shard = count, batch, seed, steps, shard
+
+    def __len__(self) -> int:
+        return self.steps[1] - self.steps[0]
+
+    def __iter__(self) -> Iterator[list[Item]]:
+        per_epoch = self.count // self.batch
+        order: list[int] = []
+        for step in range(*self.steps):
+            epoch, place = divmod(step, per_epoch)
+            if place == 0 or not order:
+                order = epoch_order(self.count, self.seed, epoch)
+            mine = self.shard.take(order[place * self.batch : (place + 1) * self.batch])
+            yield [(epoch, index) for index in mine]
+
+
+class SeededItems(Dataset[Any]):
+    """A data set whose random augmentation depends on the seed, the epoch and the index alone.
+
+    The random states of torch, NumPy and Python are seeded before an item is read and put back afterwards: an item is
+    the same in whichever worker, process or run it is read. An item that cannot be read comes as its error.
+    """
+
+    def __init__(self, items: Items, seed: int) -> None:
+        self.items, self.seed = items, seed
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, item: Item) -> tuple[Tensor, Tensor] | AdvCAMError:
+        epoch, index = item
+        kept = random.getstate(), np.random.get_state()  # noqa: NPY002
+        try:
+            with torch.random.fork_rng(devices=[]):
+                number = mixed_seed(self.seed, epoch, index)
+                torch.manual_seed(number)
+                random.seed(number)
+                np.random.seed(number % 2**32)  # noqa: NPY002
+                items = self.items.of_epoch(epoch) if isinstance(self.items, EpochItems) else self.items
+                return items[index]
+        except AdvCAMError as error:
+            return error
+        finally:
+            random.setstate(kept[0])
+            np.random.set_state(kept[1])  # noqa: NPY002
+
+
+def load_batches(
+    items: Items, batches: Sampler[list[Item]] | Sequence[list[Item]], *, seed: int, workers: int = 0, pin: bool = False
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Read batches, in worker processes if there are any.
+
+    Args:
+        items: the data set.
+        batches: the epoch and index of each item of each batch.
+        seed: of the augmentation.
+        workers: how many processes; the batches do not depend on it.
+        pin: keep batches where a GPU can fetch them.
+
+    Yields:
+        Images ``(N, 3, H, W)`` and labels ``(N, K)``.
+
+    Raises:
+        AdvCAMError: an item cannot be read.
+    """
+    loader: DataLoader[Any] = DataLoader(
+        SeededItems(items, seed),
+        batch_sampler=batches,
+        num_workers=workers,
+        collate_fn=_collate,
+        worker_init_fn=_one_thread,
+        pin_memory=pin,
+        generator=torch.Generator().manual_seed(0),  # else a loader draws from the global random state
+    )
+    for batch in loader:
+        if isinstance(batch, AdvCAMError):
+            raise batch
+        yield batch[0], batch[1]
+
+
+def _collate(items: list[Any]) -> Any:
+    return next((item for item in items if isinstance(item, AdvCAMError)), None) or default_collate(items)
+
+
+def _one_thread(worker: int) -> None:
+    torch.set_num_threads(1)
+
+
+def mixed_seed(*numbers: int) -> int:
+    """One seed from several numbers.
+
+    Example:
+        >>> mixed_seed(0, 1) != mixed_seed(1, 0)
+        True
+    """
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)

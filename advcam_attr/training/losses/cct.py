@@ -1,0 +1,172 @@
+"""Scores of all decoders and labels in; the loss of cross-consistency training at a step, out.
+
+Ouali, Hudelot and Tami, CVPR 2020: what is labelled is learned by cross-entropy; on what is not, the auxiliary decoders
+learn to agree with the main one (consistency) and, where there are pseudo masks, to predict these (weak labels).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from advcam_attr.training.losses.classification import LossTerms
+
+#: The label of pixels that count for nothing.
+IGNORE = 255
+
+Supervision = Literal["ce", "abce"]
+
+
+def ramp_up(step: int, steps: int) -> float:
+    """exp(-5 (1 - s)²), with s = step / steps, 1 at most.
+
+    Example:
+        >>> [round(ramp_up(step, 10), 4) for step in (0, 5, 10, 20)]
+        [0.0067, 0.2865, 1.0, 1.0]
+    """
+    s = min(step / steps, 1.0) if steps else 1.0
+    return math.exp(-5 * (1 - s) ** 2)
+
+
+def annealed_threshold(step: int, steps: int, classes: int, end: float = 0.9) -> float:
+    """abCE's threshold: from 1 / K towards 0.9, by 1 - exp(-5 s), over the first 40 % of the training.
+
+    Example:
+        >>> [round(annealed_threshold(step, 100, 21), 3) for step in (0, 10, 40, 100)]
+        [0.048, 0.656, 0.894, 0.894]
+    """
+    s = min(step / (0.4 * steps), 1.0)
+    return 1 / classes + (end - 1 / classes) * (1 - math.exp(-5 * s))
+
+
+def cross_entropy(scores: Tensor, labels: Tensor) -> Tensor:
+    """The mean cross-entropy of the labelled pixels; 0 where there are none.
+
+    Args:
+        scores: ``(N, K, H, W)``.
+        labels: ``(N, H, W)``, in 0..K - 1 or 255.
+
+    Example:
+        >>> round(float(cross_entropy(torch.zeros(1, 4, 1, 2), torch.tensor([[[3, 255]]]))), 4)  # ln 4
+        1.3863
+    """
+    target = labels.long()
+    total = F.cross_entropy(scores, target, ignore_index=IGNORE, reduction="sum")
+    return total / (target != IGNORE).sum().clamp(min=1)
+
+
+def annealed_cross_entropy(scores: Tensor, labels: Tensor, threshold: float, min_kept: int = 1) -> Tensor:
+    """abCE: the mean cross-entropy of the pixels whose own class is less probable than a threshold; 0 if none is.
+
+    Where fewer pixels than ``min_kept`` an image lie below it, the threshold is raised to keep that many.
+
+    Args:
+        scores: ``(N, K, H, W)``.
+        labels: ``(N, H, W)``, in 0..K - 1 or 255.
+        threshold: of the probability; pixels at it or above are learned well enough.
+        min_kept: pixels an image, counted over the batch.
+    """
+    target = labels.long()
+    counts = target != IGNORE
+    losses = F.cross_entropy(scores, target, ignore_index=IGNORE, reduction="none")[counts]
+    if not len(losses):
+        return scores.sum() * 0
+    probability = torch.exp(-losses.detach())
+    place = min(min_kept * len(scores), len(losses) - 1)
+    raised = probability.kthvalue(place + 1).values.clamp(min=threshold)
+    kept = probability < raised
+    return (losses * kept).sum() / kept.sum().clamp(min=1)
+
+
+def consistency(scores: Tensor, target: Tensor, confidence: float | None = None) -> Tensor:
+    """The mean squared difference of softmax(scores) and a target.
+
+    Args:
+        scores: an auxiliary decoder's, ``(N, K, H, W)``.
+        target: the main decoder's probabilities, ``(N, K, H, W)``; no gradient is taken of them.
+        confidence: only pixels whose most probable class exceeds it count; None counts all.
+    """
+    squares = (scores.softmax(1) - target.detach()) ** 2
+    if confidence is None:
+        return squares.mean()
+    sure = target.detach().amax(1, keepdim=True) > confidence
+    return (squares * sure).sum() / (sure.sum() * scores.shape[1]).clamp(min=1)
+
+
+def disagreement(scores: Tensor, most: int = 8) -> Tensor:
+    """The pair-wise constraint: the variance of auxiliary decoders' probabilities, summed over classes.
+
+    Args:
+        scores: of A decoders, ``(N, A, K, H, W)``.
+        most: of more decoders, so many are drawn at random.
+
+    Returns:
+        The mean over images and pixels.
+    """
+    chosen = torch.randperm(scores.shape[1])[:most]
+    return scores[:, chosen].softmax(2).var(1, correction=0).sum(1).mean()
+
+
+@dataclass(frozen=True)
+class CCTLoss:
+    """The loss of a training, by step. Under several ranks, each term is the mean of the ranks' own.
+
+    Departure from the released code: there the pair-wise constraint is added after the total has been formed, so that
+    it never trains; here it is part of the total. Effect: none unless it is turned on.
+
+    Attributes:
+        steps: of the whole training.
+        ramp_steps: until the weights of what is not labelled are at their full height.
+        supervised: ``"ce"``, or ``"abce"``: annealed and bootstrapped.
+        unsupervised_weight: 30, of the consistency, times `ramp_up`.
+        weak_weight: 0.4, of the pseudo masks, times `ramp_up`; 0 leaves them out.
+        confidence: see `consistency`.
+        pairwise_weight: of `disagreement`; 0 leaves it out.
+    """
+
+    steps: int
+    ramp_steps: int
+    supervised: Supervision = "ce"
+    unsupervised_weight: float = 30.0
+    weak_weight: float = 0.4
+    confidence: float | None = None
+    pairwise_weight: float = 0.0
+
+    def at(self, step: int) -> Callable[[Tensor, Tensor], LossTerms]:
+        """The loss of a step: scores ``(N, 2 + A, K, H, W)`` as `advcam_attr.networks.cct.CCT` gives them, and labels
+        ``(N, 2, H, W)``, true ones and the pseudo mask's, to the total; the parts are told without their weights."""
+        ramp = ramp_up(step, self.ramp_steps)
+
+        def loss(scores: Tensor, labels: Tensor) -> LossTerms:
+            first = self._supervised(scores[:, 0], labels[:, 0], step)
+            parts = {"supervised": first}
+            auxiliary = scores[:, 2:].unbind(1)
+            if not auxiliary:
+                return LossTerms(first, parts)
+            target = scores[:, 1].detach().softmax(1)
+            parts["consistency"] = _mean([consistency(one, target, self.confidence) for one in auxiliary])
+            total = first + self.unsupervised_weight * ramp * parts["consistency"]
+            if self.weak_weight:
+                parts["weak"] = _mean([cross_entropy(one, labels[:, 1]) for one in auxiliary])
+                total = total + self.weak_weight * ramp * parts["weak"]
+            if self.pairwise_weight:
+                parts["pairwise"] = disagreement(scores[:, 2:])
+                total = total + self.pairwise_weight * parts["pairwise"]
+            return LossTerms(total, parts)
+
+        return loss
+
+    def _supervised(self, scores: Tensor, labels: Tensor, step: int) -> Tensor:
+        if self.supervised == "ce":
+            return cross_entropy(scores, labels)
+        return annealed_cross_entropy(scores, labels, annealed_threshold(step, self.steps, scores.shape[1]))
+
+
+def _mean(values: list[Tensor]) -> Tensor:
+    return torch.stack(values).mean()

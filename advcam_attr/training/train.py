@@ -1,0 +1,237 @@
+"""A net, its training data and its loss in; the trained net's file, however often the training is interrupted, out.
+
+In the output folder: ``training.json`` (what the training depends on), ``checkpoint.pt`` (the training as it stands),
+``log.jsonl`` (one record a step), and when all is done the net's file.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from advcam_attr.files import make_folder, remove_leftovers
+from advcam_attr.runs.provenance import read_record, same_settings
+from advcam_attr.runs.sharding import Shard, choose_device, shard_of_launch
+from advcam_attr.training.checkpoint import own_randomness, read_training, restore, save_checkpoint
+from advcam_attr.training.distributed import gather, process_group
+from advcam_attr.training.fit import Group, Precision, Schedule, Training, fit, loss_scaler, poly, sgd
+from advcam_attr.training.loading import Items, TrainingBatches, load_batches, mixed_seed
+from advcam_attr.training.log import training_log
+from advcam_attr.training.losses.classification import Loss, SteppedLoss
+from advcam_attr.types import AdvCAMError
+
+Batch = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class TrainingTask:
+    """What is trained, on what, and how.
+
+    Attributes:
+        name: what to call the net in messages.
+        net: trained in place.
+        items: images and targets.
+        loss: of the net's output and the targets; or one that differs from step to step.
+        groups: of weights, each with its learning rate.
+        momentum: of SGD.
+        epochs, batch, power, precision, seed, workers, checkpoint_every, device: as in
+            `advcam_attr.pipelines.wsss.classifier.ClassifierSettings`.
+        depends_on: all that the result depends on, as JSON gives it back.
+        save: writes the net to a file.
+        file: its name in the output folder.
+        overwrite: whether a training of other settings in that folder makes way.
+        steps: of the whole training, in place of whole epochs.
+        accumulate: in how many parts a batch goes through the net.
+        refresh: every how many steps the learning rates follow the schedule.
+        average: the decay of an exponential moving average of the weights, which is what is saved then; None for the
+            weights as they are.
+        after_epoch: called after each epoch on every rank, with its number from 1, before its checkpoint is written;
+            true, on all ranks, ends the training. It leaves the net's mode and device as they were.
+        schedule: of the learning rates, in place of poly's.
+        nesterov: whether the momentum is Nesterov's.
+        prepare: what becomes of the batches on their way to the net, given them and the number of the first one.
+        tensorboard: whether TensorBoard's files are written too, to the folder ``tensorboard``.
+    """
+
+    name: str
+    net: nn.Module
+    items: Items
+    loss: Loss | SteppedLoss
+    groups: Sequence[Group]
+    momentum: float
+    epochs: int
+    batch: int
+    power: float
+    precision: Precision
+    seed: int
+    workers: int
+    checkpoint_every: int
+    device: str
+    depends_on: Mapping[str, Any]
+    save: Callable[[Path], None]
+    file: str
+    overwrite: bool = False
+    steps: int | None = None
+    accumulate: int = 1
+    refresh: int = 1
+    average: float | None = None
+    after_epoch: Callable[[int], bool] | None = None
+    schedule: Schedule | None = None
+    nesterov: bool = False
+    prepare: Callable[[Iterator[Batch], int], Iterator[Batch]] | None = None
+    tensorboard: bool = False
+
+    @property
+    def per_epoch(self) -> int:
+        """Steps of an epoch, whose rest that fills no batch is dropped."""
+        return len(self.items) // self.batch
+
+    @property
+    def all_steps(self) -> int:
+        """Steps of the whole training."""
+        return self.per_epoch * self.epochs if self.steps is None else self.steps
+
+
+def train(task: TrainingTask, out: Path, tell: Callable[[str], None] = lambda line: None) -> Path:
+    """Train a net, or go on with a training that was interrupted; nothing is done where the net's file is there.
+
+    Under ``torchrun`` or ``srun``, all ranks share each batch; they need to see the same folder. Killed at any moment,
+    a training on the CPU ends with the same bits.
+
+    Args:
+        task: what and how. The net's mode and device are as before afterwards; if its file is there, it is not read.
+        out: the folder.
+        tell: is told what is going on, line by line, on the first rank.
+
+    Returns:
+        The net's file.
+
+    Raises:
+        AdvCAMError: the folder holds another training (the difference is told), there are fewer images than one
+            batch, an item cannot be read, the loss is not finite, or a file cannot be written.
+    """
+    shard = shard_of_launch()
+    device = choose_device(task.device, shard.local)
+    if len(task.items) < task.batch:
+        raise AdvCAMError(f"there are {len(task.items)} images, fewer than one batch of {task.batch}; lower the batch")
+    if task.batch % (shard.world * task.accumulate):
+        parts = f" in {task.accumulate} parts each" if task.accumulate > 1 else ""
+        raise AdvCAMError(f"a batch of {task.batch} cannot be shared by {shard.world} ranks{parts}")
+    with own_randomness(device), as_found(task.net), process_group(shard, device):
+        make_folder(out)
+        return _train(task, out, shard, device, tell if shard.rank == 0 else lambda line: None)
+
+
+def _train(task: TrainingTask, out: Path, shard: Shard, device: torch.device, tell: Callable[[str], None]) -> Path:
+    file, kept = out / task.file, out / "checkpoint.pt"
+    record = out / "training.json"
+    if task.overwrite and shard.rank == 0 and (read_record(record) or {}).get("settings") != task.depends_on:
+        for old in (record, file, kept):
+            old.unlink(missing_ok=True)
+    gather(None)
+    digest = same_settings(record, task.depends_on)
+    stored = read_training(kept) if not file.is_file() and kept.is_file() else None
+    if stored is not None and stored["config"] != {"digest": digest}:
+        raise AdvCAMError(f"{kept} is of another training than {record}; remove it to start anew")
+    if len(set(gather((file.is_file(), stored["step"] if stored else 0)))) > 1:
+        raise AdvCAMError(f"the ranks see different files in {out}; it must be a folder that all of them share")
+    if file.is_file():
+        tell(f"{file} is there: nothing to train")
+        return file
+    if shard.rank == 0:
+        remove_leftovers(out)
+    torch.manual_seed(mixed_seed(task.seed, shard.rank))
+    task.net.to(device).train()
+    optimiser = sgd(task.groups, task.momentum, nesterov=task.nesterov)
+    training = Training(task.net, optimiser, loss_scaler(task.precision, device.type))
+    if task.average is not None:
+        training.average = AveragedModel(task.net, multi_avg_fn=get_ema_multi_avg_fn(task.average))
+    if stored is not None:
+        restore(training, stored, shard)
+        tell(f"going on from step {training.step} of {kept}")
+    _steps(task, training, out, {"digest": digest}, shard, device, tell)
+    if training.average is not None:
+        task.net.load_state_dict(training.average.module.state_dict())
+    if shard.rank == 0:
+        task.save(file)
+        tell(f"wrote {file}")
+    gather(None)  # no rank goes on before the file is there
+    return file
+
+
+def _steps(
+    task: TrainingTask,
+    training: Training,
+    out: Path,
+    config: Mapping[str, Any],
+    shard: Shard,
+    device: torch.device,
+    tell: Callable[[str], None],
+) -> None:
+    steps = task.all_steps
+    length = f"{task.epochs} epochs, " if task.steps is None else ""
+    tell(
+        f"training the {task.name} on {len(task.items)} images: {length}{steps} steps of {task.batch} images, on "
+        f"{shard.world} x {device.type}"
+    )
+    order = TrainingBatches(len(task.items), task.batch, seed=task.seed, steps=(training.step, steps), shard=shard)
+    batches = load_batches(task.items, order, seed=task.seed, workers=task.workers, pin=device.type == "cuda")
+    if task.prepare is not None:
+        batches = task.prepare(batches, training.step)
+    records = fit(
+        training, batches, task.loss, task.schedule or poly(steps, task.power, task.refresh), precision=task.precision,
+        accumulate=task.accumulate, replica=_replica(task.net, shard, device),
+    )  # fmt: skip
+    begun, clock, losses = training.step, time.monotonic(), []
+    board = out / "tensorboard" if task.tensorboard else None
+    with ExitStack() as stack:
+        log = stack.enter_context(training_log(out / "log.jsonl", begun, board)) if shard.rank == 0 else None
+        for record in records:
+            if log is not None:
+                log.write({"step": record.step, "loss": record.loss, "lr": list(record.lr), **record.parts})
+            losses.append(record.loss)
+            reached = _mark(task, training.step)
+            if reached:
+                speed = (training.step - begun) * task.batch / max(time.monotonic() - clock, 1e-9)
+                tell(f"{reached}: loss {sum(losses) / len(losses):.4f}, {speed:.1f} images/s")
+                losses.clear()
+                epoch, rest = divmod(training.step, task.per_epoch)
+                if rest == 0 and task.after_epoch is not None and task.after_epoch(epoch):
+                    return  # without a checkpoint: a training that is killed from here on ends here again
+            if reached or training.step % task.checkpoint_every == 0:
+                save_checkpoint(out / "checkpoint.pt", training, config, shard)
+
+
+def _mark(task: TrainingTask, step: int) -> str:
+    """What has been reached before a step, where it is worth telling: an epoch, or so many steps."""
+    if task.steps is None:
+        epoch, rest = divmod(step, task.per_epoch)
+        return "" if rest else f"epoch {epoch} of {task.epochs}"
+    return "" if step % task.checkpoint_every and step != task.steps else f"step {step} of {task.steps}"
+
+
+def _replica(net: nn.Module, shard: Shard, device: torch.device) -> nn.Module | None:
+    if shard.world == 1:
+        return None
+    return DistributedDataParallel(net, [device] if device.type == "cuda" else None, broadcast_buffers=False)
+
+
+@contextmanager
+def as_found(net: nn.Module) -> Iterator[None]:
+    """A block after which a net's mode, of each module, and its device are as they were."""
+    modes, home = [(module, module.training) for module in net.modules()], next(net.parameters()).device
+    try:
+        yield
+    finally:
+        net.to(home)
+        for module, mode in modes:
+            module.training = mode

@@ -1,0 +1,401 @@
+"""MS COCO: labels and painted masks from the JSON alone, against hand-made scenes, slow oracles and other masks."""
+
+from __future__ import annotations
+
+import gc
+import json
+import pickle
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageDraw
+from torch.utils.data import DataLoader, Dataset
+
+from advcam_attr.data import voc
+from advcam_attr.data.coco import CLASSES, DRAW, read_coco
+from advcam_attr.data.images import read_rgb
+from advcam_attr.data.masks import palette
+from advcam_attr.data.samples import without_missing
+from advcam_attr.types import AdvCAMError
+
+H, W = 12, 16
+
+
+def box(left: int, top: int, right: int, bottom: int) -> list[int]:
+    """A polygon around the pixels left..right-1, top..bottom-1."""
+    return [left, top, right, top, right, bottom, left, bottom]
+
+
+def run_lengths(mask: np.ndarray) -> dict:
+    """COCO's uncompressed run-length code, counted by hand: columns one after another, zeros first."""
+    counts, value = [0], 0
+    for pixel in mask.T.ravel():
+        if pixel != value:
+            counts.append(0)
+            value = pixel
+        counts[-1] += 1
+    return {"size": list(mask.shape), "counts": counts}
+
+
+def filled(left: int, top: int, right: int, bottom: int) -> np.ndarray:
+    mask = np.zeros((H, W), np.uint8)
+    mask[top:bottom, left:right] = 1
+    return mask
+
+
+def annotation(image: int, category: int, shape, crowd: int = 0) -> dict:
+    return {"image_id": image, "category_id": category, "segmentation": shape, "iscrowd": crowd, "area": 1, "id": 0}
+
+
+#: Category ids with a gap, out of order.
+CATEGORIES = [{"id": 90, "name": "zebra"}, {"id": 1, "name": "person"}, {"id": 13, "name": "table"}]
+
+
+def write_coco(
+    root: Path, annotations, *, split: str = "train2014", images=(9, 25), folder: str = "", name=None, changes=None
+) -> Path:
+    """Write grey and coloured photographs by number, and their annotations, of which `changes` replaces parts."""
+    name = name or (lambda number: f"COCO_{split}_{number:012d}.jpg")
+    (root / "annotations").mkdir(parents=True, exist_ok=True)
+    photographs = root / (folder or split)
+    photographs.mkdir(parents=True, exist_ok=True)
+    for number in set(images):
+        Image.new("L" if number == 25 else "RGB", (W, H), 90).save(photographs / name(number))
+    listed = [{"id": n, "file_name": f"COCO_{split}_{n:012d}.jpg", "height": H, "width": W} for n in images]
+    content = {"images": listed, "annotations": annotations, "categories": CATEGORIES, **(changes or {})}
+    (root / "annotations" / f"instances_{split}.json").write_text(json.dumps(content))
+    return root
+
+
+def test_labels(tmp_path):
+    annotations = [
+        annotation(25, 90, [box(0, 0, 4, 4)]),
+        annotation(9, 90, [box(0, 0, 4, 4)]),
+        annotation(9, 1, run_lengths(filled(0, 0, 2, 2)), crowd=1),
+        annotation(9, 90, [box(0, 0, 4, 4)]),
+    ]
+    data = read_coco(write_coco(tmp_path, annotations, images=(25, 9, 30)), "train")
+    assert data.classes == ("person", "table", "zebra")
+    assert [(sample.id, sample.labels) for sample in data.samples] == [
+        ("COCO_train2014_000000000025", (2,)),
+        ("COCO_train2014_000000000009", (0, 2)),
+        ("COCO_train2014_000000000030", ()),
+    ]
+    assert (data.name, data.split, data.root) == ("coco", "train2014", tmp_path)
+    assert read_rgb(data.samples[0].image).mode == "RGB", "grey photographs come as RGB"
+    empty = data.mask(data.samples[2])
+    assert empty.shape == (H, W)
+    assert empty.dtype == torch.uint8
+    assert not empty.any()
+
+
+def painted(tmp_path: Path, *annotations) -> torch.Tensor:
+    data = read_coco(write_coco(tmp_path, list(annotations)))
+    return data.mask(data.samples[0])
+
+
+def test_smaller_instances_are_painted_over_larger_ones(tmp_path):
+    mask = painted(
+        tmp_path,
+        annotation(9, 1, [box(4, 4, 6, 6)]),
+        annotation(9, 90, [box(2, 2, 10, 10)]),
+        annotation(9, 13, [box(0, 0, 16, 12)]),
+    )
+    expected = np.full((H, W), 2)
+    expected[2:10, 2:10] = 3
+    expected[4:6, 4:6] = 1
+    np.testing.assert_array_equal(mask, expected)
+
+
+def test_of_equal_areas_the_later_is_above(tmp_path):
+    mask = painted(tmp_path, annotation(9, 1, [box(0, 0, 4, 4)]), annotation(9, 90, [box(2, 0, 6, 4)]))
+    assert mask[0, :7].tolist() == [1, 1, 3, 3, 3, 3, 0]
+
+
+def test_crowds_are_void_in_the_order_of_their_area(tmp_path):
+    mask = painted(
+        tmp_path,
+        annotation(9, 1, run_lengths(filled(2, 0, 10, 8)), crowd=1),
+        annotation(9, 90, [box(4, 4, 6, 6)]),
+        annotation(9, 13, [box(0, 0, 12, 10)]),
+    )
+    expected = np.zeros((H, W))
+    expected[:10, :12] = 2
+    expected[:8, 2:10] = 255
+    expected[4:6, 4:6] = 3
+    np.testing.assert_array_equal(mask, expected)
+
+
+def test_parts_of_one_instance_and_degenerate_polygons(tmp_path):
+    mask = painted(tmp_path, annotation(9, 1, [box(0, 0, 2, 2), [5, 5, 9, 9], box(8, 0, 10, 2)]), annotation(9, 13, []))
+    expected = filled(0, 0, 2, 2) | filled(8, 0, 10, 2)
+    np.testing.assert_array_equal(mask, expected)
+
+
+def test_compressed_codes(tmp_path):
+    coder = pytest.importorskip("pycocotools.mask")
+    shape = np.random.default_rng(0).random((H, W)) > 0.5
+    code = coder.encode(np.asfortranarray(shape.astype(np.uint8)))
+    mask = painted(tmp_path, annotation(9, 90, {"size": [H, W], "counts": code["counts"].decode()}))
+    np.testing.assert_array_equal(mask, 3 * shape)
+
+
+def test_ready_masks(tmp_path):
+    root = write_coco(tmp_path, [annotation(9, 1, [box(0, 0, 4, 4)])])
+    assert read_coco(root).mask(read_coco(root).samples[0]).max() == 1
+    (root / "coco_seg_anno").mkdir()
+    Image.fromarray(filled(0, 0, 16, 12) * 3).save(root / "coco_seg_anno" / "000000000009.png")
+    data = read_coco(root)
+    assert data.mask(data.samples[0]).unique().tolist() == [3]
+    with pytest.raises(AdvCAMError, match=r"no mask of COCO_train2014_000000000025: it is not in .*coco_seg_anno"):
+        data.mask(data.samples[1])
+    drawn = read_coco(root, masks=DRAW)
+    assert drawn.mask(drawn.samples[0]).max() == 1
+    elsewhere = tmp_path / "mine"
+    elsewhere.mkdir()
+    colours = Image.fromarray(palette()[filled(0, 0, 16, 12) * 2])
+    colours.save(elsewhere / "COCO_train2014_000000000009.png")
+    mine = read_coco(root, masks=elsewhere)
+    assert mine.mask(mine.samples[0]).unique().tolist() == [2]
+    with pytest.raises(AdvCAMError, match=r"no such folder of masks: .*none"):
+        read_coco(root, masks=tmp_path / "none")
+
+
+@pytest.mark.parametrize(
+    ("folder", "name", "id"),
+    [
+        ("val2014", "COCO_val2014_{:012d}.jpg", "COCO_val2014_000000000009"),
+        ("images/val2014", "COCO_val2014_{:012d}.jpg", "COCO_val2014_000000000009"),
+        ("JPEGImages", "{:012d}.jpg", "000000000009"),
+    ],
+    ids=["published", "images", "RIB"],
+)
+def test_layouts(tmp_path, folder, name, id):
+    annotations = [annotation(9, 13, [box(0, 0, 4, 4)])]
+    write_coco(tmp_path / "coco", annotations, split="val2014", folder=folder, name=name.format)
+    data = read_coco(tmp_path, "val")
+    assert data.samples[0].id == id
+    assert data.samples[0].image == tmp_path / "coco" / folder / name.format(9)
+    assert data.mask(data.samples[0]).max() == 2
+
+
+def test_lists_and_tables_of_labels(tmp_path):
+    root = write_coco(tmp_path, [annotation(9, 1, [box(0, 0, 4, 4)])], images=(9, 25, 30))
+    np.save(tmp_path / "labels.npy", {25: np.array([0, 1, 1]), np.int32(9): np.array([0.0, 0, 0])})
+    with pytest.raises(AdvCAMError, match=r"labels\.npy has no labels for 1 of 3 images \(30\)"):
+        read_coco(root, labels=tmp_path / "labels.npy")
+    for text in (
+        "25\n9\n",
+        "COCO_train2014_000000000025\nCOCO_train2014_000000000009\n",
+        "JPEGImages/000000000025.jpg\n9",
+    ):
+        (tmp_path / "ids.txt").write_text(text)
+        data = read_coco(root, ids=tmp_path / "ids.txt", labels=tmp_path / "labels.npy")
+        assert [(sample.id[-2:], sample.labels) for sample in data.samples] == [("25", (1, 2)), ("09", ())]
+    (tmp_path / "ids.txt").write_text("7\n9\n")
+    with pytest.raises(AdvCAMError, match=r"ids\.txt names 1 images that the annotations do not have \(7\)"):
+        read_coco(root, ids=tmp_path / "ids.txt")
+
+
+class Masks(Dataset):
+    def __init__(self, data) -> None:
+        self.data = data
+
+    def __len__(self) -> int:
+        return len(self.data.samples)
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return self.data.mask(self.data.samples[index])
+
+
+@pytest.mark.parametrize("context", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
+def test_masks_in_other_processes(tmp_path, context):
+    data = read_coco(write_coco(tmp_path, [annotation(25, 13, [box(0, 0, 4, 4)])]))
+    loader = DataLoader(Masks(data), batch_size=None, num_workers=1, multiprocessing_context=context)
+    for mask, sample in zip(loader, data.samples, strict=True):
+        assert torch.equal(mask, data.mask(sample))
+
+
+# --- bad input
+
+
+def test_wrong_roots_and_splits(tmp_path):
+    with pytest.raises(AdvCAMError, match=r"no MS COCO at .*none: looked for annotations/instances_.*no such folder"):
+        read_coco(tmp_path / "none")
+    root = write_coco(tmp_path, [])
+    with pytest.raises(AdvCAMError, match=r"no split 'val2014' of COCO: .*; there are train2014"):
+        read_coco(root, "val")
+    for photograph in (root / "train2014").iterdir():
+        photograph.unlink()
+    with pytest.raises(AdvCAMError, match=r"none of the 2 images of train2014 is there: looked in"):
+        read_coco(root)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"images": []}, "lists 0 images and 3 categories"),
+        ({"categories": None}, r"is no instances_\*\.json of COCO"),
+        ({"annotations": [{"image_id": 9, "caption": "a dog"}]}, r"is no instances_\*\.json of COCO \(KeyError: 'cat"),
+        ({"annotations": [annotation(9, 2, [])]}, "has annotations of category 2, which it does not define"),
+        ({"annotations": [annotation(7, 1, [])]}, "has annotations of image 7, which it does not define"),
+    ],
+)
+def test_bad_annotations(tmp_path, changes, message):
+    root = write_coco(tmp_path, [], changes=changes)
+    with pytest.raises(AdvCAMError, match=message):
+        read_coco(root)
+
+
+def test_truncated_annotations(tmp_path):
+    root = write_coco(tmp_path, [annotation(9, 1, [box(0, 0, 4, 4)])])
+    file = root / "annotations" / "instances_train2014.json"
+    file.write_bytes(file.read_bytes()[:-10])
+    with pytest.raises(AdvCAMError, match=r"cannot read .*instances_train2014\.json .*truncated or damaged"):
+        read_coco(root)
+    assert gc.isenabled(), "what is switched off while reading is on again"
+
+
+def test_two_images_of_one_id_or_name(tmp_path):
+    with pytest.raises(AdvCAMError, match=r"instances_train2014\.json has two images of one id: 9; keep one"):
+        read_coco(write_coco(tmp_path, [], images=(9, 25, 9)))
+    listed = [{"id": n, "file_name": "COCO_train2014_000000000009.jpg", "height": H, "width": W} for n in (9, 10)]
+    with pytest.raises(AdvCAMError, match="two images of one file name"):
+        read_coco(write_coco(tmp_path / "names", [], changes={"images": listed}))
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        ({"size": [5, 5], "counts": [25]}, "has a run-length code of 5x5 pixels"),
+        ({"size": [H, W], "counts": [25]}, "has a run-length code of 25 pixels"),
+        ({"size": [H, W], "counts": [0, 10**6]}, "has a run-length code of 1000000 pixels"),
+        ({"size": [H, W], "counts": "none"}, "has an instance that cannot be drawn"),
+    ],
+)
+def test_codes_that_do_not_fit(tmp_path, code, message):
+    data = read_coco(write_coco(tmp_path, [annotation(9, 1, code)]))
+    with pytest.raises(AdvCAMError, match=f"COCO_train2014_000000000009.jpg {message}"):
+        data.mask(data.samples[0])
+
+
+def test_photographs_that_do_not_fit(tmp_path):
+    data = read_coco(write_coco(tmp_path, []))
+    Image.new("RGB", (W, H + 1)).save(data.samples[1].image)
+    with pytest.raises(AdvCAMError, match=r"000000000025\.jpg is of 16x13 pixels, and of 16x12 in the annotations"):
+        data.mask(data.samples[1])
+
+
+def test_missing_photographs_are_told(tmp_path):
+    data = read_coco(write_coco(tmp_path, []))
+    data.samples[0].image.unlink()
+    rest, missing = without_missing(read_coco(tmp_path))
+    assert missing == data.samples[:1]
+    assert rest.samples == data.samples[1:]
+
+
+def test_without_pycocotools_there_is_a_way_out(tmp_path, monkeypatch):
+    data = read_coco(write_coco(tmp_path, []))
+    monkeypatch.setitem(sys.modules, "pycocotools", None)
+    with pytest.raises(AdvCAMError, match=r"pip install 'advcam_attr\[segmentation\]'"):
+        data.mask(data.samples[0])
+
+
+# --- the real thing
+
+
+@pytest.fixture(scope="module")
+def real(data_root):
+    return read_coco(data_root / "coco", "train")
+
+
+def test_real_annotations(real):
+    assert len(real.samples) == 128
+    assert real.classes == CLASSES
+    assert len(real.mask.instances.classes) == 939
+    assert real.mask.instances.crowd.sum() == 10
+    assert sum(not sample.labels for sample in real.samples) == 2
+    assert all(read_rgb(s.image).size == tuple(real.mask.images[s.id].size[::-1]) for s in real.samples)
+
+
+def test_labels_are_those_of_the_masks(real):
+    """A class may be hidden in the mask, or be a crowd alone; none may be in the mask and not among the labels."""
+    hidden = total = 0
+    for sample in real.samples:
+        shown = {k - 1 for k in real.mask(sample).unique().tolist() if k not in (0, 255)}
+        assert shown <= set(sample.labels)
+        hidden, total = hidden + len(set(sample.labels) - shown), total + len(sample.labels)
+    assert total > 300
+    assert hidden < 0.02 * total
+
+
+def test_painting_against_a_slow_oracle(real, data_root):
+    """Every pixel belongs to the smallest instance that covers it; of equals, to the last in the file."""
+    api = pytest.importorskip("pycocotools.coco").COCO
+    coco = api(str(data_root / "coco" / "annotations" / "instances_train2014.json"))
+    classes = {category: k + 1 for k, category in enumerate(sorted(coco.cats))}
+    for sample in real.samples[::4]:
+        best = np.full(real.mask.images[sample.id].size, np.inf)
+        expected = np.zeros(best.shape, np.uint8)
+        for instance in coco.imgToAnns[real.mask.images[sample.id].number]:
+            shape = coco.annToMask(instance).astype(bool)
+            wins = shape & (shape.sum() <= best)
+            best[wins] = shape.sum()
+            expected[wins] = 255 if instance["iscrowd"] else classes[instance["category_id"]]
+        np.testing.assert_array_equal(real.mask(sample), expected)
+
+
+def test_painting_against_another_rasteriser(real, data_root):
+    content = json.loads((data_root / "coco" / "annotations" / "instances_train2014.json").read_text())
+    polygons = {image["id"]: [] for image in content["images"]}
+    for instance in content["annotations"]:
+        polygons[instance["image_id"]].append(instance)
+    compared = differing = 0
+    for sample in real.samples:
+        image = real.mask.images[sample.id]
+        instances = polygons[image.number]
+        if any(instance["iscrowd"] for instance in instances):
+            continue
+        covered = Image.new("1", image.size[::-1])
+        for instance in instances:
+            for corners in instance["segmentation"]:
+                ImageDraw.Draw(covered).polygon([x - 0.5 for x in corners], fill=1)
+        differing += int((np.asarray(covered) != (real.mask(sample).numpy() > 0)).sum())
+        compared += covered.width * covered.height
+    assert compared > 1e7
+    assert differing / compared < 0.01, "outlines may differ by a pixel"
+
+
+#: Classes of COCO that VOC calls otherwise.
+RENAMED = {
+    "airplane": "aeroplane", "motorcycle": "motorbike", "couch": "sofa",
+    "dining table": "diningtable", "potted plant": "pottedplant", "tv": "tvmonitor",
+}  # fmt: skip
+
+
+def test_masks_agree_with_those_that_voc_has_of_the_same_photographs(real, data_root):
+    names = [RENAMED.get(name, name) for name in CLASSES]
+    table = np.zeros(256, np.uint8)
+    for k, name in enumerate(names):
+        table[k + 1] = voc.CLASSES.index(name) + 1 if name in voc.CLASSES else 0
+    by_number = {real.mask.images[sample.id].number: sample for sample in real.samples}
+    others = voc.read_voc(data_root / "voc", "trainval")
+    agreeing = both = 0
+    for other in others.samples:
+        sample = by_number[int(other.id.split("_")[1])]
+        assert {names[k] for k in sample.labels} & set(voc.CLASSES) >= {voc.CLASSES[k] for k in other.labels}
+        ours, theirs = table[real.mask(sample)], others.mask(other).numpy()
+        counted = (ours > 0) & (theirs > 0) & (theirs < 255)
+        agreeing += int((ours == theirs)[counted].sum())
+        both += int(counted.sum())
+    assert both > 1e6
+    assert agreeing / both > 0.99
+
+
+def test_masks_survive_pickling(real):
+    again = pickle.loads(pickle.dumps(real.mask))
+    for sample in real.samples[:8]:
+        assert torch.equal(again(sample), real.mask(sample))

@@ -1,0 +1,142 @@
+"""Label maps: read from every way in which the field writes them, and checked."""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from advcam_attr.data.images import image_size
+from advcam_attr.data.masks import palette, read_mask
+from advcam_attr.types import AdvCAMError
+
+LABELS = np.array([[0, 0, 1, 20], [255, 7, 7, 15], [0, 3, 3, 255]], np.uint8)
+
+#: The colours of the labels 0 to 20, as the development kit's documentation prints them.
+PUBLISHED = [
+    (0, 0, 0), (128, 0, 0), (0, 128, 0), (128, 128, 0), (0, 0, 128), (128, 0, 128), (0, 128, 128), (128, 128, 128),
+    (64, 0, 0), (192, 0, 0), (64, 128, 0), (192, 128, 0), (64, 0, 128), (192, 0, 128), (64, 128, 128),
+    (192, 128, 128), (0, 64, 0), (128, 64, 0), (0, 192, 0), (128, 192, 0), (0, 64, 128),
+]  # fmt: skip
+
+
+def with_palette(labels: np.ndarray, colours: np.ndarray) -> Image.Image:
+    image = Image.fromarray(labels)
+    image.putpalette(colours.astype(np.uint8).ravel().tolist())
+    return image
+
+
+def test_palette_is_the_published_one():
+    assert [tuple(colour) for colour in palette()[:21].tolist()] == PUBLISHED
+    assert palette()[255].tolist() == [224, 224, 192]
+    assert len({tuple(colour) for colour in palette().tolist()}) == 256
+
+
+def packed_anew() -> Image.Image:
+    """What tools that save space make of a mask: only colours that occur stay in the palette."""
+    used, indices = np.unique(LABELS, return_inverse=True)
+    return with_palette(indices.reshape(LABELS.shape).astype(np.uint8), palette()[used])
+
+
+IMAGES = {
+    "palette": lambda: with_palette(LABELS, palette()),
+    "grey": lambda: Image.fromarray(LABELS),
+    "grey of 16 bits": lambda: Image.fromarray(LABELS.astype(np.uint16)),
+    "palette of greys": lambda: with_palette(LABELS, np.repeat(np.arange(256)[:, None], 3, 1)),
+    "palette without colours": lambda: with_palette(LABELS, np.zeros((256, 3))),
+    "packed palette": packed_anew,
+    "colours": lambda: Image.fromarray(palette()[LABELS]),
+    "colours and alpha": lambda: Image.fromarray(palette()[LABELS]).convert("RGBA"),
+}
+
+
+@pytest.mark.parametrize("make", IMAGES.values(), ids=IMAGES.keys())
+def test_every_way_of_writing_gives_the_labels(tmp_path, make):
+    make().save(tmp_path / "m.png")
+    mask = read_mask(tmp_path / "m.png", 20, (3, 4))
+    assert mask.dtype == torch.uint8
+    assert torch.equal(mask, torch.from_numpy(LABELS))
+
+
+def test_two_level_masks(tmp_path):
+    Image.fromarray(LABELS > 0).save(tmp_path / "m.png")
+    assert torch.equal(read_mask(tmp_path / "m.png", 20), torch.from_numpy((LABELS > 0).astype(np.uint8)))
+
+
+def test_a_palette_of_one_colour_says_nothing(tmp_path):
+    with_palette(np.full((3, 4), 5, np.uint8), np.zeros((256, 3))).save(tmp_path / "m.png")
+    assert (read_mask(tmp_path / "m.png", 20) == 5).all()
+
+
+def test_a_packed_palette_of_one_label(tmp_path):
+    with_palette(np.zeros((3, 4), np.uint8), palette()[[15]]).save(tmp_path / "m.png")
+    assert (read_mask(tmp_path / "m.png", 20) == 15).all()
+
+
+def test_labels_above_the_classes_are_refused(tmp_path):
+    Image.fromarray(LABELS).save(tmp_path / "m.png")
+    with pytest.raises(AdvCAMError, match=r"m\.png holds the labels 15, 20, but there are 10 classes"):
+        read_mask(tmp_path / "m.png", 10)
+
+
+def test_other_bad_masks_are_refused(tmp_path):
+    with_palette(LABELS, palette()).save(tmp_path / "m.png")
+    with pytest.raises(AdvCAMError, match=r"m\.png is of 4x3 pixels and its photograph of 8x6"):
+        read_mask(tmp_path / "m.png", 20, (6, 8))
+    with pytest.raises(AdvCAMError, match=r"no such mask: .*none\.png"):
+        read_mask(tmp_path / "none.png", 20)
+    Image.fromarray(np.full((4, 4, 3), 77, np.uint8)).save(tmp_path / "photo.png")
+    with pytest.raises(AdvCAMError, match=r"photo\.png holds the colour \(77, 77, 77\), which is none of the 20"):
+        read_mask(tmp_path / "photo.png", 20)
+    Image.fromarray((LABELS.astype(np.uint16)) * 300).save(tmp_path / "deep.png")
+    with pytest.raises(AdvCAMError, match=r"deep\.png is an image of mode I;16"):
+        read_mask(tmp_path / "deep.png", 20)
+    (tmp_path / "text.png").write_text("not an image")
+    with pytest.raises(AdvCAMError, match=r"not a mask that can be read: .*text\.png"):
+        read_mask(tmp_path / "text.png", 20)
+    noise = np.random.default_rng(0).integers(0, 20, (64, 64)).astype(np.uint8)
+    Image.fromarray(noise).save(tmp_path / "long.png")
+    (tmp_path / "short.png").write_bytes((tmp_path / "long.png").read_bytes()[:800])
+    with pytest.raises(AdvCAMError, match=r"cannot read mask .*short\.png"):
+        read_mask(tmp_path / "short.png", 20)
+
+
+def test_masks_of_the_semantic_boundaries_dataset(tmp_path):
+    io = pytest.importorskip("scipy.io")
+    labels = np.where(LABELS == 255, 0, LABELS)
+    contents = {"Segmentation": labels, "CategoriesPresent": np.array([[1], [3]], np.uint8)}
+    io.savemat(tmp_path / "m.mat", {"GTcls": contents}, do_compression=True)
+    assert torch.equal(read_mask(tmp_path / "m.mat", 20), torch.from_numpy(labels))
+    (tmp_path / "bad.mat").write_bytes((tmp_path / "m.mat").read_bytes()[:150])
+    with pytest.raises(AdvCAMError, match=r"cannot read mask .*bad\.mat: not a GTcls file"):
+        read_mask(tmp_path / "bad.mat", 20)
+
+
+def test_without_scipy_there_is_a_way_out(tmp_path, monkeypatch):
+    (tmp_path / "m.mat").touch()
+    monkeypatch.setitem(sys.modules, "scipy.io", None)
+    with pytest.raises(AdvCAMError, match=r"m\.mat needs SciPy: pip install scipy, or use SegmentationClassAug's PNGs"):
+        read_mask(tmp_path / "m.mat", 20)
+
+
+def test_files_that_claim_to_be_enormous(tmp_path, monkeypatch):
+    with_palette(LABELS, palette()).save(tmp_path / "m.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 5)
+    with pytest.raises(AdvCAMError, match=r"cannot read mask .*m\.png"):
+        read_mask(tmp_path / "m.png", 20)
+    with pytest.raises(AdvCAMError, match=r"not an image that can be read: .*m\.png"):
+        image_size(tmp_path / "m.png")
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_image_size_is_that_of_the_upright_picture(tmp_path, orientation):
+    from advcam_attr.data.images import read_rgb
+
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.new("RGB", (12, 8)).save(tmp_path / "p.jpg", exif=exif)
+    upright = read_rgb(tmp_path / "p.jpg")
+    assert image_size(tmp_path / "p.jpg") == (upright.height, upright.width)

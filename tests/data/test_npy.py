@@ -1,0 +1,159 @@
+"""Arrays and dicts of arrays are read as NumPy wrote them; nothing that a file says is run."""
+
+from __future__ import annotations
+
+import collections
+import io
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from advcam_attr.data.labels import read_npy
+from advcam_attr.types import AdvCAMError
+
+
+def write_pickle(path: Path, payload: bytes) -> Path:
+    """An .npy file of one object, whose pickle is the payload."""
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "|O", "fortran_order": False, "shape": ()})
+    path.write_bytes(header.getvalue() + payload)
+    return path
+
+
+class Malicious:
+    """Leaves a file behind when it is unpickled."""
+
+    def __init__(self, trace: Path) -> None:
+        self.trace = trace
+
+    def __reduce__(self):
+        return Path.touch, (self.trace,)
+
+
+TABLES = {
+    "IRN": {np.int32(2007000032): np.array([1, 0, 1], np.float32), np.int32(2007000039): np.zeros(3, np.float32)},
+    "PSA": {"2007_000032": np.array([1, 0, 1], np.float32)},
+    "RIB": {9: np.ones(3, np.float64), 25: np.array([True, False, False])},
+}
+
+
+@pytest.mark.parametrize("table", TABLES.values(), ids=TABLES.keys())
+def test_tables_of_labels(tmp_path, table):
+    np.save(tmp_path / "labels.npy", table)
+    read = read_npy(tmp_path / "labels.npy")
+    assert read.keys() == table.keys()
+    for key, vector in table.items():
+        np.testing.assert_array_equal(read[key], vector)
+        assert read[key].dtype == vector.dtype
+
+
+@pytest.mark.parametrize("protocol", range(5))
+@pytest.mark.parametrize("core", [b"numpy._core", b"numpy.core"])
+def test_pickles_of_other_versions(tmp_path, protocol, core):
+    table = np.array(TABLES["IRN"], object)
+    payload = pickle.dumps(table, protocol=protocol)
+    if protocol < 4:  # in later protocols names are preceded by their length
+        payload = payload.replace(b"numpy._core", core)
+    read = read_npy(write_pickle(tmp_path / "labels.npy", payload))
+    np.testing.assert_array_equal(read[2007000032], [1, 0, 1])
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.arange(6, dtype=np.int16).reshape(2, 3),
+        np.float32(2.5),
+        np.asfortranarray(np.arange(6.0).reshape(2, 3)),
+        np.array([[1, None], ["a", 2.5]], object),
+        np.array(["2007_000032", "x"]),
+        np.arange(3, dtype=">f4"),
+    ],
+    ids=["numbers", "number", "fortran", "objects", "strings", "big-endian"],
+)
+@pytest.mark.parametrize("wrap", [lambda x: x, lambda x: [x, {"k": (x,)}]], ids=["plain", "nested"])
+def test_arrays_of_all_kinds(tmp_path, array, wrap):
+    np.save(tmp_path / "x.npy", np.array({"value": wrap(array)}, object))
+    np.testing.assert_equal(read_npy(tmp_path / "x.npy"), {"value": wrap(array)})
+    np.save(tmp_path / "y.npy", array)
+    np.testing.assert_array_equal(read_npy(tmp_path / "y.npy"), array)
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+def test_plain_contents_come_back_as_they_were(tmp_path, protocol):
+    view = torch.arange(12.0).view(3, 4)[1:, ::2]
+    content = {
+        np.int32(2007000032): np.arange(6, dtype=np.float32).reshape(2, 3).T,
+        "2007_000032": [np.float64(0.5), (True, None, b"bytes", 3)],
+        "text": np.array(["aeroplane", "cat"]),
+        "objects": np.array([{"a": np.ones(2)}, "b"], dtype=object),
+        "empty": np.zeros((0, 3), np.int64),
+        "view": view,
+        "half": torch.ones(2, dtype=torch.float16),
+        "scalar": torch.tensor(3),
+        "flags": np.array([True, False]),
+        "ordered": collections.OrderedDict(a=1),
+    }
+    found = read_npy(write_pickle(tmp_path / "a.npy", pickle.dumps(np.array(content, object), protocol)))
+    assert found.keys() == content.keys()
+    assert found["2007_000032"] == content["2007_000032"]
+    assert (found[2007000032] == content[np.int32(2007000032)]).all()
+    for name in ("text", "empty", "flags"):
+        assert found[name].dtype == content[name].dtype
+        assert found[name].tolist() == content[name].tolist()
+    assert found["objects"][0]["a"].tolist() == [1.0, 1.0]
+    assert found["objects"][1] == "b"
+    for name in ("view", "half", "scalar"):
+        assert torch.equal(found[name], content[name])
+    assert found["ordered"] == {"a": 1}
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_code_is_not_run(tmp_path, protocol):
+    trace = tmp_path / "trace"
+    payload = pickle.dumps(Malicious(trace), protocol=protocol)
+    pickle.loads(payload)
+    assert trace.exists(), "the attack must work where nobody is careful"
+    trace.unlink()
+    with pytest.raises(AdvCAMError, match=r"labels\.npy is refused: its pickle asks for .*(pathlib|builtin)"):
+        read_npy(write_pickle(tmp_path / "labels.npy", payload))
+    assert not trace.exists()
+
+
+def test_an_attack_within_a_table_is_found(tmp_path):
+    np.save(tmp_path / "labels.npy", {1: np.zeros(3), 2: Malicious(tmp_path / "trace")})
+    with pytest.raises(AdvCAMError, match="refused"):
+        read_npy(tmp_path / "labels.npy")
+    assert not (tmp_path / "trace").exists()
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        b"cnumpy\ndtype\n(S'O8'\nI0\nI1\ntR(I3\nS'|'\nNNNI-1\nI-1\nI0\ntb.",  # object dtype, its flags taken away
+        b"cnumpy._core.multiarray\nscalar\ncnumpy\ndtype\n(S'O8'\ntRS'12345678'\n\x86R.",  # a pointer as a scalar
+        b"cnumpy._core.multiarray\nscalar\n(N}S'__new__'\nI1\nstb.",  # sets an attribute of the stand-in
+        b"cnumpy\nndarray\n(N}S'x'\nI1\nstb.",
+        b"\x80\x04cnumpy\nndarray\nN}X\x0c\x00\x00\x00__defaults__)s\x86b.",
+        b"ccopyreg\n_reconstructor\n.",
+        b"cnumpy\nload\n.",
+    ],
+)
+def test_crafted_pickles_are_refused(tmp_path, payload):
+    with pytest.raises(AdvCAMError, match=r"labels\.npy"):
+        read_npy(write_pickle(tmp_path / "labels.npy", payload))
+    np.save(tmp_path / "good.npy", TABLES["IRN"])
+    assert len(read_npy(tmp_path / "good.npy")) == 2, "nothing stays behind of the attempt"
+
+
+def test_damaged_and_missing_files(tmp_path):
+    np.save(tmp_path / "labels.npy", TABLES["IRN"])
+    whole = (tmp_path / "labels.npy").read_bytes()
+    for length in (0, 5, 40, len(whole) // 2, len(whole) - 1):
+        (tmp_path / "part.npy").write_bytes(whole[:length])
+        with pytest.raises(AdvCAMError, match=r"cannot read .*part\.npy"):
+            read_npy(tmp_path / "part.npy")
+    with pytest.raises(AdvCAMError, match=r"no such file: .*none\.npy"):
+        read_npy(tmp_path / "none.npy")

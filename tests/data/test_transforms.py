@@ -1,0 +1,195 @@
+"""The classifiers' augmentation: the sizes, values and places that it may give, and their frequencies."""
+
+from __future__ import annotations
+
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from advcam_attr.data.datasets import ClassificationDataset
+from advcam_attr.data.images import MEAN, STD, resize_to
+from advcam_attr.data.transforms import (
+    RandomCropOrPad,
+    RandomLongSide,
+    TopLeftCropOrPad,
+    classifier_train,
+    classifier_val,
+    to_input,
+)
+from advcam_attr.types import AdvCAMError, Sample
+
+UNIT = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+def picture(width: int, height: int) -> Image.Image:
+    """Smooth, and nowhere black."""
+    y, x = np.mgrid[:height, :width]
+    channels = [60 + 150 * x / width, 60 + 150 * y / height, np.full(x.shape, 200)]
+    return Image.fromarray(np.stack(channels, -1).astype(np.uint8))
+
+
+# --- to_input, resize_to
+
+
+def test_input_of_hand_set_pixels():
+    image = Image.fromarray(np.array([[[255, 0, 51]]], np.uint8))
+    expected = (np.array([1, 0, 0.2]) - MEAN) / STD
+    assert to_input(image).dtype == torch.float32
+    np.testing.assert_allclose(to_input(image)[:, 0, 0], expected, rtol=1e-6)
+    assert type(to_input(image)) is torch.Tensor
+
+
+@pytest.mark.parametrize("scale", [0.5, 1.0, 1.5, 2.0])
+@pytest.mark.parametrize("size", [(500, 375), (333, 500), (1, 3), (335, 337)])
+def test_sides_are_rounded_as_numpy_does(size, scale):
+    width, height = size
+    if (width, scale) == (1, 0.5):
+        with pytest.raises(AdvCAMError, match=r"an image of 1x3 pixels cannot be scaled by 0\.5"):
+            resize_to(picture(*size), scale)
+        return
+    scaled = resize_to(picture(*size), scale)
+    assert scaled.size == (round(width * scale), round(height * scale))  # Python rounds halves to even, too
+    assert np.array_equal(scaled, picture(*size).resize(scaled.size, Image.Resampling.BICUBIC))
+
+
+# --- the long side
+
+
+def test_long_sides_are_all_drawn_and_proportions_kept():
+    resize = RandomLongSide(32, 40)
+    sizes = [resize(picture(100, 61)).size for _ in range(300)]
+    assert {width for width, _ in sizes} == set(range(32, 41)), "both ends may be drawn"
+    assert all(height == np.round(61 * width / 100) for width, height in sizes)
+    assert {RandomLongSide(20, 20)(picture(30, 60)).size} == {(10, 20)}
+    assert RandomLongSide(20, 20)(picture(1, 600)).size == (1, 20)
+
+
+def test_long_side_is_bicubic():
+    resized = RandomLongSide(50, 50)(picture(100, 61))
+    assert np.array_equal(resized, picture(100, 61).resize((50, 30), Image.Resampling.BICUBIC))
+
+
+# --- the crop
+
+
+@pytest.mark.parametrize(("height", "width"), [(5, 5), (8, 5), (5, 8), (8, 8), (3, 3), (3, 8), (8, 3), (1, 1), (3, 5)])
+def test_crops_are_windows_of_the_image_and_zeros(height, width):
+    """Along each side every place is drawn that keeps all of a short side, or fills the square from a long one."""
+    size = 5
+    image = torch.arange(1, height * width + 1).reshape(1, height, width).float()
+    ys, xs = (
+        range(min(height - size, 0), max(height - size, 0) + 1),
+        range(min(width - size, 0), max(width - size, 0) + 1),
+    )
+    expected = {}
+    for y in ys:
+        for x in xs:
+            window = torch.zeros(1, size, size)
+            for i in range(size):
+                for j in range(size):
+                    if 0 <= y + i < height and 0 <= x + j < width:
+                        window[0, i, j] = image[0, y + i, x + j]
+            expected[(y, x)] = window
+    crop = RandomCropOrPad(size)
+    drawn = [crop(image) for _ in range(60 * len(expected))]
+    seen = [sum(torch.equal(window, d) for d in drawn) for window in expected.values()]
+    assert sum(seen) == len(drawn), "no other window is drawn"
+    assert min(seen) > 30, "and each about equally often"
+    assert torch.equal(TopLeftCropOrPad(size)(image), expected[0, 0])
+
+
+# --- all together
+
+
+@pytest.mark.parametrize("size", [(500, 375), (375, 500), (640, 640), (40, 30), (1200, 200)])
+def test_training_input(size):
+    transform = classifier_train(crop=96, long_side=(64, 128))
+    for _ in range(10):
+        x = transform(picture(*size))
+        assert x.shape == (3, 96, 96)
+        assert x.dtype == torch.float32
+        inside = (x != 0).any(0)
+        rows, columns = inside.any(1), inside.any(0)
+        assert inside.sum() == rows.sum() * columns.sum(), "zeros are around the picture only"
+        short, long = sorted((int(rows.sum()), int(columns.sum())))
+        assert long >= 64, "it is not made smaller than asked"
+        if long < 96:
+            assert short == np.round(long * min(size) / max(size)), "nor squeezed"
+
+
+def test_the_scale_is_kept_by_the_crop():
+    """Neighbouring pixels differ as in the resized picture: nothing is squeezed into the square."""
+    transform = classifier_train(crop=64, long_side=(100, 100), **UNIT)
+    gradients = [transform(picture(200, 100))[0].diff(dim=1).abs().mean().item() for _ in range(8)]
+    expected = 150 / 255 / 100
+    assert all(gradient == pytest.approx(expected, rel=0.35) for gradient in gradients)
+
+
+def test_half_of_the_pictures_are_mirrored():
+    transform = classifier_train(crop=32, long_side=(32, 32), **UNIT)
+    straight = to_input(picture(32, 32), **UNIT)
+    drawn = [transform(picture(32, 32)) for _ in range(400)]
+    mirrored = [torch.equal(x, straight.flip(2)) for x in drawn]
+    assert all(m or torch.equal(x, straight) for x, m in zip(drawn, mirrored, strict=True))
+    assert 160 < sum(mirrored) < 240
+
+
+def test_padding_is_of_the_mean_colour():
+    x = classifier_train(crop=64, long_side=(32, 32))(Image.new("RGB", (32, 32), (255, 0, 0)))
+    assert (x == 0).all(0).sum() == 64 * 64 - 32 * 32
+    assert (classifier_val(64)(Image.new("RGB", (32, 32)))[:, 32:] == 0).all()
+
+
+def test_validation_input():
+    image = picture(100, 40)
+    x = classifier_val(crop=64)(image)
+    assert torch.equal(x[:, :40], to_input(image)[:, :, :64])
+    assert not x[:, 40:].any()
+
+
+def test_randomness_is_torchs_own():
+    transform = classifier_train(crop=32, long_side=(20, 60))
+    state = torch.get_rng_state()
+    first = [transform(picture(50, 40)) for _ in range(4)]
+    torch.set_rng_state(state)
+    np.random.default_rng().random()
+    assert all(torch.equal(transform(picture(50, 40)), x) for x in first)
+
+
+def test_impossible_settings():
+    with pytest.raises(AdvCAMError, match="long side is drawn from 640 to 320"):
+        classifier_train(long_side=(640, 320))
+    for make in (classifier_train, classifier_val):
+        with pytest.raises(AdvCAMError, match="at least 1 pixel, got 0"):
+            make(crop=0)
+
+
+# --- the data set
+
+
+def test_classification_dataset(tmp_path):
+    samples = [Sample("a", tmp_path / "a.png", (0, 2)), Sample("b", tmp_path / "b.png", ())]
+    for sample in samples:
+        picture(40, 30).convert("L").save(sample.image)
+    dataset = pickle.loads(pickle.dumps(ClassificationDataset(samples, 3, classifier_val(32))))
+    images, labels = next(iter(DataLoader(dataset, batch_size=2, num_workers=1)))
+    assert images.shape == (2, 3, 32, 32)
+    assert labels.tolist() == [[1, 0, 1], [0, 0, 0]]
+    assert labels.dtype == torch.float32
+    assert dataset.labels(0).tolist() == [1, 0, 1]
+    samples[1].image.write_bytes(samples[1].image.read_bytes()[:60])
+    with pytest.raises(AdvCAMError, match=r"b\.png"):
+        dataset[1]
+    with pytest.raises(AdvCAMError, match="no images to classify"):
+        ClassificationDataset([], 3, classifier_val(32))
+    with pytest.raises(AdvCAMError, match=r"a has the labels \(0, 2\), but there are 2 classes"):
+        ClassificationDataset(samples, 2, classifier_val(32))

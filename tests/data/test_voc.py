@@ -1,0 +1,280 @@
+"""PASCAL VOC: every layout, list and source of labels that is in use, and one clear line for what is wrong."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from advcam_attr.data.images import read_rgb
+from advcam_attr.data.labels import read_annotation, read_list
+from advcam_attr.data.samples import without_missing
+from advcam_attr.data.voc import CLASSES, find_voc, read_voc
+from advcam_attr.types import AdvCAMError
+from tiny_voc import write_annotation, write_mask, write_voc
+
+TRAIN = {"2007_000032": ["aeroplane", "person", "person"], "2007_000039": ["tvmonitor"]}
+VAL = {"2007_000033": ["aeroplane"], "2007_000042": ["train", "person"]}
+
+
+@pytest.fixture
+def voc(tmp_path) -> Path:
+    return write_voc(tmp_path / "VOCdevkit" / "VOC2012", {"train": TRAIN, "val": VAL})
+
+
+def labels_by_id(data) -> dict[str, tuple[int, ...]]:
+    return {sample.id: sample.labels for sample in data.samples}
+
+
+@pytest.mark.parametrize("up", range(3))
+def test_the_root_is_found_from_each_folder_above(voc, up):
+    root = [voc, voc.parent, voc.parents[1]][up]
+    data = read_voc(root, "train")
+    assert (data.name, data.root, data.split, data.classes) == ("voc", voc, "train", CLASSES)
+    assert labels_by_id(data) == {"2007_000032": (0, 14), "2007_000039": (19,)}
+    assert data.samples[0].image == voc / "JPEGImages" / "2007_000032.jpg"
+
+
+def test_masks(voc):
+    data = read_voc(voc, "val")
+    assert [sorted(data.mask(sample).unique().tolist()) for sample in data.samples] == [[0, 1], [0, 15, 19]]
+    again = pickle.loads(pickle.dumps(data.mask))
+    assert (again(data.samples[1]) == data.mask(data.samples[1])).all()
+    write_mask(voc / "SegmentationClass" / "2007_000033.png", np.zeros((5, 8)))
+    with pytest.raises(AdvCAMError, match=r"2007_000033\.png is of 8x5 pixels and its photograph of 8x6"):
+        data.mask(data.samples[0])
+    (voc / "SegmentationClass" / "2007_000042.png").unlink()
+    with pytest.raises(AdvCAMError, match=r"no mask of 2007_000042: it is not in .*SegmentationClass$"):
+        data.mask(data.samples[1])
+
+
+# --- train_aug
+
+
+def add_augmented(voc: Path, *ids: str) -> None:
+    for id in ids:
+        write_mask(voc / "SegmentationClassAug" / f"{id}.png", np.full((6, 8), 3))
+        write_annotation(voc / "Annotations" / f"{id}.xml", ["bird"])
+        if not (voc / "JPEGImages" / f"{id}.jpg").exists():
+            Image.new("RGB", (8, 6)).save(voc / "JPEGImages" / f"{id}.jpg")
+
+
+@pytest.mark.parametrize("name", ["train_aug", "trainaug"])
+def test_train_aug_is_the_augmented_and_train_less_val(voc, name):
+    add_augmented(voc, "2008_000008", "2007_000033", "2007_000032")
+    data = read_voc(voc, name)
+    assert data.split == "train_aug"
+    assert list(labels_by_id(data)) == ["2007_000032", "2007_000039", "2008_000008"]
+    assert [data.mask(sample).unique().tolist() for sample in data.samples] == [[3], [0, 20], [3]]
+    assert read_voc(voc, "train").mask(data.samples[0]).unique().tolist() == [0, 1, 15]
+
+
+@pytest.mark.parametrize("place", ["VOCdevkit/VOC2012", "VOCdevkit", "."])
+def test_train_aug_from_the_lists_of_sbd(voc, tmp_path, place):
+    add_augmented(voc, "2008_000008", "2009_000001")
+    for mask in (voc / "SegmentationClassAug").iterdir():
+        mask.unlink()
+    (voc / "SegmentationClassAug").rmdir()
+    with pytest.raises(AdvCAMError, match=r"no train_aug at .*benchmark_RELEASE.*or use the split train"):
+        read_voc(voc, "train_aug")
+    sbd = tmp_path / place / "benchmark_RELEASE" / "dataset"
+    (sbd / "cls").mkdir(parents=True)
+    (sbd / "train.txt").write_text("2008_000008\n2007_000033\n")
+    (sbd / "val.txt").write_text("2009_000001\n2007_000039\n")
+    expected = ["2007_000032", "2007_000039", "2008_000008", "2009_000001"]
+    assert list(labels_by_id(read_voc(voc, "train_aug"))) == expected
+    elsewhere = tmp_path / "elsewhere"
+    sbd.parent.rename(elsewhere)
+    assert list(labels_by_id(read_voc(voc, "train_aug", sbd=elsewhere))) == expected
+    with pytest.raises(AdvCAMError, match="no Semantic Boundaries Dataset at"):
+        read_voc(voc, "train_aug", sbd=tmp_path / "nowhere")
+
+
+def test_train_aug_from_the_masks_of_sbd(voc, tmp_path):
+    io = pytest.importorskip("scipy.io")
+    add_augmented(voc, "2008_000008")
+    (voc / "SegmentationClassAug").rename(tmp_path / "gone")
+    (tmp_path / "sbd" / "cls").mkdir(parents=True)
+    labels = np.full((6, 8), 3, np.uint8)
+    io.savemat(tmp_path / "sbd" / "cls" / "2008_000008.mat", {"GTcls": {"Segmentation": labels}})
+    data = read_voc(voc, "train_aug")
+    assert list(labels_by_id(data)) == ["2007_000032", "2007_000039", "2008_000008"]
+    assert data.mask(data.samples[2]).unique().tolist() == [3]
+
+
+def test_a_list_of_train_aug_goes_first(voc):
+    add_augmented(voc, "2008_000008", "2008_000009")
+    (voc / "ImageSets" / "Segmentation" / "trainaug.txt").write_text("2008_000009\n2007_000039\n")
+    assert list(labels_by_id(read_voc(voc, "train_aug"))) == ["2008_000009", "2007_000039"]
+
+
+# --- lists
+
+
+@pytest.mark.parametrize(
+    ("text", "folders"),
+    [
+        ("2007_000032\n2007_000039", ()),
+        ("\ufeff2007_000032\r\n\r\n  2007_000039  \r\n", ()),
+        ("JPEGImages/2007_000032.jpg\nJPEGImages/2007_000039.jpg\n", ()),
+        (
+            "/JPEGImages/2007_000032.jpg /SegmentationClassAug/2007_000032.png\n"
+            "/JPEGImages/2007_000039.jpg /SegmentationClassAug/2007_000039.png\n",
+            ("SegmentationClassAug",),
+        ),
+    ],
+    ids=["ids", "Windows", "photographs", "photographs and masks"],
+)
+def test_styles_of_lists(voc, tmp_path, text, folders):
+    (tmp_path / "mine.txt").write_text(text, encoding="utf-8")
+    listed = read_list(tmp_path / "mine.txt")
+    assert listed.ids == ("2007_000032", "2007_000039")
+    assert listed.mask_folders == folders
+    add_augmented(voc, "2007_000032")
+    data = read_voc(voc, tmp_path / "mine.txt")
+    assert data.split == "mine"
+    assert data.mask(data.samples[0]).unique().tolist() == ([3] if folders else [0, 1, 15])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", r"list of images .*mine\.txt is empty"),
+        ("\n \n", r"list of images .*mine\.txt is empty"),
+        ("a\nb\n\na\n", r"mine\.txt names a twice, in lines 1 and 4; remove one"),
+        ("2007_000032  1\n2007_000039 -1\n", r"mine\.txt, line 1: '2007_000032  1' is not an id"),
+        ("a.jpg b.png\n", r"line 1: 'a\.jpg b\.png' is not an id"),
+        ("ok\n../\n", r"line 2: '\.\./' is not an id"),
+    ],
+)
+def test_bad_lists(tmp_path, text, message):
+    (tmp_path / "mine.txt").write_text(text)
+    with pytest.raises(AdvCAMError, match=message):
+        read_list(tmp_path / "mine.txt")
+
+
+def test_missing_lists(voc, tmp_path):
+    with pytest.raises(AdvCAMError, match=r"no such list of images: .*none\.txt"):
+        read_voc(voc, tmp_path / "none.txt")
+    with pytest.raises(AdvCAMError, match=r"no list of the split 'trian': .*did you mean 'train'"):
+        read_voc(voc, "trian")
+    with pytest.raises(AdvCAMError, match=r"no list of the split 'test': looked for .*test\.txt$"):
+        read_voc(voc, "test")
+
+
+# --- labels
+
+
+def test_labels_from_a_table(voc, tmp_path):
+    def hot(*classes):
+        return np.isin(np.arange(20), classes).astype(np.float32)
+
+    np.save(tmp_path / "irn.npy", {np.int32(2007000032): hot(3), np.int32(2007000039): hot(0, 19), np.int32(7): hot()})
+    np.save(tmp_path / "psa.npy", {"2007_000032": hot(3), "2007_000039": hot(0, 19)})
+    for table in ("irn.npy", "psa.npy"):
+        data = read_voc(voc, "train", labels=tmp_path / table)
+        assert labels_by_id(data) == {"2007_000032": (3,), "2007_000039": (0, 19)}
+    with pytest.raises(AdvCAMError, match=r"psa\.npy has no labels for 2 of 2 images \(2007_000033, 2007_000042\)"):
+        read_voc(voc, "val", labels=tmp_path / "psa.npy")
+    np.save(tmp_path / "coco.npy", {"2007_000032": np.zeros(80)})
+    with pytest.raises(AdvCAMError, match=r"labels of 2007_000032 are of shape \(80,\).*where 20 zeros and ones"):
+        read_voc(voc, "train", labels=tmp_path / "coco.npy")
+    np.save(tmp_path / "scores.npy", {"2007_000032": hot(3) * 0.5})
+    with pytest.raises(AdvCAMError, match="where 20 zeros and ones were expected"):
+        read_voc(voc, "train", labels=tmp_path / "scores.npy")
+    np.save(tmp_path / "array.npy", np.zeros((2, 20)))
+    with pytest.raises(AdvCAMError, match=r"array\.npy is no table of labels"):
+        read_voc(voc, "train", labels=tmp_path / "array.npy")
+
+
+def test_the_test_split_has_no_labels_but_those_of_a_table(voc, tmp_path):
+    (voc / "ImageSets" / "Segmentation" / "test.txt").write_text("2007_000032\n")
+    data = read_voc(voc, "test")
+    assert labels_by_id(data) == {"2007_000032": ()}, "its annotations, if any, are those of another task"
+    np.save(tmp_path / "mine.npy", {"2007_000032": np.arange(20) == 5})
+    assert labels_by_id(read_voc(voc, "test", labels=tmp_path / "mine.npy")) == {"2007_000032": (5,)}
+
+
+def test_annotations(tmp_path):
+    file = tmp_path / "a.xml"
+    write_annotation(file, ["person", "aeroplane", "person"], difficult=1)
+    assert read_annotation(file, CLASSES) == (0, 14), "difficult objects count; parts and owners do not"
+    write_annotation(file, [])
+    assert read_annotation(file, CLASSES) == ()
+    write_annotation(file, ["areoplane"])
+    with pytest.raises(AdvCAMError, match=r"a\.xml names an object 'areoplane', which is no class; did you mean 'aero"):
+        read_annotation(file, CLASSES)
+    write_annotation(file, ["person"])
+    file.write_text(file.read_text()[:-20])
+    with pytest.raises(AdvCAMError, match=r"cannot read annotation .*a\.xml"):
+        read_annotation(file, CLASSES)
+    with pytest.raises(AdvCAMError, match=r"no such annotation: .*b\.xml"):
+        read_annotation(tmp_path / "b.xml", CLASSES)
+
+
+@pytest.mark.parametrize(
+    "entity", ['<!ENTITY a "person">', '<!ENTITY a SYSTEM "file:///etc/hostname">', '<!ENTITY % a "x">']
+)
+def test_annotations_with_entities_are_refused(tmp_path, entity):
+    file = tmp_path / "a.xml"
+    file.write_text(f"<!DOCTYPE annotation [{entity}]><annotation><object><name>&a;</name></object></annotation>")
+    with pytest.raises(AdvCAMError, match=r"a\.xml is refused: it defines a document type"):
+        read_annotation(file, CLASSES)
+
+
+def test_an_image_without_annotation_is_not_one_without_objects(voc):
+    (voc / "Annotations" / "2007_000039.xml").unlink()
+    with pytest.raises(AdvCAMError, match=r"no labels for 1 of 2 images of train: .* lacks 2007_000039; unpack"):
+        read_voc(voc, "train")
+
+
+# --- photographs
+
+
+def test_missing_photographs(voc):
+    (voc / "JPEGImages" / "2007_000032.jpg").unlink()
+    data = read_voc(voc, "train")
+    with pytest.raises(AdvCAMError, match=r"no such image file: .*2007_000032\.jpg"):
+        read_rgb(data.samples[0].image)
+    assert data.mask(data.samples[0]).shape == (6, 8)
+    rest, missing = without_missing(data)
+    assert [sample.id for sample in rest.samples] == ["2007_000039"]
+    assert missing == data.samples[:1]
+    assert without_missing(rest) == (rest, ())
+    (voc / "JPEGImages" / "2007_000039.jpg").unlink()
+    with pytest.raises(AdvCAMError, match=r"none of the 2 images of train is in .*JPEGImages"):
+        read_voc(voc, "train")
+
+
+def test_two_photographs_of_one_id(voc):
+    Image.new("RGB", (8, 6)).save(voc / "JPEGImages" / "2007_000032.png")
+    with pytest.raises(AdvCAMError, match=r"two images of one id: .*2007_000032\.jpg and 2007_000032\.png; keep one"):
+        read_voc(voc, "train")
+    assert len(read_voc(voc, "val").samples) == 2, "other splits are as they were"
+
+
+def test_wrong_roots(tmp_path, voc):
+    with pytest.raises(AdvCAMError, match=r"no PASCAL VOC 2012 at .*none: looked for JPEGImages.*there is no such"):
+        find_voc(tmp_path / "none")
+    (tmp_path / "rib" / "JPEGImages").mkdir(parents=True)
+    with pytest.raises(AdvCAMError, match="looked for JPEGImages, beside ImageSets"):
+        find_voc(tmp_path / "rib")
+
+
+# --- the real thing
+
+
+def test_real_photographs(data_root):
+    splits = {split: read_voc(data_root / "voc", split) for split in ("train", "val", "trainval")}
+    assert {split: len(data.samples) for split, data in splits.items()} == {"train": 70, "val": 24, "trainval": 94}
+    together = {s.id for s in splits["train"].samples} | {s.id for s in splits["val"].samples}
+    assert together == {s.id for s in splits["trainval"].samples}
+    for sample in splits["trainval"].samples:
+        mask = splits["trainval"].mask(sample)
+        picture = read_rgb(sample.image)
+        assert mask.shape == (picture.height, picture.width)
+        assert set(mask.unique().tolist()) - {0, 255} <= {k + 1 for k in sample.labels}
+        assert sample.labels

@@ -1,0 +1,33 @@
+"""A folder of small scenes in; a segmentation net that is trained on their masks, as any launcher starts it, out."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from advcam_attr.data.masks import write_mask
+from advcam_attr.data.samples import SegmentationData
+from advcam_attr.pipelines.wsss.segment import SegmentationSettings, segment
+from refine_run import scenes
+
+SETTINGS = SegmentationSettings(
+    backbone="timm/test_resnet", random_weights=True, stride=8, rates=(1, 2), msc=(0.5,), steps=6, batch=4, crop=48,
+    scales=(0.75, 1.0), lr=0.01, refresh=2, checkpoint_every=2, crf=None, workers=0, device="cpu",
+)  # fmt: skip
+
+
+def masked_scenes(folder: Path, count: int) -> tuple[SegmentationData, SegmentationData, Path]:
+    """Scenes to train on, three of them to test on, and a folder of true masks."""
+    data, _ = scenes(folder, count)
+    for sample in data.samples:
+        write_mask(folder / "masks" / f"{sample.id}.png", data.mask(sample))
+    return data, replace(data, split="val", samples=data.samples[:3]), folder / "masks"
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    train, val, masks = masked_scenes(Path(sys.argv[1]), int(sys.argv[2]))
+    segment(SETTINGS, train, masks, [val], Path(sys.argv[3]), print)

@@ -1,0 +1,368 @@
+"""Evaluating maps and masks of a data set: against cutting by itself, in shards, and what is missing or misfits."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from advcam_attr import cli
+from advcam_attr.data.samples import SegmentationData
+from advcam_attr.data.toy import CLASS_NAMES, make_scenes
+from advcam_attr.data.voc import read_voc
+from advcam_attr.metrics import segmentation as measures
+from advcam_attr.metrics.evaluation import compare, compare_best, merge_seeds
+from advcam_attr.metrics.seeds import VOC_THRESHOLDS
+from advcam_attr.metrics.segmentation import ConfusionMatrix
+from advcam_attr.pipelines.evaluate import (
+    evaluate_masks,
+    evaluate_seeds,
+    load_counts,
+    save_counts,
+    write_mask_evaluation,
+    write_seed_evaluation,
+)
+from advcam_attr.types import AdvCAMError, ClassMaps, NoMaskError, Sample
+from tiny_voc import write_mask, write_voc
+
+
+class Maps(dict):
+    """Maps in memory, read as a store's are."""
+
+    def read(self, id):
+        if self[id] is None:
+            raise AdvCAMError(f"cannot read maps/{id}: truncated")
+        return self[id]
+
+
+def class_maps(classes, high_res):
+    return ClassMaps(tuple(classes), tuple(high_res.shape[1:]), high_res[:, ::4, ::4], high_res)
+
+
+def noisy(labels, mask, spread, generator):
+    """Maps that know the mask but for noise; peak 1."""
+    classes = [int(k) for k in labels.nonzero().flatten()]
+    high_res = torch.stack([(mask == k + 1).float() * 0.3 for k in classes] or [torch.zeros(0, *mask.shape)])
+    high_res = high_res.reshape(len(classes), *mask.shape)
+    high_res = high_res + spread * torch.rand(high_res.shape, generator=generator)
+    return class_maps(classes, high_res / high_res.amax((1, 2), keepdim=True).clamp(min=1e-5))
+
+
+@pytest.fixture
+def toy(tmp_path):
+    """Eight scenes, the last of which shows nothing; maps of little and of much noise."""
+    scenes = make_scenes(8, size=48, seed=1)
+    masks, labels = scenes.masks.clone(), scenes.labels.clone()
+    masks[-1], labels[-1] = 0, False
+    masks[:, :2] = 255
+    samples = tuple(
+        Sample(f"scene_{i}", tmp_path / f"scene_{i}.jpg", tuple(labels[i].nonzero().flatten().tolist()))
+        for i in range(8)
+    )
+    by_id = {sample.id: mask for sample, mask in zip(samples, masks, strict=True)}
+    data = SegmentationData("toy", tmp_path, "val", CLASS_NAMES, samples, lambda sample: by_id[sample.id])
+    generator = torch.Generator().manual_seed(0)
+    good, bad = (
+        Maps({s.id: noisy(labels[i], masks[i], spread, generator) for i, s in enumerate(samples) if s.labels})
+        for spread in (0.3, 1.0)
+    )
+    return data, good, bad
+
+
+def cut(maps, threshold):
+    """The label map of a threshold, by itself."""
+    padded = torch.cat([torch.full((1, *maps.size), threshold), maps.high_res])
+    return torch.tensor([0, *(k + 1 for k in maps.classes)])[torch.from_numpy(np.argmax(padded.numpy(), 0))]
+
+
+def expected(data, maps, threshold):
+    matrix = ConfusionMatrix(len(data.classes) + 1)
+    for sample in data.samples:
+        truth = data.mask(sample)
+        label = cut(maps[sample.id], threshold) if sample.id in maps else torch.zeros(truth.shape).long()
+        matrix.update(label, truth)
+    return matrix
+
+
+@pytest.mark.parametrize("noise", ["little", "much"])
+def test_seeds_against_cutting_by_itself(toy, noise):
+    data, good = toy[0], toy[1 + (noise == "much")]
+    seen = []
+    found = evaluate_seeds(good, data, progress=lambda done, total: seen.append((done, total)))
+    curve = [expected(data, good, t).mean_iou() for t in VOC_THRESHOLDS]
+    assert found.sweep.mean_iou().tolist() == pytest.approx(curve, abs=1e-12)
+    assert found.sweep.best_threshold() == VOC_THRESHOLDS[int(np.argmax(curve))]
+    assert found.scope.ids == tuple(sample.id for sample in data.samples)
+    assert found.at().scores().mean_iou == max(found.sweep.mean_iou().tolist())
+    fixed = found.at(0.2)
+    assert torch.equal(fixed.matrix.counts, expected(data, good, 0.2).counts)
+    assert torch.equal(fixed.images.sum(0), fixed.matrix.marginals())
+    assert seen == [(done, 8) for done in range(1, 9)]
+
+
+def test_masks_equal_the_seeds_they_were_cut_from(toy, tmp_path):
+    data, good, _ = toy
+    seeds = evaluate_seeds(good, data).at(0.25)
+    for sample in data.samples:
+        truth = data.mask(sample)
+        label = cut(good[sample.id], 0.25) if sample.id in good else torch.zeros(truth.shape)
+        picture = Image.fromarray(label.numpy().astype(np.uint8))
+        if sample.labels:
+            picture.putpalette(list(range(256)) * 3)
+        picture.save(tmp_path / f"{sample.id}.png")
+    masks = evaluate_masks(tmp_path, data)
+    assert torch.equal(masks.matrix.counts, seeds.matrix.counts)
+    assert torch.equal(masks.images, seeds.images)
+    assert masks.by_size() == pytest.approx(seeds.by_size())
+    report = json.loads(write_mask_evaluation(masks, tmp_path).read_text())
+    assert report["scores"]["mean_iou"] == seeds.scores().mean_iou
+
+
+def test_void_in_masks_is_background(toy, tmp_path):
+    data, _, _ = toy
+    for sample in data.samples:
+        Image.fromarray(data.mask(sample).numpy() // 5 * 0 + 255).save(tmp_path / f"{sample.id}.png")
+    matrix = evaluate_masks(tmp_path, data).matrix
+    assert not matrix.counts[:, 1:].any()
+    assert int(matrix.counts.sum()) == 8 * 46 * 48
+
+
+def test_shards_add_up_to_the_whole(toy, tmp_path):
+    data, good, bad = toy
+    whole = evaluate_seeds(good, data)
+    for rank in range(3):
+        part = evaluate_seeds(good, data, samples=data.samples[rank::3])
+        save_counts(part, tmp_path / f"{rank}.safetensors")
+    empty = evaluate_seeds(good, data, samples=())
+    merged = merge_seeds([empty, *(load_counts(tmp_path / f"{rank}.safetensors") for rank in range(3))])
+    assert torch.equal(merged.sweep.matrices(), whole.sweep.matrices())
+    assert set(merged.scope.ids) == set(whole.scope.ids)
+    assert merged.at().by_size() == whole.at().by_size()
+    assert merged.at().describe()["per_class"] == whole.at().describe()["per_class"]
+    other = evaluate_seeds(bad, data)
+    assert compare(merged.at(), other.at(), samples=1).value == compare(whole.at(), other.at(), samples=1).value
+    with pytest.raises(AdvCAMError, match="8 images were counted by several shards, "):
+        merge_seeds([whole, merged])
+    with pytest.raises(AdvCAMError, match="cannot merge evaluations of toy train and toy val"):
+        merge_seeds([whole, evaluate_seeds(good, replace(data, split="train"))])
+    with pytest.raises(AdvCAMError, match="no evaluation to merge"):
+        merge_seeds([])
+
+
+def test_comparisons(toy):
+    data, good, bad = toy
+    better, worse = evaluate_seeds(good, data), evaluate_seeds(bad, data)
+    found = compare(better.at(), worse.at(), samples=200)
+    assert found.value == pytest.approx(better.at().scores().mean_iou - worse.at().scores().mean_iou)
+    assert 0 < found.low < found.value < found.high
+    chosen_anew = compare_best(better, worse, samples=200)
+    assert chosen_anew.value == pytest.approx(found.value)
+    assert 0 < chosen_anew.low < chosen_anew.high
+    shuffled = evaluate_seeds(good, data, samples=data.samples[::-1])
+    assert compare(better.at(), shuffled.at(), samples=20) == (0, 0, 0), "images are paired by their ids"
+    assert compare_best(better, shuffled, samples=20) == (0, 0, 0)
+    with pytest.raises(AdvCAMError, match=r"1 are in one alone, e\.g\. scene_7"):
+        compare(better.at(), evaluate_seeds(good, data, samples=data.samples[:-1]).at())
+
+
+def test_the_report(toy, tmp_path):
+    data, good, _ = toy
+    evaluation = evaluate_seeds(good, data)
+    report = json.loads(write_seed_evaluation(evaluation, tmp_path / "run").read_text())
+    best = evaluation.at()
+    assert report["data"] == "toy val"
+    assert report["images"] == 8
+    assert report["threshold"] == evaluation.sweep.best_threshold()
+    assert report["threshold_chosen"] == "the best on these masks"
+    assert report["curve"]["thresholds"] == list(VOC_THRESHOLDS)
+    assert max(report["curve"]["mean_iou"]) == report["scores"]["mean_iou"] == best.scores().mean_iou
+    assert [row["name"] for row in report["per_class"]] == ["background", *CLASS_NAMES]
+    assert [row["iou"] for row in report["per_class"]] == best.matrix.iou().tolist()
+    assert report["per_class"][0]["noise"] is None
+    sizes = {row["name"]: row["object_size"] for row in report["per_class"][1:]}
+    small, large = (report["by_object_size"][size]["classes"] for size in ("small", "large"))
+    assert (len(small), len(large)) == (2, 2)
+    assert max(sizes[name] for name in small) <= min(sizes[name] for name in large)
+    masks = torch.stack([data.mask(sample) for sample in data.samples])
+    per_image = (masks == 2).sum((1, 2))
+    assert sizes[CLASS_NAMES[1]] == pytest.approx(float(per_image.sum() / (per_image > 0).sum()))
+    again = load_counts(tmp_path / "run" / "evaluation.safetensors")
+    assert again.describe() == evaluation.describe()
+    report = json.loads(write_seed_evaluation(evaluation, tmp_path / "run", 0.3).read_text())
+    assert (report["threshold"], report["threshold_chosen"]) == (0.3, "given")
+
+
+def test_classes_that_are_absent_are_null(toy, tmp_path):
+    data, good, _ = toy
+    data = replace(data, classes=(*CLASS_NAMES, "unicorn"))
+    evaluation = evaluate_seeds(good, data)
+    text = write_seed_evaluation(evaluation, tmp_path).read_text()
+    assert "NaN" not in text
+    assert json.loads(text)["per_class"][-1] == {
+        "name": "unicorn", "iou": None, "precision": None, "recall": None, "f1": None, "noise": None,
+        "object_size": None, "images": 0,
+    }  # fmt: skip
+
+
+def test_missing_maps_are_refused_or_named(toy):
+    data, good, _ = toy
+    lost = Maps({id: maps for id, maps in good.items() if id not in ("scene_2", "scene_4")})
+    with pytest.raises(AdvCAMError, match=r"maps of 2 of 8 images are missing, e\.g\. of scene_2"):
+        evaluate_seeds(lost, data)
+    found = evaluate_seeds(lost, data, allow_missing=True)
+    assert found.scope.missing == {f"scene_{k}": f"there are no maps of scene_{k}" for k in (2, 4)}
+    assert found.describe()["missing"] == found.scope.missing
+    others = tuple(sample for sample in data.samples if sample.id not in ("scene_2", "scene_4"))
+    assert torch.equal(found.sweep.matrices(), evaluate_seeds(good, data, samples=others).sweep.matrices())
+
+
+def test_damaged_maps_are_refused_or_named(toy):
+    data, good, _ = toy
+    good["scene_3"] = None
+    good["scene_5"].high_res[0, 3, 3] = float("nan")
+    with pytest.raises(AdvCAMError, match=r"^cannot read maps/scene_3: truncated$"):
+        evaluate_seeds(good, data)
+    found = evaluate_seeds(good, data, allow_missing=True)
+    assert found.scope.missing == {
+        "scene_3": "cannot read maps/scene_3: truncated",
+        "scene_5": "the maps of scene_5 are not finite: make them anew",
+    }
+
+
+def test_images_without_a_mask_are_left_out_and_named(toy):
+    data, good, _ = toy
+
+    def mask(sample):
+        if sample.id in ("scene_1", "scene_6"):
+            raise NoMaskError(f"no mask of {sample.id}")
+        return data.mask(sample)
+
+    del good["scene_6"]
+    found = evaluate_seeds(good, replace(data, mask=mask))
+    assert found.scope.unmasked == {"scene_1": "no mask of scene_1", "scene_6": "no mask of scene_6"}
+    assert len(found.scope.ids) == len(found.images) == 6
+
+    def none(sample):
+        raise NoMaskError(f"no mask of {sample.id}")
+
+    with pytest.raises(AdvCAMError, match="no image of toy val could be scored: no mask of scene_"):
+        evaluate_seeds(good, replace(data, mask=none))
+    with pytest.raises(AdvCAMError, match="could be scored: the list of images is empty"):
+        evaluate_seeds(good, replace(data, samples=()))
+
+
+def test_images_are_never_dropped_in_silence(tmp_path, capsys):
+    voc = write_voc(tmp_path / "VOC2012", {"train": {"a": ["cat"], "b": ["dog"], "c": ["cow"]}})
+    masks = tmp_path / "m" / "masks"
+    shutil.copytree(voc / "SegmentationClass", masks)
+    data, truth = read_voc(voc, "train"), voc / "SegmentationClass" / "b.png"
+
+    def scored(*options):
+        code = cli.main(["evaluate", "masks", str(masks), "--root", str(voc), *options])
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    assert scored()[0] == 0
+    (masks / "a.png").unlink()
+    assert "left out: 1 of 3 images, whose maps are missing or damaged: a\n" in scored("--allow-missing")[1]
+    shutil.copy(voc / "SegmentationClass" / "a.png", masks)
+    write_mask(truth, np.zeros((6, 7)))
+    code, _, err = scored()
+    assert code == 2
+    assert "b.png is of 7x6 pixels and its photograph of 8x6" in err
+    with pytest.raises(AdvCAMError, match=r"b\.png is of 7x6 pixels"):
+        evaluate_seeds(Maps(), data, allow_missing=True)
+    truth.write_bytes(truth.read_bytes()[:40])
+    code, _, err = scored("--allow-missing")
+    assert code == 2
+    assert "not a mask that can be read" in err
+    assert "b.png" in err
+    assert err.count("\n") == 1
+    truth.unlink()
+    code, out, _ = scored()
+    assert code == 0
+    assert "left out: 1 of 3 images, which have no true mask: b\n" in out
+
+
+def test_what_does_not_fit_is_named(toy):
+    data, good, _ = toy
+    whole = good["scene_2"]
+    good["scene_2"] = class_maps(whole.classes, whole.high_res[:, :40])
+    with pytest.raises(AdvCAMError, match=r"scene_2 \(.*scene_2.jpg\): maps of 48 x 40 pixels and a truth of 48 x 48"):
+        evaluate_seeds(good, data, allow_missing=True)
+    good["scene_2"] = class_maps((9,), whole.high_res[:1])
+    with pytest.raises(AdvCAMError, match=r"scene_2 .*classes \[9\] must be distinct, in 0 to 3"):
+        evaluate_seeds(good, data)
+    good["scene_2"] = whole
+    with pytest.raises(AdvCAMError, match=r"several images of one id, e\.g\. scene_1"):
+        evaluate_seeds(good, replace(data, samples=(*data.samples, data.samples[1])))
+    with pytest.raises(AdvCAMError, match=r"scene_0 .*truth holds \d+ pixels with labels outside the 2 classes"):
+        evaluate_seeds(
+            Maps(), replace(data, classes=("a",), samples=tuple(replace(s, labels=()) for s in data.samples))
+        )
+
+
+def test_masks_that_do_not_fit_are_named(toy, tmp_path):
+    data, _, _ = toy
+    for sample in data.samples:
+        Image.fromarray(np.zeros((48, 48), np.uint8)).save(tmp_path / f"{sample.id}.png")
+    file = tmp_path / "scene_3.png"
+
+    def refused(message):
+        with pytest.raises(AdvCAMError, match=message):
+            evaluate_masks(tmp_path, data)
+
+    Image.fromarray(np.zeros((48, 40), np.uint8)).save(file)
+    refused(r"scene_3.png is 40 x 48 pixels and the mask of scene_3 48 x 48")
+    Image.fromarray(np.full((48, 48), 7, np.uint8)).save(file)
+    refused(r"scene_3.png: prediction holds labels 0 to 7|scene_3.png: prediction holds labels 7 to 7")
+    Image.fromarray(np.full((48, 48, 3), 77, np.uint8)).save(file)
+    refused(r"scene_3.png holds the colour \(77, 77, 77\), which is none of the 4 classes'")
+    file.write_bytes(file.read_bytes()[:60])
+    refused(r"cannot read mask .*scene_3.png")
+    file.unlink()
+    refused(r"no such mask: .*scene_3.png")
+    found = evaluate_masks(tmp_path, data, allow_missing=True)
+    assert list(found.scope.missing) == ["scene_3"]
+    assert len(found.images) == 7
+
+
+def test_files_that_are_no_counts_are_refused(tmp_path):
+    (tmp_path / "counts.safetensors").write_bytes(b"nothing")
+    for name in ("counts", "absent"):
+        with pytest.raises(AdvCAMError, match=f"cannot read counts of an evaluation from .*{name}"):
+            load_counts(tmp_path / f"{name}.safetensors")
+
+
+def test_on_real_masks(data_root):
+    """Maps that know the mask score nearly 1; random maps far less; both equal cutting by itself."""
+    folder = data_root / "voc/VOCdevkit/VOC2012"
+    ids = (folder / "ImageSets/Segmentation/val.txt").read_text().split()
+
+    def mask(sample):
+        return torch.from_numpy(np.array(Image.open(folder / "SegmentationClass" / f"{sample.id}.png")))
+
+    samples, perfect, chance = [], Maps(), Maps()
+    generator = torch.Generator().manual_seed(0)
+    for id in ids:
+        sample = Sample(id, folder / "JPEGImages" / f"{id}.jpg", ())
+        truth = mask(sample)
+        classes = [k - 1 for k in truth.unique().tolist() if 0 < k < 255]
+        samples.append(replace(sample, labels=tuple(classes)))
+        if not classes:
+            continue
+        perfect[id] = class_maps(classes, torch.stack([(truth == k + 1).float() for k in classes]))
+        small = torch.rand(1, len(classes), 6, 6, generator=generator)
+        chance[id] = class_maps(classes, torch.nn.functional.interpolate(small, truth.shape, mode="bilinear")[0])
+    data = SegmentationData("voc", folder, "val", tuple(map(str, range(20))), tuple(samples), mask)
+    best = evaluate_seeds(perfect, data).at()
+    assert best.scores() == measures.Scores(1, 1, 1, 1, 1, 0)
+    found = evaluate_seeds(chance, data)
+    assert 0 < found.at().scores().mean_iou < 0.5
+    assert torch.equal(found.at(0.34).matrix.counts, expected(data, chance, 0.34).counts)
+    assert compare(best, found.at(), samples=100).low > 0.3

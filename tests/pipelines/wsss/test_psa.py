@@ -1,0 +1,513 @@
+"""PSA as a stage: what it writes, how it goes on, what is shared out, what it leaves alone and refuses."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+
+from advcam_attr.data.masks import mask_path, palette, png_settings, read_mask
+from advcam_attr.data.samples import SegmentationData
+from advcam_attr.metrics.segmentation import ConfusionMatrix
+from advcam_attr.networks.affinitynet import ResNet38Affinity, affinity_net, load_affinity_net
+from advcam_attr.pipelines.evaluate import evaluate_masks
+from advcam_attr.pipelines.wsss.psa import (
+    SETTINGS,
+    AffinityItems,
+    PSASettings,
+    read_scores,
+    refine_psa,
+    train_affinitynet,
+    write_masks,
+    write_scores,
+)
+from advcam_attr.refine.affinity_labels import psa_scores
+from advcam_attr.refine.psa import affinity_labels, affinity_loss, affinity_walk, walk_labels, walk_maps
+from advcam_attr.refine.seeds import cut
+from advcam_attr.runs.sharding import Shard
+from advcam_attr.training import train as training
+from advcam_attr.training.log import read_log
+from advcam_attr.types import AdvCAMError, ClassMaps, Sample
+from places import HELPERS, ROOT
+from wrn38 import randomised
+
+SMALL = PSASettings(
+    random_weights=True, width=2, radius=3, epochs=2, batch=2, crop=40, lr=0.01, workers=0, device="cpu", steps=4
+)
+SIZES = ((44, 60), (60, 44), (37, 53))
+
+
+class Seeds(dict[str, ClassMaps]):
+    """Maps in memory."""
+
+    settings = "made by hand"
+
+    def read(self, id: str) -> ClassMaps:
+        return self[id]
+
+
+def scenes(folder: Path, count: int) -> tuple[SegmentationData, Seeds]:
+    """A red or a blue disc on green ground, and maps that know the disc's upper part only."""
+    folder.mkdir(parents=True, exist_ok=True)
+    samples, seeds, masks = [], Seeds(), {}
+    for n in range(count):
+        height, width = SIZES[n % 3]
+        random = np.random.default_rng(n)
+        y, x = np.mgrid[:height, :width]
+        disc = np.hypot(y - height / 2, x - width / 2) < 15
+        label = n % 2
+        image = np.full((height, width, 3), (40, 140, 60)) + random.integers(-10, 11, (height, width, 3))
+        image[disc] = np.array([(200, 50, 40), (40, 60, 210)])[label] + random.integers(-10, 11, (int(disc.sum()), 3))
+        Image.fromarray(image.clip(0, 255).astype(np.uint8)).save(folder / f"{n}.png")
+        peak = (2 * np.exp(-(((y - height / 2 + 5) / 8) ** 2) - ((x - width / 2) / 8) ** 2)).clip(0, 1)
+        samples.append(Sample(f"{n}", folder / f"{n}.png", (label,)))
+        seeds[f"{n}"] = ClassMaps((label,), (height, width), torch.zeros(1, 1, 1), torch.tensor(peak)[None].float())
+        masks[f"{n}"] = torch.from_numpy(disc * (label + 1)).to(torch.uint8)
+    return SegmentationData(
+        "discs", folder, "all", ("red", "blue"), tuple(samples), lambda sample: masks[sample.id]
+    ), seeds
+
+
+def with_trunk(settings: PSASettings, folder: Path) -> PSASettings:
+    """Settings with a trunk whose features vary as those of a trained one do; as initialised they hardly do."""
+    net = randomised(ResNet38Affinity(settings.width)).float()
+    with torch.no_grad():
+        for module in net.modules():
+            if isinstance(module, nn.Conv2d):
+                module.weight *= 0.6
+    torch.save(net.state_dict(), folder / "trunk.pth")
+    return replace(settings, random_weights=False, checkpoint=folder / "trunk.pth")
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory) -> PSASettings:
+    return with_trunk(SMALL, tmp_path_factory.mktemp("trunk"))
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    return scenes(tmp_path_factory.mktemp("discs"), 5)
+
+
+@pytest.fixture(scope="module")
+def run(world, small, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("psa")
+    refine_psa(small, world[1], world[0], out)
+    return out
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(f.relative_to(folder)): f.read_bytes() for f in sorted(folder.rglob("*")) if f.is_file()}
+
+
+def test_what_is_written(world, run):
+    data, _ = world
+    names = {str(file.relative_to(run)) for file in run.rglob("*") if file.is_file()}
+    assert names == {
+        "scores.json", "masks.json",
+        *(f"{folder}/{n}.png" for folder in ("scores", "masks") for n in range(5)),
+        *(f"affinitynet/{name}" for name in ("training.json", "log.jsonl", "checkpoint.pt", "affinitynet.safetensors")),
+    }  # fmt: skip
+    log = read_log(run / "affinitynet" / "log.jsonl")
+    assert [record["step"] for record in log] == [0, 1, 2, 3]
+    assert log[0]["lr"] == pytest.approx([0.01, 0.02, 0.1, 0.2])
+    assert log[2]["lr"][2] == pytest.approx(0.1 * 0.5**0.9)
+    for sample in data.samples:
+        with Image.open(run / "masks" / f"{sample.id}.png") as mask:
+            assert mask.mode == "P"
+            assert mask.getpalette() == palette().ravel().tolist()
+        labels = read_mask(run / "masks" / f"{sample.id}.png", 2)
+        assert labels.shape == data.mask(sample).shape
+        assert set(labels.unique().tolist()) == {0, sample.labels[0] + 1}
+
+
+def test_masks_equal_the_steps_one_by_one(world, run):
+    data, seeds = world
+    net = load_affinity_net(run / "affinitynet" / "affinitynet.safetensors")
+    for sample in data.samples[:2]:
+        with Image.open(sample.image) as image:
+            pixels = torch.from_numpy(np.asarray(image) / 255).permute(2, 0, 1)
+        x = (pixels - torch.tensor(net.mean)[:, None, None]) / torch.tensor(net.std)[:, None, None]
+        _, height, width = x.shape
+        padded = torch.zeros(1, 3, -(-height // 8) * 8, -(-width // 8) * 8)
+        padded[0, :, :height, :width] = x
+        with torch.no_grad():
+            walked = affinity_walk(walk_maps(seeds[sample.id].high_res), net(padded)[0], radius=3, steps=4)
+        expected = walk_labels(walked, sample.labels, (height, width))
+        assert torch.equal(read_mask(run / "masks" / f"{sample.id}.png", 2), expected)
+
+
+def test_scores_on_disk(world, run, tmp_path):
+    data, seeds = world
+    for sample in data.samples:
+        with Image.open(sample.image) as image:
+            pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
+        whole = torch.cat(psa_scores(seeds[sample.id], pixels))
+        kept = read_scores(run / "scores" / f"{sample.id}.png", (pixels.shape[1], pixels.shape[2]))
+        torch.testing.assert_close(kept, whole, atol=0.5 / 255 + 1e-6, rtol=0)
+        same = affinity_labels(*kept.chunk(2)) == affinity_labels(*whole.chunk(2))
+        assert same.float().mean() > 0.95
+    write_scores(tmp_path / "a.png", torch.rand(4, 1, 9))
+    assert read_scores(tmp_path / "a.png", (1, 9)).shape == (4, 1, 9)
+    with pytest.raises(AdvCAMError, match="do not fit their image of 8 x 1"):
+        read_scores(tmp_path / "a.png", (1, 8))
+    (tmp_path / "a.png").write_bytes(b"no PNG")
+    with pytest.raises(AdvCAMError, match="damaged"):
+        read_scores(tmp_path / "a.png", (1, 9))
+    with pytest.raises(AdvCAMError, match="there are no label scores"):
+        read_scores(tmp_path / "b.png", (1, 9))
+
+
+def test_images_and_labels_are_cut_together(tmp_path):
+    """An image that is red where the scores are foreground: so are all cells of one label, wherever they are cut."""
+    data, _ = scenes(tmp_path / "images", 1)
+    pixels = np.zeros((50, 70, 3), np.uint8)
+    pixels[8:32, 16:48] = 255
+    Image.fromarray(pixels).save(data.samples[0].image)
+    foreground = torch.from_numpy(pixels[..., 0] / 255).float()
+    both = torch.stack([1 - foreground, foreground])
+    write_scores(tmp_path / "0.png", torch.cat([both, both]))
+    net = affinity_net(random_weights=True, width=1)
+    items = AffinityItems(replace(SMALL, crop=64, jitter=(0.0, 0.0, 0.0, 0.0)), net, data, tmp_path)
+    seen = []
+    for seed in range(8):
+        torch.manual_seed(seed)
+        image, labels = items[0]
+        bright, inside = (
+            F.avg_pool2d(m, 8)[0] for m in ((image[:1] > 0).float(), (image != 0).any(0, keepdim=True).float())
+        )
+        assert (image.shape, labels.shape, labels.dtype) == ((3, 64, 64), (8, 8), torch.uint8)
+        assert torch.equal(labels == 255, inside == 0)
+        assert torch.equal(labels == 1, bright > inside - bright)
+        seen.append(labels)
+    assert len({tuple(labels.flatten().tolist()) for labels in seen}) > 4
+
+
+def test_jitter_changes_colours_and_not_labels(world, run):
+    net = affinity_net(random_weights=True, width=1)
+    drawn = []
+    for jitter in ((0.0, 0.0, 0.0, 0.0), SMALL.jitter):
+        items = AffinityItems(replace(SMALL, crop=64, jitter=jitter), net, world[0], run / "scores")
+        torch.manual_seed(0)
+        drawn.append(items[0])
+    assert (drawn[0][0] - drawn[1][0]).abs().max() > 0.05
+
+
+def test_one_step_is_worked_out(small, world, run, tmp_path):
+    """Momentum does nothing yet in the first step: w - rate · (gradient + decay · w), ten times faster in the head."""
+    settings = replace(small, epochs=1, batch=5, weight_decay=0.1, jitter=(0.0, 0.0, 0.0, 0.0))
+    nets = []
+    for _ in range(2):
+        net = small.make_net()
+        for layer in (net.b6.dropout_2b1, net.b6.dropout_2b2, net.b7.dropout_2b1, net.b7.dropout_2b2):
+            layer.p = 0.0
+        nets.append(net)
+    net, twin = nets
+    with_scores(run, tmp_path)
+    found = train_affinitynet(settings, net, world[0], tmp_path)
+    items = AffinityItems(settings, twin, world[0], run / "scores")
+    ((images, labels),) = training.load_batches(
+        items, training.TrainingBatches(5, 5, seed=0, steps=(0, 1)), seed=settings.seed
+    )
+    loss = affinity_loss(twin(images), labels, radius=3)
+    assert read_log(tmp_path / "affinitynet" / "log.jsonl")[0]["loss"] == pytest.approx(float(loss.detach()), rel=1e-4)
+    for name, weight in twin.named_parameters():
+        expected = weight.detach()
+        if weight.requires_grad:
+            (gradient,) = torch.autograd.grad(loss, weight, retain_graph=True)
+            rate = 0.1 if name.startswith("f") else 0.01
+            expected = weight - rate * (gradient + 0.1 * weight)
+        torch.testing.assert_close(found.get_parameter(name), expected, atol=1e-6, rtol=1e-4)
+
+
+def with_scores(run: Path, out: Path) -> None:
+    (out / "scores").mkdir()
+    for file in [run / "scores.json", *(run / "scores").iterdir()]:
+        (out / file.relative_to(run)).write_bytes(file.read_bytes())
+
+
+class Killed(BaseException):
+    """As if the process ended here."""
+
+
+@pytest.mark.parametrize(("stop", "every"), [(1, 1), (3, 2)])
+def test_an_interrupted_training_ends_with_the_same_bytes(small, world, run, tmp_path, monkeypatch, stop, every):
+    data, seeds = world
+    with_scores(run, tmp_path)
+    fit = training.fit
+
+    def killed_at(*args, **kwargs):
+        for seen, record in enumerate(fit(*args, **kwargs)):
+            if seen == stop:
+                raise Killed
+            yield record
+
+    monkeypatch.setattr(training, "fit", killed_at)
+    with pytest.raises(Killed):
+        refine_psa(replace(small, checkpoint_every=every), seeds, data, tmp_path)
+    monkeypatch.setattr(training, "fit", fit)
+    (tmp_path / "affinitynet" / f".{'0a' * 16}.pt").write_text("left by a killed process")
+    refine_psa(small, seeds, data, tmp_path)
+    whole, resumed = contents(run), contents(tmp_path)
+    for name in ("affinitynet/checkpoint.pt",):
+        del whole[name], resumed[name]
+    assert whole == resumed
+
+
+def test_a_second_run_does_nothing(small, world, run):
+    stamps = {file: file.stat().st_mtime_ns for file in run.rglob("*")}
+    told: list[str] = []
+    refine_psa(replace(small, workers=1), world[1], world[0], run, told.append)
+    assert stamps == {file: file.stat().st_mtime_ns for file in run.rglob("*")}
+    assert any("nothing to train" in line for line in told)
+    assert "5 are in" in told[-1]
+
+
+def test_what_is_missing_damaged_or_of_other_settings_is_made_again(small, world, run, tmp_path):
+    data, seeds = world
+    net = load_affinity_net(run / "affinitynet" / "affinitynet.safetensors")
+    write_masks(small, net, seeds, data, tmp_path)
+    whole = contents(tmp_path)
+    assert {name: content for name, content in contents(run).items() if name.startswith("masks")} == whole
+    (tmp_path / "masks" / "1.png").unlink()
+    (tmp_path / "masks" / "2.png").write_bytes(whole["masks/2.png"][:20])
+    Image.new("P", (60, 44)).save(tmp_path / "masks" / "3.png")
+    left = tmp_path / "masks" / f".{'0a' * 16}.png"
+    left.write_text("by a process that was killed")
+    os.utime(left, (0, 0))
+    write_masks(small, net, seeds, data, tmp_path)
+    assert contents(tmp_path) == whole
+    with pytest.raises(AdvCAMError, match=r"masks.json was made with other settings \(alpha"):
+        write_masks(replace(small, alpha=4.0), net, seeds, data, tmp_path)
+    write_masks(replace(small, alpha=4.0, overwrite=True), net, seeds, data, tmp_path)
+    changed = contents(tmp_path)
+    assert all(changed[name] != whole[name] for name in whole)
+
+
+def test_shards_make_the_same_masks(small, world, run, tmp_path):
+    data, seeds = world
+    net = load_affinity_net(run / "affinitynet" / "affinitynet.safetensors")
+    for rank in (1, 0, 2):
+        write_masks(small, net, seeds, data, tmp_path, shard=Shard(rank, 3))
+    assert contents(tmp_path) == {name: c for name, c in contents(run).items() if name.startswith("masks")}
+
+
+def test_the_users_things_stay_as_they_were(small, world, run, tmp_path):
+    net = load_affinity_net(run / "affinitynet" / "affinitynet.safetensors").train()
+    net.b6.eval()
+    modes, state = [m.training for m in net.modules()], torch.random.get_rng_state()
+    write_masks(small, net, world[1], world[0], tmp_path)
+    with_scores(run, tmp_path)
+    train_affinitynet(replace(small, epochs=1), net, world[0], tmp_path)
+    assert [m.training for m in net.modules()] == modes
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_a_trained_net_is_taken_as_it_is(small, world, run, tmp_path):
+    trained = run / "affinitynet" / "affinitynet.safetensors"
+    refine_psa(replace(small, trained=trained), world[1], world[0], tmp_path)
+    assert contents(tmp_path) == {name: c for name, c in contents(run).items() if name.startswith("masks")}
+
+
+def test_in_an_array_the_training_is_one_jobs(small, world, run, tmp_path, monkeypatch):
+    data, seeds = world
+    for name, value in {"TASK_ID": "1", "TASK_COUNT": "2", "TASK_MIN": "0", "TASK_MAX": "1"}.items():
+        monkeypatch.setenv(f"SLURM_ARRAY_{name}", value)
+    with pytest.raises(AdvCAMError, match="now train the affinity net in one job"):
+        refine_psa(small, seeds, data, tmp_path)
+    assert sorted(file.name for file in (tmp_path / "scores").iterdir()) == ["1.png", "3.png"]
+    for name in ("TASK_ID", "TASK_COUNT", "TASK_MIN", "TASK_MAX"):
+        monkeypatch.delenv(f"SLURM_ARRAY_{name}")
+    refine_psa(small, seeds, data, tmp_path)
+    assert contents(tmp_path / "masks") == contents(run / "masks")
+
+
+def test_other_settings_in_the_same_folder(small, world, run, tmp_path):
+    data, seeds = world
+    for folder in ("scores", "affinitynet"):
+        (tmp_path / folder).mkdir()
+    for name, content in contents(run).items():
+        if not name.startswith("masks"):
+            (tmp_path / name).write_bytes(content)
+    with pytest.raises(AdvCAMError, match=r"scores.json was made with other settings \(alphas"):
+        refine_psa(replace(small, alphas=(4.0, 24.0)), seeds, data, tmp_path)
+    with pytest.raises(AdvCAMError, match=r"training.json was made with other settings \(epochs was 2, is 1\)|epochs"):
+        refine_psa(replace(small, epochs=1), seeds, data, tmp_path)
+    refine_psa(replace(small, epochs=1, overwrite=True), seeds, data, tmp_path)
+    assert len(read_log(tmp_path / "affinitynet" / "log.jsonl")) == 2
+
+
+# --- bad input --------------------------------------------------------------------------------------------------------
+
+
+def changed(world, maps: ClassMaps | None, pixels: np.ndarray | None = None, folder: Path | None = None):
+    """The data and seeds with one more image."""
+    data, seeds = world
+    more = Seeds(seeds)
+    image = data.samples[0].image if folder is None else folder / "new.png"
+    if pixels is not None:
+        Image.fromarray(pixels).save(image)
+    if maps is not None:
+        more["new"] = maps
+    labels = () if maps is None else maps.classes
+    return replace(data, samples=(*data.samples, Sample("new", image, labels))), more
+
+
+def maps_of(high_res: Tensor, *classes: int) -> ClassMaps:
+    return ClassMaps(classes, (high_res.shape[1], high_res.shape[2]), torch.zeros(len(classes), 1, 1), high_res)
+
+
+def test_a_map_of_another_size_than_its_image(small, world, run, tmp_path):
+    data, seeds = changed(world, maps_of(torch.zeros(1, 9, 9), 1))
+    net = load_affinity_net(run / "affinitynet" / "affinitynet.safetensors")
+    reason = r"1 images could not be made \(new: the maps of new are of 9 x 9 pixels and its image .* of 60 x 44; make"
+    with pytest.raises(AdvCAMError, match="masks of " + reason):
+        write_masks(small, net, seeds, data, tmp_path)
+    assert len(list((tmp_path / "masks").iterdir())) == 5
+    with pytest.raises(AdvCAMError, match="label scores of " + reason):
+        refine_psa(small, seeds, data, tmp_path)
+    bad = changed(world, maps_of(torch.full((1, 44, 60), torch.nan), 1))
+    with pytest.raises(AdvCAMError, match="maps of new are not finite"):
+        write_masks(small, net, bad[1], bad[0], tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("high_res", "classes", "colour", "expected"),
+    [
+        (torch.zeros(2, 30, 40), (0, 1), "noise", {0}),
+        (torch.zeros(0, 30, 40), (), "noise", {0}),
+        (torch.ones(1, 30, 40), (1,), "plain", {2}),
+        (torch.linspace(0, 1, 60).reshape(1, 60, 1), (1,), "noise", {0, 2}),
+        (torch.linspace(0, 1, 60).reshape(1, 1, 60), (0,), "plain", {0, 1}),
+        (torch.ones(1, 1, 1), (0,), "plain", {1}),
+    ],
+)
+def test_what_is_strange_is_handled(small, world, tmp_path, high_res, classes, colour, expected):
+    """Maps of zeros, no class, one colour, one label only, images 1 pixel wide or high: from seeds to masks."""
+    height, width = high_res.shape[1:]
+    pixels = np.full((height, width, 3), 90, np.uint8)
+    if colour == "noise":
+        pixels = np.random.default_rng(0).integers(0, 256, pixels.shape).astype(np.uint8)
+    data, seeds = changed(world, maps_of(high_res, *classes), pixels, tmp_path)
+    data = replace(data, samples=data.samples[-2:])
+    refine_psa(replace(small, epochs=1), seeds, data, tmp_path / "out")
+    mask = read_mask(tmp_path / "out" / "masks" / "new.png", 2, (height, width))
+    assert set(mask.unique().tolist()) == expected
+
+
+def test_what_is_refused_before_anything_is_written(small, world, tmp_path):
+    data, seeds = world
+    fewer = Seeds({id: maps for id, maps in seeds.items() if id != "3"})
+    with pytest.raises(AdvCAMError, match=r"seeds of 1 of 5 images are missing, e.g. 3: make them first"):
+        refine_psa(small, fewer, data, tmp_path / "out")
+    with pytest.raises(AdvCAMError, match="no images in discs all"):
+        refine_psa(small, seeds, replace(data, samples=()), tmp_path / "out")
+    with pytest.raises(AdvCAMError, match="crop of 24 pixels does not fit stride 8 and radius 3"):
+        refine_psa(replace(small, crop=24), seeds, data, tmp_path / "out")
+    with pytest.raises(AdvCAMError, match="resnet38 needs a file"):
+        refine_psa(replace(SMALL, random_weights=False), seeds, data, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(AdvCAMError, match="label scores of 5 of 5 images are missing"):
+        train_affinitynet(small, small.make_net(), data, tmp_path / "out")
+    with pytest.raises(AdvCAMError, match="cannot name a file"):
+        mask_path(tmp_path, "../escape")
+
+
+def test_too_few_images_for_a_batch(small, world, tmp_path):
+    with pytest.raises(AdvCAMError, match="there are 5 images, fewer than one batch of 8"):
+        refine_psa(replace(small, batch=8), world[1], world[0], tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"epochs": 0}, "epochs must be at least 1"),
+        ({"lr": float("nan")}, "lr must be a number"),
+        ({"alphas": (32.0, 4.0)}, "the low one comes first"),
+        ({"jitter": (0.1, 0.1, 0.1, 0.6)}, "the hue's at most 0.5"),
+        ({"radius": 1}, "radius must be at least 2"),
+        ({"radius": 33}, "at most 32 cells, got 33"),
+    ],
+)
+def test_settings_that_cannot_be_used(options, message):
+    with pytest.raises(AdvCAMError, match=message):
+        replace(SMALL, **options)
+
+
+def test_the_released_codes_numbers():
+    psa, seam = SETTINGS["psa"], SETTINGS["seam"]
+    assert (psa.alphas, psa.alpha, psa.beta, psa.steps, psa.radius) == ((4, 32), 16, 8, 256, 5)
+    assert (psa.epochs, psa.batch, psa.crop, psa.lr, psa.weight_decay, psa.momentum) == (8, 8, 448, 0.1, 5e-4, 5e-4)
+    assert replace(seam, alphas=psa.alphas, lr=0.1, alpha=16.0, steps=256) == psa
+    assert (seam.alphas, seam.lr, seam.alpha, seam.steps) == ((4, 24), 0.01, 6, 64)
+
+
+# --- learning, and other processes ------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_masks_are_better_than_their_seeds(tmp_path):
+    """The walk carries the maps from the upper part of the discs, which they know, to the whole; mean of three nets."""
+    data, seeds = scenes(tmp_path / "images", 8)
+    best = max(seed_iou(data, seeds, threshold / 20) for threshold in range(1, 18))
+    found = []
+    for seed in range(3):
+        settings = replace(SMALL, width=4, epochs=25, batch=4, crop=64, lr=0.1, momentum=0.5, steps=256, seed=seed)
+        out = tmp_path / f"out{seed}"
+        refine_psa(with_trunk(settings, tmp_path), seeds, data, out)
+        losses = [record["loss"] for record in read_log(out / "affinitynet" / "log.jsonl")]
+        assert np.mean(losses[-4:]) < 0.7 * np.mean(losses[:4])
+        found.append(evaluate_masks(out / "masks", data).scores().mean_iou)
+    assert np.mean(found) > best + 0.03
+
+
+def seed_iou(data: SegmentationData, seeds: Seeds, threshold: float) -> float:
+    """Mean IoU of the seeds, cut at one threshold."""
+    matrix = ConfusionMatrix(3)
+    for sample in data.samples:
+        matrix.update(cut(seeds[sample.id].high_res, sample.labels, threshold), data.mask(sample))
+    return matrix.mean_iou()
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+sys.path.insert(0, {folder!r})
+import torch
+torch.set_num_threads(1)
+import test_psa as t
+data, seeds = t.scenes(Path(sys.argv[1]), 5)
+make = t.PSASettings.make_net
+def steady(settings):
+    net = make(settings)
+    for layer in (net.b6.dropout_2b1, net.b6.dropout_2b2, net.b7.dropout_2b1, net.b7.dropout_2b2):
+        layer.p = 0.0
+    return net
+t.PSASettings.make_net = steady
+t.refine_psa(t.SMALL, seeds, data, Path(sys.argv[2]), print)
+"""
+
+
+@pytest.mark.slow
+def test_two_ranks_make_what_one_makes(tmp_path):
+    """To rounding: each batch is shared, and the loss is the mean over the pairs of the whole batch."""
+    (tmp_path / "run.py").write_text(SCRIPT.format(folder=str(Path(__file__).parent)))
+    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}{os.pathsep}{HELPERS}"}
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    for name, start in (("one", [sys.executable]), ("two", torchrun)):
+        subprocess.run([*start, tmp_path / "run.py", tmp_path / "images", tmp_path / name], check=True, env=env)
+    one, two = (load_affinity_net(tmp_path / n / "affinitynet" / "affinitynet.safetensors") for n in ("one", "two"))
+    for (name, weight), other in zip(one.named_parameters(), two.parameters(), strict=True):
+        torch.testing.assert_close(weight, other, atol=1e-5, rtol=1e-4, msg=lambda m, name=name: f"{name}: {m}")
+    losses = [[r["loss"] for r in read_log(tmp_path / n / "affinitynet" / "log.jsonl")] for n in ("one", "two")]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    assert png_settings(tmp_path / "two" / "masks" / "0.png")

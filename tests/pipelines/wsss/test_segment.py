@@ -1,0 +1,356 @@
+"""From pseudo masks to predictions: what is learnt and written, how it goes on, how it is shared, and odd inputs."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from advcam_attr.data.images import normalised, read_rgb, to_bytes
+from advcam_attr.data.masks import palette, read_mask, write_mask
+from advcam_attr.data.samples import SegmentationData
+from advcam_attr.networks.deeplab import MultiScale, load_deeplab
+from advcam_attr.pipelines.evaluate import evaluate_masks
+from advcam_attr.pipelines.wsss import segment as segmentation
+from advcam_attr.pipelines.wsss.pseudo_masks import look_at_masks
+from advcam_attr.pipelines.wsss.segment import SETTINGS as NAMED
+from advcam_attr.pipelines.wsss.segment import predict, segment, segmentation_logits, train_segmentation
+from advcam_attr.refine.crf import DenseCRF, unary_from_logits
+from advcam_attr.training import train as trainings
+from advcam_attr.training.log import read_log
+from advcam_attr.types import AdvCAMError
+from places import HELPERS
+from segmentation_run import SETTINGS, masked_scenes
+
+Given = tuple[SegmentationData, SegmentationData, Path]
+
+
+@pytest.fixture(scope="module")
+def given(tmp_path_factory) -> Given:
+    return masked_scenes(tmp_path_factory.mktemp("scenes"), 9)
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory, given) -> tuple[Path, list[str]]:
+    out, told = tmp_path_factory.mktemp("net"), []
+    data, val, masks = given
+    summary = segment(SETTINGS, data, masks, [val], out, told.append)
+    assert summary.weights == out / "deeplab" / "deeplab.safetensors"
+    assert dict(summary.predictions) == {"val": out / "predictions" / "val"}
+    return out, told
+
+
+def net_of(out: Path) -> bytes:
+    return (out / "deeplab" / "deeplab.safetensors").read_bytes()
+
+
+def train(settings, given: Given, out: Path, tell=lambda line: None, masks: Path | None = None):
+    return train_segmentation(settings, settings.make_net(given[0].classes), given[0], masks or given[2], out, tell)
+
+
+def test_what_is_written(done, given):
+    out, told = done
+    files = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
+    assert files == {
+        "deeplab/deeplab.safetensors", "deeplab/checkpoint.pt", "deeplab/log.jsonl", "deeplab/training.json",
+        "predictions/val.json", *(f"predictions/val/00{n}.png" for n in range(3)),
+    }  # fmt: skip
+    net, classes = load_deeplab(out / "deeplab" / "deeplab.safetensors")
+    assert classes == ("red", "green", "blue")
+    assert net.spec.num_labels == 4
+    with Image.open(out / "predictions" / "val" / "000.png") as mask:
+        assert (mask.mode, mask.size) == ("P", (56, 40))
+        assert np.array_equal(np.reshape(mask.getpalette(), (-1, 3)), palette())
+    assert "step 6 of 6: loss" in "\n".join(told)
+
+
+def test_learning_rates_are_deeplabs(done):
+    rates = [record["lr"] for record in read_log(done[0] / "deeplab" / "log.jsonl")]
+    for step, (backbone, weights, biases) in enumerate(rates):
+        assert backbone == pytest.approx(0.01 * (1 - step // 2 * 2 / 6) ** 0.9)
+        assert (weights, biases) == pytest.approx((10 * backbone, 20 * backbone))
+
+
+def test_groups_hold_each_trained_weight_once():
+    net = SETTINGS.make_net(("red", "green", "blue"))
+    backbone, weights, biases = segmentation._groups(net, SETTINGS)
+    assert (backbone.weight_decay, weights.weight_decay, biases.weight_decay) == (5e-4, 5e-4, 0)
+    grouped = [id(p) for g in (backbone, weights, biases) for p in g.parameters if p.requires_grad]
+    assert sorted(grouped) == sorted(id(p) for p in net.parameters() if p.requires_grad)
+    assert {tuple(p.shape) for p in biases.parameters} == {(4,)}
+    norms = {id(p) for m in net.modules() if isinstance(m, torch.nn.BatchNorm2d) for p in m.parameters()}
+    assert norms
+    assert not norms & set(grouped)
+
+
+def test_discs_are_learnt(given, tmp_path):
+    settings = replace(SETTINGS, steps=30, lr=0.005, scales=(1.0,), checkpoint_every=30)
+    data, _, masks = given
+    summary = segment(settings, data, masks, [replace(data, split="all")], tmp_path)
+    losses = [record["loss"] for record in read_log(tmp_path / "deeplab" / "log.jsonl")]
+    assert sum(losses[-5:]) < 0.5 * sum(losses[:5])
+    assert evaluate_masks(summary.predictions["all"], data).scores().mean_iou > 0.6  # 0.2 where all is background
+
+
+def test_killed_in_the_middle_of_a_checkpoint(done, given, tmp_path, monkeypatch):
+    """The half-written file never takes the place of the one before, which the training goes on from."""
+    written = []
+
+    def half(content, path):
+        written.append(path)
+        if len(written) == 2:
+            Path(path).write_bytes(b"half of it")
+            raise KeyboardInterrupt
+        save(content, path)
+
+    save = torch.save
+    monkeypatch.setattr(torch, "save", half)
+    with pytest.raises(KeyboardInterrupt):
+        train(SETTINGS, given, tmp_path)
+    monkeypatch.undo()
+    shutil.copy(tmp_path / "deeplab" / "checkpoint.pt", tmp_path / "deeplab" / f".{'0' * 32}.pt")  # kill -9 leaves it
+    told: list[str] = []
+    train(SETTINGS, given, tmp_path, told.append)
+    assert any("going on from step 2" in line for line in told)
+    assert net_of(tmp_path) == net_of(done[0])
+    assert not list((tmp_path / "deeplab").glob(".*"))
+
+
+@pytest.mark.slow
+def test_averaged_weights_resume_too(given, tmp_path, monkeypatch):
+    settings = replace(SETTINGS, average=0.5)
+    train(settings, given, tmp_path / "whole")
+    saves = []
+    save = trainings.save_checkpoint
+    monkeypatch.setattr(trainings, "save_checkpoint", lambda *a: (save(*a), saves.append(a), 1 / (len(saves) < 2)))
+    with pytest.raises(ZeroDivisionError):
+        train(settings, given, tmp_path / "killed")
+    monkeypatch.undo()
+    train(settings, given, tmp_path / "killed")
+    assert net_of(tmp_path / "killed") == net_of(tmp_path / "whole")
+
+
+def test_averaged_weights_are_the_running_mean(given, tmp_path, monkeypatch):
+    """After the first step the mean is the weights; then half of it and half of the new weights, step by step."""
+    seen = []
+    fit = trainings.fit
+
+    def watched(training, *args, **options):
+        for record in fit(training, *args, **options):
+            seen.append({name: p.detach().clone() for name, p in training.model.named_parameters()})
+            yield record
+
+    monkeypatch.setattr(trainings, "fit", watched)
+    net = train(replace(SETTINGS, average=0.5), given, tmp_path)
+    mean = seen[0]
+    for weights in seen[1:]:
+        mean = {name: 0.5 * mean[name] + 0.5 * value for name, value in weights.items()}
+    for name, p in MultiScale(net).named_parameters():
+        torch.testing.assert_close(p, mean[name])
+    assert not torch.equal(net.aspp[0].weight, seen[-1]["net.aspp.0.weight"])
+
+
+def test_parts_of_a_batch_make_the_same_step(given, tmp_path):
+    """To rounding, with a loss that is a mean over images."""
+    nets = [
+        train(replace(SETTINGS, steps=2, accumulate=parts), given, tmp_path / str(parts)).state_dict()
+        for parts in (1, 2)
+    ]
+    for name, value in nets[0].items():
+        torch.testing.assert_close(nets[1][name], value, rtol=1e-3, atol=1e-5)
+
+
+def test_another_training_is_refused_and_makes_way(done, given, tmp_path):
+    shutil.copytree(done[0], tmp_path / "net")
+    with pytest.raises(AdvCAMError, match="loss was balanced, is cross_entropy"):
+        train(replace(SETTINGS, loss="cross_entropy"), given, tmp_path / "net")
+    other = tmp_path / "masks"
+    shutil.copytree(given[2], other)
+    write_mask(other / "000.png", torch.zeros(40, 56, dtype=torch.uint8))
+    with pytest.raises(AdvCAMError, match=r"masks was [0-9a-f]{16}, is "):
+        train(SETTINGS, given, tmp_path / "net", masks=other)
+    train(replace(SETTINGS, overwrite=True), given, tmp_path / "net", masks=other)
+    assert net_of(tmp_path / "net") != net_of(done[0])
+
+
+def test_a_second_run_does_nothing(done, given):
+    out, _ = done
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+    told: list[str] = []
+    segment(SETTINGS, given[0], given[2], [given[1]], out, told.append)
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
+    assert any("nothing to train" in line for line in told)
+    assert any("3 are in" in line for line in told)
+
+
+def test_logits_equal_their_slow_rederivation(done, given):
+    net = MultiScale(load_deeplab(done[0] / "deeplab" / "deeplab.safetensors")[0]).eval()
+    pixels = to_bytes(read_rgb(given[0].samples[0].image))
+    total = torch.zeros(4, 40, 56)
+    for scale in (0.75, 1.5):
+        for mirrored in (False, True):
+            image = normalised(pixels, net.net.mean, net.net.std)[None]
+            image = image.flip(-1) if mirrored else image
+            image = F.interpolate(image, (int(40 * scale), int(56 * scale)), mode="bilinear")
+            with torch.no_grad():
+                logits = F.interpolate(net(image), (40, 56), mode="bilinear")[0]
+            total += logits.flip(-1) if mirrored else logits
+    torch.testing.assert_close(segmentation_logits(net, pixels, (0.75, 1.5), flip=True), total / 4)
+    single = segmentation_logits(net, pixels, flip=False)
+    assert torch.equal(read_mask(done[0] / "predictions" / "val" / "000.png", 3), single.argmax(0).to(torch.uint8))
+
+
+def test_predictions_after_the_crf(done, given, tmp_path):
+    net, _ = load_deeplab(done[0] / "deeplab" / "deeplab.safetensors")
+    one = replace(given[1], samples=given[1].samples[:1])
+    folder = predict(replace(SETTINGS, crf="deeplab"), net, one, tmp_path)
+    assert folder == tmp_path / "predictions" / "val_crf"
+    pixels = to_bytes(read_rgb(one.samples[0].image))
+    logits = segmentation_logits(MultiScale(net).eval(), pixels, flip=False)
+    marginals = DenseCRF(pixels[None], "deeplab")(unary_from_logits(logits[None]))
+    assert torch.equal(read_mask(folder / "000.png", 3), marginals[0].argmax(0).to(torch.uint8))
+    with pytest.raises(AdvCAMError, match="flip was False, is True"):
+        predict(replace(SETTINGS, crf="deeplab", test_flip=True), net, one, tmp_path)
+
+
+def test_a_trained_net_is_not_trained(done, given, tmp_path):
+    settings = replace(SETTINGS, trained=done[0] / "deeplab" / "deeplab.safetensors")
+    summary = segment(settings, given[0], tmp_path / "no masks", [given[1]], tmp_path)
+    for name in ("000.png", "001.png", "002.png"):
+        assert (summary.predictions["val"] / name).read_bytes() == (done[0] / "predictions/val" / name).read_bytes()
+    with pytest.raises(AdvCAMError, match="tells 3 classes apart; the data has 2"):
+        settings.make_net(("red", "green"))
+
+
+def change(masks: Path, id: str, labels: torch.Tensor | None) -> None:
+    if labels is None:
+        (masks / f"{id}.png").unlink()
+    else:
+        write_mask(masks / f"{id}.png", labels)
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (None, r"masks of 1 of 9 images are missing in .*, e.g. of 001; make them first"),
+        (torch.zeros(40, 56), r"001.png is of 56x40 pixels and its photograph of 40x56; they must be of one size"),
+        (torch.full((56, 40), 4), r"001.png holds the label 4, but there are 3 classes"),
+    ],
+)
+def test_masks_that_cannot_be_used(given, tmp_path, labels, message):
+    masks = tmp_path / "masks"
+    shutil.copytree(given[2], masks)
+    change(masks, "001", None if labels is None else labels.to(torch.uint8))
+    with pytest.raises(AdvCAMError, match=message) as error:
+        train(SETTINGS, given, tmp_path / "out", masks=masks)
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_damaged_mask(given, tmp_path):
+    shutil.copytree(given[2], tmp_path / "masks")
+    for id in ("001", "002"):
+        (tmp_path / "masks" / f"{id}.png").write_bytes((given[2] / f"{id}.png").read_bytes()[:90])
+    with pytest.raises(AdvCAMError, match=r"cannot read mask .*001.png .*and 1 more of 9 masks cannot be used"):
+        look_at_masks(tmp_path / "masks", given[0])
+
+
+def test_masks_that_are_void_alone_are_left_out(given, tmp_path):
+    masks = tmp_path / "masks"
+    shutil.copytree(given[2], masks)
+    void = torch.full((56, 40), 255, dtype=torch.uint8)
+    change(masks, "001", void)
+    told: list[str] = []
+    train(replace(SETTINGS, steps=2), given, tmp_path / "out", told.append, masks)
+    assert told[0] == "1 of 9 masks are void alone and left out: 001"
+    assert "training the segmentation net on 8 images" in told[1]
+    for sample in given[0].samples:
+        change(masks, sample.id, void if Image.open(sample.image).size == (40, 56) else None)
+        if not (masks / f"{sample.id}.png").exists():
+            size = Image.open(sample.image).size[::-1]
+            change(masks, sample.id, torch.full(size, 255, dtype=torch.uint8))
+    with pytest.raises(AdvCAMError, match=r"all 9 masks in .* are void .255. alone"):
+        look_at_masks(masks, given[0])
+
+
+def test_a_crop_larger_than_the_images_is_padded(given, tmp_path):
+    told: list[str] = []
+    train(replace(SETTINGS, steps=1, crop=97, scales=(0.5,)), given, tmp_path, told.append)
+    assert "step 1 of 1: loss" in "\n".join(told)
+
+
+def test_too_few_images_and_no_images(given, tmp_path):
+    with pytest.raises(AdvCAMError, match="9 images, fewer than one batch of 10"):
+        train(replace(SETTINGS, batch=10), given, tmp_path)
+    with pytest.raises(AdvCAMError, match="a batch of 4 cannot be shared by 1 ranks in 3 parts each"):
+        train(replace(SETTINGS, accumulate=3), given, tmp_path)
+    empty = replace(given[1], samples=())
+    with pytest.raises(AdvCAMError, match="no images in scenes val"):
+        predict(SETTINGS, SETTINGS.make_net(empty.classes), empty, tmp_path)
+    with pytest.raises(AdvCAMError, match="no images in scenes train"):
+        look_at_masks(given[2], replace(given[0], samples=()))
+    with pytest.raises(AdvCAMError, match="the net tells 2 classes apart; scenes has 3"):
+        predict(SETTINGS, SETTINGS.make_net(("red", "green")), given[1], tmp_path)
+
+
+def test_the_papers_numbers():
+    voc, coco = NAMED["voc"], NAMED["coco"]
+    assert (voc.steps, voc.batch, voc.crop, voc.loss) == (30000, 10, 321, "balanced")
+    assert voc.scales == (0.5, 0.75, 1, 1.25, 1.5, 1.75, 2)
+    assert (voc.lr, voc.weight_decay, voc.momentum, voc.power, voc.refresh) == (2.5e-4, 5e-4, 0.9, 0.9, 10)
+    assert (coco.crop, coco.steps, coco.lr) == (481, 100000, 2e-4)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"steps": 0}, "steps must be at least 1"),
+        ({"lr": -1.0}, "lr must not be negative"),
+        ({"scales": ()}, "scales must lie between 0 and 16"),
+        ({"test_scales": (0.0,)}, "test_scales must lie between"),
+        ({"average": 1.0}, "average must lie in"),
+        ({"loss": "focal"}, "unknown loss 'focal'"),
+        ({"crf": "deplab"}, "unknown CRF recipe 'deplab'; did you mean 'deeplab'"),
+        ({"known_offset": 1}, "known_offset 1 has no file to go with"),
+        ({"known": "known.json", "trained": "net.safetensors"}, "known is the start of a training"),
+    ],
+)
+def test_settings_that_mean_nothing(options, message):
+    with pytest.raises(AdvCAMError, match=message):
+        replace(SETTINGS, **options)
+
+
+def test_known_classes_that_the_backbone_has_not(tmp_path):
+    file = tmp_path / "known.json"
+    file.write_text('{"red": [1], "green": [2, 3, 4, 5, 6]}')
+    settings = replace(SETTINGS, model_args={"num_classes": 3}, known=file, known_offset=1)
+    expected = (
+        r"timm/test_resnet has 3 classes and the new net 3: there is no 3, 4, 5 and 2 more; "
+        r"look at known \(.*known\.json\) and known_offset \(1\)$"
+    )
+    with pytest.raises(AdvCAMError, match=expected):
+        settings.make_net(("red", "green"))
+
+
+@pytest.mark.slow
+def test_two_ranks_train_and_label_as_one(done, tmp_path):
+    """Ranks share batches and images; gradients are averaged, so weights are those of one process to rounding."""
+    script = HELPERS / "segmentation_run.py"
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    environment = {**os.environ, "PYTHONPATH": str(script.parents[1]), "OMP_NUM_THREADS": "1"}
+    subprocess.run(
+        [*torchrun, str(script), str(tmp_path / "scenes"), "9", str(tmp_path / "out")], check=True, env=environment
+    )
+    two = load_deeplab(tmp_path / "out" / "deeplab" / "deeplab.safetensors")[0].state_dict()
+    for name, value in load_deeplab(done[0] / "deeplab" / "deeplab.safetensors")[0].state_dict().items():
+        torch.testing.assert_close(two[name], value, rtol=1e-3, atol=1e-4)
+    assert len(list((tmp_path / "out" / "predictions" / "val").glob("*.png"))) == 3

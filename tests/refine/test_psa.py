@@ -1,0 +1,291 @@
+"""PSA's labels, loss and walk: by hand, against slow loops over pairs, against the dense matrix."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from advcam_attr.refine.affinity_labels import psa_scores
+from advcam_attr.refine.psa import (
+    affinity_labels,
+    affinity_loss,
+    affinity_walk,
+    fitting_radius,
+    pair_affinities,
+    pair_kinds,
+    pair_losses,
+    pooled,
+    walk_labels,
+    walk_maps,
+    weighed,
+)
+from advcam_attr.types import AdvCAMError, ClassMaps
+
+
+def noise(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def slow_pairs(height: int, width: int, radius: int) -> list[tuple[tuple[int, int], tuple[int, int]]]:
+    """All pairs of cells, each once, by their definition."""
+    found = []
+    for y in range(height - (radius - 1)):
+        for x in range(radius - 1, width - (radius - 1)):
+            for v in range(height):
+                for u in range(width):
+                    dy, dx = v - y, u - x
+                    ahead = (dy == 0 and 0 < dx < radius) or (0 < dy < radius and abs(dx) < radius)
+                    if ahead and (dy == 0 or dx * dx + dy * dy < radius * radius):
+                        found.append(((y, x), (v, u)))
+    return found
+
+
+def slow_affinity(features: Tensor, i: tuple[int, int], j: tuple[int, int]) -> float:
+    """Of one image, ``(C, h, w)``."""
+    one, other = features[:, i[0], i[1]].tolist(), features[:, j[0], j[1]].tolist()
+    return math.exp(-sum(abs(a - b) for a, b in zip(one, other, strict=True)) / len(features))
+
+
+def slow_loss(features: Tensor, labels: Tensor, radius: int) -> float:
+    sums, counts = [0.0, 0.0, 0.0], [1e-5, 1e-5, 1e-5]
+    for image, grid in zip(features, labels.tolist(), strict=True):
+        for i, j in slow_pairs(*image.shape[1:], radius):
+            one, other = grid[i[0]][i[1]], grid[j[0]][j[1]]
+            if 255 in (one, other):
+                continue
+            a = slow_affinity(image, i, j)
+            kind = 2 if one != other else 1 if one else 0
+            sums[kind] -= math.log(a + 1e-5) if kind < 2 else math.log(1 + 1e-5 - a)
+            counts[kind] += 1
+    return sums[0] / counts[0] / 4 + sums[1] / counts[1] / 4 + sums[2] / counts[2] / 2
+
+
+def dense_walk(maps: Tensor, features: Tensor, radius: int, beta: float, squarings: int) -> Tensor:
+    """The whole matrix, powered, its columns divided by their sums, squared."""
+    height, width = features.shape[1:]
+    matrix = torch.eye(height * width, dtype=torch.float64)
+    for i, j in slow_pairs(height, width, radius):
+        one, other = i[0] * width + i[1], j[0] * width + j[1]
+        matrix[one, other] = matrix[other, one] = slow_affinity(features, i, j)
+    matrix = matrix**beta
+    matrix = matrix / matrix.sum(0, keepdim=True)
+    for _ in range(squarings):
+        matrix = matrix @ matrix
+    return (maps.flatten(1) @ matrix).reshape(maps.shape)
+
+
+# --- labels -----------------------------------------------------------------------------------------------------------
+
+
+def test_labels_by_hand():
+    """Four cells of 2 x 2 pixels: sure foreground, sure background, between, and half outside of the image."""
+    low, high = torch.zeros(3, 2, 8), torch.zeros(3, 2, 8)
+    low[:, :, 0:2] = torch.tensor([0.2, 0.3, 0.5])[:, None, None]
+    high[:, :, 0:2] = torch.tensor([0.1, 0.3, 0.6])[:, None, None]
+    low[:, :, 2:4] = torch.tensor([0.8, 0.1, 0.1])[:, None, None]
+    high[:, :, 2:4] = torch.tensor([0.6, 0.3, 0.1])[:, None, None]
+    low[:, :, 4:6] = torch.tensor([0.8, 0.1, 0.1])[:, None, None]
+    high[:, :, 4:6] = torch.tensor([0.1, 0.8, 0.1])[:, None, None]
+    low[:, 0, 6:7] = torch.tensor([0.1, 0.9, 0.0])[:, None]
+    high[:, 0, 6:7] = torch.tensor([0.1, 0.9, 0.0])[:, None]
+    assert affinity_labels(low, high, stride=2).tolist() == [[2, 0, 255, 1]]
+    assert affinity_labels(torch.zeros(2, 2, 2), torch.zeros(2, 2, 2), stride=2).tolist() == [[255]]
+
+
+def test_labels_of_an_image_without_classes_are_background():
+    scores = psa_scores(ClassMaps((), (9, 12), torch.zeros(0, 3, 3), torch.zeros(0, 9, 12)), picture(9, 12))
+    assert affinity_labels(*scores, stride=4).tolist() == [[0] * 3] * 3
+
+
+def picture(height: int, width: int) -> Tensor:
+    return torch.randint(256, (3, height, width), generator=torch.Generator().manual_seed(2)).to(torch.uint8)
+
+
+@pytest.mark.parametrize("size", [(9, 1), (1, 11), (1, 1)])
+def test_thin_images(size):
+    maps = ClassMaps((4,), size, torch.ones(1, 1, 1), torch.linspace(0, 1, size[0] * size[1]).reshape(1, *size))
+    assert affinity_labels(*psa_scores(maps, picture(*size))).shape == (-(-size[0] // 8), -(-size[1] // 8))
+    grid = walk_maps(maps.high_res)
+    walked = affinity_walk(grid, noise(4, *grid.shape[1:]))
+    assert torch.equal(walked, grid)
+    labels = walk_labels(walked, maps.classes, size)
+    assert labels.shape == size
+    assert set(labels.unique().tolist()) <= {0, 5}
+
+
+def test_an_image_of_one_colour_and_maps_of_zeros():
+    image = torch.full((3, 17, 20), 90, dtype=torch.uint8)
+    flat = ClassMaps((3,), (17, 20), torch.zeros(1, 5, 5), torch.zeros(1, 17, 20))
+    assert affinity_labels(*psa_scores(flat, image)).tolist() == [[0] * 3] * 3
+    grid = walk_maps(flat.high_res)
+    assert walk_labels(affinity_walk(grid, torch.zeros(4, 3, 3)), (3,), (17, 20)).max() == 0
+    whole = ClassMaps((3,), (17, 20), torch.ones(1, 5, 5), torch.ones(1, 17, 20))
+    assert affinity_labels(*psa_scores(whole, image)).tolist() == [[1] * 3] * 3
+    assert walk_labels(walk_maps(whole.high_res), (3,), (17, 20)).min() == 4
+
+
+# --- pairs and loss ---------------------------------------------------------------------------------------------------
+
+
+def test_counts_of_pairs():
+    """34 neighbours with a margin of 4; on a grid of 56 x 56, 52 x 48 sources."""
+    assert pair_affinities(torch.zeros(1, 2, 56, 56)).shape == (1, 34, 52, 48)
+    assert pair_affinities(torch.zeros(2, 3, 1, 9), fitting_radius((1, 9))).shape == (2, 0, 1, 9)
+    for size, radius in {(56, 56): 5, (11, 40): 5, (10, 40): 4, (40, 5): 2, (3, 3): 1, (2, 9): 0, (1, 1): 0}.items():
+        assert fitting_radius(size) == radius
+
+
+@pytest.mark.parametrize(("size", "radius"), [((9, 12), 5), ((6, 9), 4), ((5, 5), 2)])
+def test_affinities_and_loss_equal_the_loop(size, radius):
+    features = noise(2, 3, *size)
+    labels = torch.tensor([0, 0, 1, 2, 255], dtype=torch.uint8)[
+        torch.randint(5, (2, *size), generator=torch.Generator().manual_seed(1))
+    ]
+    found = pair_affinities(features, radius)
+    for n in range(2):
+        slow = sorted(slow_affinity(features[n], i, j) for i, j in slow_pairs(*size, radius))
+        torch.testing.assert_close(found[n].flatten().sort().values, torch.tensor(slow, dtype=torch.float64))
+    assert float(affinity_loss(features, labels, radius)) == pytest.approx(slow_loss(features, labels, radius))
+
+
+def test_loss_by_hand():
+    """A row above a row, radius 2: one source, four neighbours; two alike in background, one apart, one undecided."""
+    features = torch.zeros(1, 2, 2, 3)
+    features[0, :, 0, 2] = torch.tensor([0.2, 0.6])  # right: distance 0.4
+    features[0, :, 1, 0] = torch.tensor([1.0, 1.0])  # below left: distance 1
+    features[0, :, 1, 1] = torch.tensor([0.0, 3.0])  # below: distance 1.5
+    labels = torch.tensor([[[9, 0, 0], [0, 4, 255]]], dtype=torch.uint8)
+    sums, counts = pair_losses(features, labels, radius=2)
+    assert counts.tolist() == [2, 0, 1]
+    assert sums.tolist() == pytest.approx([1.4, 0, -math.log(1 - math.exp(-1.5))], abs=1e-4)
+    assert float(affinity_loss(features, labels, 2)) == pytest.approx(
+        0.7 / 4 - math.log(1 - math.exp(-1.5)) / 2, abs=1e-4
+    )
+    foreground = torch.where(labels == 0, 4, 255).to(torch.uint8)
+    assert float(affinity_loss(features, foreground, 2)) == pytest.approx(0.7 / 4, abs=1e-4)
+
+
+def test_pairs_are_one_kind_at_most():
+    labels = torch.tensor([0, 1, 2, 255], dtype=torch.uint8)[torch.randint(4, (2, 9, 12))]
+    kinds = pair_kinds(labels)
+    assert int(kinds.sum(0).max()) == 1
+    assert 0 < int(kinds.sum()) < kinds[0].numel()
+
+
+def test_nothing_sure_loses_nothing():
+    features = noise(1, 3, 9, 9).requires_grad_()
+    loss = affinity_loss(features, torch.full((1, 9, 9), 255, dtype=torch.uint8))
+    loss.backward()
+    assert float(loss.detach()) == 0
+    assert features.grad.abs().max() == 0
+
+
+def test_parts_of_a_batch_make_the_whole_loss():
+    features, labels = noise(3, 2, 9, 9), (noise(3, 9, 9, seed=4) > 0).to(torch.uint8)
+    parts = [pair_losses(f[None], t[None]) for f, t in zip(features, labels, strict=True)]
+    sums, counts = (sum(part[i] for part in parts) for i in (0, 1))
+    torch.testing.assert_close(weighed(sums, counts), affinity_loss(features, labels))
+
+
+def test_a_descent_parts_two_labels():
+    """Embeddings themselves as weights: after some steps cells of one label are alike and others are not."""
+    features = (0.1 * noise(1, 4, 9, 11)).requires_grad_()
+    labels = torch.zeros(1, 9, 11, dtype=torch.uint8)
+    labels[:, :, 6:] = 3
+    optimiser = torch.optim.Adam([features], lr=0.1)
+    first = float(affinity_loss(features, labels).detach())
+    for _ in range(40):
+        optimiser.zero_grad()
+        affinity_loss(features, labels).backward()
+        optimiser.step()
+    assert float(affinity_loss(features, labels).detach()) < 0.5 * first
+    affinity, kinds = pair_affinities(features.detach()), pair_kinds(labels)
+    assert affinity[kinds[:2].any(0)].mean() > affinity[kinds[2]].mean() + 0.4
+
+
+# --- the walk ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("size", "squarings"), [((9, 12), 8), ((13, 11), 6), ((7, 20), 8), ((5, 6), 8), ((3, 2), 8)])
+def test_walk_equals_the_dense_matrix(size, squarings):
+    maps, features = noise(3, *size).abs(), noise(5, *size, seed=1) * 0.3
+    radius = fitting_radius(size)
+    expected = dense_walk(maps, features, radius, 8, squarings) if radius > 1 else maps
+    found = affinity_walk(maps, features, steps=2**squarings)
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
+    single = affinity_walk(maps.float(), features.float(), steps=2**squarings)
+    torch.testing.assert_close(single.double(), expected, atol=1e-5, rtol=0)
+    assert not torch.allclose(found, maps, atol=1e-3) or radius < 2
+
+
+def test_walk_of_a_larger_grid_equals_the_dense_matrix():
+    """A larger grid, and the released code's dense computation in float64, squared 8 times."""
+    features = F.interpolate(noise(1, 8, 6, 8), (24, 32), mode="bilinear")[0] * 0.5
+    maps = noise(4, 24, 32).abs()
+    inner = pair_affinities(features[None])[0]
+    number = torch.arange(24 * 32).reshape(24, 32)
+    matrix = torch.eye(24 * 32, dtype=torch.float64)
+    offsets = [(0, x) for x in range(1, 5)] + [(y, x) for y in range(1, 5) for x in range(-4, 5) if x * x + y * y < 25]
+    for (dy, dx), affinity in zip(offsets, inner, strict=True):
+        i, j = number[:20, 4:28].flatten(), number[dy : dy + 20, 4 + dx : 28 + dx].flatten()
+        matrix[i, j] = matrix[j, i] = affinity.flatten()
+    matrix = matrix.pow_(8)
+    matrix /= matrix.sum(0, keepdim=True)
+    for _ in range(8):
+        matrix = matrix @ matrix
+    torch.testing.assert_close(affinity_walk(maps, features).flatten(1), maps.flatten(1) @ matrix, atol=1e-5, rtol=0)
+
+
+def test_walk_maps_by_hand():
+    high_res = torch.zeros(2, 3, 4)
+    high_res[0, 0, 0], high_res[1, 0, 1], high_res[0, 2, 3] = 0.5, 1.2, 1.0
+    found = walk_maps(high_res, alpha=2, stride=2)
+    assert found.shape == (3, 2, 2)
+    torch.testing.assert_close(found[:, 0, 0], torch.tensor([(0.25 + 0 + 2) / 4, 0.125, 0.25]))
+    torch.testing.assert_close(found[:, 1, 1], torch.tensor([0.25, 0.25, 0.0]))
+
+
+def test_walk_labels_equal_the_steps():
+    """Zeros in the place of classes that the image lacks change nothing."""
+    maps = noise(3, 4, 5).abs()
+    whole = torch.zeros(1, 21, 4, 5, dtype=torch.float64)
+    whole[0, [0, 8, 16]] = maps
+    expected = F.interpolate(whole, scale_factor=8, mode="bilinear")[0].argmax(0)[:30, :37]
+    assert torch.equal(walk_labels(maps, (7, 15), (30, 37)).long(), expected)
+    assert set(expected.unique().tolist()) == {0, 8, 16}
+
+
+def test_classes_walk_alone():
+    maps, features = noise(3, 9, 12).abs(), noise(5, 9, 12, seed=1) * 0.3
+    together = affinity_walk(maps, features)
+    for k in range(3):
+        torch.testing.assert_close(affinity_walk(maps[k : k + 1], features), together[k : k + 1])
+
+
+def test_pooled_equals_the_mean_of_each_cell():
+    maps = noise(2, 11, 13)
+    padded = torch.zeros(2, 16, 16, dtype=torch.float64)
+    padded[:, :11, :13] = maps
+    expected = torch.stack([padded[:, y : y + 8, x : x + 8].mean((1, 2)) for y in (0, 8) for x in (0, 8)], 1)
+    torch.testing.assert_close(pooled(maps, 8).flatten(1), expected)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: pair_affinities(torch.zeros(1, 2, 4, 20)), "4 x 20 cells has no room for pairs of radius 5"),
+        (lambda: affinity_loss(torch.zeros(1, 2, 9, 9), torch.zeros(1, 9, 8)), "differ in size"),
+        (lambda: affinity_labels(torch.zeros(2, 4, 4), torch.zeros(3, 4, 4)), "differ in shape"),
+        (lambda: affinity_walk(torch.zeros(2, 4, 5), torch.zeros(3, 5, 4)), "differ in size"),
+        (lambda: affinity_walk(torch.zeros(2, 9, 9), torch.full((3, 9, 9), torch.nan)), "not finite"),
+        (lambda: walk_labels(torch.zeros(2, 4, 5), (1, 2), (32, 40)), "give one for each"),
+        (lambda: walk_labels(torch.zeros(2, 4, 5), (254,), (32, 40)), "give one for each"),
+    ],
+)
+def test_bad_input_is_one_clear_line(call, message):
+    with pytest.raises(AdvCAMError, match=message):
+        call()

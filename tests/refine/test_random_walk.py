@@ -1,0 +1,148 @@
+"""The random walk: against the dense matrix, made and squared as IRN's code tells it, and by hand."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+import torch
+from torch import Tensor
+
+from advcam_attr.refine.random_walk import edge_affinities, edge_walk, paths, random_walk, transition
+from advcam_attr.types import AdvCAMError
+
+
+def random_edges(height: int, width: int, dtype: torch.dtype = torch.float64) -> Tensor:
+    """Edges that are mostly weak and now and then strong."""
+    return (
+        torch.rand(height, width, generator=torch.Generator().manual_seed(height), dtype=torch.float64).to(dtype) ** 4
+    )
+
+
+def dense_walk(
+    cam: Tensor, edge: Tensor, beta: float = 10, squarings: int = 8, pad: int = 5, radius: int = 5
+) -> Tensor:
+    """The padded grid, sources with room for their neighbours, one pair at a time; then the whole matrix squared."""
+    height, width = edge.shape
+    padded = torch.ones(height + pad, width + 2 * pad, dtype=edge.dtype)
+    padded[:height, pad : pad + width] = edge
+    number = torch.arange(padded.numel()).reshape(padded.shape)
+    matrix = torch.eye(padded.numel(), dtype=edge.dtype)
+    for y in range(padded.shape[0] - (radius - 1)):
+        for x in range(radius - 1, padded.shape[1] - (radius - 1)):
+            for way in paths(radius):
+                affinity = 1 - max(float(padded[y + dy, x + dx]) for dy, dx in way)
+                i, j = number[y, x], number[y + way[0][0], x + way[0][1]]
+                matrix[i, j] = matrix[j, i] = affinity
+    inside = number[:height, pad : pad + width].flatten()
+    matrix = matrix[inside][:, inside] ** beta
+    matrix = matrix / matrix.sum(0, keepdim=True)
+    torch.testing.assert_close(matrix.sum(0), torch.ones(len(inside), dtype=edge.dtype))
+    for _ in range(squarings):
+        matrix = matrix @ matrix
+    return ((cam * (1 - edge)).flatten(1) @ matrix).reshape(cam.shape)
+
+
+@pytest.mark.parametrize(("height", "width"), [(9, 12), (12, 7), (1, 9), (9, 1), (3, 2), (1, 1)])
+def test_equals_the_dense_matrix(height, width):
+    edge = random_edges(height, width)
+    cam = torch.rand(3, height, width, dtype=torch.float64)
+    torch.testing.assert_close(edge_walk(cam, edge), dense_walk(cam, edge), atol=2e-7, rtol=0)
+
+
+def test_float32_equals_the_dense_matrix():
+    cam, edge = torch.rand(3, 9, 12), random_edges(9, 12, torch.float32)
+    torch.testing.assert_close(
+        edge_walk(cam, edge).double(), dense_walk(cam.double(), edge.double()), atol=1e-5, rtol=0
+    )
+
+
+@pytest.mark.parametrize("steps", [0, 1, 2, 7, 64, 256])
+def test_the_series_equals_step_by_step(steps):
+    cam = torch.rand(2, 20, 24, dtype=torch.float64)
+    step = transition(edge_affinities(random_edges(20, 24)))
+    rows = cam.flatten(1).T.contiguous()
+    for _ in range(steps):
+        rows = step(rows)
+    torch.testing.assert_close(random_walk(cam, step, steps).flatten(1).T, rows, atol=2e-7, rtol=0)
+
+
+def test_counts_and_ways():
+    """34 and 152 neighbours; a straight way, a diagonal one, and the mirror image of each."""
+    assert [len(paths(radius)) for radius in (2, 5, 10)] == [4, 34, 152]
+    ways = {way[0]: way for way in paths(5)}
+    assert ways[0, 3] == ((0, 3), (0, 2), (0, 1), (0, 0))
+    assert ways[1, 1] == ((1, 1), (0, 1), (1, 0), (0, 0))
+    assert {(y, -x) for y, x in ways[3, 2]} == set(ways[3, -2])
+    assert all(way[-1] == (0, 0) for way in ways.values())
+
+
+def test_affinities_by_hand():
+    """Between two pixels stands the strongest edge of the way, both ends included; none are outside of the grid."""
+    edge = torch.tensor([[0.1, 0.5, 0.2, 0.0]])
+    affinity = edge_affinities(edge, radius=3)
+    ends = [way[0] for way in paths(3)]
+    torch.testing.assert_close(affinity[ends.index((0, 1))], torch.tensor([[0.5, 0.5, 0.8, 0.0]]))
+    torch.testing.assert_close(affinity[ends.index((0, 2))], torch.tensor([[0.5, 0.5, 0.0, 0.0]]))
+    assert int(affinity[2:].count_nonzero()) == 0
+
+
+def test_two_pixels_by_hand():
+    """Affinity a: T = [[1, b], [b, 1]] / (1 + b) with b = a^β, and (1 ± z^t) / 2 with z = (1 - b) / (1 + b)."""
+    edge = torch.tensor([[0.0, 0.2]], dtype=torch.float64)
+    b = 0.8**3
+    z = (1 - b) / (1 + b)
+    walked = random_walk(torch.tensor([[[1.0, 0.0]]]).double(), transition(edge_affinities(edge), beta=3), steps=5)
+    torch.testing.assert_close(walked.flatten(), torch.tensor([1 + z**5, 1 - z**5]).double() / 2, atol=2e-7, rtol=0)
+
+
+def test_nothing_crosses_a_closed_edge():
+    edge = torch.zeros(12, 16)
+    edge[:, 8] = 1
+    cam = torch.zeros(1, 12, 16)
+    cam[:, 3, 3] = 1
+    walked = edge_walk(cam, edge)
+    assert float(walked[:, :, 8:].abs().max()) == 0
+    assert float(walked[:, :, :8].min()) > 0
+
+
+def test_a_constant_map_stays_constant():
+    step = transition(edge_affinities(random_edges(20, 30)))
+    ones = torch.ones(1, 20, 30, dtype=torch.float64)
+    torch.testing.assert_close(random_walk(ones, step), ones, atol=2e-7, rtol=0)
+
+
+def test_classes_walk_alone():
+    edge, cam = random_edges(15, 18, torch.float32), torch.rand(4, 15, 18)
+    together = edge_walk(cam, edge)
+    for k in range(4):
+        torch.testing.assert_close(together[k : k + 1], edge_walk(cam[k : k + 1], edge), atol=1e-6, rtol=0)
+
+
+def test_a_grid_of_128_takes_no_dense_matrix():
+    """The bound is loose, for busy machines: the dense way multiplies a matrix of 16384² eight times."""
+    cam, edge = torch.rand(3, 128, 128), random_edges(128, 128, torch.float32)
+    start = time.process_time()
+    walked = edge_walk(cam, edge)
+    assert time.process_time() - start < 3
+    step = transition(edge_affinities(edge.double()))
+    rows = (cam * (1 - edge)).double().flatten(1).T.contiguous()
+    for _ in range(256):
+        rows = step(rows)
+    torch.testing.assert_close(walked.double().flatten(1).T, rows, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: edge_walk(torch.zeros(2, 4, 5), torch.zeros(5, 4)), "differ in size"),
+        (lambda: edge_affinities(torch.full((4, 5), 1.5)), "apply the sigmoid"),
+        (lambda: edge_walk(torch.zeros(4, 5), torch.zeros(4, 5)), r"must be \(K, h, w\)"),
+        (lambda: edge_affinities(torch.full((4, 5), torch.nan)), "apply the sigmoid"),
+        (lambda: transition(torch.zeros(34, 4, 5), radius=4), "radius 4 has 22 neighbours"),
+        (lambda: random_walk(torch.zeros(2, 5, 4), transition(torch.zeros(34, 4, 5))), "grid of 4 x 5"),
+    ],
+)
+def test_bad_input_is_one_clear_line(call, message):
+    with pytest.raises(AdvCAMError, match=message):
+        call()
