@@ -116,7 +116,7 @@ def voc(options: argparse.Namespace) -> Iterator[Setting]:
             epochs=10, batch=10, crop=320, long_side=(320, 480), classifier_lr=0.3, momentum=0.9, weight_decay=0.0,
             anchor=0.01, seed=seed, workers=0,
         )  # fmt: skip
-        train_classifier(settings, net, parts[0], parts[1], options.out / f"voc{seed}" / "classifier", print)
+        train_classifier(settings, net, parts[0], parts[1], options.out / f"voc{seed}" / "classifier")
         yield pooled(f"voc{seed}", net, scored, scored, net.mean, net.std)
 
 

@@ -47,8 +47,8 @@ def main() -> None:
             out = (own if seed == base.seed else options.run / "segmentation_seeds" / f"seed{seed}") / method
             masks = options.run / "refined" / method / final_step(config.refine)
             settings = replace(base, seed=seed)
-            net = trained_net(settings, data, masks, out, print)
-            found[method] = evaluate_masks(predict(settings, net, val, out, print), val)
+            net = trained_net(settings, data, masks, out)
+            found[method] = evaluate_masks(predict(settings, net, val, out), val)
             scores[method].append(100 * found[method].scores().mean_iou)
         gain, low, high = (100 * value for value in compare(found["advcam"], found["cam"]))
         cam, advcam = (scores[method][-1] for method in scores)

@@ -6,9 +6,11 @@ one line on the standard error and exit code 2; anything else is a bug and keeps
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from advcam_attr.cli import analyze, attribute, data, demo, evaluate, report, semi, wsol, wsss
 from advcam_attr.cli import inspect as inspecting
@@ -58,7 +60,8 @@ def _run(argv: Sequence[str]) -> int:
     except UsageError as error:
         return fail(str(error))
     try:
-        return command.run(options)
+        with _plain_log():
+            return command.run(options)
     except KeyboardInterrupt:
         print("advcam: interrupted", file=sys.stderr)
         return 130
@@ -68,6 +71,28 @@ def _run(argv: Sequence[str]) -> int:
         if not isinstance(error, AdvCAMError):
             raise
         return fail(str(error))
+
+
+class _PlainHandler(logging.StreamHandler):
+    """Write messages as plain lines; a closed pipe is the caller's to handle."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.stream.write(self.format(record) + self.terminator)
+        self.flush()
+
+
+@contextlib.contextmanager
+def _plain_log() -> Iterator[None]:
+    """Show the package's log on the standard output while a command runs."""
+    package, handler = logging.getLogger("advcam_attr"), _PlainHandler(sys.stdout)
+    level = package.level
+    package.setLevel(logging.INFO)
+    package.addHandler(handler)
+    try:
+        yield
+    finally:
+        package.removeHandler(handler)
+        package.setLevel(level)
 
 
 def _nobody_reads() -> bool:

@@ -78,12 +78,12 @@ def _analyze_images(names: tuple[str, ...], options: Namespace) -> None:
         raise AdvCAMError(f"{name} takes image files and a --model (or --demo), not --{given}")
     if options.demo:
         count = options.first or _TOY_IMAGES
-        analyze.analyze_toy_images(names, count, out, settings_of(options, "demo"), chosen, print)
+        analyze.analyze_toy_images(names, count, out, settings_of(options, "demo"), chosen)
         return
     if not options.images or options.model is None:
         raise AdvCAMError(f"{name} needs image files and a --model, or --demo")
     images = expand_images(options.images)[: options.first]
-    analyze.analyze_files(names, images, out, settings_of(options, options.model), chosen, print)
+    analyze.analyze_files(names, images, out, settings_of(options, options.model), chosen)
 
 
 def _analyze_data(names: tuple[str, ...], options: Namespace) -> None:
@@ -106,11 +106,11 @@ def _analyze_data(names: tuple[str, ...], options: Namespace) -> None:
     out = Path(options.out or ("analysis" if options.run is None else f"{options.run}/analysis"))
     if options.demo:
         count = options.first or _TOY_DATA
-        analyze.analyze_toy_data(names, count, out, SeedSettings(**made), chosen, print)
+        analyze.analyze_toy_data(names, count, out, SeedSettings(**made), chosen)
         return
     net, data, settings = _of_run(options, made) if options.run else _of_data(options, made)
     data = replace(data, samples=data.samples[: options.first])
-    analyze.analyze_data(names, net, data, out, settings, chosen, print)
+    analyze.analyze_data(names, net, data, out, settings, chosen)
 
 
 def _without_scales(options: Namespace) -> dict[str, Any]:
@@ -128,7 +128,7 @@ def _of_run(options: Namespace, made: dict[str, Any]) -> tuple[Any, Segmentation
     config = CONFIGURED.read(config_of(Path(options.run)))
     config = replace(config, run=options.run)
     data = wsss.read_split(config.data, config.data.score)
-    net, mean, std = wsss.seed_net(config, data, print)
+    net, mean, std = wsss.seed_net(config, data)
     base = base_of(net) if config.net.generator else config.seeds.base
     scales = numbers(options.scales) or config.seeds.scales
     own = {"recipe": config.seeds.recipe, "overrides": {**config.seeds.overrides, **made["overrides"]}, "base": base}

@@ -23,7 +23,7 @@ def _add_options(parser: Parser) -> None:
 def _run(options: Namespace) -> int:
     from advcam_attr.pipelines.demo import DemoSettings, run_demo
 
-    result = run_demo(Path(options.out), DemoSettings(seed=options.seed), tell=print)
+    result = run_demo(Path(options.out), DemoSettings(seed=options.seed))
     print(result.table)
     print(f"table: {result.table_file}, figure: {result.figure_file} ({result.seconds:.0f} s)")
     return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -15,6 +16,9 @@ from advcam_attr.networks.resnet38 import ResNet38
 from advcam_attr.networks.sc_cam import SCCAM
 from advcam_attr.networks.seam import SEAM
 from advcam_attr.registry import lookup
+
+logger = logging.getLogger(__name__)
+
 
 #: A net of the sizes that a file's weights have, the weights that are for it, and a line on the others, or "".
 Made = tuple[ResNet38 | CAMNet, Checkpoint, str]
@@ -51,7 +55,10 @@ def _rows(weights: Mapping[str, Tensor], layer: str, published: int) -> int:
 GENERATORS: dict[str, Callable[[Checkpoint], Made]] = {"irn": _irn, "seam": _seam, "sc_cam": _sc_cam}
 
 
-def load_generator(name: str, path: str | Path, tell: Callable[[str], object] = lambda line: None) -> ResNet38 | CAMNet:
+def load_generator(
+    name: str,
+    path: str | Path,
+) -> ResNet38 | CAMNet:
     """Load a published seed generator from its authors' file.
 
     Numbers of classes are read from the file. No code of the file is run; a ``module.`` before all keys is taken off.
@@ -59,7 +66,6 @@ def load_generator(name: str, path: str | Path, tell: Callable[[str], object] = 
     Args:
         name: ``"irn"`` (AdvCAM's classifier is one), ``"seam"`` or ``"sc_cam"``.
         path: a torch file of plain weights, or a safetensors file.
-        tell: is told in one line what is ignored of the file, and why; IRN's files name most weights three times.
 
     Returns:
         The net in eval mode, on the CPU, float32; ``net(x)`` are the scores of the foreground classes ``(N, K)``;
@@ -71,12 +77,12 @@ def load_generator(name: str, path: str | Path, tell: Callable[[str], object] = 
 
     Example:
         >>> net = load_generator("seam", "resnet38_SEAM.pth")  # doctest: +SKIP
-        >>> net = load_generator("irn", "res50_cam.pth", tell=print)  # doctest: +SKIP
+        >>> net = load_generator("irn", "res50_cam.pth")  # doctest: +SKIP
     """
     make = lookup(name, GENERATORS, "generator")
     with torch.random.fork_rng(devices=[]):
         net, checkpoint, note = make(read_checkpoint(path))
     load_weights(net, checkpoint, name)
     if note:
-        tell(note)
+        logger.info(note)
     return net.eval()

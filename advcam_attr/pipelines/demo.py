@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,6 +30,9 @@ from advcam_attr.metrics.segmentation import ConfusionMatrix
 from advcam_attr.networks.checkpoint import load_weights, read_checkpoint
 from advcam_attr.types import Sample
 from advcam_attr.viz.overlay import heat_over, labels_over, panels
+
+logger = logging.getLogger(__name__)
+
 
 #: Background thresholds that are tried, as shares of each map's peak.
 THRESHOLDS = tuple(k / 50 for k in range(1, 50))
@@ -107,14 +111,14 @@ def _one_thread() -> Iterator[None]:
 
 @_one_thread()
 def run_demo(
-    out: Path, settings: DemoSettings = DemoSettings(), tell: Callable[[str], None] = lambda line: None
+    out: Path,
+    settings: DemoSettings = DemoSettings(),
 ) -> DemoResult:
     """Draw, train, compare, and write ``table.md``, ``scores.json`` and ``scenes.png``.
 
     Args:
         out: the folder; made if need be.
         settings: how large.
-        tell: is told what is going on, line by line.
 
     Returns:
         The scores and where they are.
@@ -125,20 +129,20 @@ def run_demo(
     make_folder(out)
     start = time.monotonic()
     counts = settings.train, settings.validation, settings.test
-    tell(f"drawing {sum(counts)} scenes")
+    logger.info(f"drawing {sum(counts)} scenes")
     train, validation, test = (
         make_scenes(count, size=settings.size, seed=3 * settings.seed + part) for part, count in enumerate(counts)
     )
-    tell(f"training a small classifier on {settings.train} scenes, {settings.epochs} epochs")
+    logger.info(f"training a small classifier on {settings.train} scenes, {settings.epochs} epochs")
     net = train_net(train, settings.epochs, settings.seed)
     with torch.no_grad():
         right = (net(normalise(test.images)) > 0) == test.labels
     accuracy = 100 * float(right.float().mean())
-    tell(f"{accuracy:.1f} % of class decisions on test scenes are right")
+    logger.info(f"{accuracy:.1f} % of class decisions on test scenes are right")
     methods = {"CAM": CAM(net), "AdvCAM": AdvCAM(net)}
     scores, maps = [], {}
     for name, method in methods.items():
-        tell(f"attributing {settings.validation + settings.test} scenes with {name}")
+        logger.info(f"attributing {settings.validation + settings.test} scenes with {name}")
         threshold = _best_threshold(class_maps(method, validation), validation)
         maps[name] = class_maps(method, test)
         scores.append(_score(name, maps[name], test, threshold))

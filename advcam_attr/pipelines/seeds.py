@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +28,9 @@ from advcam_attr.runs.prefetch import plan_batches
 from advcam_attr.runs.provenance import ImageList, image_sizes, read_record, same_settings
 from advcam_attr.runs.sharding import Shard, choose_device, shard_of
 from advcam_attr.types import AdvCAMError, Sample
+
+logger = logging.getLogger(__name__)
+
 
 __all__ = ["SeedSettings", "SeedSummary", "make_seeds", "seed_store", "sweep_seeds"]
 
@@ -68,7 +72,6 @@ def make_seeds(
     settings: SeedSettings | None = None,
     *,
     shard: Shard | None = None,
-    tell: Callable[[str], object] = lambda line: None,
     show_progress: bool = False,
 ) -> SeedSummary:
     """Make the localization maps of a data set and keep them in ``out/maps``.
@@ -79,7 +82,6 @@ def make_seeds(
         out: the run folder.
         settings: how; None takes the defaults.
         shard: which share is done here; None asks the environment (``torchrun``, SLURM).
-        tell: called with a line of what is read and written.
         show_progress: a progress bar with images a second and time left, of the first process.
 
     Returns:
@@ -94,7 +96,7 @@ def make_seeds(
     """
     settings = settings or SeedSettings()
     steps = settings.whole_recipe().steps
-    return _run(net, data, out, settings, {steps: ""}, None, shard, tell, show_progress)
+    return _run(net, data, out, settings, {steps: ""}, None, shard, show_progress)
 
 
 def sweep_seeds(
@@ -105,7 +107,6 @@ def sweep_seeds(
     settings: SeedSettings | None = None,
     *,
     shard: Shard | None = None,
-    tell: Callable[[str], object] = lambda line: None,
     show_progress: bool = False,
 ) -> SeedSummary:
     """Make the maps of several numbers of steps in one climb, and keep each in a store of its own, ``out/maps/T02``.
@@ -113,7 +114,7 @@ def sweep_seeds(
     Each store holds what `make_seeds` with that number of steps would, the schedule's steps and weights included.
 
     Args:
-        net, data, out, settings, shard, tell, show_progress: as for `make_seeds`; the recipe's steps are not read.
+        net, data, out, settings, shard, show_progress: as for `make_seeds`; the recipe's steps are not read.
         steps: the numbers of steps, T; 0 is the base attribution's seed.
 
     Raises:
@@ -126,7 +127,7 @@ def sweep_seeds(
     if settings.method == "cam":
         raise AdvCAMError("plain CAM seeds take no steps: sweep with method advcam, whose 0 steps are its base's seed")
     settings = dataclasses.replace(settings, overrides={**settings.overrides, "steps": counts[-1]})
-    return _run(net, data, out, settings, {t: _sweep_name(t) for t in counts}, counts, shard, tell, show_progress)
+    return _run(net, data, out, settings, {t: _sweep_name(t) for t in counts}, counts, shard, show_progress)
 
 
 def seed_store(out: Path, steps: int | None = None) -> MapStore:
@@ -154,7 +155,6 @@ def _run(
     folders: Mapping[int, str],
     sweep: Sequence[int] | None,
     shard: Shard | None,
-    tell: Callable[[str], object],
     show_progress: bool,
 ) -> SeedSummary:
     """Plan for all, take this process's share of the batches, make what is not there."""
@@ -174,7 +174,7 @@ def _run(
     todo = mine if settings.overwrite else [b for b in mine if not _done(b, stores, sizes, digest)]
     count, left = (sum(map(len, some)) for some in (mine, todo))
     failed = list(shard.take(unreadable))
-    tell(
+    logger.info(
         f"{shard}: {count} of {len(data.samples)} images of {data.name} {data.split} in {len(mine)} batches; "
         f"{count - left} are in {out / 'maps'}, {left} are to do"
     )
@@ -195,7 +195,7 @@ def _run(
             bar.update(len(batch.samples))
     images = count + len(shard.take(unreadable))
     summary = SeedSummary(out, images, written, count - left, tuple(failed), time.monotonic() - begin, shard)
-    tell(str(summary))
+    logger.info(str(summary))
     return summary
 
 

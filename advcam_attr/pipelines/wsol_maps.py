@@ -8,8 +8,9 @@ number of processes share the work, and the maps are the same, bit for bit.
 from __future__ import annotations
 
 import json
+import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,9 @@ from advcam_attr.runs.provenance import ImageList, read_record, same_settings
 from advcam_attr.runs.sharding import Shard, choose_device, shard_of
 from advcam_attr.types import AdvCAMError, ClimbStep, Sample
 
+logger = logging.getLogger(__name__)
+
+
 __all__ = ["WSOLMapSettings", "make_wsol_maps", "read_map", "read_predictions", "wsol_map_store"]
 
 
@@ -53,7 +57,6 @@ def make_wsol_maps(
     settings: WSOLMapSettings | None = None,
     *,
     shard: Shard | None = None,
-    tell: Callable[[str], object] = lambda line: None,
     show_progress: bool = False,
 ) -> SeedSummary:
     """Make a map of each image's class, keep it in ``out/maps``, and note what the net predicts for the image as it is.
@@ -64,7 +67,6 @@ def make_wsol_maps(
         out: the run folder.
         settings: how; None takes the defaults.
         shard: which share is done here; None asks the environment (``torchrun``, SLURM).
-        tell: called with a line of what is read and written.
         show_progress: a progress bar of the first process.
 
     Returns:
@@ -94,7 +96,7 @@ def make_wsol_maps(
     known = {} if settings.overwrite else _predictions(out, digest)
     todo = [batch for batch in mine if not all(_done(s, store, known, digest, settings) for s in batch)]
     count, left = (sum(map(len, some)) for some in (mine, todo))
-    tell(
+    logger.info(
         f"{shard}: {count} of {len(data.samples)} images of {data.name} {data.split} in {len(mine)} batches; "
         f"{count - left} are in {out / 'maps'}, {left} are to do"
     )
@@ -113,7 +115,7 @@ def make_wsol_maps(
             bar.update(len(read.batch))
     done = left - len(failed)
     summary = SeedSummary(out, count, done, count - left, tuple(failed), time.monotonic() - begin, shard)
-    tell(str(summary))
+    logger.info(str(summary))
     return summary
 
 

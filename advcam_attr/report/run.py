@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,9 @@ from advcam_attr.training.log import read_log
 from advcam_attr.types import AdvCAMError
 from advcam_attr.viz.axes import BLUE, figure, plain
 
+logger = logging.getLogger(__name__)
+
+
 #: Images of a gallery, at most, unless another number is asked for.
 LIMIT = 500
 
@@ -38,14 +42,17 @@ _SCORES = {
 }  # fmt: skip
 
 
-def write_report(run: Path, out: Path | None = None, limit: int = LIMIT, tell: Callable[[str], object] = print) -> Path:
+def write_report(
+    run: Path,
+    out: Path | None = None,
+    limit: int = LIMIT,
+) -> Path:
     """Write the report of a run.
 
     Args:
         run: its folder.
         out: the file; None takes ``report.html`` in the folder.
         limit: images of the gallery, at most; of more, those of the largest losses and gains are shown.
-        tell: is told what was written.
 
     Returns:
         The file.
@@ -66,7 +73,7 @@ def write_report(run: Path, out: Path | None = None, limit: int = LIMIT, tell: C
     page = render(f"Report of {name}", f"{run.resolve()}, advcam_attr {__version__}", sections)
     path = out or run / "report.html"
     write_text(path, page)
-    tell(f"wrote {path} ({len(page.encode()) / 1e6:.1f} MB)")
+    logger.info(f"wrote {path} ({len(page.encode()) / 1e6:.1f} MB)")
     return path
 
 

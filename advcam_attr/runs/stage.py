@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,18 +29,16 @@ from advcam_attr.runs.provenance import read_record, require_same, same_settings
 from advcam_attr.runs.sharding import Shard, shard_of, shard_of_launch
 from advcam_attr.types import AdvCAMError, ClassMaps, Sample
 
+logger = logging.getLogger(__name__)
+
+
 T = TypeVar("T")
-Tell = Callable[[str], None]
 
 #: For so long, in seconds, nothing new may come from the other processes before they count as stopped.
 PATIENCE = 1800.0
 
 #: Temporary files older than this, in seconds, were left by killed processes: a write takes milliseconds.
 _DEAD = 3600.0
-
-
-def silent(line: str) -> None:
-    """Tell nothing."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +69,6 @@ def run_stage(
     workers: int = 0,
     overwrite: bool = False,
     shard: Shard | None = None,
-    tell: Tell = silent,
 ) -> str:
     """Make the label maps of this process's share of the images.
 
@@ -80,7 +78,6 @@ def run_stage(
         workers: threads that read ahead.
         overwrite: make all anew, also where the folder was made with other settings.
         shard: which share; None asks the environment (``torchrun``, SLURM).
-        tell: is told what is there and what was made.
 
     Returns:
         The digest of what they depend on.
@@ -94,7 +91,9 @@ def run_stage(
     digest = same_settings(record_path(folder), plain(stage.depends_on), overwrite=overwrite or nothing_there)
     mine = shard.take(data.samples)
     todo = [s for s in mine if overwrite or png_settings(mask_path(folder, s.id)) != digest]
-    tell(f"{shard}: {stage.what} of {len(mine)} of {len(data.samples)} images; {len(mine) - len(todo)} are in {folder}")
+    logger.info(
+        f"{shard}: {stage.what} of {len(mine)} of {len(data.samples)} images; {len(mine) - len(todo)} are in {folder}"
+    )
     remove_leftovers(folder, older_than=_DEAD)
     failed: list[tuple[str, str]] = []
 
@@ -115,7 +114,7 @@ def run_stage(
         stage.write(mask_path(folder, sample.id), labels, digest)
     if todo:
         made = len(todo) - len(failed)
-        tell(f"{shard}: {made} {stage.what} written, {made / max(time.monotonic() - begin, 1e-9):.2f} images/s")
+        logger.info(f"{shard}: {made} {stage.what} written, {made / max(time.monotonic() - begin, 1e-9):.2f} images/s")
     _raise_failures(failed, stage.what)
     return digest
 

@@ -6,6 +6,7 @@ In the output folder: ``training.json`` (what the training depends on), ``checkp
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -28,6 +29,9 @@ from advcam_attr.training.loading import Items, TrainingBatches, load_batches, m
 from advcam_attr.training.log import training_log
 from advcam_attr.training.losses.classification import Loss, SteppedLoss
 from advcam_attr.types import AdvCAMError
+
+logger = logging.getLogger(__name__)
+
 
 Batch = tuple[Tensor, Tensor]
 
@@ -101,7 +105,10 @@ class TrainingTask:
         return self.per_epoch * self.epochs if self.steps is None else self.steps
 
 
-def train(task: TrainingTask, out: Path, tell: Callable[[str], None] = lambda line: None) -> Path:
+def train(
+    task: TrainingTask,
+    out: Path,
+) -> Path:
     """Train a net, or go on with a training that was interrupted; nothing is done where the net's file is there.
 
     Under ``torchrun`` or ``srun``, all ranks share each batch; they need to see the same folder. Killed at any moment,
@@ -110,7 +117,6 @@ def train(task: TrainingTask, out: Path, tell: Callable[[str], None] = lambda li
     Args:
         task: what and how. The net's mode and device are as before afterwards; if its file is there, it is not read.
         out: the folder.
-        tell: is told what is going on, line by line, on the first rank.
 
     Returns:
         The net's file.
@@ -128,10 +134,15 @@ def train(task: TrainingTask, out: Path, tell: Callable[[str], None] = lambda li
         raise AdvCAMError(f"a batch of {task.batch} cannot be shared by {shard.world} ranks{parts}")
     with own_randomness(device), as_found(task.net), process_group(shard, device):
         make_folder(out)
-        return _train(task, out, shard, device, tell if shard.rank == 0 else lambda line: None)
+        return _train(task, out, shard, device)
 
 
-def _train(task: TrainingTask, out: Path, shard: Shard, device: torch.device, tell: Callable[[str], None]) -> Path:
+def _train(
+    task: TrainingTask,
+    out: Path,
+    shard: Shard,
+    device: torch.device,
+) -> Path:
     file, kept = out / task.file, out / "checkpoint.pt"
     record = out / "training.json"
     if task.overwrite and shard.rank == 0 and (read_record(record) or {}).get("settings") != task.depends_on:
@@ -145,7 +156,7 @@ def _train(task: TrainingTask, out: Path, shard: Shard, device: torch.device, te
     if len(set(gather((file.is_file(), stored["step"] if stored else 0)))) > 1:
         raise AdvCAMError(f"the ranks see different files in {out}; it must be a folder that all of them share")
     if file.is_file():
-        tell(f"{file} is there: nothing to train")
+        logger.info(f"{file} is there: nothing to train")
         return file
     if shard.rank == 0:
         remove_leftovers(out)
@@ -157,13 +168,13 @@ def _train(task: TrainingTask, out: Path, shard: Shard, device: torch.device, te
         training.average = AveragedModel(task.net, multi_avg_fn=get_ema_multi_avg_fn(task.average))
     if stored is not None:
         restore(training, stored, shard)
-        tell(f"going on from step {training.step} of {kept}")
-    _steps(task, training, out, {"digest": digest}, shard, device, tell)
+        logger.info(f"going on from step {training.step} of {kept}")
+    _steps(task, training, out, {"digest": digest}, shard, device)
     if training.average is not None:
         task.net.load_state_dict(training.average.module.state_dict())
     if shard.rank == 0:
         task.save(file)
-        tell(f"wrote {file}")
+        logger.info(f"wrote {file}")
     gather(None)  # no rank goes on before the file is there
     return file
 
@@ -175,11 +186,10 @@ def _steps(
     config: Mapping[str, Any],
     shard: Shard,
     device: torch.device,
-    tell: Callable[[str], None],
 ) -> None:
     steps = task.all_steps
     length = f"{task.epochs} epochs, " if task.steps is None else ""
-    tell(
+    logger.info(
         f"training the {task.name} on {len(task.items)} images: {length}{steps} steps of {task.batch} images, on "
         f"{shard.world} x {device.type}"
     )
@@ -202,7 +212,7 @@ def _steps(
             reached = _mark(task, training.step)
             if reached:
                 speed = (training.step - begun) * task.batch / max(time.monotonic() - clock, 1e-9)
-                tell(f"{reached}: loss {sum(losses) / len(losses):.4f}, {speed:.1f} images/s")
+                logger.info(f"{reached}: loss {sum(losses) / len(losses):.4f}, {speed:.1f} images/s")
                 losses.clear()
                 epoch, rest = divmod(training.step, task.per_epoch)
                 if rest == 0 and task.after_epoch is not None and task.after_epoch(epoch):

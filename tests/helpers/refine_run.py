@@ -51,4 +51,4 @@ def scenes(folder: Path, count: int) -> tuple[SegmentationData, MapStore]:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     data, seeds = scenes(Path(sys.argv[1]), int(sys.argv[2]))
-    refine(SETTINGS, seeds, data, Path(sys.argv[3]), print)
+    refine(SETTINGS, seeds, data, Path(sys.argv[3]))

@@ -30,4 +30,4 @@ def masked_scenes(folder: Path, count: int) -> tuple[SegmentationData, Segmentat
 if __name__ == "__main__":
     torch.set_num_threads(1)
     train, val, masks = masked_scenes(Path(sys.argv[1]), int(sys.argv[2]))
-    segment(SETTINGS, train, masks, [val], Path(sys.argv[3]), print)
+    segment(SETTINGS, train, masks, [val], Path(sys.argv[3]))

@@ -41,4 +41,4 @@ def _part(data: SegmentationData, first: int, last: int) -> SegmentationData:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    train_semi(replace(SETTINGS, batch=4), small_net(), semi_scenes(Path(sys.argv[1])), Path(sys.argv[2]), print)
+    train_semi(replace(SETTINGS, batch=4), small_net(), semi_scenes(Path(sys.argv[1])), Path(sys.argv[2]))

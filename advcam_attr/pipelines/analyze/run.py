@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import logging
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -21,6 +22,9 @@ from advcam_attr.pipelines.seed_settings import SeedSettings
 from advcam_attr.registry import nearest
 from advcam_attr.types import AdvCAMError
 
+logger = logging.getLogger(__name__)
+
+
 #: What there is: the paper's figure or table, and what is shown.
 ANALYSES: Mapping[str, tuple[str, str]] = MappingProxyType(
     {
@@ -37,8 +41,6 @@ ANALYSES: Mapping[str, tuple[str, str]] = MappingProxyType(
         "trajectories": ("Fig. 16", "the paths of features during climbs, by t-SNE"),
     }
 )
-
-Tell = Callable[[str], object]
 
 
 def listing() -> str:
@@ -75,7 +77,11 @@ def parse_names(text: str) -> tuple[str, ...]:
 
 
 def analyze_files(
-    names: Sequence[str], images: Sequence[Path], out: Path, settings: Settings, options: ImageOptions, tell: Tell
+    names: Sequence[str],
+    images: Sequence[Path],
+    out: Path,
+    settings: Settings,
+    options: ImageOptions,
 ) -> None:
     """Analyses of image files.
 
@@ -85,19 +91,22 @@ def analyze_files(
         out: the folder for ``NAME.png`` and ``NAME.json``.
         settings: model, targets and recipe.
         options: what is left open.
-        tell: is told what is written.
 
     Raises:
         AdvCAMError: as `subjects_of` and `analyze_images`; nothing is written then.
     """
-    _write_images(names, subjects_of(images, settings), settings, out, options, tell)
+    _write_images(names, subjects_of(images, settings), settings, out, options)
 
 
 def analyze_toy_images(
-    names: Sequence[str], count: int, out: Path, settings: Settings, options: ImageOptions, tell: Tell
+    names: Sequence[str],
+    count: int,
+    out: Path,
+    settings: Settings,
+    options: ImageOptions,
 ) -> None:
     """Analyses of toy scenes, with the demonstration's net; see `analyze_files`."""
-    _write_images(names, toy_subjects(out / "toy", settings, count), settings, out, options, tell)
+    _write_images(names, toy_subjects(out / "toy", settings, count), settings, out, options)
 
 
 def analyze_data(
@@ -107,7 +116,6 @@ def analyze_data(
     out: Path,
     settings: SeedSettings,
     options: SeedOptions,
-    tell: Tell,
 ) -> None:
     """Analyses of a data set with masks.
 
@@ -118,32 +126,39 @@ def analyze_data(
         out: the folder for ``NAME.png``, ``NAME.json`` and the seeds' maps.
         settings: how seeds are made.
         options: what is left open.
-        tell: is told what is done.
 
     Raises:
         AdvCAMError: as `analyze_seeds`.
     """
     there, _ = without_missing(data)
-    runs = SeedRuns(net, there, settings, options, out, tell)
+    runs = SeedRuns(net, there, settings, options, out)
     about = {
         "data": f"{data.name} {data.split}",
         "recipe": recipes.described(runs.recipe),
         "options": dataclasses.asdict(options),
     }
-    _write(analyze_seeds(names, runs), about, out, tell)
+    _write(analyze_seeds(names, runs), about, out)
 
 
 def analyze_toy_data(
-    names: Sequence[str], count: int, out: Path, settings: SeedSettings, options: SeedOptions, tell: Tell
+    names: Sequence[str],
+    count: int,
+    out: Path,
+    settings: SeedSettings,
+    options: SeedOptions,
 ) -> None:
     """Analyses of toy scenes and their masks, with the demonstration's net; see `analyze_data`."""
     data = toy_data(out / "toy" / "scenes", count)
     settings = dataclasses.replace(settings, mean=MEAN, std=STD)
-    analyze_data(names, toy_net(out / "toy"), data, out, settings, options, tell)
+    analyze_data(names, toy_net(out / "toy"), data, out, settings, options)
 
 
 def _write_images(
-    names: Sequence[str], subjects: Subjects, settings: Settings, out: Path, options: ImageOptions, tell: Tell
+    names: Sequence[str],
+    subjects: Subjects,
+    settings: Settings,
+    out: Path,
+    options: ImageOptions,
 ) -> None:
     about = {
         "model": settings.model.spec,
@@ -152,10 +167,14 @@ def _write_images(
         "options": dataclasses.asdict(options),
         "rows": len(subjects),
     }
-    _write(analyze_images(names, subjects, options), about, out, tell)
+    _write(analyze_images(names, subjects, options), about, out)
 
 
-def _write(results: Iterable[tuple[str, Result]], about: dict[str, Any], out: Path, tell: Tell) -> None:
+def _write(
+    results: Iterable[tuple[str, Result]],
+    about: dict[str, Any],
+    out: Path,
+) -> None:
     """The files of each result, the numbers last."""
     for name, result in results:
         make_folder(out)
@@ -167,5 +186,5 @@ def _write(results: Iterable[tuple[str, Result]], about: dict[str, Any], out: Pa
         content = {"analysis": name, "of": ANALYSES[name][0], **about, "result": result.numbers}
         write_json(out / f"{name}.json", as_json(content))
         for line in result.lines:
-            tell(line)
-        tell(f"{name} ({ANALYSES[name][0]}): {out / name}.png and .json")
+            logger.info(line)
+        logger.info(f"{name} ({ANALYSES[name][0]}): {out / name}.png and .json")

@@ -7,6 +7,7 @@ is another climb.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,6 +32,9 @@ from advcam_attr.pipelines.seeds import seed_store, sweep_seeds
 from advcam_attr.refine.seeds import cut
 from advcam_attr.tables.segmentation import Table, table_xi, table_xiii
 from advcam_attr.types import AdvCAMError, Sample
+
+logger = logging.getLogger(__name__)
+
 
 #: The names of climbs, and of their folders.
 WITH, WITHOUT, SALIENCY, LAST = "with", "without", "saliency", "last"
@@ -68,7 +72,6 @@ class SeedRuns:
         settings: how seeds are made; the method is AdvCAM.
         options: what is left open.
         out: the folder.
-        tell: is told what is climbed.
     """
 
     def __init__(
@@ -78,10 +81,9 @@ class SeedRuns:
         settings: SeedSettings,
         options: SeedOptions,
         out: Path,
-        tell: Callable[[str], object] = lambda line: None,
     ) -> None:
         detector = settings.saliency
-        self.net, self.data, self.options, self.out, self.tell = net, data, options, out, tell
+        self.net, self.data, self.options, self.out = net, data, options, out
         overrides = {**settings.overrides, "stop": "never"}
         self.settings = replace(settings, method="advcam", saliency=None, overrides=overrides)
         self.recipe = self.settings.whole_recipe()
@@ -123,7 +125,7 @@ class SeedRuns:
         )
         steps = self.steps if name in (WITH, WITHOUT, SALIENCY) else (self.recipe.steps,)
         folder = self.out / "maps" / name
-        self.tell(f"climbing {len(self.data.samples)} images ({name}) in {folder}")
+        logger.info(f"climbing {len(self.data.samples)} images ({name}) in {folder}")
         summary = sweep_seeds(self.net, self.data, folder, steps, settings)
         if summary.failed:
             id, reason = summary.failed[0]

@@ -18,7 +18,7 @@ from advcam_attr.refine.crf import DenseCRF, unary_from_logits
 from advcam_attr.runs.prefetch import prefetched
 from advcam_attr.runs.provenance import weights_digest
 from advcam_attr.runs.sharding import Shard, choose_device, shard_of
-from advcam_attr.runs.stage import LabelStage, Tell, run_stage, silent
+from advcam_attr.runs.stage import LabelStage, run_stage
 from advcam_attr.training.train import as_found
 from advcam_attr.types import Sample
 
@@ -101,7 +101,6 @@ def write_predictions(
     net: CCT,
     data: SegmentationData,
     folder: Path,
-    tell: Tell = silent,
     shard: Shard | None = None,
 ) -> None:
     """Predict the label maps of all images, ``folder/<id>.png``; those that are there are kept.
@@ -111,7 +110,6 @@ def write_predictions(
         net: trained; its mode and device are as before afterwards.
         data: the images; their true masks are not read.
         folder: of palette PNGs in VOC's layout.
-        tell: is told what is going on.
         shard: which share is done here; None asks the environment (``torchrun``, SLURM).
 
     Raises:
@@ -135,7 +133,7 @@ def write_predictions(
     stage = LabelStage("predictions", folder, depends_on, _pixels, make)
     with as_found(net):
         net.to(device).eval()
-        run_stage(stage, data, workers=config.workers, overwrite=config.overwrite, shard=shard, tell=tell)
+        run_stage(stage, data, workers=config.workers, overwrite=config.overwrite, shard=shard)
 
 
 def _pixels(sample: Sample) -> Tensor:

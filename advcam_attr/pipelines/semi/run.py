@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from pathlib import Path
 
@@ -14,9 +15,11 @@ from advcam_attr.pipelines.semi.data import read_semi
 from advcam_attr.pipelines.work import Work, duration, files_done, measured, plan, steps_done
 from advcam_attr.pipelines.wsss.config import path_of
 from advcam_attr.runs.sharding import shard_of, shard_of_launch
-from advcam_attr.runs.stage import Tell, wait_for_ranks
+from advcam_attr.runs.stage import wait_for_ranks
 from advcam_attr.tables.segmentation import table_vi
 from advcam_attr.training.log import read_log
+
+logger = logging.getLogger(__name__)
 
 
 def training_work(config: SemiConfig) -> Work:
@@ -50,17 +53,21 @@ def plan_run(config: SemiConfig) -> str:
     return plan([training_work(config), prediction_work(config)], path_of(config.run))
 
 
-def train(config: SemiConfig, tell: Tell = print) -> Path:
+def train(
+    config: SemiConfig,
+) -> Path:
     """The stage ``train``; see `advcam_attr.pipelines.semi.stages.train`.
 
     Raises:
         AdvCAMError: as there.
     """
     with measured(training_work(config), path_of(config.run)):
-        return semi.train(config, tell)
+        return semi.train(config)
 
 
-def evaluate(config: SemiConfig, tell: Tell = print) -> MaskEvaluation | None:
+def evaluate(
+    config: SemiConfig,
+) -> MaskEvaluation | None:
     """The stage ``evaluate``: label maps, those that are there are kept; their scores, Table VI and ``report.json``.
 
     Returns:
@@ -70,12 +77,12 @@ def evaluate(config: SemiConfig, tell: Tell = print) -> MaskEvaluation | None:
         AdvCAMError: there is no net yet, or as `advcam_attr.pipelines.semi.stages.predict` and `evaluate`.
     """
     with measured(prediction_work(config), path_of(config.run)):
-        folder = semi.predict(config, tell)
+        folder = semi.predict(config)
     data, _ = semi.predicted(config)
     wait_for_ranks(folder, data)
     if shard_of().rank:
         return None
-    found = semi.evaluate(config, tell)
+    found = semi.evaluate(config)
     kind = "CCT without pseudo masks" if config.data.pseudo is None else "CCT with AdvCAM's masks"
     if not config.net.auxiliary:
         kind = "the labelled images alone"
@@ -94,12 +101,14 @@ def evaluate(config: SemiConfig, tell: Tell = print) -> MaskEvaluation | None:
         "tables": [table.describe()],
     }
     write_json(run / "report.json", report)
-    tell(f"wrote {run / 'tables.md'} and {run / 'report.json'}")
-    tell("\n" + table.text())
+    logger.info(f"wrote {run / 'tables.md'} and {run / 'report.json'}")
+    logger.info("\n" + table.text())
     return found
 
 
-def run(config: SemiConfig, tell: Tell = print) -> None:
+def run(
+    config: SemiConfig,
+) -> None:
     """Both stages; each goes on where it stopped, and what is there is not made again.
 
     Raises:
@@ -107,7 +116,7 @@ def run(config: SemiConfig, tell: Tell = print) -> None:
     """
     begin = time.monotonic()
     if shard_of_launch().rank == 0:
-        tell(plan_run(config))
-    train(config, tell)
-    evaluate(config, tell)
-    tell(f"this took {duration(time.monotonic() - begin)}")
+        logger.info(plan_run(config))
+    train(config)
+    evaluate(config)
+    logger.info(f"this took {duration(time.monotonic() - begin)}")

@@ -12,6 +12,7 @@ folder of a run:
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from advcam_attr.pipelines.semi.predict import mean_iou, write_predictions
 from advcam_attr.pipelines.wsss.config import path_of
 from advcam_attr.runs.provenance import kept_config, read_record, weights_digest
 from advcam_attr.runs.sharding import shard_of_launch
-from advcam_attr.runs.stage import Tell, listed, plain, silent
+from advcam_attr.runs.stage import listed, plain
 from advcam_attr.training.distributed import gather
 from advcam_attr.training.fit import Group
 from advcam_attr.training.log import json_log, read_log
@@ -38,6 +39,9 @@ from advcam_attr.training.train import TrainingTask
 from advcam_attr.training.train import train as train_net
 from advcam_attr.types import AdvCAMError
 
+logger = logging.getLogger(__name__)
+
+
 #: The net's file in the folder of its training, and that of the best net so far.
 WEIGHTS, BEST = "cct.safetensors", "best.safetensors"
 
@@ -45,12 +49,13 @@ WEIGHTS, BEST = "cct.safetensors", "best.safetensors"
 _FREE = ("workers", "checkpoint_every", "device", "overwrite")
 
 
-def train(config: SemiConfig, tell: Tell = print) -> Path:
+def train(
+    config: SemiConfig,
+) -> Path:
     """Train the net, or go on with a training that was interrupted.
 
     Args:
         config: the run's.
-        tell: is told what is going on, line by line.
 
     Returns:
         The net's file; `advcam_attr.networks.cct.load_cct` reads it.
@@ -64,16 +69,21 @@ def train(config: SemiConfig, tell: Tell = print) -> Path:
     """
     data = read_semi(config.data)
     pseudo = "" if data.pseudo is None else f", with pseudo masks of {config.data.pseudo}"
-    tell(
+    logger.info(
         f"reading {config.data.root}: {len(data.labelled.samples)} labelled images ({data.labelled.split}), "
         f"{len(data.unlabelled.samples)} unlabelled ones ({data.unlabelled.split}){pseudo}"
     )
     net = config.net.make(len(data.labelled.classes) + 1)
     with kept_config(path_of(config.run), config):
-        return train_semi(config.training, net, data, path_of(config.run) / "cct", tell)
+        return train_semi(config.training, net, data, path_of(config.run) / "cct")
 
 
-def train_semi(settings: SemiSettings, net: CCT, data: SemiData, out: Path, tell: Tell = silent) -> Path:
+def train_semi(
+    settings: SemiSettings,
+    net: CCT,
+    data: SemiData,
+    out: Path,
+) -> Path:
     """Train a net on labelled and unlabelled images.
 
     Under ``torchrun`` or ``srun``, all ranks share each batch; norms see their own rank's part of it, and the first
@@ -84,7 +94,6 @@ def train_semi(settings: SemiSettings, net: CCT, data: SemiData, out: Path, tell
         net: trained in place; its mode and device are as before afterwards.
         data: the images and masks.
         out: the folder.
-        tell: is told what is going on, on the first rank.
 
     Returns:
         The file of the net that was best on ``data.val``; of the last one where there is no ``val``.
@@ -116,7 +125,7 @@ def train_semi(settings: SemiSettings, net: CCT, data: SemiData, out: Path, tell
         Group("decoders", [p for p in net.parameters() if id(p) not in backbone], s.lr, s.weight_decay),
         Group("backbone", net.backbone.parameters(), s.encoder_lr, s.weight_decay),
     )
-    validation = None if data.val is None else Validation(s, net, data.val, out, per_epoch, tell)
+    validation = None if data.val is None else Validation(s, net, data.val, out, per_epoch)
 
     def save(path: Path) -> None:
         if validation is not None and validation.best() is not None:
@@ -131,7 +140,7 @@ def train_semi(settings: SemiSettings, net: CCT, data: SemiData, out: Path, tell
         depends_on=depends_on, save=save, file=WEIGHTS, overwrite=s.overwrite,
         after_epoch=None if validation is None else validation.after_epoch,
     )  # fmt: skip
-    return train_net(task, out, tell)
+    return train_net(task, out)
 
 
 def _check(settings: SemiSettings, net: CCT, data: SemiData, world: int) -> None:
@@ -159,13 +168,17 @@ class Validation:
         data: the images and masks.
         out: the training's folder.
         per_epoch: steps.
-        tell: is told the measures.
     """
 
     def __init__(
-        self, settings: SemiSettings, net: CCT, data: SegmentationData, out: Path, per_epoch: int, tell: Tell
+        self,
+        settings: SemiSettings,
+        net: CCT,
+        data: SegmentationData,
+        out: Path,
+        per_epoch: int,
     ) -> None:
-        self.settings, self.net, self.data, self.out, self.tell = settings, net, data, out, tell
+        self.settings, self.net, self.data, self.out = settings, net, data, out
         self.per_epoch = per_epoch
 
     def after_epoch(self, epoch: int) -> bool:
@@ -185,11 +198,11 @@ class Validation:
             save_cct(self.net, self.out / BEST, self.data.classes, notes)
         with json_log(self.out / "validation.jsonl", step) as log:
             log.write({"step": step, "epoch": epoch, "val_miou": measured, "training": self._training()})
-        self.tell(f"epoch {epoch}: validation mIoU {100 * measured:.2f}")
+        logger.info(f"epoch {epoch}: validation mIoU {100 * measured:.2f}")
         found = [record["val_miou"] for record in validations(self.out)]
         waited = len(found) - 1 - max(range(len(found)), key=lambda i: (found[i], -i))
         if waited > self.settings.patience:
-            self.tell(f"no better net in {waited} validations: the training ends")
+            logger.info(f"no better net in {waited} validations: the training ends")
             return True
         return False
 
@@ -212,7 +225,9 @@ def _training_in(folder: Path) -> str:
     return str((read_record(folder / "training.json") or {}).get("digest", ""))
 
 
-def predict(config: SemiConfig, tell: Tell = print) -> Path:
+def predict(
+    config: SemiConfig,
+) -> Path:
     """Predict the label maps of a split with the trained net.
 
     Returns:
@@ -229,12 +244,14 @@ def predict(config: SemiConfig, tell: Tell = print) -> Path:
     net, classes = load_cct(file)
     if classes != data.classes:
         raise AdvCAMError(f"{file} is of {len(classes)} other classes than {data.name}'s {len(data.classes)}")
-    tell(f"reading {file}; predicting {len(data.samples)} images of {data.name} {data.split} to {folder}")
-    write_predictions(config.predict, net, data, folder, tell)
+    logger.info(f"reading {file}; predicting {len(data.samples)} images of {data.name} {data.split} to {folder}")
+    write_predictions(config.predict, net, data, folder)
     return folder
 
 
-def evaluate(config: SemiConfig, tell: Tell = print) -> MaskEvaluation:
+def evaluate(
+    config: SemiConfig,
+) -> MaskEvaluation:
     """Score the predictions on the true masks, and write ``evaluation.json`` beside them.
 
     Raises:
@@ -243,9 +260,11 @@ def evaluate(config: SemiConfig, tell: Tell = print) -> MaskEvaluation:
     data, folder = predicted(config)
     evaluation = evaluate_masks(folder, data)
     report = write_mask_evaluation(evaluation, folder)
-    tell(f"{folder}: mIoU {100 * evaluation.scores().mean_iou:.2f} over {len(evaluation.scope.ids)} images ({report})")
+    logger.info(
+        f"{folder}: mIoU {100 * evaluation.scores().mean_iou:.2f} over {len(evaluation.scope.ids)} images ({report})"
+    )
     for line in left_out(evaluation.scope):
-        tell(line)
+        logger.info(line)
     return evaluation
 
 

@@ -8,6 +8,7 @@ the last weights: Choe et al. recommend them over those that localize best on th
 from __future__ import annotations
 
 import itertools
+import logging
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -30,6 +31,9 @@ from advcam_attr.training.loading import Items, load_batches, mixed_seed
 from advcam_attr.training.log import json_log, read_log
 from advcam_attr.training.train import Batch, TrainingTask, as_found, train
 from advcam_attr.types import AdvCAMError
+
+logger = logging.getLogger(__name__)
+
 
 __all__ = ["SETTINGS", "WSOLClassifierResult", "WSOLClassifierSettings", "predicted_labels", "train_wsol_classifier"]
 
@@ -62,7 +66,6 @@ def train_wsol_classifier(
     train_data: WSOLData,
     val_data: WSOLData | None,
     out: Path,
-    tell: Callable[[str], None] = lambda line: None,
 ) -> WSOLClassifierResult:
     """Train a classifier on image labels, or go on with a training that was interrupted.
 
@@ -77,7 +80,6 @@ def train_wsol_classifier(
         train_data: images and labels; boxes are not read.
         val_data: the images that loss and top-1 accuracy are measured on after each epoch.
         out: the folder.
-        tell: is told what is going on, line by line, on the first rank.
 
     Raises:
         AdvCAMError: the folder holds another training (the difference is told), there are fewer images than one
@@ -86,7 +88,7 @@ def train_wsol_classifier(
     Example:
         >>> settings = SETTINGS["cub_resnet50_cam"]  # doctest: +SKIP
         >>> net = settings.make_net(200)  # doctest: +SKIP
-        >>> train_wsol_classifier(settings, net, train, None, Path("run/classifier"), print)  # doctest: +SKIP
+        >>> train_wsol_classifier(settings, net, train, None, Path("run/classifier"))  # doctest: +SKIP
     """
     for data in (train_data, val_data):
         if data is not None and len(data.classes) != net.spec.num_classes:
@@ -94,7 +96,6 @@ def train_wsol_classifier(
                 f"the net has {net.spec.num_classes} classes, but {data.name} {data.split} has {len(data.classes)}"
             )
     shard = shard_of_launch()
-    tell = tell if shard.rank == 0 else lambda line: None
     items = wsol_items(train_data, wsol_train(settings.resize, settings.crop, net.mean, net.std))
     per_epoch = max(len(items) // settings.batch, 1)
 
@@ -112,7 +113,7 @@ def train_wsol_classifier(
             if shard.rank == 0:
                 with json_log(out / _VALIDATION, epoch) as log:
                     log.write({"step": epoch, "val_loss": found[0], "val_top1": found[1]})
-            tell(f"epoch {epoch}: validation loss {found[0]:.4f}, top-1 {100 * found[1]:.1f}")
+            logger.info(f"epoch {epoch}: validation loss {found[0]:.4f}, top-1 {100 * found[1]:.1f}")
         return False
 
     slow, fast = parameter_groups(net)
@@ -143,7 +144,7 @@ def train_wsol_classifier(
         nesterov=True,
         prepare=mix,
     )
-    weights = train(task, out, tell)
+    weights = train(task, out)
     load_weights(net, read_checkpoint(weights), net.spec.backbone)
     return _result(weights, per_epoch * (settings.epochs - 1), settings.epochs if val_data is not None else None)
 

@@ -13,7 +13,7 @@ there. In the folder of a run, each classifier has one of its own, ``NAME`` or `
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,8 +53,7 @@ from advcam_attr.runs.provenance import kept_config
 from advcam_attr.runs.sharding import shard_of
 from advcam_attr.types import AdvCAMError
 
-#: Is told what a stage does, line by line.
-Tell = Callable[[str], None]
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -68,7 +67,9 @@ class _Net:
     layer: str | None = None
 
 
-def train(config: WSOLConfig, tell: Tell = print) -> dict[Subject, WSOLClassifierResult]:
+def train(
+    config: WSOLConfig,
+) -> dict[Subject, WSOLClassifierResult]:
     """The stage ``classifier``: every training of the configuration.
 
     Raises:
@@ -78,23 +79,21 @@ def train(config: WSOLConfig, tell: Tell = print) -> dict[Subject, WSOLClassifie
         raise AdvCAMError("the net comes trained: go on with the maps")
     data = read_train(config.data)
     val = None if config.data.val is None else read_split(config.data, config.data.val)
-    tell(f"reading {_told(data)} to train on" + ("" if val is None else f", {_told(val)} to validate on"))
+    logger.info(f"reading {_told(data)} to train on" + ("" if val is None else f", {_told(val)} to validate on"))
     found = {}
     with kept_config(path_of(config.run), config):
         for subject in subjects_of(config):
             settings = config.training(subject.name, subject.seed or 0)
             if settings.checkpoint is not None:
                 settings = dataclasses.replace(settings, checkpoint=path_of(str(settings.checkpoint)))
-            tell(f"training {subject.name} with seed {subject.seed} in {subject.folder / 'classifier'}")
+            logger.info(f"training {subject.name} with seed {subject.seed} in {subject.folder / 'classifier'}")
             net = settings.make_net(len(data.classes))
-            found[subject] = train_wsol_classifier(settings, net, data, val, subject.folder / "classifier", tell)
-            tell(f"wrote {found[subject].weights}")
+            found[subject] = train_wsol_classifier(settings, net, data, val, subject.folder / "classifier")
+            logger.info(f"wrote {found[subject].weights}")
     return found
 
 
-def make_maps(
-    config: WSOLConfig, tell: Tell = print, *, overwrite: bool = False, show_progress: bool = False
-) -> list[SeedSummary]:
+def make_maps(config: WSOLConfig, *, overwrite: bool = False, show_progress: bool = False) -> list[SeedSummary]:
     """The stage ``maps``: the maps of every classifier by every method.
 
     Raises:
@@ -102,19 +101,19 @@ def make_maps(
             `advcam_attr.pipelines.wsol_maps.make_wsol_maps`.
     """
     data = _read_scored(config.data)
-    tell(f"reading {_told(data)}")
+    logger.info(f"reading {_told(data)}")
     settings = _checked_settings(config)
     summaries = []
     for subject in subjects_of(config):
-        net = _net_of(config, subject, data, tell)
+        net = _net_of(config, subject, data)
         if config.maps.channels_last:
             net.net.to(memory_format=torch.channels_last)
         with kept_config(path_of(config.run), config):
             for method, chosen in settings.items():
                 out = maps_folder(subject, method)
-                tell(f"making maps of {subject.name} by {method} in {out}")
+                logger.info(f"making maps of {subject.name} by {method} in {out}")
                 chosen = dataclasses.replace(chosen, mean=net.mean, std=net.std, layer=net.layer, overwrite=overwrite)
-                summaries.append(make_wsol_maps(net.net, net.data, out, chosen, tell=tell, show_progress=show_progress))
+                summaries.append(make_wsol_maps(net.net, net.data, out, chosen, show_progress=show_progress))
     return summaries
 
 
@@ -142,30 +141,32 @@ def map_settings(config: WSOLConfig, method: Method) -> WSOLMapSettings:
     )  # fmt: skip
 
 
-def evaluate(config: WSOLConfig, tell: Tell = print) -> list[Measured]:
+def evaluate(
+    config: WSOLConfig,
+) -> list[Measured]:
     """The stage ``evaluate``: the measures of all maps, ``report.json``, and the paper's tables with this run's rows.
 
     Raises:
         AdvCAMError: maps are missing, or as `advcam_attr.pipelines.wsol.evaluate.evaluate_wsol`.
     """
     data = _read_scored(config.data)
-    tell(f"reading {_told(data)}")
-    known = _known_part(config, data, tell)
+    logger.info(f"reading {_told(data)}")
+    known = _known_part(config, data)
     found = []
     for subject in subjects_of(config):
         for method in config.maps.methods:
             folder = maps_folder(subject, method)
-            tell(f"scoring the boxes of {folder}")
+            logger.info(f"scoring the boxes of {folder}")
             scores = evaluate_wsol(
                 folder, known, contours=config.score.contours, search=config.score.search,
                 processes=config.score.processes,
             )  # fmt: skip
             found.append(Measured(subject, method, folder, scores))
-    write_wsol_report(config, data.name, found, tell)
+    write_wsol_report(config, data.name, found)
     return found
 
 
-def run(config: WSOLConfig, tell: Tell = print, *, show_progress: bool = False) -> list[SeedSummary]:
+def run(config: WSOLConfig, *, show_progress: bool = False) -> list[SeedSummary]:
     """All stages; those that are done are passed over. One of several processes leaves the evaluation to be asked for.
 
     Returns:
@@ -177,14 +178,14 @@ def run(config: WSOLConfig, tell: Tell = print, *, show_progress: bool = False) 
     if config.net is None:
         _checked_settings(config)
         _read_scored(config.data)
-        train(config, tell)
-    summaries = make_maps(config, tell, show_progress=show_progress)
+        train(config)
+    summaries = make_maps(config, show_progress=show_progress)
     if any(one.failed for one in summaries):
         return summaries
     if shard_of().world > 1:
-        tell("one of several processes: when all are done, run advcam wsol evaluate")
+        logger.info("one of several processes: when all are done, run advcam wsol evaluate")
     else:
-        evaluate(config, tell)
+        evaluate(config)
     return summaries
 
 
@@ -236,17 +237,21 @@ def _read_scored(config: WSOLDataConfig) -> LocalizationData:
     return data
 
 
-def _net_of(config: WSOLConfig, subject: Subject, data: LocalizationData, tell: Tell) -> _Net:
+def _net_of(
+    config: WSOLConfig,
+    subject: Subject,
+    data: LocalizationData,
+) -> _Net:
     """The net that maps are made with, and the images that it knows."""
     if config.net is None or config.net.model is None:
-        return _localization_net(config, subject, data, tell)
+        return _localization_net(config, subject, data)
     n = config.net
     labels = None if n.labels is None else path_of(n.labels)
     loaded = load_model(
         str(n.model), model_args=n.model_args, checkpoint=_optional(n.checkpoint), random_weights=n.random_weights,
         labels=labels, mean=n.mean, std=n.std,
     )  # fmt: skip
-    tell(f"reading {n.model}: {loaded.weights}")
+    logger.info(f"reading {n.model}: {loaded.weights}")
     if loaded.preprocessing.mean is None or loaded.preprocessing.std is None:
         raise AdvCAMError(f"the normalisation of {n.model} is not known: give net.mean and net.std")
     if labels is not None and loaded.class_names is not None:
@@ -256,11 +261,15 @@ def _net_of(config: WSOLConfig, subject: Subject, data: LocalizationData, tell: 
             raise AdvCAMError(
                 f"label file {labels} has {len(loaded.class_names)} names, but {n.model} has {head.classes} classes"
             )
-    known = _known_part(config, data, tell)
+    known = _known_part(config, data)
     return _Net(loaded.model, known, loaded.preprocessing.mean, loaded.preprocessing.std, n.layer)
 
 
-def _localization_net(config: WSOLConfig, subject: Subject, data: LocalizationData, tell: Tell) -> _Net:
+def _localization_net(
+    config: WSOLConfig,
+    subject: Subject,
+    data: LocalizationData,
+) -> _Net:
     """A classifier that was trained here, or by Choe et al., or CutMix."""
     n = config.net or ReadyNet(checkpoint="")
     path = subject.folder / "classifier" / WEIGHTS if config.net is None else path_of(str(n.checkpoint))
@@ -269,17 +278,20 @@ def _localization_net(config: WSOLConfig, subject: Subject, data: LocalizationDa
     net, classes = load_wsol_net(path, stride=n.stride, mean=n.mean, std=n.std)
     if net.spec.num_classes != len(data.classes) or classes not in (None, data.classes):
         raise AdvCAMError(f"{path} is of {net.spec.num_classes} other classes than {data.name}'s {len(data.classes)}")
-    tell(f"reading {path}")
+    logger.info(f"reading {path}")
     return _Net(net, data, net.mean, net.std, n.layer)
 
 
-def _known_part(config: WSOLConfig, data: LocalizationData, tell: Tell) -> LocalizationData:
+def _known_part(
+    config: WSOLConfig,
+    data: LocalizationData,
+) -> LocalizationData:
     """The images of the classes that the net knows, labelled by its classes."""
     if config.net is None or config.net.labels is None:
         return data
     path = path_of(config.net.labels)
     known, unknown = in_classes_of(data, read_labels(path))
-    tell(
+    logger.info(
         f"{path} has {len(data.classes) - len(unknown)} of {len(data.classes)} classes: {len(known.samples)} images; "
         f"{len(data.samples) - len(known.samples)} of the others are left out ({few(unknown)})"
         if unknown

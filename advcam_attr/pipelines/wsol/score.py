@@ -7,8 +7,9 @@ over these.
 from __future__ import annotations
 
 import dataclasses
+import logging
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,9 @@ from advcam_attr.pipelines.wsol.config import Method, Subject, WSOLConfig, path_
 from advcam_attr.pipelines.wsol.evaluate import TABLES, load_table
 from advcam_attr.tables.localization import table_vii, table_viii, table_x
 from advcam_attr.tables.segmentation import Table
+
+logger = logging.getLogger(__name__)
+
 
 #: What the data sets are called in the paper's tables.
 PAPER_DATA = {"cub": "CUB-200-2011", "imagenet": "ImageNet-1K"}
@@ -55,7 +59,9 @@ class Measured:
 
 
 def write_wsol_report(
-    config: WSOLConfig, data: str, found: Sequence[Measured], tell: Callable[[str], None]
+    config: WSOLConfig,
+    data: str,
+    found: Sequence[Measured],
 ) -> tuple[list[Table], list[str]]:
     """Write ``tables.md`` and ``report.json`` into the run folder, and tell what is in them.
 
@@ -63,7 +69,6 @@ def write_wsol_report(
         config: of the run.
         data: the name of the data set.
         found: all that was measured.
-        tell: is told, line by line.
 
     Returns:
         The tables, and the lines on gains.
@@ -79,8 +84,8 @@ def write_wsol_report(
     rows = [_described(one, gains.get((one.subject, one.method), {})) for one in found]
     write_json(out / "report.json", {"data": data, "threshold_chosen": "the best on these images", "maps": rows})
     for part in (*(table.text() for table in tables), "\n".join(lines)):
-        tell("\n" + part)
-    tell(f"\nwrote {out / 'tables.md'} and {out / 'report.json'}")
+        logger.info("\n" + part)
+    logger.info(f"\nwrote {out / 'tables.md'} and {out / 'report.json'}")
     return tables, lines
 
 

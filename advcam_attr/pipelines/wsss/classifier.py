@@ -10,8 +10,9 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,9 @@ from advcam_attr.training.losses.classification import LOSSES, Loss
 from advcam_attr.training.train import TrainingTask
 from advcam_attr.training.train import train as train_net
 from advcam_attr.types import AdvCAMError
+
+logger = logging.getLogger(__name__)
+
 
 #: The net's file in its folder.
 WEIGHTS = "classifier.safetensors"
@@ -71,7 +75,6 @@ def train_classifier(
     train: SegmentationData,
     val: SegmentationData | None,
     out: Path,
-    tell: Callable[[str], None] = lambda line: None,
 ) -> ClassifierResult:
     """Train a CAM net on image labels, or go on with a training that was interrupted.
 
@@ -84,7 +87,6 @@ def train_classifier(
         train: the images and labels; masks are not read.
         val: the images that loss and average precision are measured on after each epoch.
         out: the folder.
-        tell: is told what is going on, line by line, on the first rank.
 
     Raises:
         AdvCAMError: the folder holds another training (the difference is told), there are fewer images than one
@@ -92,14 +94,13 @@ def train_classifier(
 
     Example:
         >>> net = cam_net("torchvision/resnet50", 20)  # doctest: +SKIP
-        >>> train_classifier(ClassifierSettings(), net, train, val, Path("run/classifier"), print)  # doctest: +SKIP
+        >>> train_classifier(ClassifierSettings(), net, train, val, Path("run/classifier"))  # doctest: +SKIP
     """
     check_training(settings, net, train, val)
     report, config = out / "classifier.json", described(settings, net, train, val)
     if not settings.overwrite:
         _reported(report, config)  # one of other settings is refused before anything is written
     shard = shard_of_launch()
-    tell = tell if shard.rank == 0 else lambda line: None
     loss, items = LOSSES[settings.loss], training_items(train, settings, net)
     per_epoch = len(items) // settings.batch
 
@@ -111,7 +112,7 @@ def train_classifier(
                 with training_log(out / _VALIDATION, step, board if settings.tensorboard else None) as log:
                     log.write({"step": step, "epoch": epoch, **measured})
             mean = "" if measured["val_map"] is None else f", mAP {100 * measured['val_map']:.1f}"
-            tell(f"epoch {epoch}: validation loss {measured['val_loss']:.4f}{mean}")
+            logger.info(f"epoch {epoch}: validation loss {measured['val_loss']:.4f}{mean}")
         return False
 
     def save(file: Path) -> None:
@@ -145,7 +146,7 @@ def train_classifier(
         after_epoch=validate,
         tensorboard=settings.tensorboard,
     )
-    weights = train_net(task, out, tell)
+    weights = train_net(task, out)
     load_weights(net, read_checkpoint(weights), net.spec.backbone)
     result = _reported(report, config)
     if result is None:
@@ -153,7 +154,7 @@ def train_classifier(
         if shard.rank == 0:
             told = {key: value for key, value in dataclasses.asdict(result).items() if key != "weights"}
             write_json(report, {"config": config, "classes": list(train.classes), "result": told})
-            tell(f"wrote {report}")
+            logger.info(f"wrote {report}")
     return result
 
 

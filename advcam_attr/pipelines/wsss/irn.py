@@ -7,6 +7,7 @@ In the output folder: ``confident/`` (the labels that the net learns from), ``ir
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -45,7 +46,6 @@ from advcam_attr.runs.provenance import net_config
 from advcam_attr.runs.sharding import Shard, choose_device, shard_of, shard_of_launch
 from advcam_attr.runs.stage import (
     SeededImage,
-    Tell,
     check_made,
     check_method,
     check_seeds,
@@ -54,13 +54,15 @@ from advcam_attr.runs.stage import (
     ready_to_train,
     run_stage,
     seeded_stage,
-    silent,
 )
 from advcam_attr.training.distributed import gather
 from advcam_attr.training.fit import RELEASED_MOMENTUM, Group, Precision
 from advcam_attr.training.loading import load_batches
 from advcam_attr.training.train import TrainingTask, as_found, train
 from advcam_attr.types import AdvCAMError
+
+logger = logging.getLogger(__name__)
+
 
 #: The net's file in its folder.
 WEIGHTS = "irnet.safetensors"
@@ -70,7 +72,12 @@ _TRAINING = ("radius", "epochs", "batch", "crop", "scales", "edge_lr", "displace
              "power", "precision", "seed")  # fmt: skip
 
 
-def refine_irn(settings: IRNSettings, seeds: MapReader, data: SegmentationData, out: Path, tell: Tell = silent) -> None:
+def refine_irn(
+    settings: IRNSettings,
+    seeds: MapReader,
+    data: SegmentationData,
+    out: Path,
+) -> None:
     """Refine seeds by IRN: learn edges from what the seeds are sure of, and let the maps walk between them.
 
     Under ``torchrun`` or ``srun`` processes share each stage. In a SLURM array the confident labels and the masks are
@@ -81,26 +88,25 @@ def refine_irn(settings: IRNSettings, seeds: MapReader, data: SegmentationData, 
         seeds: localization maps by image id: a `advcam_attr.runs.map_store.MapStore`, or anything that reads them.
         data: the images; their true masks are not read.
         out: the folder; the masks are ``out/masks/<id>.png``.
-        tell: is told what is going on, line by line.
 
     Raises:
         AdvCAMError: seeds are missing, a folder was made with other settings (the difference is told), or some images
             could not be done; then all others are.
 
     Example:
-        >>> refine_irn(IRNSettings(), seed_store(Path("run")), data, Path("run/irn"), print)  # doctest: +SKIP
+        >>> refine_irn(IRNSettings(), seed_store(Path("run")), data, Path("run/irn"))  # doctest: +SKIP
     """
     check_seeds(seeds, data)
     check_method(out / "masks", "irn", overwrite=settings.overwrite)
     if settings.trained is not None:
         net, note = load_irnet(settings.trained)
-        tell(f"IRN's net is {settings.trained}" + (f" ({note})" if note else ""))
+        logger.info(f"IRN's net is {settings.trained}" + (f" ({note})" if note else ""))
     else:
         net = settings.make_net()
-        make_confident(settings, seeds, data, out, tell)
+        make_confident(settings, seeds, data, out)
         ready_to_train("confident labels", out / "confident", "IRN's net", out / "irnet" / WEIGHTS, data)
-        net = train_irn(settings, net, data, out, tell)
-    write_masks(settings, net, seeds, data, out, tell)
+        net = train_irn(settings, net, data, out)
+    write_masks(settings, net, seeds, data, out)
 
 
 def make_confident(
@@ -108,7 +114,6 @@ def make_confident(
     seeds: MapReader,
     data: SegmentationData,
     out: Path,
-    tell: Tell = silent,
     shard: Shard | None = None,
 ) -> str:
     """Write the confident labels of all images to ``out/confident/<id>.png``: 0, class + 1, or 255 for undecided.
@@ -118,7 +123,6 @@ def make_confident(
         seeds: localization maps by image id.
         data: the images.
         out: the folder.
-        tell: is told what is going on.
         shard: which share is done here; None asks the environment (``torchrun``, SLURM).
 
     Returns:
@@ -136,10 +140,15 @@ def make_confident(
 
     config = {name: getattr(settings, name) for name in ("foreground", "background", "crf")}
     stage = seeded_stage("confident labels", out / "confident", config, seeds, data, make)
-    return run_stage(stage, data, workers=settings.workers, overwrite=settings.overwrite, shard=shard, tell=tell)
+    return run_stage(stage, data, workers=settings.workers, overwrite=settings.overwrite, shard=shard)
 
 
-def train_irn(settings: IRNSettings, net: IRNet, data: SegmentationData, out: Path, tell: Tell = silent) -> IRNet:
+def train_irn(
+    settings: IRNSettings,
+    net: IRNet,
+    data: SegmentationData,
+    out: Path,
+) -> IRNet:
     """Train IRN's net on the labels in ``out/confident``, or go on with a training that was interrupted.
 
     After the last step, the mean displacement over the images' top left squares is stored in the net (the mean of the
@@ -150,7 +159,6 @@ def train_irn(settings: IRNSettings, net: IRNet, data: SegmentationData, out: Pa
         net: with new branches; trained in place.
         data: the images, all of which need confident labels.
         out: the folder; the net is ``out/irnet/irnet.safetensors``.
-        tell: is told what is going on, on the first rank.
 
     Returns:
         The trained net, in eval mode, as it was saved.
@@ -180,7 +188,7 @@ def train_irn(settings: IRNSettings, net: IRNet, data: SegmentationData, out: Pa
         }),
         save=save, file=WEIGHTS, overwrite=s.overwrite,
     )  # fmt: skip
-    return load_irnet(train(task, out / "irnet", tell))[0]
+    return load_irnet(train(task, out / "irnet"))[0]
 
 
 def _loss_of(radius: int) -> Callable[[Tensor, Tensor], Tensor]:
@@ -258,7 +266,6 @@ def write_masks(
     seeds: MapReader,
     data: SegmentationData,
     out: Path,
-    tell: Tell = silent,
     shard: Shard | None = None,
 ) -> None:
     """Let the maps of all images walk between the net's edges, and write the labels to ``out/masks/<id>.png``.
@@ -271,7 +278,6 @@ def write_masks(
         seeds: localization maps by image id.
         data: the images.
         out: the folder.
-        tell: is told what is going on.
         shard: which share is done here; None asks the environment (``torchrun``, SLURM).
 
     Raises:
@@ -288,7 +294,7 @@ def write_masks(
     stage = seeded_stage("masks", out / "masks", config | net_config(net, net.trunk.spec), seeds, data, make)
     with as_found(net):
         net.to(device).eval()
-        run_stage(stage, data, workers=settings.workers, overwrite=settings.overwrite, shard=shard, tell=tell)
+        run_stage(stage, data, workers=settings.workers, overwrite=settings.overwrite, shard=shard)
 
 
 @torch.no_grad()

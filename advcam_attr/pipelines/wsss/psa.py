@@ -42,7 +42,6 @@ from advcam_attr.runs.provenance import net_config
 from advcam_attr.runs.sharding import Shard, choose_device, shard_of, shard_of_launch
 from advcam_attr.runs.stage import (
     SeededImage,
-    Tell,
     check_made,
     check_method,
     check_seeds,
@@ -51,7 +50,6 @@ from advcam_attr.runs.stage import (
     ready_to_train,
     run_stage,
     seeded_stage,
-    silent,
 )
 from advcam_attr.training.distributed import gather
 from advcam_attr.training.fit import Group, Precision
@@ -65,7 +63,12 @@ _TRAINING = ("alphas", "crf", "radius", "epochs", "batch", "crop", "lr", "weight
              "precision", "seed")  # fmt: skip
 
 
-def refine_psa(settings: PSASettings, seeds: MapReader, data: SegmentationData, out: Path, tell: Tell = silent) -> None:
+def refine_psa(
+    settings: PSASettings,
+    seeds: MapReader,
+    data: SegmentationData,
+    out: Path,
+) -> None:
     """Refine seeds by PSA: learn affinities from what the seeds are sure of, and let them walk along these.
 
     Under ``torchrun`` or ``srun`` processes share each stage. In a SLURM array the scores and the masks are shared, but
@@ -76,7 +79,6 @@ def refine_psa(settings: PSASettings, seeds: MapReader, data: SegmentationData, 
         seeds: localization maps by image id: a `advcam_attr.runs.map_store.MapStore`, or anything that reads them.
         data: the images; their true masks are not read.
         out: the folder; the masks are ``out/masks/<id>.png``.
-        tell: is told what is going on, line by line.
 
     Raises:
         AdvCAMError: seeds are missing, a folder was made with other settings (the difference is told), or some images
@@ -84,21 +86,24 @@ def refine_psa(settings: PSASettings, seeds: MapReader, data: SegmentationData, 
 
     Example:
         >>> settings = PSASettings(checkpoint="resnet38_imagenet.pth")  # doctest: +SKIP
-        >>> refine_psa(settings, seed_store(Path("run")), data, Path("run/psa"), print)  # doctest: +SKIP
+        >>> refine_psa(settings, seed_store(Path("run")), data, Path("run/psa"))  # doctest: +SKIP
     """
     check_seeds(seeds, data)
     check_method(out / "masks", "psa", overwrite=settings.overwrite)
     net = settings.make_net()
     if settings.trained is None:
         settings.check_crop(net.stride)
-        _scores(settings, seeds, data, out / "scores", tell)
+        _scores(settings, seeds, data, out / "scores")
         ready_to_train("label scores", out / "scores", "the affinity net", out / "affinitynet" / WEIGHTS, data)
-        net = train_affinitynet(settings, net, data, out, tell)
-    write_masks(settings, net, seeds, data, out, tell)
+        net = train_affinitynet(settings, net, data, out)
+    write_masks(settings, net, seeds, data, out)
 
 
 def train_affinitynet(
-    settings: PSASettings, net: AffinityNet, data: SegmentationData, out: Path, tell: Tell = silent
+    settings: PSASettings,
+    net: AffinityNet,
+    data: SegmentationData,
+    out: Path,
 ) -> AffinityNet:
     """Train an affinity net on the label scores in ``out/scores``, or go on with a training that was interrupted.
 
@@ -107,7 +112,6 @@ def train_affinitynet(
         net: with a new head; trained in place.
         data: the images, all of which need scores.
         out: the folder; the net is ``out/affinitynet/affinitynet.safetensors``.
-        tell: is told what is going on, on the first rank.
 
     Returns:
         The trained net, in eval mode, as it was saved.
@@ -136,7 +140,7 @@ def train_affinitynet(
         }),
         save=lambda path: save_affinity_net(net, path), file=WEIGHTS, overwrite=s.overwrite,
     )  # fmt: skip
-    return load_affinity_net(train(task, out / "affinitynet", tell))
+    return load_affinity_net(train(task, out / "affinitynet"))
 
 
 def write_masks(
@@ -145,7 +149,6 @@ def write_masks(
     seeds: MapReader,
     data: SegmentationData,
     out: Path,
-    tell: Tell = silent,
     shard: Shard | None = None,
 ) -> None:
     """Let the seeds of all images walk along the net's affinities, and write the labels to ``out/masks/<id>.png``.
@@ -158,7 +161,6 @@ def write_masks(
         seeds: localization maps by image id.
         data: the images.
         out: the folder.
-        tell: is told what is going on.
         shard: which share is done here; None asks the environment (``torchrun``, SLURM).
 
     Raises:
@@ -176,7 +178,7 @@ def write_masks(
     stage = seeded_stage("masks", out / "masks", config | net_config(net, net.spec), seeds, data, make)
     with as_found(net):
         net.to(device).eval()
-        run_stage(stage, data, workers=settings.workers, overwrite=settings.overwrite, shard=shard, tell=tell)
+        run_stage(stage, data, workers=settings.workers, overwrite=settings.overwrite, shard=shard)
 
 
 @torch.no_grad()
@@ -192,7 +194,12 @@ def _walked(settings: PSASettings, net: AffinityNet, read: SeededImage, device: 
     return walk_labels(walked, read.maps.classes, (height, width), net.stride)
 
 
-def _scores(settings: PSASettings, seeds: MapReader, data: SegmentationData, folder: Path, tell: Tell) -> None:
+def _scores(
+    settings: PSASettings,
+    seeds: MapReader,
+    data: SegmentationData,
+    folder: Path,
+) -> None:
     """Make the scores of this process's share."""
     device = choose_device(settings.device, shard_of_launch().local)
 
@@ -202,7 +209,7 @@ def _scores(settings: PSASettings, seeds: MapReader, data: SegmentationData, fol
 
     config = {"alphas": settings.alphas, "crf": settings.crf}
     stage = seeded_stage("label scores", folder, config, seeds, data, make, write_scores)
-    run_stage(stage, data, workers=settings.workers, overwrite=settings.overwrite, tell=tell)
+    run_stage(stage, data, workers=settings.workers, overwrite=settings.overwrite)
 
 
 def _loss_of(radius: int) -> Callable[[Tensor, Tensor], Tensor]:

@@ -32,14 +32,12 @@ from advcam_attr.runs.sharding import choose_device, shard_of_launch
 from advcam_attr.runs.stage import (
     LabelStage,
     SeededImage,
-    Tell,
     check_seeds,
     folder_digest,
     read_seeded,
     record_path,
     run_stage,
     seeded_stage,
-    silent,
     wait_for_ranks,
 )
 from advcam_attr.types import AdvCAMError, Sample
@@ -153,22 +151,35 @@ def _made_with(folder: Path, setting: str) -> str | None:
     return None if record is None else record["settings"].get(setting)
 
 
-def _irn(settings: RefineSettings, seeds: MapReader, data: SegmentationData, out: Path, tell: Tell) -> None:
-    refine_irn(settings.irn, seeds, data, out, tell)
+def _irn(
+    settings: RefineSettings,
+    seeds: MapReader,
+    data: SegmentationData,
+    out: Path,
+) -> None:
+    refine_irn(settings.irn, seeds, data, out)
 
 
-def _psa(settings: RefineSettings, seeds: MapReader, data: SegmentationData, out: Path, tell: Tell) -> None:
-    refine_psa(settings.psa, seeds, data, out, tell)
+def _psa(
+    settings: RefineSettings,
+    seeds: MapReader,
+    data: SegmentationData,
+    out: Path,
+) -> None:
+    refine_psa(settings.psa, seeds, data, out)
 
 
-Method = Callable[[RefineSettings, MapReader, SegmentationData, Path, Tell], None]
+Method = Callable[[RefineSettings, MapReader, SegmentationData, Path], None]
 
 #: What writes ``out/masks/<id>.png`` of all images, by name.
 METHODS: dict[str, Method] = {"irn": _irn, "psa": _psa}
 
 
 def refine(
-    settings: RefineSettings, seeds: MapReader, data: SegmentationData, out: Path, tell: Tell = silent
+    settings: RefineSettings,
+    seeds: MapReader,
+    data: SegmentationData,
+    out: Path,
 ) -> RefineSummary:
     """Make pseudo ground truth of seeds, or go on where that was interrupted.
 
@@ -180,7 +191,6 @@ def refine(
         seeds: localization maps by image id: a `advcam_attr.runs.map_store.MapStore`, or anything that reads them.
         data: the images; their true masks are not read.
         out: the folder.
-        tell: is told what is going on, line by line.
 
     Returns:
         The folders of the steps' label maps.
@@ -191,27 +201,31 @@ def refine(
 
     Example:
         >>> settings = RefineSettings(crf=("seeds",), saliency="VOC2012/saliency")  # doctest: +SKIP
-        >>> print(refine(settings, seed_store(Path("run")), data, Path("run/irn"), print))  # doctest: +SKIP
+        >>> print(refine(settings, seed_store(Path("run")), data, Path("run/irn")))  # doctest: +SKIP
     """
     begin = time.monotonic()
     check_seeds(seeds, data)
     saliency = None if settings.saliency is None else _saliency(settings.saliency, data)
     steps: dict[str, Path] = {}
     if "seeds" in settings.crf:
-        steps["seeds_crf"] = _run(_seeds_crf(settings, seeds, data, out), settings, data, tell)
-    METHODS[settings.method](settings, seeds, data, out, tell)
+        steps["seeds_crf"] = _run(_seeds_crf(settings, seeds, data, out), settings, data)
+    METHODS[settings.method](settings, seeds, data, out)
     final = steps["masks"] = out / "masks"
     wait_for_ranks(final, data)
     if "masks" in settings.crf:
-        final = steps["masks_crf"] = _run(_masks_crf(settings, final, seeds, data, out), settings, data, tell)
+        final = steps["masks_crf"] = _run(_masks_crf(settings, final, seeds, data, out), settings, data)
     if saliency is not None:
         stage = _saliency_rule(settings, saliency, final, data, out)
-        final = steps["masks_saliency"] = _run(stage, settings, data, tell)
+        final = steps["masks_saliency"] = _run(stage, settings, data)
     return RefineSummary(steps, final, len(data.samples), time.monotonic() - begin)
 
 
-def _run(stage: LabelStage[Any], settings: RefineSettings, data: SegmentationData, tell: Tell) -> Path:
-    run_stage(stage, data, workers=settings.workers, overwrite=settings.overwrite, tell=tell)
+def _run(
+    stage: LabelStage[Any],
+    settings: RefineSettings,
+    data: SegmentationData,
+) -> Path:
+    run_stage(stage, data, workers=settings.workers, overwrite=settings.overwrite)
     wait_for_ranks(stage.folder, data)
     return stage.folder
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Sequence
 from itertools import product
@@ -13,7 +14,6 @@ from advcam_attr.pipelines.wsss.refine import check_refined
 from advcam_attr.pipelines.wsss.score import evaluate
 from advcam_attr.pipelines.wsss.segment import recipes_of
 from advcam_attr.pipelines.wsss.stages import (
-    Tell,
     labelled_images,
     read_split,
     refine_seeds,
@@ -34,6 +34,8 @@ from advcam_attr.runs.map_store import MapStore
 from advcam_attr.runs.sharding import shard_of, shard_of_launch
 from advcam_attr.runs.stage import PATIENCE
 from advcam_attr.types import AdvCAMError
+
+logger = logging.getLogger(__name__)
 
 
 def works(config: WSSSConfig) -> list[Work]:
@@ -64,7 +66,7 @@ def plan_run(config: WSSSConfig) -> str:
     return plan(works(config), folder_of(config))
 
 
-def run(config: WSSSConfig, tell: Tell = print, *, show_progress: bool = False) -> None:
+def run(config: WSSSConfig, *, show_progress: bool = False) -> None:
     """All stages: classifier, unless the net is a published generator; seeds, refine, segment, evaluate.
 
     Each goes on where it stopped, and what is there is not made again: a run that was interrupted at any moment ends
@@ -72,7 +74,6 @@ def run(config: WSSSConfig, tell: Tell = print, *, show_progress: bool = False) 
 
     Args:
         config: the run's.
-        tell: is told what is going on, line by line.
         show_progress: a progress bar of the seeds.
 
     Raises:
@@ -82,19 +83,19 @@ def run(config: WSSSConfig, tell: Tell = print, *, show_progress: bool = False) 
     if shard_of().world > launch.world:
         raise AdvCAMError("a run is one job's, not an array's: start it outside of the array, or its seeds alone in it")
     if launch.rank == 0:
-        tell(plan_run(config))
+        logger.info(plan_run(config))
     for method in config.seeds.methods:
         check_refined(config.refine, folder_of(config, "refined", method))
     if config.net.generator is None:
-        train(config, tell)
-    require_all(seeds(config, tell, show_progress=show_progress))
+        train(config)
+    require_all(seeds(config, show_progress=show_progress))
     if launch.world > 1:
         wait_for_seeds(config, seeded_images(config))
-    refine_seeds(config, tell)
-    segment_masks(config, tell)
+    refine_seeds(config)
+    segment_masks(config)
     if launch.rank == 0:
-        evaluate(config, tell)
-        tell(f"this took {duration(time.monotonic() - begin)}")
+        evaluate(config)
+        logger.info(f"this took {duration(time.monotonic() - begin)}")
 
 
 def wait_for_seeds(config: WSSSConfig, data: SegmentationData) -> None:

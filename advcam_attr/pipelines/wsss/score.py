@@ -8,6 +8,7 @@ the tables to read.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import product
@@ -23,7 +24,7 @@ from advcam_attr.pipelines.seeds import seed_store
 from advcam_attr.pipelines.wsss.config import NetConfig, WSSSConfig, folder_of
 from advcam_attr.pipelines.wsss.refine import check_refined, final_step
 from advcam_attr.pipelines.wsss.segment import predictions_folder, recipes_of
-from advcam_attr.pipelines.wsss.stages import Tell, read_split
+from advcam_attr.pipelines.wsss.stages import read_split
 from advcam_attr.runs.sharding import shard_of
 from advcam_attr.tables.segmentation import (
     Table,
@@ -37,6 +38,9 @@ from advcam_attr.tables.segmentation import (
     table_xiii,
 )
 from advcam_attr.types import AdvCAMError
+
+logger = logging.getLogger(__name__)
+
 
 #: Mean IoU by step of the refinement.
 MaskScores = Mapping[str, float]
@@ -55,7 +59,9 @@ class NetScore:
     scores: Mapping[str, float | None]
 
 
-def evaluate(config: WSSSConfig, tell: Tell = print) -> dict[str, SeedEvaluation]:
+def evaluate(
+    config: WSSSConfig,
+) -> dict[str, SeedEvaluation]:
     """The stage ``evaluate``: scores of all that there is, the paper's tables with this run's rows, ``report.json``.
 
     Seeds and pseudo masks are scored anew each time; segmentation nets when they predict.
@@ -75,15 +81,15 @@ def evaluate(config: WSSSConfig, tell: Tell = print) -> dict[str, SeedEvaluation
     found: dict[str, SeedEvaluation] = {}
     for method in config.seeds.methods:
         folder = folder_of(config, "seeds", method)
-        tell(f"scoring {folder} on the masks of {len(data.samples)} images of {data.name} {data.split}")
+        logger.info(f"scoring {folder} on the masks of {len(data.samples)} images of {data.name} {data.split}")
         found[method] = evaluate_seeds(
             seed_store(folder), data, THRESHOLDS[config.score.thresholds], device=config.score.device,
             allow_missing=config.score.allow_missing,
         )  # fmt: skip
         for line in left_out(found[method].scope):
-            tell(line)
-        tell(f"wrote {write_seed_evaluation(found[method], folder)}")
-    refined = {method: refined_iou(config, method, data, tell) for method in found}
+            logger.info(line)
+        logger.info(f"wrote {write_seed_evaluation(found[method], folder)}")
+    refined = {method: refined_iou(config, method, data) for method in found}
     nets = net_scores(config)
     tables = [*seed_tables(found, config, refined), *net_tables(nets, config)]
     lines = summary(found, nets)
@@ -91,9 +97,9 @@ def evaluate(config: WSSSConfig, tell: Tell = print) -> dict[str, SeedEvaluation
         path = folder_of(config, "tables.md")
         write_text(path, "\n\n".join([lines, *(table.markdown() for table in tables)]) + "\n")
         write_json(folder_of(config, "report.json"), _report(config, found, refined, nets, tables))
-        tell(f"wrote {path} and {folder_of(config, 'report.json')}")
+        logger.info(f"wrote {path} and {folder_of(config, 'report.json')}")
     for part in (*(table.text() for table in tables), lines):
-        tell("\n" + part)
+        logger.info("\n" + part)
     return found
 
 
@@ -143,16 +149,20 @@ def summary(found: Mapping[str, SeedEvaluation], nets: Mapping[str, Mapping[str,
     return "\n".join([f"Seeds of {scope.data}, {len(scope.ids)} images", *lines])
 
 
-def refined_iou(config: WSSSConfig, method: str, data: SegmentationData, tell: Tell) -> MaskScores:
+def refined_iou(
+    config: WSSSConfig,
+    method: str,
+    data: SegmentationData,
+) -> MaskScores:
     """The mean IoU of a method's seeds after the CRF, of its masks, and of those after further steps, if there."""
     found: dict[str, float] = {}
     for step in dict.fromkeys(("seeds_crf", "masks", final_step(config.refine))):
         folder = folder_of(config, "refined", method, step)
         if folder.is_dir():
-            tell(f"scoring {folder}")
+            logger.info(f"scoring {folder}")
             evaluation = evaluate_masks(folder, data, allow_missing=config.score.allow_missing)
             for line in left_out(evaluation.scope):
-                tell(line)
+                logger.info(line)
             found[step] = evaluation.scores().mean_iou
     return found
 

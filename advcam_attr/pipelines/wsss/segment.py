@@ -7,6 +7,7 @@ In the output folder: ``deeplab/`` (the training and its net), ``predictions/<sp
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -31,11 +32,14 @@ from advcam_attr.refine.crf import RECIPES, DenseCRF, unary_from_logits
 from advcam_attr.registry import lookup
 from advcam_attr.runs.provenance import net_config
 from advcam_attr.runs.sharding import Shard, choose_device, shard_of, shard_of_launch
-from advcam_attr.runs.stage import LabelStage, Tell, listed, plain, run_stage, silent, wait_for_ranks
+from advcam_attr.runs.stage import LabelStage, listed, plain, run_stage, wait_for_ranks
 from advcam_attr.training.fit import Group, Precision
 from advcam_attr.training.losses.segmentation import SEGMENTATION_LOSSES, summed_over_grids
 from advcam_attr.training.train import TrainingTask, as_found, train
 from advcam_attr.types import AdvCAMError
+
+logger = logging.getLogger(__name__)
+
 
 #: The net's folder in the output folder, and its file in there.
 FOLDER, WEIGHTS = "deeplab", "deeplab.safetensors"
@@ -64,7 +68,6 @@ def segment(
     masks: Path,
     tests: Sequence[SegmentationData],
     out: Path,
-    tell: Tell = silent,
 ) -> SegmentationSummary:
     """Train a segmentation net on pseudo masks, and let it label the images of other splits.
 
@@ -77,26 +80,28 @@ def segment(
         masks: the folder of the masks, ``<id>.png``.
         tests: what is labelled.
         out: the folder.
-        tell: is told what is going on, line by line.
 
     Raises:
         AdvCAMError: as `train_segmentation` and `predict`.
 
     Example:
         >>> data, val = read_voc("VOCdevkit", "train_aug"), read_voc("VOCdevkit", "val")  # doctest: +SKIP
-        >>> segment(SETTINGS["voc"], data, Path("run/irn/masks"), [val], Path("run/net"), print)  # doctest: +SKIP
+        >>> segment(SETTINGS["voc"], data, Path("run/irn/masks"), [val], Path("run/net"))  # doctest: +SKIP
     """
-    net = trained_net(settings, data, masks, out, tell)
+    net = trained_net(settings, data, masks, out)
     made: dict[str, Path] = {}
     for test in tests:
         for recipe in recipes_of(settings):
-            folder = predict(dataclasses.replace(settings, crf=recipe), net, test, out, tell)
+            folder = predict(dataclasses.replace(settings, crf=recipe), net, test, out)
             made[folder.name] = folder
     return SegmentationSummary(Path(settings.trained or out / FOLDER / WEIGHTS), made)
 
 
 def trained_net(
-    settings: SegmentationSettings, data: SegmentationData, masks: Path, out: Path, tell: Tell = silent
+    settings: SegmentationSettings,
+    data: SegmentationData,
+    masks: Path,
+    out: Path,
 ) -> DeepLab:
     """The net of ``settings.trained``; or one that is trained on masks, as `train_segmentation` does it.
 
@@ -108,7 +113,7 @@ def trained_net(
         return net
     if shard_of().world > shard_of_launch().world and not (out / FOLDER / WEIGHTS).is_file():
         raise AdvCAMError("a net is trained in one job: start this once outside of the SLURM array, and then again")
-    return train_segmentation(settings, net, data, masks, out, tell)
+    return train_segmentation(settings, net, data, masks, out)
 
 
 def recipes_of(settings: SegmentationSettings) -> tuple[str | None, ...]:
@@ -127,7 +132,6 @@ def train_segmentation(
     data: SegmentationData,
     masks: Path,
     out: Path,
-    tell: Tell = silent,
 ) -> DeepLab:
     """Train a net on the masks of a folder, or go on with a training that was interrupted.
 
@@ -139,7 +143,6 @@ def train_segmentation(
         data: the images; their true masks are not read.
         masks: the folder of the masks, ``<id>.png``.
         out: the folder; the net is ``out/deeplab/deeplab.safetensors``.
-        tell: is told what is going on, on the first rank.
 
     Returns:
         The trained net, in eval mode, as it was saved.
@@ -152,7 +155,7 @@ def train_segmentation(
     _check_classes(net, data)
     found = look_at_masks(masks, data, s.workers)
     if found.void:
-        tell(f"{len(found.void)} of {len(data.samples)} masks are void alone and left out: {few(found.void)}")
+        logger.info(f"{len(found.void)} of {len(data.samples)} masks are void alone and left out: {few(found.void)}")
     transform = SegmentationTrain(s.crop, s.scales, net.mean, net.std)
     task = TrainingTask(
         name="segmentation net", net=many, items=MaskedImages(found, len(data.classes), transform),
@@ -166,7 +169,7 @@ def train_segmentation(
         }),
         save=lambda path: save_deeplab(net, path, data.classes), file=WEIGHTS, overwrite=s.overwrite,
     )  # fmt: skip
-    return load_deeplab(train(task, out / FOLDER, tell))[0]
+    return load_deeplab(train(task, out / FOLDER))[0]
 
 
 def _check_classes(net: DeepLab, data: SegmentationData) -> None:
@@ -190,7 +193,6 @@ def predict(
     net: DeepLab,
     data: SegmentationData,
     out: Path,
-    tell: Tell = silent,
     shard: Shard | None = None,
 ) -> Path:
     """Label the images of a split, and write the label maps to ``out/predictions/<split>/<id>.png``.
@@ -203,7 +205,6 @@ def predict(
         net: trained; its mode and device are as before afterwards.
         data: the images.
         out: the folder.
-        tell: is told what is going on.
         shard: which share is done here; None asks the environment (``torchrun``, SLURM).
 
     Returns:
@@ -237,7 +238,7 @@ def predict(
     )
     with as_found(many):
         many.to(device).eval()
-        run_stage(stage, data, workers=s.workers, overwrite=s.overwrite, shard=shard, tell=tell)
+        run_stage(stage, data, workers=s.workers, overwrite=s.overwrite, shard=shard)
     if shard.world == shard_of_launch().world:
         wait_for_ranks(folder, data)
     return folder

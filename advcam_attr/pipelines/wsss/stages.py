@@ -14,7 +14,8 @@ there. The folder of a run:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -55,11 +56,12 @@ from advcam_attr.runs.provenance import kept_config, read_record, same_settings
 from advcam_attr.runs.sharding import shard_of_launch
 from advcam_attr.types import AdvCAMError
 
-#: Is told what a stage does, line by line.
-Tell = Callable[[str], None]
+logger = logging.getLogger(__name__)
 
 
-def train(config: WSSSConfig, tell: Tell = print) -> ClassifierResult:
+def train(
+    config: WSSSConfig,
+) -> ClassifierResult:
     """The stage ``classifier``.
 
     Raises:
@@ -69,7 +71,9 @@ def train(config: WSSSConfig, tell: Tell = print) -> ClassifierResult:
         raise AdvCAMError(f"the net is {config.net.generator}'s, which comes trained: go on with the seeds")
     data = read_split(config.data, config.data.train)
     val = None if config.data.val is None else read_split(config.data, config.data.val)
-    tell(f"reading {data.root}: {_told(data)}" + ("" if val is None else f" to train on, {_told(val)} to validate on"))
+    logger.info(
+        f"reading {data.root}: {_told(data)}" + ("" if val is None else f" to train on, {_told(val)} to validate on")
+    )
     net = config.net
     known = None if net.known is None else read_known_classes(path_of(net.known), data.classes, net.known_offset)
     model = cam_net(
@@ -79,12 +83,10 @@ def train(config: WSSSConfig, tell: Tell = print) -> ClassifierResult:
         seed=net.seed, known=known,
     )  # fmt: skip
     with kept_config(folder_of(config), config), measured(classifier_work(config, data), folder_of(config)):
-        return train_classifier(config.classifier, model, data, val, folder_of(config, "classifier"), tell)
+        return train_classifier(config.classifier, model, data, val, folder_of(config, "classifier"))
 
 
-def seeds(
-    config: WSSSConfig, tell: Tell = print, *, overwrite: bool = False, show_progress: bool = False
-) -> list[SeedSummary]:
+def seeds(config: WSSSConfig, *, overwrite: bool = False, show_progress: bool = False) -> list[SeedSummary]:
     """The stage ``seeds``: the maps of every method.
 
     Raises:
@@ -92,8 +94,10 @@ def seeds(
     """
     data = read_split(config.data, config.data.seeds or config.data.train)
     data, missing = without_missing(data)
-    tell(f"reading {data.root}: {_told(data)}" + _named_missing(len(missing), missing[0].image if missing else None))
-    net, mean, std = seed_net(config, data, tell)
+    logger.info(
+        f"reading {data.root}: {_told(data)}" + _named_missing(len(missing), missing[0].image if missing else None)
+    )
+    net, mean, std = seed_net(config, data)
     c = config.seeds
     settings = SeedSettings(
         recipe=c.recipe, overrides=c.overrides, base=base_of(net) if config.net.generator else c.base, scales=c.scales,
@@ -111,9 +115,9 @@ def seeds(
         for method, chosen in methods.items():
             chosen = replace(chosen, saliency=detector if method == "advcam" else None)
             out = folder_of(config, "seeds", method)
-            tell(f"making {method} seeds in {out}")
+            logger.info(f"making {method} seeds in {out}")
             with measured(seeds_work(config, method, data), folder_of(config)):
-                summaries.append(make_seeds(net, data, out, chosen, tell=tell, show_progress=show_progress))
+                summaries.append(make_seeds(net, data, out, chosen, show_progress=show_progress))
     return summaries
 
 
@@ -129,7 +133,10 @@ def require_all(summaries: Sequence[SeedSummary]) -> None:
         raise AdvCAMError(f"{len(failed)} maps could not be made: {'; '.join(failed[:5])}{more}")
 
 
-def seed_net(config: WSSSConfig, data: SegmentationData, tell: Tell) -> tuple[nn.Module, Any, Any]:
+def seed_net(
+    config: WSSSConfig,
+    data: SegmentationData,
+) -> tuple[nn.Module, Any, Any]:
     """The net that seeds are made with, and its normalisation.
 
     Raises:
@@ -139,8 +146,8 @@ def seed_net(config: WSSSConfig, data: SegmentationData, tell: Tell) -> tuple[nn
         if config.net.checkpoint is None:
             raise AdvCAMError(f"net.generator {config.net.generator!r} needs its authors' file: give net.checkpoint")
         path = path_of(config.net.checkpoint)
-        generator = load_generator(config.net.generator, path, tell)
-        tell(f"reading {config.net.generator}'s net from {path}")
+        generator = load_generator(config.net.generator, path)
+        logger.info(f"reading {config.net.generator}'s net from {path}")
         return _laid_out(generator, config), generator.mean, generator.std
     path = folder_of(config, "classifier") / WEIGHTS
     if not path.is_file():
@@ -148,7 +155,7 @@ def seed_net(config: WSSSConfig, data: SegmentationData, tell: Tell) -> tuple[nn
     net, classes = load_cam_net(path)
     if classes != data.classes:
         raise AdvCAMError(f"{path} is of {len(classes)} other classes than {data.name}'s {len(data.classes)}")
-    tell(f"reading {path}")
+    logger.info(f"reading {path}")
     return _laid_out(net, config), net.mean, net.std
 
 
@@ -156,7 +163,9 @@ def _laid_out(net: CAMNet | nn.Module, config: WSSSConfig) -> nn.Module:
     return net.to(memory_format=torch.channels_last) if config.seeds.channels_last else net
 
 
-def refine_seeds(config: WSSSConfig, tell: Tell = print) -> dict[str, RefineSummary]:
+def refine_seeds(
+    config: WSSSConfig,
+) -> dict[str, RefineSummary]:
     """The stage ``refine``: pseudo ground truth of every method's seeds.
 
     Raises:
@@ -173,14 +182,16 @@ def refine_seeds(config: WSSSConfig, tell: Tell = print) -> dict[str, RefineSumm
     with kept_config(folder_of(config), config):
         for method, store in stores.items():
             out = folder_of(config, "refined", method)
-            tell(f"refining {method} seeds by {settings.method} in {out}")
+            logger.info(f"refining {method} seeds by {settings.method} in {out}")
             with measured(refine_work(config, method, data), folder_of(config)):
-                summaries[method] = refine(settings, store, data, out, tell)
-            tell(str(summaries[method]))
+                summaries[method] = refine(settings, store, data, out)
+            logger.info(str(summaries[method]))
     return summaries
 
 
-def segment_masks(config: WSSSConfig, tell: Tell = print) -> dict[str, dict[str, MaskEvaluation]]:
+def segment_masks(
+    config: WSSSConfig,
+) -> dict[str, dict[str, MaskEvaluation]]:
     """The stage ``segment``: a net for every method, trained on its pseudo ground truth, and what it predicts.
 
     Predictions of ``data.val`` are scored, and ``evaluation.json`` is written beside them.
@@ -202,7 +213,7 @@ def segment_masks(config: WSSSConfig, tell: Tell = print) -> dict[str, dict[str,
             missing = folder_of(config, "refined", method, step)
             raise AdvCAMError(f"no pseudo ground truth in {missing}: make it first (advcam wsss refine)")
     with kept_config(folder_of(config), config):
-        return {method: _segmented(config, method, settings, data, tests, tell) for method in config.seeds.methods}
+        return {method: _segmented(config, method, settings, data, tests) for method in config.seeds.methods}
 
 
 def _segmented(
@@ -211,38 +222,44 @@ def _segmented(
     settings: SegmentationSettings,
     data: SegmentationData,
     tests: Mapping[str, SegmentationData],
-    tell: Tell,
 ) -> dict[str, MaskEvaluation]:
     """The net of one method's masks: trained, its predictions made, and those of ``val`` scored."""
     out = folder_of(config, "segmentation", method)
     masks = folder_of(config, "refined", method, final_step(config.refine))
-    tell(f"segmenting in {out} by what a net learns from {masks}")
+    logger.info(f"segmenting in {out} by what a net learns from {masks}")
     with measured(training_work(config, method), folder_of(config)):
-        net = trained_net(settings, data, masks, out, tell)
+        net = trained_net(settings, data, masks, out)
     found: dict[str, MaskEvaluation] = {}
     for (name, test), recipe in product(tests.items(), recipes_of(settings)):
         with measured(prediction_work(config, method, test, recipe), folder_of(config)):
-            folder = predict(replace(settings, crf=recipe), net, test, out, tell)
+            folder = predict(replace(settings, crf=recipe), net, test, out)
         if name == "val" and shard_of_launch().rank == 0:
             evaluation = found[folder.name] = evaluate_masks(folder, test)
             for line in left_out(evaluation.scope):
-                tell(line)
+                logger.info(line)
             report = write_mask_evaluation(evaluation, folder)
-            tell(f"{folder}: mIoU {100 * evaluation.scores().mean_iou:.2f} ({report})")
+            logger.info(f"{folder}: mIoU {100 * evaluation.scores().mean_iou:.2f} ({report})")
     return found
 
 
-def export_seeds(seeds: Path, out: Path, dictionary: str, tell: Tell = print) -> None:
+def export_seeds(
+    seeds: Path,
+    out: Path,
+    dictionary: str,
+) -> None:
     """Write the maps of ``run/seeds/METHOD`` as other projects' ``.npy`` dictionaries.
 
     Raises:
         AdvCAMError: no seeds there, an unknown dictionary, or a file that cannot be written.
     """
     count = export_maps(seed_store(seeds), out, dictionary)
-    tell(f"wrote {count} files of {dictionary.upper()}'s format to {out}")
+    logger.info(f"wrote {count} files of {dictionary.upper()}'s format to {out}")
 
 
-def import_seeds(folder: Path, seeds: Path, tell: Tell = print) -> None:
+def import_seeds(
+    folder: Path,
+    seeds: Path,
+) -> None:
     """Read other projects' ``.npy`` dictionaries into ``run/seeds/METHOD``, where `evaluate` finds them.
 
     The same folder may be read again with other files: then what was made of the seeds is told to be of others.
@@ -255,7 +272,7 @@ def import_seeds(folder: Path, seeds: Path, tell: Tell = print) -> None:
     again = record is not None and record["settings"].get("imported") == config["imported"]
     digest = same_settings(seeds / "seeds.json", config, overwrite=again)
     count = import_maps(folder, MapStore(seeds / "maps", settings=digest))
-    tell(f"read {count} files of {folder} into {seeds}")
+    logger.info(f"read {count} files of {folder} into {seeds}")
 
 
 def seeded_images(config: WSSSConfig) -> SegmentationData:

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import gzip
 import io
+import logging
 import tarfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path, PurePosixPath
@@ -28,6 +29,9 @@ from advcam_attr.data.samples import SegmentationData
 from advcam_attr.data.voc import CLASSES, SPLITS
 from advcam_attr.files import replacing
 from advcam_attr.types import AdvCAMError, NoMaskError, Sample
+
+logger = logging.getLogger(__name__)
+
 
 Competition = Literal["comp5", "comp6"]
 
@@ -118,7 +122,6 @@ def submit(
     listed: Path | None = None,
     images: Path | None = None,
     competition: Competition = "comp6",
-    tell: Callable[[str], object] = print,
 ) -> Path:
     """Pack the label maps of a folder, given a list of their images or none, and check the archive.
 
@@ -128,7 +131,6 @@ def submit(
         listed: the list of the images; None takes all label maps of the folder.
         images: the folder of the photographs; None compares no sizes.
         competition: see `write_submission`.
-        tell: is told what was packed.
 
     Raises:
         AdvCAMError: as `write_submission`, or there are no label maps.
@@ -138,7 +140,7 @@ def submit(
         raise AdvCAMError(f"no label maps (ID.png) in {predictions}: give the folder of predictions")
     data = _images(listed, images, ids)
     write_submission(predictions, data, path, competition)
-    tell(f"wrote {path}: {len(data.samples)} label maps in {submission_folder(competition, data.split)}")
+    logger.info(f"wrote {path}: {len(data.samples)} label maps in {submission_folder(competition, data.split)}")
     return path
 
 

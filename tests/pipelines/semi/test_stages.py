@@ -431,7 +431,7 @@ def test_a_run_from_a_configuration(tmp_path):
     read = from_yaml(as_yaml(config, tmp_path / "semi.yaml"))
     assert read == config
     with pytest.raises(AdvCAMError, match=r"cct.safetensors: train it first"):
-        semi.predict(read, print)
+        semi.predict(read)
     told: list[str] = []
     semi.train(read, told.append)
     assert told[0].endswith("4 labelled images (train), 2 unlabelled ones (train_aug), with pseudo masks of "

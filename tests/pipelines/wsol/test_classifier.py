@@ -241,7 +241,7 @@ if sys.argv[2] == "running":
     net.spec, settings = replace(net.spec, norms="running"), replace(settings, cutmix_probability=0.0)
     net.forward = lambda x: net.fc(net.norm(net.conv(x)).relu().mean((2, 3)))
 data = t.tints(Path({pictures!r}))
-t.train_wsol_classifier(settings, net, data, t.part(data, 3), Path(sys.argv[1]), print)
+t.train_wsol_classifier(settings, net, data, t.part(data, 3), Path(sys.argv[1]))
 """
 
 

@@ -170,7 +170,7 @@ def test_a_ready_net_scores_the_classes_that_it_knows(capsys, folder):
     assert unknown == ()
     assert [sample.labels for sample in known.samples] == [(1,), (0,)]
     assert {**known.boxes} == {**read_cub(folder, "test").boxes}
-    for scores in wsol.evaluate(config, tell=lambda line: None):
+    for scores in wsol.evaluate(config):
         assert scores.scores["all"].images == 1
 
 

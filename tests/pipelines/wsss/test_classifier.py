@@ -403,7 +403,7 @@ t.classifier.training_items = t.classifier.validation_items = lambda data, setti
 net = t.TinyCAM()
 if len(sys.argv) > 3:
     net.backbone[6] = torch.nn.Identity()
-t.train_classifier(t.replace(t.SETTINGS, checkpoint_every=2), net, t.TRAIN, t.VAL, Path(sys.argv[1]), print)
+t.train_classifier(t.replace(t.SETTINGS, checkpoint_every=2), net, t.TRAIN, t.VAL, Path(sys.argv[1]))
 """
 
 

@@ -493,7 +493,7 @@ def steady(settings):
         layer.p = 0.0
     return net
 t.PSASettings.make_net = steady
-t.refine_psa(t.SMALL, seeds, data, Path(sys.argv[2]), print)
+t.refine_psa(t.SMALL, seeds, data, Path(sys.argv[2]))
 """
 
 

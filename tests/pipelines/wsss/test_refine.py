@@ -415,7 +415,7 @@ def test_defaults_are_advcams_and_others_have_names():
 
 
 def test_a_method_is_a_name(given, tmp_path, monkeypatch):
-    def white(settings, seeds, data, out, tell):
+    def white(settings, seeds, data, out):
         stage = stages.LabelStage(
             "masks", out / "masks", {}, lambda s: seeds.read(s.id).size, lambda size: torch.ones(size).byte()
         )

@@ -53,8 +53,8 @@ def net_of(out: Path) -> bytes:
     return (out / "deeplab" / "deeplab.safetensors").read_bytes()
 
 
-def train(settings, given: Given, out: Path, tell=lambda line: None, masks: Path | None = None):
-    return train_segmentation(settings, settings.make_net(given[0].classes), given[0], masks or given[2], out, tell)
+def train(settings, given: Given, out: Path, masks: Path | None = None):
+    return train_segmentation(settings, settings.make_net(given[0].classes), given[0], masks or given[2], out)
 
 
 def test_what_is_written(done, given):
