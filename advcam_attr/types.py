@@ -11,6 +11,9 @@ from pathlib import Path
 
 from torch import Tensor
 
+#: The label of pixels that are ignored: PASCAL VOC's void.
+VOID = 255
+
 
 class AdvCAMError(ValueError):
     """Input that cannot be used; its message is one line that names the input and the fix."""

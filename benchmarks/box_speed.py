@@ -30,7 +30,7 @@ import numpy as np
 import torch
 
 from advcam_attr.metrics.box_sweep import available, best_ious, best_ious_by_union_find, box_iou
-from advcam_attr.metrics.localization import THRESHOLDS, levels_at, localization_scores
+from advcam_attr.metrics.localization import MAP_THRESHOLDS, levels_at, localization_scores
 from advcam_attr.pipelines.wsol.evaluate import StoredMaps, score_boxes
 from advcam_attr.refine.boxes import boxes_above, grey_levels, score_map
 from advcam_attr.refine.seeds import GridMaps
@@ -69,7 +69,7 @@ def make_truth(random: np.random.Generator) -> np.ndarray:
 def every_threshold(grey: np.ndarray, truth: np.ndarray) -> np.ndarray:
     """The best overlap at each of the 1000 thresholds."""
     boxes, counts = [], []
-    for threshold in THRESHOLDS:
+    for threshold in MAP_THRESHOLDS:
         above = cv2.threshold(grey, int(threshold * np.max(grey)), 255, cv2.THRESH_BINARY)[1]
         contours = cv2.findContours(above, cv2.RETR_TREE, cv2.CHAIN_APPROX_SIMPLE)[0]
         found = []

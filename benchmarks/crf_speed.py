@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from advcam_attr.refine.crf import RECIPES, CRFRecipe, DenseCRF, unary_from_logits
+from advcam_attr.refine.crf import CRF_RECIPES, CRFRecipe, DenseCRF, unary_from_logits
 
 WIDTH, HEIGHT = 500, 375
 
@@ -102,7 +102,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--labels", type=int, default=21)
     parser.add_argument("--repetitions", type=int, default=7)
-    parser.add_argument("--recipes", nargs="+", default=["irn", "psa", "deeplab"], choices=list(RECIPES))
+    parser.add_argument("--recipes", nargs="+", default=["irn", "psa", "deeplab"], choices=list(CRF_RECIPES))
     parser.add_argument("--batch", type=int, default=16, help="photographs on the GPU at once")
     options = parser.parse_args()
 
@@ -112,14 +112,14 @@ def main() -> None:
     print("| recipe | pydensecrf2, s | ours, s | of which layout | ratio (range) | max ΔQ | argmax equal |")
     print("|---|---|---|---|---|---|---|")
     single = photographs(options.data, 1), unaries(1, options.labels)
-    cpu = {name: on_cpu(*single, RECIPES[name], options.repetitions) for name in options.recipes}
+    cpu = {name: on_cpu(*single, CRF_RECIPES[name], options.repetitions) for name in options.recipes}
     if not torch.cuda.is_available():
         print("\nno CUDA here: the GPU was not measured")
         return
     batch = photographs(options.data, options.batch), unaries(options.batch, options.labels)
     print(f"\n{torch.cuda.get_device_name()}, batch of {options.batch}\n\n| recipe | s | × one thread |\n|---|---|---|")
     for name in options.recipes:
-        seconds = on_gpu(*batch, RECIPES[name], options.repetitions)
+        seconds = on_gpu(*batch, CRF_RECIPES[name], options.repetitions)
         print(f"| `{name}` | {seconds:.3f} | {cpu[name] * options.batch / seconds:.1f} |", flush=True)
 
 

@@ -23,9 +23,9 @@ from advcam_attr.pipelines.wsss.config import config_of
 from advcam_attr.pipelines.wsss.irn import edges
 from advcam_attr.pipelines.wsss.stages import read_split
 from advcam_attr.refine.random_walk import edge_walk
-from advcam_attr.refine.seeds import cut
+from advcam_attr.refine.seeds import threshold_maps
 from advcam_attr.runs.stage import read_seeded
-from advcam_attr.viz.overlay import Picture, heat_over, labels_over, panels
+from advcam_attr.viz.overlay import ImageArray, heat_over, labels_over, panels
 
 
 def main() -> None:
@@ -42,7 +42,7 @@ def main() -> None:
     refined, seeds = options.run / "refined" / options.method, seed_store(options.run / "seeds" / options.method)
     net = load_irnet(refined / "irnet" / "irnet.safetensors")[0].eval()
     walk, classes = config.refine.irn.walk, len(data.classes)
-    rows: list[list[Picture]] = []
+    rows: list[list[ImageArray]] = []
     for sample in chosen:
         read = read_seeded(seeds, sample)
         picture = (read.pixels.permute(1, 2, 0).float() / 255).numpy()
@@ -52,7 +52,8 @@ def main() -> None:
         heat = torch.nn.functional.interpolate(walked[None, None], picture.shape[:2], mode="bilinear")[0, 0]
         steps = [read_mask(mask_path(refined / step, sample.id), classes) for step in ("seeds_crf", "masks")]
         truth = data.mask(sample)
-        shown = [cut(read.maps.high_res, read.maps.classes, 0.35), *steps, torch.where(truth == 255, 0, truth)]
+        seed = threshold_maps(read.maps.high_res, read.maps.classes, 0.35)
+        shown = [seed, *steps, torch.where(truth == 255, 0, truth)]
         seed, crf, mask, true = (labels_over(picture, np.asarray(labels)) for labels in shown)
         rows.append([picture, seed, crf, heat_over(picture, heat.numpy()), mask, true])
     names = [", ".join(data.classes[k] for k in sample.labels) for sample in chosen]

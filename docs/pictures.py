@@ -10,7 +10,7 @@ from PIL import Image
 from advcam_attr import CAM, AdvCAM
 from advcam_attr.data.toy import CLASS_NAMES, ToyScenes, make_scenes
 from advcam_attr.metrics.segmentation import ConfusionMatrix
-from advcam_attr.pipelines.demo import THRESHOLDS, class_maps, label_maps, train_net
+from advcam_attr.pipelines.demo import DEMO_THRESHOLDS, class_maps, label_maps, train_net
 from advcam_attr.viz.overlay import heat_over, labels_over, panels
 
 
@@ -22,7 +22,7 @@ def main() -> None:
     methods = {"CAM": CAM(model), "AdvCAM": AdvCAM(model, stop="never")}
     maps, thresholds = {}, {}
     for name, method in methods.items():
-        scores = {t: _score(class_maps(method, validation), validation, t) for t in THRESHOLDS}
+        scores = {t: _score(class_maps(method, validation), validation, t) for t in DEMO_THRESHOLDS}
         thresholds[name] = max(scores, key=lambda t: scores[t])
         maps[name] = class_maps(method, test)
         print(f"{name}: {100 * _score(maps[name], test, thresholds[name]):.1f} % mean IoU at {thresholds[name]:.2f}")

@@ -10,9 +10,9 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from advcam_attr.analysis.rows import rounded
+from advcam_attr.analysis.samples import rounded
 from advcam_attr.types import ClimbStep
-from advcam_attr.viz.axes import BLUE, RED, figure, plain
+from advcam_attr.viz.axes import BLUE, RED, figure, style_axes
 
 #: A cell is discriminative from this share of its map's peak on, and counts at all above the lower one. The lower one
 #: is the paper's; the upper one is not legible in every copy.
@@ -103,7 +103,7 @@ def plot_amplification(found: Mapping[str, Amplification]) -> Figure:
             place.fill_between(t, lower, upper, color=colour, alpha=0.25, linewidth=0)
             place.plot(t, median, color=colour, label=f"{label}, {len(ratios)} cells")
         growth = float(one.growth()[-1])
-        plain(place, f"{name}: other / discriminative = {growth:.2f}", "step t", "CAM(xᵗ) / CAM(x⁰)")
+        style_axes(place, f"{name}: other / discriminative = {growth:.2f}", "step t", "CAM(xᵗ) / CAM(x⁰)")
         place.legend(frameon=False, fontsize=8, loc="upper left")
     top = max(place.get_ylim()[1] for place in axes[0])
     bottom = min(place.get_ylim()[0] for place in axes[0])

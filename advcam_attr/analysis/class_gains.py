@@ -11,7 +11,7 @@ from advcam_attr.metrics import segmentation as measures
 from advcam_attr.metrics.evaluation import SeedEvaluation
 from advcam_attr.metrics.segmentation import object_sizes
 from advcam_attr.types import AdvCAMError
-from advcam_attr.viz.axes import BLUE, RED, figure, plain
+from advcam_attr.viz.axes import BLUE, RED, figure, style_axes
 
 
 @dataclass(frozen=True)
@@ -80,6 +80,6 @@ def plot_class_gains(found: ClassGains) -> Figure:
     place.bar(range(len(gains)), gains, color=[BLUE if gain >= 0 else RED for gain in gains])
     place.axhline(0, color="black", linewidth=0.6)
     place.set_xticks(range(len(gains)), found.classes, rotation=90, fontsize=8)
-    plain(place, "classes from the smallest to the largest objects", "", "gain in IoU over CAM, points")
+    style_axes(place, "classes from the smallest to the largest objects", "", "gain in IoU over CAM, points")
     place.grid(axis="x", visible=False)
     return drawing

@@ -11,10 +11,10 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from advcam_attr.analysis.rows import rounded
+from advcam_attr.analysis.samples import rounded
 from advcam_attr.heads import HeadView, undisturbed
 from advcam_attr.types import AdvCAMError, ClimbStep
-from advcam_attr.viz.axes import CYCLE, figure, picture, plain, shortened
+from advcam_attr.viz.axes import CYCLE, figure, shortened, show_image, style_axes
 
 #: The share of all saliency whose pixels are counted as its spread.
 MASS = 0.8
@@ -126,11 +126,11 @@ def plot_input_saliency(found: InputSaliency, pictures: Sequence[np.ndarray], na
     drawing, axes = figure(len(pictures), 1 + len(found.steps), width=1.5, height=1.65)
     spread = found.spread()
     for row, (places, image, name) in enumerate(zip(axes, pictures, names, strict=True)):
-        picture(places[0], image, shortened(name))
+        show_image(places[0], image, shortened(name))
         ascending = found.saliency[row].flatten().sort().values
         top = float(ascending[round(0.999 * (len(ascending) - 1))]) or 1.0  # a few pixels would darken all others
         for place, t, map_, share in zip(places[1:], found.steps, found.saliency[row], spread[row], strict=True):
-            picture(place, map_.numpy(), f"t = {t}, {100 * float(share):.0f} %", cmap="gray", vmin=0, vmax=top)
+            show_image(place, map_.numpy(), f"t = {t}, {100 * float(share):.0f} %", cmap="gray", vmin=0, vmax=top)
     drawing.suptitle(f"|∂y/∂xᵗ|, and the share of pixels with {100 * MASS:.0f} % of it", fontsize=10)
     return drawing
 
@@ -150,6 +150,6 @@ def plot_saliency_shares(found: Mapping[str, SaliencyShares]) -> Figure:
         place.plot(one.steps, median, color=colour, label=name)
     rows = max(len(one.share) for one in found.values())
     title = "one image" if rows == 1 else f"median and quartiles of {rows} images"
-    plain(place, f"|∂y/∂xᵗ|, {title}", "step t", f"share of pixels with {100 * MASS:.0f} % of it, %")
+    style_axes(place, f"|∂y/∂xᵗ|, {title}", "step t", f"share of pixels with {100 * MASS:.0f} % of it, %")
     place.legend(frameon=False, fontsize=8)
     return drawing

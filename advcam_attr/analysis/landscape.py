@@ -11,29 +11,29 @@ import torch.nn.functional as F
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from advcam_attr.analysis.rows import rounded
+from advcam_attr.analysis.samples import rounded
 from advcam_attr.climbing.objective import Target
 from advcam_attr.climbing.state import ClimbState
 from advcam_attr.heads import HeadView, undisturbed
 from advcam_attr.registry import lookup
 from advcam_attr.types import AdvCAMError
-from advcam_attr.viz.axes import figure, plain
+from advcam_attr.viz.axes import figure, style_axes
 
 #: A loss of logits ``(B, K)`` and classes ``(B,)``: ``(B,)``.
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 
-def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
+def softmax_loss(logits: Tensor, target: Tensor) -> Tensor:
     """-log softmax(y)_c, for classifiers of one class an image."""
     return F.cross_entropy(logits, target, reduction="none")
 
 
-def binary_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
+def sigmoid_loss(logits: Tensor, target: Tensor) -> Tensor:
     """-log sigmoid(y_c), for classifiers of several classes an image, of which only c is known to be there."""
     return F.softplus(-logits.gather(1, target[:, None])[:, 0])
 
 
-LOSSES: dict[str, Loss] = {"softmax": cross_entropy, "sigmoid": binary_cross_entropy}
+LOSSES: dict[str, Loss] = {"softmax": softmax_loss, "sigmoid": sigmoid_loss}
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ def plot_landscape(found: Mapping[str, Landscape]) -> Figure:
         levels = (low + share * (high - low if high > low else 1.0)).tolist()
         drawn = place.contourf(distance, distance, surface.numpy(), levels=levels, cmap="viridis")
         middle = float(surface[len(distance) // 2, len(distance) // 2])
-        plain(place, f"{name}: loss {middle:.3g}", "along a random direction r", "along the loss's gradient n")
+        style_axes(place, f"{name}: loss {middle:.3g}", "along a random direction r", "along the loss's gradient n")
         place.plot(0, 0, "o", color="white", markeredgecolor="black", markersize=5)
     drawing.colorbar(drawn, ax=list(axes[0]), label="classification loss", format="%.2g")
     return drawing

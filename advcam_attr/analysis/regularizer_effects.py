@@ -12,14 +12,14 @@ import torch.nn.functional as F
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from advcam_attr.analysis.rows import rounded
+from advcam_attr.analysis.samples import rounded
 from advcam_attr.climbing.loop import totals
 from advcam_attr.climbing.objective import RectifiedTargetMinusOthers, Target, TargetMinusOthers
 from advcam_attr.climbing.state import Aggregate, Objective, Plan
 from advcam_attr.climbing.steps import never
 from advcam_attr.climbing.views import add
 from advcam_attr.types import AdvCAMError, ClimbStep
-from advcam_attr.viz.axes import CYCLE, figure, picture, plain
+from advcam_attr.viz.axes import CYCLE, figure, show_image, style_axes
 from advcam_attr.viz.overlay import heat_over
 
 #: The variants: what is climbed besides the class score.
@@ -143,10 +143,10 @@ def plot_regularizer_effects(found: RegularizerEffects, image: np.ndarray, name:
     pictures, charts = drawing.add_subfigure(grid[0]), drawing.add_subfigure(grid[1])
     axes = pictures.subplots(rows, columns, squeeze=False)
     for places, variant_name, maps in zip(axes, found.variants, found.maps, strict=True):
-        picture(places[0], image, variant_name)
+        show_image(places[0], image, variant_name)
         for place, t, heat in zip(places[1:], found.steps, maps, strict=True):
             large = F.interpolate(heat[None, None], image.shape[:2], mode="bilinear", align_corners=False)[0, 0]
-            picture(place, heat_over(image, large.numpy()), f"t = {t}")
+            show_image(place, heat_over(image, large.numpy()), f"t = {t}")
     left, middle, right = charts.subplots(1, 3)
     for tracks, place, label in (
         (found.score, left, "score of the class"),
@@ -155,7 +155,7 @@ def plot_regularizer_effects(found: RegularizerEffects, image: np.ndarray, name:
     ):
         for variant_name, track, colour in zip(found.variants, tracks, CYCLE, strict=False):
             place.plot(track, color=colour, label=variant_name)
-        plain(place, label, "step t")
+        style_axes(place, label, "step t")
     left.legend(frameon=False, fontsize=8)
     pictures.suptitle(name, fontsize=10)
     return drawing

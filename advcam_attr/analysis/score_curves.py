@@ -11,12 +11,12 @@ import torch.nn.functional as F
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from advcam_attr.analysis.rows import rounded
+from advcam_attr.analysis.samples import rounded
 from advcam_attr.climbing.loop import totals
 from advcam_attr.climbing.state import Aggregate
 from advcam_attr.climbing.views import add
 from advcam_attr.types import ClimbStep
-from advcam_attr.viz.axes import BLUE, RED, figure, plain
+from advcam_attr.viz.axes import BLUE, RED, figure, style_axes
 
 #: At how many shares of the pixels a curve is kept.
 POINTS = 101
@@ -94,6 +94,6 @@ def plot_score_curves(found: ScoreCurves) -> Figure:
         lower, upper = curves.quantile(torch.tensor([0.25, 0.75]), 0)
         place.fill_between(found.share, lower, upper, color=colour, alpha=0.18, linewidth=0)
     maps = "one map" if len(found.cam) == 1 else f"mean and quartiles of {len(found.cam)} maps"
-    plain(place, f"sorted scores, {maps}", "share of the pixels", "score / peak")
+    style_axes(place, f"sorted scores, {maps}", "share of the pixels", "score / peak")
     place.legend(frameon=False)
     return drawing

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from advcam_attr.metrics.evaluation import SeedEvaluation
 from advcam_attr.types import AdvCAMError
-from advcam_attr.viz.axes import CYCLE, figure, plain
+from advcam_attr.viz.axes import CYCLE, figure, style_axes
 
 #: The settings that curves are drawn over, in the paper's letters.
 SETTINGS = {"steps": "steps T", "lambda": "λ", "tau": "τ", "xi": "ξ"}
@@ -83,8 +83,8 @@ def plot_seed_curves(found: Mapping[str, Sequence[SeedCurve]], images: int) -> F
             style = {"color": colours[curve.name], "marker": "o", "markersize": 3}
             axes[0, column].plot(curve.values, [100 * v for v in curve.mean_iou], **style)
             (lines[curve.name],) = axes[1, column].plot(curve.values, [100 * v for v in curve.noise], **style)
-        plain(axes[0, column], "", "", "seed mIoU, %")
-        plain(axes[1, column], "", SETTINGS.get(setting, setting), "noise, %")
+        style_axes(axes[0, column], "", "", "seed mIoU, %")
+        style_axes(axes[1, column], "", SETTINGS.get(setting, setting), "noise, %")
     for row in axes:
         limits = [place.get_ylim() for place in row]
         for place in row:
@@ -108,6 +108,6 @@ def plot_final_map(found: Mapping[str, SeedEvaluation]) -> Figure:
         top = float(curve.nan_to_num(0).max())
         place.plot(one.sweep.thresholds, 100 * curve, color=colour, label=f"{name}: {100 * top:.1f} at {best:.2f}")
         place.plot(best, 100 * top, "o", color=colour)
-    plain(place, "design of the final map", "background threshold", "seed mIoU, %")
+    style_axes(place, "design of the final map", "background threshold", "seed mIoU, %")
     place.legend(frameon=False, fontsize=8)
     return drawing

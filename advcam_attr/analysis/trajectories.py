@@ -10,10 +10,10 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from advcam_attr.analysis.rows import rounded
+from advcam_attr.analysis.samples import rounded
 from advcam_attr.heads import HeadView, undisturbed
 from advcam_attr.types import AdvCAMError, ClimbStep
-from advcam_attr.viz.axes import CYCLE, figure, plain
+from advcam_attr.viz.axes import CYCLE, figure, style_axes
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ def plot_trajectories(found: Embedding, names: dict[int, str]) -> Figure:
             place.plot(*path.T, color=colour, linewidth=0.8, alpha=0.7)
             place.scatter(*path[0], s=14, color="white", edgecolors=colour, zorder=3)
             place.scatter(*path[-1], s=28, color=colour, zorder=3, label=label)
-    plain(place, f"features from the clean image (○) to step {found.points.shape[1] - 1} (●)")
+    style_axes(place, f"features from the clean image (○) to step {found.points.shape[1] - 1} (●)")
     place.set_xticks([])
     place.set_yticks([])
     place.legend(frameon=False, fontsize=8)

@@ -20,9 +20,9 @@ from torch import Tensor
 
 from advcam_attr.data.images import size_if_readable
 from advcam_attr.data.labels import coco_key, few, look_up, read_label_table, read_list
-from advcam_attr.data.masks import VOID, MaskFiles
+from advcam_attr.data.masks import MaskFiles
 from advcam_attr.data.samples import SegmentationData
-from advcam_attr.types import AdvCAMError, NoMaskError, Sample
+from advcam_attr.types import VOID, AdvCAMError, NoMaskError, Sample
 
 #: In the order of the categories' ids, which leave gaps; class k is k + 1 in label maps.
 CLASSES = (

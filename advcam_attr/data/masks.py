@@ -16,10 +16,7 @@ from torch.nn import functional as F
 from advcam_attr.data.images import read_rgb, size_if_readable
 from advcam_attr.data.labels import few
 from advcam_attr.files import files_digest, write_bytes
-from advcam_attr.types import AdvCAMError, NoMaskError, Sample
-
-#: The label of pixels that count for nothing: borders of objects, crowds.
-VOID = 255
+from advcam_attr.types import VOID, AdvCAMError, NoMaskError, Sample
 
 
 def palette() -> np.ndarray:

@@ -19,8 +19,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import InterpolationMode, v2
 
 from advcam_attr.data.images import MEAN, STD, normalised, to_bytes
-from advcam_attr.data.masks import VOID
-from advcam_attr.types import AdvCAMError
+from advcam_attr.types import VOID, AdvCAMError
 
 
 def classifier_train(
@@ -142,7 +141,7 @@ def _window(image: Tensor, top: int, left: int, size: int) -> Tensor:
 
 
 #: AdvCAM's scales for VOC (the authors' issue 9).
-SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0)
+SEGMENTATION_SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0)
 
 
 class SegmentationTrain:
@@ -168,7 +167,7 @@ class SegmentationTrain:
     def __init__(
         self,
         crop: int = 321,
-        scales: Sequence[float] = SCALES,
+        scales: Sequence[float] = SEGMENTATION_SCALES,
         mean: Sequence[float] = MEAN,
         std: Sequence[float] = STD,
     ) -> None:

@@ -237,7 +237,7 @@ _SCALINGS = {
 }  # fmt: skip
 NORMS = {"layer_norm", "rms_norm", "group_norm", "normalize"}
 #: Calls that give a norm written out by hand its scale.
-SCALES = {"var", "std", "rsqrt", "sqrt", "norm", "vector_norm"}
+_SCALING = {"var", "std", "rsqrt", "sqrt", "norm", "vector_norm"}
 _SHIFTS = {"add", "__add__", "clamp", "clamp_min", "clamp_min_", "maximum", "reciprocal", *RESHAPES}
 
 
@@ -264,10 +264,10 @@ def scale_calls(calls: Sequence[Any]) -> set[int]:
 
     def feeds_products(i: int) -> bool:
         return bool(users.get(i)) and all(
-            is_product(j, i) or (calls[j].name in SCALES | _SHIFTS and feeds_products(j)) for j in users[i]
+            is_product(j, i) or (calls[j].name in _SCALING | _SHIFTS and feeds_products(j)) for j in users[i]
         )
 
-    return {i for i, call in enumerate(calls) if call.name in SCALES and feeds_products(i)}
+    return {i for i, call in enumerate(calls) if call.name in _SCALING and feeds_products(i)}
 
 
 def tail_effects(tail: tuple[Call, ...]) -> set[str]:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from advcam_attr.metrics.bootstrap import Interval, paired_bootstrap
 from advcam_attr.metrics.box_sweep import LEVELS
-from advcam_attr.types import AdvCAMError
+from advcam_attr.types import VOID, AdvCAMError
 
 #: The overlaps at which a box counts as right (MaxBoxAccV2 is the mean over them).
 IOUS = (0.3, 0.5, 0.7)
@@ -28,7 +28,7 @@ IOUS = (0.3, 0.5, 0.7)
 LOC_IOU = 0.5
 
 #: The thresholds on maps, as shares of their highest value.
-THRESHOLDS: tuple[float, ...] = tuple(np.arange(0, 1, 0.001).tolist())
+MAP_THRESHOLDS: tuple[float, ...] = tuple(np.arange(0, 1, 0.001).tolist())
 
 #: Which contours were boxed: every one (MaxBoxAccV2), or the one of the largest area (MaxBoxAcc).
 Contours = Literal["all", "largest"]
@@ -114,7 +114,7 @@ class LocalizationScores:
     top1_loc_at_gt_known: float | None = None
 
 
-def levels_at(peak: int, thresholds: Sequence[float] = THRESHOLDS) -> np.ndarray:
+def levels_at(peak: int, thresholds: Sequence[float] = MAP_THRESHOLDS) -> np.ndarray:
     """The grey level that a map must exceed at each threshold: ``int(threshold * peak)``, in floating point.
 
     Example:
@@ -155,7 +155,7 @@ def box_hits(table: BoxTable, ious: Sequence[float] = IOUS) -> tuple[Tensor, tup
         rows = (group == place).nonzero()[:, 0]
         for d, iou in enumerate(ious):
             hits[rows, d] = (table.best[rows] >= iou)[:, columns]
-    return hits, tuple(THRESHOLDS[i] for i in first)
+    return hits, tuple(MAP_THRESHOLDS[i] for i in first)
 
 
 def localization_scores(table: BoxTable, ious: Sequence[float] = IOUS) -> LocalizationScores:
@@ -289,10 +289,6 @@ def _best(hits: Tensor) -> tuple[list[float], list[int]]:
     return (counts.max(1) / len(hits)).tolist(), counts.argmax(1).tolist()
 
 
-#: The value of pixels that count for nothing in a true mask.
-IGNORE = 255
-
-
 class PixelAP:
     """Score maps and masks, one image at a time, in; PxAP out.
 
@@ -309,7 +305,7 @@ class PixelAP:
         0.5
     """
 
-    def __init__(self, thresholds: Sequence[float] = THRESHOLDS) -> None:
+    def __init__(self, thresholds: Sequence[float] = MAP_THRESHOLDS) -> None:
         self._edges = np.append(thresholds, [1.0, 2.0, 3.0])
         #: Pixels by true foreground (0, 1) and interval of scores, ``(2, T + 2)`` int64.
         self.counts = np.zeros((2, len(self._edges) - 1), np.int64)
@@ -328,8 +324,8 @@ class PixelAP:
             raise AdvCAMError(f"scores {scores.shape} and their mask {truth.shape} differ in shape")
         if not ((scores >= 0) & (scores <= 1)).all():
             raise AdvCAMError("scores must lie in [0, 1]")
-        if not np.isin(truth, (0, 1, IGNORE)).all():
-            raise AdvCAMError(f"a mask holds 0, 1 and {IGNORE} alone, got {np.unique(truth).tolist()[:5]}")
+        if not np.isin(truth, (0, 1, VOID)).all():
+            raise AdvCAMError(f"a mask holds 0, 1 and {VOID} alone, got {np.unique(truth).tolist()[:5]}")
         for value in (0, 1):
             self.counts[value] += np.histogram(scores[truth == value], self._edges)[0]
 

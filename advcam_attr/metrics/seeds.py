@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from advcam_attr.metrics import segmentation as measures
-from advcam_attr.metrics.segmentation import IGNORE, ConfusionMatrix, tally
-from advcam_attr.types import AdvCAMError
+from advcam_attr.metrics.segmentation import ConfusionMatrix, tally
+from advcam_attr.types import VOID, AdvCAMError
 
 #: AdvCAM's released sweep on PASCAL VOC: 0.15 to 0.34.
 VOC_THRESHOLDS = tuple(k / 100 for k in range(15, 35))
@@ -30,7 +30,7 @@ COCO_THRESHOLDS = tuple(k / 100 for k in range(10, 51))
 SEAM_THRESHOLDS = tuple(k / 100 for k in range(60))
 
 #: The sweeps of the released scripts, by name.
-THRESHOLDS: Mapping[str, tuple[float, ...]] = MappingProxyType(
+SEED_THRESHOLDS: Mapping[str, tuple[float, ...]] = MappingProxyType(
     {"voc": VOC_THRESHOLDS, "coco": COCO_THRESHOLDS, "seam": SEAM_THRESHOLDS}
 )
 
@@ -48,7 +48,7 @@ def as_thresholds(thresholds: Sequence[float]) -> Tensor:
 
 
 def seed_histogram(
-    high_res: Tensor, classes: Sequence[int], truth: Tensor, thresholds: Tensor, num_classes: int, ignore: int = IGNORE
+    high_res: Tensor, classes: Sequence[int], truth: Tensor, thresholds: Tensor, num_classes: int, ignore: int = VOID
 ) -> Tensor:
     """Count the pixels of one image by true label, strongest class and how many thresholds it exceeds.
 
@@ -96,7 +96,7 @@ class ThresholdSweep:
     on a GPU.
 
     Args:
-        thresholds: background thresholds, ascending; `THRESHOLDS` has those of the released scripts.
+        thresholds: background thresholds, ascending; `SEED_THRESHOLDS` has those of the released scripts.
         num_classes: K, the background included.
         ignore: the true label that counts for nothing.
         device: where the maps are.
@@ -115,7 +115,7 @@ class ThresholdSweep:
         self,
         thresholds: Sequence[float],
         num_classes: int,
-        ignore: int = IGNORE,
+        ignore: int = VOID,
         device: torch.device | str = "cpu",
     ) -> None:
         self.thresholds = tuple(float(t) for t in thresholds)
@@ -128,7 +128,7 @@ class ThresholdSweep:
         )
 
     @classmethod
-    def from_state(cls, state: Mapping[str, Tensor], ignore: int = IGNORE) -> ThresholdSweep:
+    def from_state(cls, state: Mapping[str, Tensor], ignore: int = VOID) -> ThresholdSweep:
         """The sweep whose `state` this was."""
         histogram = state["histogram"]
         sweep = cls(state["thresholds"].tolist(), histogram.shape[1], ignore, histogram.device)
@@ -218,8 +218,8 @@ class ThresholdSweep:
 
 
 def _check(high_res: Tensor, classes: Sequence[int], truth: Tensor, num_classes: int) -> None:
-    if num_classes > IGNORE:
-        raise AdvCAMError(f"label maps of 8 bits hold at most {IGNORE} classes, got {num_classes}")
+    if num_classes > VOID:
+        raise AdvCAMError(f"label maps of 8 bits hold at most {VOID} classes, got {num_classes}")
     if high_res.ndim != 3 or len(high_res) != len(classes):
         raise AdvCAMError(f"maps of {len(classes)} classes must be (K, H, W), got {tuple(high_res.shape)}")
     if high_res.dtype != torch.float32 or truth.dtype != torch.uint8:

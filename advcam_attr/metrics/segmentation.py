@@ -12,10 +12,7 @@ import torch
 from torch import Tensor
 
 from advcam_attr.metrics import segmentation as measures
-from advcam_attr.types import AdvCAMError
-
-#: The label of pixels that count for nothing (PASCAL VOC's void).
-IGNORE = 255
+from advcam_attr.types import VOID, AdvCAMError
 
 
 def tally(index: Tensor, size: int) -> Tensor:
@@ -40,7 +37,7 @@ def tally_by_scatter(index: Tensor, size: int) -> Tensor:
     return torch.zeros(size, dtype=torch.int64, device=index.device).scatter_add_(0, flat, torch.ones_like(flat))
 
 
-def confusion(prediction: Tensor, truth: Tensor, num_classes: int, ignore: int = IGNORE) -> Tensor:
+def confusion(prediction: Tensor, truth: Tensor, num_classes: int, ignore: int = VOID) -> Tensor:
     """Count how often each true class was predicted as each class.
 
     Args:
@@ -66,7 +63,7 @@ def confusion(prediction: Tensor, truth: Tensor, num_classes: int, ignore: int =
     return cells[:-1].reshape(num_classes, num_classes)
 
 
-def void_as_background(prediction: Tensor, void: int = IGNORE) -> Tensor:
+def void_as_background(prediction: Tensor, void: int = VOID) -> Tensor:
     """Predicted label maps in which what was left undecided is background.
 
     Pseudo masks mark pixels as void that training shall ignore; a semantic evaluation counts them as background.
@@ -108,7 +105,7 @@ class ConfusionMatrix:
         0.5
     """
 
-    def __init__(self, num_classes: int, ignore: int = IGNORE, device: torch.device | str = "cpu") -> None:
+    def __init__(self, num_classes: int, ignore: int = VOID, device: torch.device | str = "cpu") -> None:
         self.num_classes = num_classes
         self.ignore = ignore
         self._cells = torch.zeros(num_classes**2 + 1, dtype=torch.int64, device=device)
@@ -119,7 +116,7 @@ class ConfusionMatrix:
         return cls.from_state({"cells": torch.cat([counts.flatten(), counts.new_zeros(1)])})
 
     @classmethod
-    def from_state(cls, state: Mapping[str, Tensor], ignore: int = IGNORE) -> ConfusionMatrix:
+    def from_state(cls, state: Mapping[str, Tensor], ignore: int = VOID) -> ConfusionMatrix:
         """The matrix whose `state` this was."""
         cells = state["cells"]
         matrix = cls(round((len(cells) - 1) ** 0.5), ignore, cells.device)

@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 
 
 #: Background thresholds that are tried, as shares of each map's peak.
-THRESHOLDS = tuple(k / 50 for k in range(1, 50))
+DEMO_THRESHOLDS = tuple(k / 50 for k in range(1, 50))
 
 
 @dataclass(frozen=True)
@@ -230,7 +230,7 @@ def _measure(maps: Tensor, scenes: ToyScenes, threshold: float) -> ConfusionMatr
 
 
 def _best_threshold(maps: Tensor, scenes: ToyScenes) -> float:
-    return max(THRESHOLDS, key=lambda threshold: _measure(maps, scenes, threshold).mean_iou())
+    return max(DEMO_THRESHOLDS, key=lambda threshold: _measure(maps, scenes, threshold).mean_iou())
 
 
 def _score(method: str, maps: Tensor, scenes: ToyScenes, threshold: float) -> Score:

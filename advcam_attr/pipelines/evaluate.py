@@ -49,7 +49,7 @@ def evaluate_seeds(
     Args:
         maps: the maps by image id, see `MapReader`.
         data: the images, their classes and their masks. Images without a mask are left out and named in the result.
-        thresholds: ascending; `advcam_attr.metrics.seeds.THRESHOLDS` has those of the released scripts.
+        thresholds: ascending; `advcam_attr.metrics.seeds.SEED_THRESHOLDS` has those of the released scripts.
         samples: some of the data's, for a shard; `advcam_attr.metrics.evaluation.merge_seeds` puts shards together.
         device: where pixels are counted; images and maps are read on the CPU.
         allow_missing: score the other images where maps of labelled images are missing or damaged; they are left out

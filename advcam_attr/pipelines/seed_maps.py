@@ -15,7 +15,7 @@ from advcam_attr.climbing.views import FLIP_PAIR
 from advcam_attr.heads import HeadView
 
 #: The scales of the released code, in the order of its ``make_cam``.
-SCALES = (1.0, 0.5, 1.5, 2.0)
+SEED_SCALES = (1.0, 0.5, 1.5, 2.0)
 
 #: Plain CAM seeds: at each scale the rectified maps of image and mirror image, no step taken.
 CAM_SEEDS = Recipe(
@@ -23,7 +23,7 @@ CAM_SEEDS = Recipe(
     source="the released make_cam: at each scale relu(z) + mirrored relu(z of the mirror image)",
     steps=0,
     flip=FLIP_PAIR,
-    scales=SCALES,
+    scales=SEED_SCALES,
     transform="relu",  # type: ignore[arg-type]  # names are coerced
 )
 

@@ -16,7 +16,7 @@ from advcam_attr.climbing import recipes
 from advcam_attr.climbing.recipes import Recipe
 from advcam_attr.data.images import MEAN, STD
 from advcam_attr.data.samples import SegmentationData
-from advcam_attr.pipelines.seed_maps import CAM_SEEDS, SCALES
+from advcam_attr.pipelines.seed_maps import CAM_SEEDS, SEED_SCALES
 from advcam_attr.runs.provenance import weights_digest
 from advcam_attr.types import AdvCAMError, Sample
 
@@ -49,7 +49,7 @@ class SeedSettings:
     overrides: Mapping[str, Any] = field(default_factory=dict)
     base: Any = "cam"
     layer: str | None = None
-    scales: tuple[float, ...] = SCALES
+    scales: tuple[float, ...] = SEED_SCALES
     mean: tuple[float, ...] = MEAN
     std: tuple[float, ...] = STD
     saliency: Callable[[Sample, tuple[int, int]], Tensor] | None = None

@@ -7,13 +7,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from advcam_attr.refine.crf import CRFRecipe, DenseCRF, refine_labels, unary_from_scores
-from advcam_attr.types import AdvCAMError, ClassMaps
-
-#: The label of pixels that are neither surely foreground nor surely background.
-UNDECIDED = 255
+from advcam_attr.types import VOID, AdvCAMError, ClassMaps
 
 #: Foreground and background thresholds of `ir_label`, by whose code they are; RIB's are those known for COCO.
-THRESHOLDS = {"irn": (0.30, 0.05), "advcam": (0.35, 0.15), "rib": (0.35, 0.17)}
+LABEL_THRESHOLDS = {"irn": (0.30, 0.05), "advcam": (0.35, 0.15), "rib": (0.35, 0.17)}
 
 #: The powers of PSA's background score: low, for what is surely foreground; high, for what is surely background.
 ALPHAS = (4.0, 32.0)
@@ -35,7 +32,7 @@ def ir_label(
     Args:
         maps: of the image; may be of no class, which makes all background.
         image: RGB, ``(3, H, W)`` uint8.
-        foreground: the high threshold, 0.35 in AdvCAM's code, 0.30 in IRN's; see `THRESHOLDS`.
+        foreground: the high threshold, 0.35 in AdvCAM's code, 0.30 in IRN's; see `LABEL_THRESHOLDS`.
         background: the low threshold, 0.15 in AdvCAM's code, 0.05 in IRN's.
         recipe: of the CRF.
 
@@ -62,7 +59,7 @@ def ir_label(
         refine_labels(crf, labels[_with_background(high_res, threshold).argmax(0)][None], labels.tolist())[0]
         for threshold in (foreground, background)
     )
-    return torch.where((sure == 0) & (likely != 0), UNDECIDED, sure)
+    return torch.where((sure == 0) & (likely != 0), VOID, sure)
 
 
 def psa_scores(

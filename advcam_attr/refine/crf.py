@@ -83,7 +83,7 @@ TABLE_1 = CRFRecipe(
     4,
 )
 
-RECIPES = {recipe.name: recipe for recipe in (IRN, PSA, DEEPLAB, TABLE_1)}
+CRF_RECIPES = {recipe.name: recipe for recipe in (IRN, PSA, DEEPLAB, TABLE_1)}
 
 
 @torch.no_grad()
@@ -116,7 +116,7 @@ class DenseCRF:
 
     Args:
         images: RGB, ``(N, 3, H, W)`` uint8, as read from the files (not normalised). On their device all is computed.
-        recipe: a name of `RECIPES`, or a `CRFRecipe`.
+        recipe: a name of `CRF_RECIPES`, or a `CRFRecipe`.
         dtype: of the computation.
 
     Raises:
@@ -136,7 +136,7 @@ class DenseCRF:
                 "crf: images must be RGB (N, 3, H, W) uint8 as read from the file, got "
                 f"{tuple(images.shape)} {images.dtype}"
             )
-        self.recipe: CRFRecipe = lookup(recipe, RECIPES, "CRF recipe")
+        self.recipe: CRFRecipe = lookup(recipe, CRF_RECIPES, "CRF recipe")
         self.images, _, self.height, self.width = images.shape
         colors = images.flatten(2).mT.to(dtype)
         positions = _positions(images, dtype)

@@ -13,9 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from advcam_attr.refine.affinity_labels import UNDECIDED
 from advcam_attr.refine.random_walk import LARGEST_RADIUS, Offset, edge_walk, paths
-from advcam_attr.types import AdvCAMError, ClassMaps
+from advcam_attr.types import VOID, AdvCAMError, ClassMaps
 
 #: The radius of pairs in training, in cells of the grid (IRN's code); the walk's is 5.
 TRAINING_RADIUS = 10
@@ -104,7 +103,7 @@ def pair_labels(labels: Tensor, radius: int = TRAINING_RADIUS) -> Pairs:
     """
     source, ends = _pairs(labels, radius)
     source = source[:, None]
-    known = (source != UNDECIDED) & (ends != UNDECIDED)
+    known = (source != VOID) & (ends != VOID)
     same = known & (source == ends)
     return Pairs(same & (source == 0), same & (source != 0), known & (source != ends))
 
@@ -298,10 +297,10 @@ def irn_labels(maps: ClassMaps, edge: Tensor, recipe: WalkRecipe | None = None) 
     if not maps.classes:
         return torch.zeros(maps.size, dtype=torch.uint8, device=edge.device)
     cam = maps.cam.to(edge.device).clamp(min=0) ** recipe.exponent
-    return walk_labels(edge_walk(cam, edge, recipe.radius, recipe.beta, recipe.steps), maps, recipe.background)
+    return edge_walk_labels(edge_walk(cam, edge, recipe.radius, recipe.beta, recipe.steps), maps, recipe.background)
 
 
-def walk_labels(walked: Tensor, maps: ClassMaps, background: float = 0.25) -> Tensor:
+def edge_walk_labels(walked: Tensor, maps: ClassMaps, background: float = 0.25) -> Tensor:
     """The labels of an image from its class maps after a walk.
 
     Maps are enlarged four times, cut to the image, and divided by the peak of all classes together, so that a weak
@@ -318,7 +317,7 @@ def walk_labels(walked: Tensor, maps: ClassMaps, background: float = 0.25) -> Te
 
     Example:
         >>> maps = ClassMaps((3, 8), (2, 2), torch.zeros(2, 1, 1), torch.zeros(2, 2, 2))
-        >>> walk_labels(torch.tensor([[[0.1]], [[0.4]]]), maps), walk_labels(torch.zeros(2, 1, 1), maps)
+        >>> edge_walk_labels(torch.tensor([[[0.1]], [[0.4]]]), maps), edge_walk_labels(torch.zeros(2, 1, 1), maps)
         (tensor([[9, 9],
                 [9, 9]], dtype=torch.uint8), tensor([[0, 0],
                 [0, 0]], dtype=torch.uint8))

@@ -16,9 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from advcam_attr.refine.affinity_labels import UNDECIDED
 from advcam_attr.refine.random_walk import paths, random_walk, transition
-from advcam_attr.types import AdvCAMError
+from advcam_attr.types import VOID, AdvCAMError
 
 #: Below it no label has a score: what lies outside of the image (the released code).
 _NO_SCORE = 1e-5
@@ -77,8 +76,8 @@ def affinity_labels(low: Tensor, high: Tensor, stride: int = 8) -> Tensor:
         raise AdvCAMError(f"psa: scores of two powers differ in shape: {tuple(low.shape)} and {tuple(high.shape)}")
     low, high = pooled(low, stride), pooled(high, stride)
     labels = low.argmax(0)
-    labels = labels.masked_fill(labels == 0, UNDECIDED).masked_fill(high.argmax(0) == 0, 0)
-    return labels.masked_fill(torch.maximum(low, high).amax(0) < _NO_SCORE, UNDECIDED).to(torch.uint8)
+    labels = labels.masked_fill(labels == 0, VOID).masked_fill(high.argmax(0) == 0, 0)
+    return labels.masked_fill(torch.maximum(low, high).amax(0) < _NO_SCORE, VOID).to(torch.uint8)
 
 
 def fitting_radius(size: tuple[int, int], radius: int = 5) -> int:
@@ -158,7 +157,7 @@ def pair_kinds(labels: Tensor, radius: int = 5) -> Tensor:
         return labels.new_zeros((3, len(labels), 0, *labels.shape[1:]), dtype=torch.bool)
     source = _sources(labels, radius)[:, None]
     partner = torch.stack(list(_partners(labels, radius)), 1)
-    sure, equal = (source != UNDECIDED) & (partner != UNDECIDED), source == partner
+    sure, equal = (source != VOID) & (partner != VOID), source == partner
     return torch.stack([sure & equal & (source == 0), sure & equal & (source > 0), sure & ~equal])
 
 
@@ -272,7 +271,7 @@ def affinity_walk(maps: Tensor, features: Tensor, radius: int = 5, beta: float =
     return random_walk(maps, transition(affinities, radius, beta), steps)
 
 
-def walk_labels(maps: Tensor, classes: Sequence[int], size: tuple[int, int], stride: int = 8) -> Tensor:
+def affinity_walk_labels(maps: Tensor, classes: Sequence[int], size: tuple[int, int], stride: int = 8) -> Tensor:
     """The label of each pixel: the strongest of the maps, brought to the image's size.
 
     Args:
@@ -288,10 +287,10 @@ def walk_labels(maps: Tensor, classes: Sequence[int], size: tuple[int, int], str
         AdvCAMError: not one map a class and one more, or a class that a label map of 8 bits cannot hold.
 
     Example:
-        >>> walk_labels(torch.tensor([[[0.2, 0.6]], [[0.3, 0.1]]]), classes=(6,), size=(1, 4), stride=2)
+        >>> affinity_walk_labels(torch.tensor([[[0.2, 0.6]], [[0.3, 0.1]]]), classes=(6,), size=(1, 4), stride=2)
         tensor([[7, 0, 0, 0]], dtype=torch.uint8)
     """
-    if len(maps) != 1 + len(classes) or any(not 0 <= k < UNDECIDED - 1 for k in classes):
+    if len(maps) != 1 + len(classes) or any(not 0 <= k < VOID - 1 for k in classes):
         raise AdvCAMError(
             f"psa: {len(maps)} maps for the background and the classes {tuple(classes)}; give one for each"
         )

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from advcam_attr.types import AdvCAMError
-
-#: The label of pixels that segmentation training leaves out (PASCAL VOC's void).
-AMBIGUOUS = 255
+from advcam_attr.types import VOID, AdvCAMError
 
 
 def ambiguous(labels: Tensor, saliency: Tensor, threshold: float = 0.5) -> Tensor:
@@ -39,4 +36,4 @@ def ambiguous(labels: Tensor, saliency: Tensor, threshold: float = 0.5) -> Tenso
             f"saliency must lie in 0..1, got {float(saliency.min()):g} to {float(saliency.max()):g}; "
             "divide 8-bit maps by 255"
         )
-    return labels.masked_fill((labels > 0) != (saliency > threshold), AMBIGUOUS)
+    return labels.masked_fill((labels > 0) != (saliency > threshold), VOID)

@@ -123,7 +123,7 @@ def class_maps(maps: GridMaps) -> ClassMaps:
     return ClassMaps(maps.classes, maps.size, cam, high_res.contiguous())
 
 
-def cut(high_res: Tensor, classes: Sequence[int], threshold: float) -> Tensor:
+def threshold_maps(high_res: Tensor, classes: Sequence[int], threshold: float) -> Tensor:
     """The seed of an image: at each pixel the class whose map is highest, or the background where all are low.
 
     Args:
@@ -138,7 +138,7 @@ def cut(high_res: Tensor, classes: Sequence[int], threshold: float) -> Tensor:
         AdvCAMError: not one class a map, or one that a label map of 8 bits with void (255) cannot hold.
 
     Example:
-        >>> cut(torch.tensor([[[0.1, 0.9, 0.4]], [[0.2, 0.1, 0.5]]]), classes=(4, 11), threshold=0.3)
+        >>> threshold_maps(torch.tensor([[[0.1, 0.9, 0.4]], [[0.2, 0.1, 0.5]]]), classes=(4, 11), threshold=0.3)
         tensor([[ 0,  5, 12]], dtype=torch.uint8)
     """
     if len(classes) != high_res.shape[0]:

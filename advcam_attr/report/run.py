@@ -24,7 +24,7 @@ from advcam_attr.report.wsss import wsss_sections
 from advcam_attr.tables.segmentation import Table
 from advcam_attr.training.log import read_log
 from advcam_attr.types import AdvCAMError
-from advcam_attr.viz.axes import BLUE, figure, plain
+from advcam_attr.viz.axes import BLUE, figure, style_axes
 
 logger = logging.getLogger(__name__)
 
@@ -137,7 +137,7 @@ def training_sections(run: Path, limit: int) -> list[Section]:
         if points:
             drawing, axes = figure(width=4.6, height=2.8)
             axes[0, 0].plot(*zip(*points, strict=True), color=BLUE, linewidth=0.9)
-            plain(axes[0, 0], "", "step", "loss")
+            style_axes(axes[0, 0], "", "step", "loss")
             buffer = io.BytesIO()
             drawing.savefig(buffer, dpi=100)
             where = path.parent.relative_to(run).as_posix()

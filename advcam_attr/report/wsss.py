@@ -18,7 +18,7 @@ from advcam_attr.pipelines.analyze.seeds import WITH
 from advcam_attr.pipelines.evaluate import COUNTS, load_counts
 from advcam_attr.pipelines.wsss.config import DataConfig
 from advcam_attr.pipelines.wsss.stages import read_split
-from advcam_attr.refine.seeds import cut
+from advcam_attr.refine.seeds import threshold_maps
 from advcam_attr.report.attribution import step_name
 from advcam_attr.report.gallery import configured, no_gallery, told
 from advcam_attr.report.page import Entry, Frame, Section, heat_uri, labels_uri, most_telling, picture_uri
@@ -100,7 +100,7 @@ def _entry(run: _Run, sample: Sample) -> Entry:
     labels = []
     for name, evaluation in run.scored.items():
         maps = run.methods[name].read(sample.id)
-        seed = cut(maps.high_res, maps.classes, evaluation.sweep.best_threshold())
+        seed = threshold_maps(maps.high_res, maps.classes, evaluation.sweep.best_threshold())
         labels.append(Frame(f"seed of {_NAMES[name]}", labels_uri(seed.numpy())))
     for name in run.methods:
         path = run.folder / "refined" / name / "masks" / f"{sample.id}.png"

@@ -33,7 +33,7 @@ def figure(rows: int = 1, columns: int = 1, *, width: float = 4.2, height: float
     return drawing, drawing.subplots(rows, columns, squeeze=False)
 
 
-def plain(axes: Any, title: str = "", x: str = "", y: str = "") -> None:
+def style_axes(axes: Any, title: str = "", x: str = "", y: str = "") -> None:
     """Titles, and nothing that draws the eye from the data."""
     axes.set_title(title, fontsize=10)
     axes.set_xlabel(x)
@@ -43,7 +43,7 @@ def plain(axes: Any, title: str = "", x: str = "", y: str = "") -> None:
         axes.spines[side].set_visible(False)
 
 
-def picture(axes: Any, image: np.ndarray, title: str = "", **options: Any) -> None:
+def show_image(axes: Any, image: np.ndarray, title: str = "", **options: Any) -> None:
     """A picture without axes."""
     axes.imshow(image, **options)
     axes.set_title(title, fontsize=9)

@@ -15,14 +15,14 @@ from PIL import Image, ImageDraw, ImageFont
 _MARGIN = 6
 _INK, _PAPER = (20, 20, 20), (255, 255, 255)
 
-Picture = np.ndarray  # (H, W, 3) float in [0, 1]
+ImageArray = np.ndarray  # (H, W, 3) float in [0, 1]
 
 
-def heat_over(picture: Picture, heat: np.ndarray, colours: str = "turbo") -> Picture:
-    """Lay a map over a picture: the warmer, the more evidence.
+def heat_over(image: ImageArray, heat: np.ndarray, colours: str = "turbo") -> ImageArray:
+    """Lay a map over an image: the warmer, the more evidence.
 
     Args:
-        picture: ``(H, W, 3)`` in [0, 1].
+        image: ``(H, W, 3)`` in [0, 1].
         heat: ``(H, W)``; scaled to its own maximum, negative values count as zero.
         colours: a Matplotlib colour map.
 
@@ -36,15 +36,15 @@ def heat_over(picture: Picture, heat: np.ndarray, colours: str = "turbo") -> Pic
     heat = np.clip(heat, 0, None)
     heat = heat / max(float(heat.max()), np.finfo(np.float32).tiny)
     share = 0.35 + 0.3 * heat[..., None]
-    over: Picture = (1 - share) * picture + share * matplotlib.colormaps[colours](heat)[..., :3]
+    over: ImageArray = (1 - share) * image + share * matplotlib.colormaps[colours](heat)[..., :3]
     return over
 
 
-def labels_over(picture: Picture, labels: np.ndarray, colours: str = "tab10") -> Picture:
-    """Lay a label map over a picture: one colour a class, the background (0) darkened.
+def labels_over(image: ImageArray, labels: np.ndarray, colours: str = "tab10") -> ImageArray:
+    """Lay a label map over an image: one colour a class, the background (0) darkened.
 
     Args:
-        picture: ``(H, W, 3)`` in [0, 1].
+        image: ``(H, W, 3)`` in [0, 1].
         labels: ``(H, W)`` integers, 0 for the background.
         colours: a Matplotlib map of single colours.
 
@@ -54,12 +54,12 @@ def labels_over(picture: Picture, labels: np.ndarray, colours: str = "tab10") ->
     palette = matplotlib.colormaps[colours]
     inside = (labels > 0)[..., None]
     tint = palette((np.maximum(labels, 1) - 1) % palette.N)[..., :3]
-    over: Picture = np.where(inside, 0.3 * picture + 0.7 * tint, 0.4 * picture)
+    over: ImageArray = np.where(inside, 0.3 * image + 0.7 * tint, 0.4 * image)
     return over
 
 
 def panels(
-    rows: Sequence[Sequence[Picture]], titles: Sequence[str], captions: Sequence[str] = (), cell: int = 224
+    rows: Sequence[Sequence[ImageArray]], titles: Sequence[str], captions: Sequence[str] = (), cell: int = 224
 ) -> Image.Image:
     """Arrange pictures in a grid with a title above each column and a caption below each row.
 
@@ -67,14 +67,14 @@ def panels(
         rows: pictures ``(H, W, 3)`` in [0, 1]; as many in each row as there are titles.
         titles: one a column.
         captions: one a row, or none at all.
-        cell: the height to which every picture is scaled, in pixels.
+        cell: the height to which every image is scaled, in pixels.
 
     Returns:
         The drawing, mode ``RGB``.
     """
     font = ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), 13)
     line = 20
-    drawn = [[_scaled(picture, cell) for picture in row] for row in rows]
+    drawn = [[_scaled(image, cell) for image in row] for row in rows]
     widths = [max(row[column].width for row in drawn) for column in range(len(titles))]
     below = line if captions else 0
     width = sum(widths) + _MARGIN * (len(widths) + 1)
@@ -86,18 +86,18 @@ def panels(
         draw.text((left, 4), _shortened(title, font, room), fill=_INK, font=font)
     for index, row in enumerate(drawn):
         top = line + _MARGIN + index * (cell + below + _MARGIN)
-        for left, picture in zip(lefts, row, strict=True):
-            sheet.paste(picture, (left, top))
+        for left, image in zip(lefts, row, strict=True):
+            sheet.paste(image, (left, top))
         if captions:
             text = _shortened(captions[index], font, width - 2 * _MARGIN)
             draw.text((_MARGIN, top + cell + 2), text, fill=_INK, font=font)
     return sheet
 
 
-def _scaled(picture: Picture, height: int) -> Image.Image:
-    image = Image.fromarray(np.round(np.clip(picture, 0, 1) * 255).astype(np.uint8))
-    width = max(1, round(image.width * height / image.height))
-    return image.resize((width, height), Image.Resampling.BICUBIC)
+def _scaled(image: ImageArray, height: int) -> Image.Image:
+    drawn = Image.fromarray(np.round(np.clip(image, 0, 1) * 255).astype(np.uint8))
+    width = max(1, round(drawn.width * height / drawn.height))
+    return drawn.resize((width, height), Image.Resampling.BICUBIC)
 
 
 def _shortened(text: str, font: ImageFont.FreeTypeFont, room: int) -> str:

@@ -21,9 +21,9 @@ from advcam_attr.analysis.input_saliency import (
     plot_input_saliency,
     plot_saliency_shares,
 )
-from advcam_attr.analysis.landscape import Attack, cross_entropy, landscape, plot_landscape
+from advcam_attr.analysis.landscape import Attack, landscape, plot_landscape, softmax_loss
 from advcam_attr.analysis.regularizer_effects import NONE, VARIANTS, regularizer_effects, variant, without_others
-from advcam_attr.analysis.rows import over_rows
+from advcam_attr.analysis.samples import concatenate
 from advcam_attr.analysis.score_curves import plot_score_curves, score_curves
 from advcam_attr.analysis.seed_curves import plot_seed_curves, seed_curve
 from advcam_attr.analysis.trajectories import embed, plot_trajectories, require_all, trajectories
@@ -87,12 +87,12 @@ def test_landscape_of_a_linear_net_by_a_slow_second_way(tiny):
     random = torch.randn(x.shape, generator=generator)
     for row in range(2):
         leaf = x[row : row + 1].clone().requires_grad_()
-        cross_entropy(tiny(leaf), target[row : row + 1]).sum().backward()
+        softmax_loss(tiny(leaf), target[row : row + 1]).sum().backward()
         n = leaf.grad / leaf.grad.square().mean().sqrt()
         r = random[row : row + 1] / random[row : row + 1].square().mean().sqrt()
         for i, a in enumerate((-0.2, -0.1, 0, 0.1, 0.2)):
             for j, b in enumerate((-0.2, -0.1, 0, 0.1, 0.2)):
-                moved = cross_entropy(tiny(x[row : row + 1] + a * n + b * r), target[row : row + 1])
+                moved = softmax_loss(tiny(x[row : row + 1] + a * n + b * r), target[row : row + 1])
                 assert float(found.loss[row, i, j]) == pytest.approx(moved.item(), rel=1e-4)
     assert (found.rise() > 0).all(), "along its gradient the loss rises"
     plot_landscape({"clean": found})
@@ -300,11 +300,11 @@ def test_batches_give_what_all_rows_at_once_give(small_net, images):
     target = torch.tensor([0, 1, 2])
     whole = score_curves(walk_on(small_net, images, target), (32, 32))
     parts = [score_curves(walk_on(small_net, images[r : r + 1], target[r : r + 1]), (32, 32)) for r in range(3)]
-    torch.testing.assert_close(over_rows(parts).advcam, whole.advcam, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(concatenate(parts).advcam, whole.advcam, rtol=1e-4, atol=1e-5)
     with pytest.raises(AdvCAMError, match="nothing to analyze"):
-        over_rows([])
+        concatenate([])
     with pytest.raises(AdvCAMError, match="the climbs differ in share"):
-        over_rows([whole, dataclasses.replace(whole, share=(0.0, 1.0))])
+        concatenate([whole, dataclasses.replace(whole, share=(0.0, 1.0))])
 
 
 def test_no_figure_is_left_behind():

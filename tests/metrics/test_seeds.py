@@ -10,7 +10,7 @@ from advcam_attr.metrics import segmentation as measures
 from advcam_attr.metrics.seeds import (
     COCO_THRESHOLDS,
     SEAM_THRESHOLDS,
-    THRESHOLDS,
+    SEED_THRESHOLDS,
     VOC_THRESHOLDS,
     ImageCounts,
     ThresholdSweep,
@@ -70,9 +70,9 @@ def test_golden():
     assert sweep.best_threshold() == 0.25
 
 
-@pytest.mark.parametrize("name", THRESHOLDS)
+@pytest.mark.parametrize("name", SEED_THRESHOLDS)
 def test_every_threshold_equals_cutting_by_itself(scenes, name):
-    thresholds = THRESHOLDS[name]
+    thresholds = SEED_THRESHOLDS[name]
     matrices = swept(scenes, thresholds).matrices()
     for place, threshold in enumerate(thresholds):
         expected = sum(cut_by_itself(m.numpy(), c, t.numpy(), threshold, K) for m, c, t in scenes)

@@ -24,7 +24,7 @@ from advcam_attr.data.samples import SegmentationData
 from advcam_attr.networks import load_model
 from advcam_attr.networks.seam import SEAM
 from advcam_attr.pipelines.seeds import SeedSettings, make_seeds, seed_store, sweep_seeds
-from advcam_attr.refine.seeds import cut
+from advcam_attr.refine.seeds import threshold_maps
 from advcam_attr.runs.sharding import Shard
 from advcam_attr.types import AdvCAMError, Sample
 from seed_run import SETTINGS, random_data, small_classifier
@@ -496,5 +496,5 @@ def test_real_photographs_and_weights(tmp_path, data_root):
         with Image.open(voc / "SegmentationClass" / f"{sample.id}.png") as mask:
             assert maps.size == (mask.height, mask.width)
         torch.testing.assert_close(maps.high_res.amax((1, 2)), torch.ones(2), rtol=0, atol=0.02)
-        labels = cut(maps.high_res[:, ::4, ::4], range(2), 0.2)
+        labels = threshold_maps(maps.high_res[:, ::4, ::4], range(2), 0.2)
         assert {1, 2} <= set(labels.unique().tolist()), "each class has its peak somewhere"

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from advcam_attr.refine.crf import (
-    RECIPES,
+    CRF_RECIPES,
     CRFRecipe,
     DenseCRF,
     refine_labels,
@@ -104,9 +104,9 @@ def unary_of(name: str, labels: Tensor, count: int) -> Tensor:
 
 
 @pytest.mark.parametrize("number", [1, pytest.param(20, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", CRF_RECIPES)
 def test_equals_pydensecrf_on_photographs(data_root, name, number):
-    recipe = RECIPES[name]
+    recipe = CRF_RECIPES[name]
     for image, labels in photographs(data_root, number):
         count = int(labels.max()) + 1
         unary = unary_of(name, corrupted(labels), count)
@@ -120,7 +120,7 @@ def test_equals_pydensecrf_on_logits_of_21_labels(data_root):
     coarse = logits_of(21, 9, 12)
     logits = torch.nn.functional.interpolate(coarse, image.shape[2:], mode="bicubic") * 2
     unary = unary_from_logits(logits)
-    ours, theirs = DenseCRF(image, "deeplab")(unary), pydensecrf(image, unary, RECIPES["deeplab"])
+    ours, theirs = DenseCRF(image, "deeplab")(unary), pydensecrf(image, unary, CRF_RECIPES["deeplab"])
     assert (ours - theirs).abs().max() < 1e-4
     assert torch.equal(ours.argmax(1), theirs.argmax(1))
 
@@ -143,7 +143,7 @@ def test_near_the_exact_mean_field(name, error):
     Noise for unaries is the hardest case: nothing but the kernels decides. PSA's kernel spans the whole little image.
     """
     image, unary = picture(14, 18), unary_from_logits(logits_of(3, 14, 18))
-    approximate, exact = DenseCRF(image, name, dtype=torch.float64)(unary), brute_force(image, unary, RECIPES[name])
+    approximate, exact = DenseCRF(image, name, dtype=torch.float64)(unary), brute_force(image, unary, CRF_RECIPES[name])
     assert (approximate - exact).abs().mean() < error
     assert (approximate.argmax(1) == exact.argmax(1)).double().mean() > 1 - 1.5 * error
 
@@ -196,7 +196,7 @@ def test_marginals_sum_to_one_and_inputs_stay():
 @pytest.mark.parametrize(("height", "width"), [(1, 40), (40, 1), (1, 1), (2, 3)])
 def test_thin_images(height, width):
     image, unary = picture(height, width), unary_from_logits(logits_of(3, height, width))
-    for name, recipe in RECIPES.items():
+    for name, recipe in CRF_RECIPES.items():
         ours = DenseCRF(image, name)(unary)
         assert (ours - pydensecrf(image, unary, recipe)).abs().max() < 1e-4
 
@@ -209,7 +209,7 @@ def test_an_image_of_one_color(color):
     labels[:, 5, 5] = 1
     unary = unary_from_labels(labels, 2)
     ours = DenseCRF(image, "irn")(unary)
-    assert (ours - pydensecrf(image, unary, RECIPES["irn"])).abs().max() < 1e-4
+    assert (ours - pydensecrf(image, unary, CRF_RECIPES["irn"])).abs().max() < 1e-4
     assert int(ours.argmax(1)[0, 5, 5]) == 0
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from advcam_attr.refine.irn import (
     WalkRecipe,
     edge_map,
+    edge_walk_labels,
     grid_labels,
     inference_size,
     irn_labels,
@@ -21,7 +22,6 @@ from advcam_attr.refine.irn import (
     pair_displacements,
     pair_labels,
     path_affinities,
-    walk_labels,
 )
 from advcam_attr.types import AdvCAMError, ClassMaps
 
@@ -242,8 +242,8 @@ def test_odd_maps():
 def test_a_weak_class_loses_beside_a_strong_one():
     maps = maps_of(torch.ones(2, 1, 2), (4, 8), (0, 1))
     walked = torch.tensor([[[1.0, 0.0]], [[0.0, 0.2]]])
-    assert walk_labels(walked, maps)[0, [0, -1]].tolist() == [1, 0]
-    assert walk_labels(walked[1:], maps_of(torch.ones(1, 1, 2), (4, 8), (1,)))[0, -1].item() == 2
+    assert edge_walk_labels(walked, maps)[0, [0, -1]].tolist() == [1, 0]
+    assert edge_walk_labels(walked[1:], maps_of(torch.ones(1, 1, 2), (4, 8), (1,)))[0, -1].item() == 2
 
 
 @pytest.mark.parametrize(

@@ -14,12 +14,12 @@ from advcam_attr.refine.psa import (
     affinity_labels,
     affinity_loss,
     affinity_walk,
+    affinity_walk_labels,
     fitting_radius,
     pair_affinities,
     pair_kinds,
     pair_losses,
     pooled,
-    walk_labels,
     walk_maps,
     weighed,
 )
@@ -112,7 +112,7 @@ def test_thin_images(size):
     grid = walk_maps(maps.high_res)
     walked = affinity_walk(grid, noise(4, *grid.shape[1:]))
     assert torch.equal(walked, grid)
-    labels = walk_labels(walked, maps.classes, size)
+    labels = affinity_walk_labels(walked, maps.classes, size)
     assert labels.shape == size
     assert set(labels.unique().tolist()) <= {0, 5}
 
@@ -122,10 +122,10 @@ def test_an_image_of_one_colour_and_maps_of_zeros():
     flat = ClassMaps((3,), (17, 20), torch.zeros(1, 5, 5), torch.zeros(1, 17, 20))
     assert affinity_labels(*psa_scores(flat, image)).tolist() == [[0] * 3] * 3
     grid = walk_maps(flat.high_res)
-    assert walk_labels(affinity_walk(grid, torch.zeros(4, 3, 3)), (3,), (17, 20)).max() == 0
+    assert affinity_walk_labels(affinity_walk(grid, torch.zeros(4, 3, 3)), (3,), (17, 20)).max() == 0
     whole = ClassMaps((3,), (17, 20), torch.ones(1, 5, 5), torch.ones(1, 17, 20))
     assert affinity_labels(*psa_scores(whole, image)).tolist() == [[1] * 3] * 3
-    assert walk_labels(walk_maps(whole.high_res), (3,), (17, 20)).min() == 4
+    assert affinity_walk_labels(walk_maps(whole.high_res), (3,), (17, 20)).min() == 4
 
 
 # --- pairs and loss ---------------------------------------------------------------------------------------------------
@@ -255,7 +255,7 @@ def test_walk_labels_equal_the_steps():
     whole = torch.zeros(1, 21, 4, 5, dtype=torch.float64)
     whole[0, [0, 8, 16]] = maps
     expected = F.interpolate(whole, scale_factor=8, mode="bilinear")[0].argmax(0)[:30, :37]
-    assert torch.equal(walk_labels(maps, (7, 15), (30, 37)).long(), expected)
+    assert torch.equal(affinity_walk_labels(maps, (7, 15), (30, 37)).long(), expected)
     assert set(expected.unique().tolist()) == {0, 8, 16}
 
 
@@ -282,8 +282,8 @@ def test_pooled_equals_the_mean_of_each_cell():
         (lambda: affinity_labels(torch.zeros(2, 4, 4), torch.zeros(3, 4, 4)), "differ in shape"),
         (lambda: affinity_walk(torch.zeros(2, 4, 5), torch.zeros(3, 5, 4)), "differ in size"),
         (lambda: affinity_walk(torch.zeros(2, 9, 9), torch.full((3, 9, 9), torch.nan)), "not finite"),
-        (lambda: walk_labels(torch.zeros(2, 4, 5), (1, 2), (32, 40)), "give one for each"),
-        (lambda: walk_labels(torch.zeros(2, 4, 5), (254,), (32, 40)), "give one for each"),
+        (lambda: affinity_walk_labels(torch.zeros(2, 4, 5), (1, 2), (32, 40)), "give one for each"),
+        (lambda: affinity_walk_labels(torch.zeros(2, 4, 5), (254,), (32, 40)), "give one for each"),
     ],
 )
 def test_bad_input_is_one_clear_line(call, message):

@@ -7,7 +7,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from advcam_attr.refine.seeds import GridMaps, cam_map, class_maps, cut, high_res_map, normalized, strided_size
+from advcam_attr.refine.seeds import (
+    GridMaps,
+    cam_map,
+    class_maps,
+    high_res_map,
+    normalized,
+    strided_size,
+    threshold_maps,
+)
 from advcam_attr.types import AdvCAMError
 
 
@@ -18,7 +26,7 @@ def test_strided_size_rounds_up(side, stride):
 
 
 def test_a_golden_map_of_two_scales():
-    # 20 x 32 pixels: 5 x 8 cells of stride 4; 2 x 2 cells of stride 16, laid over 32 x 32 and cut to 20 rows
+    # 20 x 32 pixels: 5 x 8 cells of stride 4; 2 x 2 cells of stride 16, laid over 32 x 32 and threshold_maps to 20 rows
     one = torch.tensor([[[1.0, 3.0]]])
     two = torch.tensor([[[4.0], [0.0]]])
     cam = cam_map([one, two], (20, 32))
@@ -61,7 +69,7 @@ def test_class_maps_equal_a_loop_over_classes_and_scales():
 def test_no_classes_no_maps_all_background():
     found = class_maps(GridMaps((), (45, 70), ()))
     assert (found.cam.shape, found.high_res.shape) == ((0, 12, 18), (0, 45, 70))
-    assert cut(found.high_res, (), 0.2).tolist() == [[0] * 70] * 45
+    assert threshold_maps(found.high_res, (), 0.2).tolist() == [[0] * 70] * 45
 
 
 def test_cut_equals_the_released_evaluation():
@@ -70,20 +78,20 @@ def test_cut_equals_the_released_evaluation():
     for threshold in (0.15, 0.5, 0.9):
         padded = np.pad(maps.numpy(), ((1, 0), (0, 0), (0, 0)), mode="constant", constant_values=threshold)
         wanted = np.pad(keys + 1, (1, 0), mode="constant")[np.argmax(padded, axis=0)]
-        found = cut(maps, (1, 7, 19), threshold)
+        found = threshold_maps(maps, (1, 7, 19), threshold)
         assert found.dtype == torch.uint8
         assert (found.numpy() == wanted).all()
 
 
 def test_at_a_tie_the_background_wins_then_the_first_class():
     maps = torch.tensor([[[0.5, 0.7]], [[0.5, 0.7]]])
-    assert cut(maps, (3, 8), 0.5).tolist() == [[0, 4]]
+    assert threshold_maps(maps, (3, 8), 0.5).tolist() == [[0, 4]]
 
 
 def test_what_cannot_be_used_is_refused():
     with pytest.raises(AdvCAMError, match="2 maps for 1 classes"):
-        cut(torch.rand(2, 3, 3), (1,), 0.2)
+        threshold_maps(torch.rand(2, 3, 3), (1,), 0.2)
     with pytest.raises(AdvCAMError, match="8 bits"):
-        cut(torch.rand(1, 3, 3), (254,), 0.2)
+        threshold_maps(torch.rand(1, 3, 3), (254,), 0.2)
     with pytest.raises(AdvCAMError, match="at least one scale"):
         cam_map([], (3, 3))

@@ -18,7 +18,7 @@ from advcam_attr.analysis.input_saliency import (
 )
 from advcam_attr.analysis.landscape import Attack, Landscape, landscape, plot_landscape
 from advcam_attr.analysis.regularizer_effects import BOTH, NONE, VARIANTS, RegularizerEffects, plot_regularizer_effects
-from advcam_attr.analysis.rows import over_rows
+from advcam_attr.analysis.samples import concatenate
 from advcam_attr.analysis.score_curves import ScoreCurves, plot_score_curves, score_curves
 from advcam_attr.analysis.trajectories import (
     Trajectories,
@@ -163,8 +163,8 @@ def analyze_images(names: Sequence[str], subjects: Subjects, options: ImageOptio
 def _together(parts: Sequence[Any]) -> Any:
     """The parts of all batches as one; of several variants, each by itself."""
     if isinstance(parts[0], Mapping):
-        return {variant: over_rows([part[variant] for part in parts]) for variant in parts[0]}
-    return over_rows(parts)
+        return {variant: concatenate([part[variant] for part in parts]) for variant in parts[0]}
+    return concatenate(parts)
 
 
 def _described(found: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from advcam_attr.analysis.rows import as_json
+from advcam_attr.analysis.samples import as_json
 from advcam_attr.climbing import recipes
 from advcam_attr.data.samples import SegmentationData, without_missing
 from advcam_attr.files import make_folder, replacing, write_json

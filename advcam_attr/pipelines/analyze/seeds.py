@@ -29,7 +29,7 @@ from advcam_attr.pipelines.analyze.images import Result
 from advcam_attr.pipelines.evaluate import evaluate_seeds
 from advcam_attr.pipelines.seed_settings import SeedSettings
 from advcam_attr.pipelines.seeds import seed_store, sweep_seeds
-from advcam_attr.refine.seeds import cut
+from advcam_attr.refine.seeds import threshold_maps
 from advcam_attr.tables.segmentation import Table, table_xi, table_xiii
 from advcam_attr.types import AdvCAMError, Sample
 
@@ -232,7 +232,10 @@ def _failures(runs: SeedRuns) -> Result:
     for id, a, b in list(zip(gains.ids, gains.cam, gains.advcam, strict=True))[: runs.options.shown]:
         sample = samples[id]
         before, after = (store.read(id) for store in stores)
-        seeds = [cut(m.high_res, m.classes, t).numpy() for m, t in zip((before, after), gains.thresholds, strict=True)]
+        seeds = [
+            threshold_maps(m.high_res, m.classes, t).numpy()
+            for m, t in zip((before, after), gains.thresholds, strict=True)
+        ]
         names = ", ".join(runs.data.classes[k] for k in sample.labels) or "no class"
         caption = f"{id}: {names}; IoU {100 * a:.0f} → {100 * b:.0f}"
         shown.append(Shown(caption, _picture(sample), _truth(runs.data, sample), before, after, (seeds[0], seeds[1])))

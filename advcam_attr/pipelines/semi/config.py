@@ -10,7 +10,7 @@ from advcam_attr.networks.cct import CCT, DEEP_BASE, Norms, cct_net
 from advcam_attr.networks.cct_perturbations import AUXILIARY
 from advcam_attr.networks.timm_trunk import Lowering
 from advcam_attr.pipelines.wsss.config import path_of
-from advcam_attr.refine.crf import RECIPES
+from advcam_attr.refine.crf import CRF_RECIPES
 from advcam_attr.registry import lookup
 from advcam_attr.training.fit import Precision
 from advcam_attr.training.losses.cct import Supervision
@@ -197,7 +197,7 @@ class SemiPredictConfig:
         if not self.scales or not all(0 < scale <= 16 for scale in self.scales):
             raise AdvCAMError(f"predict.scales must lie between 0 and 16, and be at least one, got {list(self.scales)}")
         if self.crf is not None:
-            lookup(self.crf, RECIPES, "CRF recipe")
+            lookup(self.crf, CRF_RECIPES, "CRF recipe")
 
 
 @dataclass(frozen=True)

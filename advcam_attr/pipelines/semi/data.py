@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 
 from advcam_attr.data.images import image_size, read_rgb
-from advcam_attr.data.masks import VOID, mask_path, read_mask
+from advcam_attr.data.masks import mask_path, read_mask
 from advcam_attr.data.samples import SegmentationData, without_missing
 from advcam_attr.data.transforms import PairedAugmentation
 from advcam_attr.pipelines.semi.config import SemiDataConfig
 from advcam_attr.pipelines.wsss.config import DataConfig, path_of
 from advcam_attr.pipelines.wsss.stages import read_split
 from advcam_attr.runs.prefetch import prefetched
-from advcam_attr.types import AdvCAMError, Sample
+from advcam_attr.types import VOID, AdvCAMError, Sample
 
 MaskOf = Callable[[Sample], Tensor]
 

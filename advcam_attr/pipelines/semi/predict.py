@@ -71,7 +71,7 @@ def multi_scale_scores(net: CCT, pixels: Tensor, scales: Sequence[float], flip: 
     return (total / len(scales))[0]
 
 
-def mean_iou(net: CCT, data: SegmentationData, workers: int = 0) -> float:
+def validation_iou(net: CCT, data: SegmentationData, workers: int = 0) -> float:
     """The mean IoU of a net over images with true masks, each seen once and whole.
 
     Args:

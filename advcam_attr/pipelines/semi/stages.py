@@ -26,7 +26,7 @@ from advcam_attr.networks.cct_perturbations import require_opencv
 from advcam_attr.pipelines.evaluate import evaluate_masks, left_out, write_mask_evaluation
 from advcam_attr.pipelines.semi.config import SemiConfig, SemiSettings
 from advcam_attr.pipelines.semi.data import Pairs, SemiData, masks_digest, read_part, read_semi
-from advcam_attr.pipelines.semi.predict import mean_iou, write_predictions
+from advcam_attr.pipelines.semi.predict import validation_iou, write_predictions
 from advcam_attr.pipelines.wsss.config import path_of
 from advcam_attr.runs.provenance import kept_config, read_record, weights_digest
 from advcam_attr.runs.sharding import shard_of_launch
@@ -189,7 +189,7 @@ class Validation:
 
     def _measure(self, epoch: int) -> bool:
         step = epoch * self.per_epoch - 1
-        measured = mean_iou(self.net, self.data, self.settings.workers)
+        measured = validation_iou(self.net, self.data, self.settings.workers)
         if not math.isfinite(measured):
             raise AdvCAMError(f"no pixel of {self.data.name} {self.data.split} has a label; validate on other images")
         best = self.best()

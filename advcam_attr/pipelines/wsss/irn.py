@@ -28,8 +28,8 @@ from advcam_attr.data.samples import SegmentationData
 from advcam_attr.data.transforms import RandomCropOrPad, classifier_val, to_input
 from advcam_attr.networks.cam_net import IRN_BACKBONE
 from advcam_attr.networks.irnet import IRNet, irnet, load_irnet, save_irnet
-from advcam_attr.refine.affinity_labels import THRESHOLDS, UNDECIDED, ir_label
-from advcam_attr.refine.crf import RECIPES
+from advcam_attr.refine.affinity_labels import LABEL_THRESHOLDS, ir_label
+from advcam_attr.refine.crf import CRF_RECIPES
 from advcam_attr.refine.irn import (
     TRAINING_RADIUS,
     WalkRecipe,
@@ -59,7 +59,7 @@ from advcam_attr.training.distributed import gather
 from advcam_attr.training.fit import RELEASED_MOMENTUM, Group, Precision
 from advcam_attr.training.loading import load_batches
 from advcam_attr.training.train import TrainingTask, as_found, train
-from advcam_attr.types import AdvCAMError
+from advcam_attr.types import VOID, AdvCAMError
 
 logger = logging.getLogger(__name__)
 
@@ -241,8 +241,8 @@ class ConfidentItems:
         image = to_input(picture.resize((width, height), Image.Resampling.BICUBIC), self.mean, self.std)
         scaled = torch.from_numpy(np.array(labels.resize((width, height), Image.Resampling.NEAREST)))
         # below 0 by what is undecided, so that the zeros around the image come to be undecided
-        placed = self.placed(torch.cat([image, scaled[None].float() - UNDECIDED]))
-        return placed[:3], grid_labels((placed[3:] + UNDECIDED).to(torch.uint8))[0]
+        placed = self.placed(torch.cat([image, scaled[None].float() - VOID]))
+        return placed[:3], grid_labels((placed[3:] + VOID).to(torch.uint8))[0]
 
 
 @torch.no_grad()
@@ -348,8 +348,8 @@ class IRNSettings:
         overwrite: make labels and masks anew, whatever is there; a training with other settings makes way.
     """
 
-    foreground: float = THRESHOLDS["advcam"][0]
-    background: float = THRESHOLDS["advcam"][1]
+    foreground: float = LABEL_THRESHOLDS["advcam"][0]
+    background: float = LABEL_THRESHOLDS["advcam"][1]
     crf: str = "irn"
     walk: WalkRecipe = WalkRecipe()
     backbone: str = IRN_BACKBONE
@@ -378,7 +378,7 @@ class IRNSettings:
     overwrite: bool = False
 
     def __post_init__(self) -> None:
-        lookup(self.crf, RECIPES, "CRF recipe")
+        lookup(self.crf, CRF_RECIPES, "CRF recipe")
         for name in ("epochs", "batch", "checkpoint_every", "pad_to"):
             if getattr(self, name) < 1:
                 raise AdvCAMError(f"irn: {name} must be at least 1, got {getattr(self, name)}")
@@ -421,7 +421,7 @@ class IRNSettings:
 
 
 def _named(name: str, exponent: float, background: float) -> IRNSettings:
-    foreground, low = THRESHOLDS[name]
+    foreground, low = LABEL_THRESHOLDS[name]
     return IRNSettings(foreground, low, walk=WalkRecipe(exponent=exponent, background=background))
 
 

@@ -33,8 +33,8 @@ from advcam_attr.networks.affinitynet import (
 )
 from advcam_attr.networks.timm_trunk import Lowering
 from advcam_attr.refine.affinity_labels import ALPHAS, psa_scores
-from advcam_attr.refine.crf import RECIPES
-from advcam_attr.refine.psa import affinity_labels, affinity_walk, pair_losses, walk_labels, walk_maps, weighed
+from advcam_attr.refine.crf import CRF_RECIPES
+from advcam_attr.refine.psa import affinity_labels, affinity_walk, affinity_walk_labels, pair_losses, walk_maps, weighed
 from advcam_attr.refine.random_walk import LARGEST_RADIUS
 from advcam_attr.registry import lookup
 from advcam_attr.runs.map_store import MapReader
@@ -191,7 +191,7 @@ def _walked(settings: PSASettings, net: AffinityNet, read: SeededImage, device: 
     image = normalised(read.pixels[None].to(device), net.mean, net.std)
     features = net(F.pad(image, (0, -width % net.stride, 0, -height % net.stride)))[0]
     walked = affinity_walk(maps, features, settings.radius, settings.beta, settings.steps)
-    return walk_labels(walked, read.maps.classes, (height, width), net.stride)
+    return affinity_walk_labels(walked, read.maps.classes, (height, width), net.stride)
 
 
 def _scores(
@@ -292,7 +292,7 @@ class PSASettings:
     overwrite: bool = False
 
     def __post_init__(self) -> None:
-        lookup(self.crf, RECIPES, "CRF recipe")
+        lookup(self.crf, CRF_RECIPES, "CRF recipe")
         for name in ("epochs", "batch", "crop", "checkpoint_every", "stride", "width"):
             if getattr(self, name) < 1:
                 raise AdvCAMError(f"psa: {name} must be at least 1, got {getattr(self, name)}")

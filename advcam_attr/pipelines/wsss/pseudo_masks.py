@@ -11,11 +11,11 @@ from torch import Tensor
 
 from advcam_attr.data.images import image_size, read_rgb
 from advcam_attr.data.labels import few
-from advcam_attr.data.masks import VOID, mask_path, read_mask
+from advcam_attr.data.masks import mask_path, read_mask
 from advcam_attr.data.samples import SegmentationData
 from advcam_attr.data.transforms import SegmentationTrain
 from advcam_attr.runs.prefetch import prefetched
-from advcam_attr.types import AdvCAMError, Sample
+from advcam_attr.types import VOID, AdvCAMError, Sample
 
 
 @dataclass(frozen=True)

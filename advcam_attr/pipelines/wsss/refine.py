@@ -22,9 +22,9 @@ from advcam_attr.data.masks import SaliencyFolder, mask_path, read_mask
 from advcam_attr.data.samples import SegmentationData
 from advcam_attr.pipelines.wsss.irn import IRNSettings, refine_irn
 from advcam_attr.pipelines.wsss.psa import PSASettings, refine_psa
-from advcam_attr.refine.crf import RECIPES, DenseCRF, refine_labels
+from advcam_attr.refine.crf import CRF_RECIPES, DenseCRF, refine_labels
 from advcam_attr.refine.saliency import ambiguous
-from advcam_attr.refine.seeds import cut
+from advcam_attr.refine.seeds import threshold_maps
 from advcam_attr.registry import lookup
 from advcam_attr.runs.map_store import MapReader
 from advcam_attr.runs.provenance import read_record
@@ -79,7 +79,7 @@ class RefineSettings:
         lookup(self.method, METHODS, "refinement method")
         for what in self.crf:
             lookup(what, dict.fromkeys(("seeds", "masks")), "input of the CRF")
-        lookup(self.crf_recipe, RECIPES, "CRF recipe")
+        lookup(self.crf_recipe, CRF_RECIPES, "CRF recipe")
         if not (0 <= self.crf_threshold <= 1 and 0 <= self.saliency_threshold < 1):
             raise AdvCAMError(
                 f"refine: thresholds must lie in 0..1, got crf_threshold {self.crf_threshold:g} and "
@@ -237,7 +237,7 @@ def _seeds_crf(
     device = choose_device(settings.device, shard_of_launch().local)
 
     def make(read: SeededImage) -> Tensor:
-        labels = cut(read.maps.high_res, read.maps.classes, settings.crf_threshold)
+        labels = threshold_maps(read.maps.high_res, read.maps.classes, settings.crf_threshold)
         return _crf(read.pixels, labels, read.maps.classes, settings, device)
 
     config = {"recipe": settings.crf_recipe, "threshold": settings.crf_threshold}

@@ -18,7 +18,7 @@ from advcam_attr import __version__
 from advcam_attr.data.samples import SegmentationData
 from advcam_attr.files import write_json, write_text
 from advcam_attr.metrics.evaluation import SeedEvaluation, compare_best
-from advcam_attr.metrics.seeds import THRESHOLDS
+from advcam_attr.metrics.seeds import SEED_THRESHOLDS
 from advcam_attr.pipelines.evaluate import REPORT, evaluate_masks, evaluate_seeds, left_out, write_seed_evaluation
 from advcam_attr.pipelines.seeds import seed_store
 from advcam_attr.pipelines.wsss.config import NetConfig, WSSSConfig, folder_of
@@ -74,8 +74,8 @@ def evaluate(
             `advcam_attr.pipelines.evaluate.evaluate_seeds`.
     """
     data = read_split(config.data, config.data.score)
-    if config.score.thresholds not in THRESHOLDS:
-        raise AdvCAMError(f"score.thresholds is one of {', '.join(THRESHOLDS)}, got {config.score.thresholds!r}")
+    if config.score.thresholds not in SEED_THRESHOLDS:
+        raise AdvCAMError(f"score.thresholds is one of {', '.join(SEED_THRESHOLDS)}, got {config.score.thresholds!r}")
     for method in config.seeds.methods:
         check_refined(config.refine, folder_of(config, "refined", method))
     found: dict[str, SeedEvaluation] = {}
@@ -83,7 +83,7 @@ def evaluate(
         folder = folder_of(config, "seeds", method)
         logger.info(f"scoring {folder} on the masks of {len(data.samples)} images of {data.name} {data.split}")
         found[method] = evaluate_seeds(
-            seed_store(folder), data, THRESHOLDS[config.score.thresholds], device=config.score.device,
+            seed_store(folder), data, SEED_THRESHOLDS[config.score.thresholds], device=config.score.device,
             allow_missing=config.score.allow_missing,
         )  # fmt: skip
         for line in left_out(found[method].scope):

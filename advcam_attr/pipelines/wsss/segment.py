@@ -22,13 +22,13 @@ from advcam_attr.data.class_names import read_known_classes
 from advcam_attr.data.images import normalised, read_rgb, to_bytes
 from advcam_attr.data.labels import few
 from advcam_attr.data.samples import SegmentationData
-from advcam_attr.data.transforms import SCALES, SegmentationTrain
+from advcam_attr.data.transforms import SEGMENTATION_SCALES, SegmentationTrain
 from advcam_attr.networks.cam_net import UnknownClassError
 from advcam_attr.networks.deeplab import DeepLab, MultiScale, deeplab, load_deeplab, save_deeplab
 from advcam_attr.networks.resnet101 import RESNET101, StrideIn
 from advcam_attr.networks.timm_trunk import Lowering
 from advcam_attr.pipelines.wsss.pseudo_masks import MaskedImages, look_at_masks
-from advcam_attr.refine.crf import RECIPES, DenseCRF, unary_from_logits
+from advcam_attr.refine.crf import CRF_RECIPES, DenseCRF, unary_from_logits
 from advcam_attr.registry import lookup
 from advcam_attr.runs.provenance import net_config
 from advcam_attr.runs.sharding import Shard, choose_device, shard_of, shard_of_launch
@@ -329,7 +329,7 @@ class SegmentationSettings:
     batch: int = 10
     accumulate: int = 1
     crop: int = 321
-    scales: tuple[float, ...] = SCALES
+    scales: tuple[float, ...] = SEGMENTATION_SCALES
     loss: str = "balanced"
     lr: float = 2.5e-4
     weight_decay: float = 5e-4
@@ -372,7 +372,7 @@ class SegmentationSettings:
             )
         lookup(self.loss, SEGMENTATION_LOSSES, "loss")
         if self.crf is not None:
-            lookup(self.crf, RECIPES, "CRF recipe")
+            lookup(self.crf, CRF_RECIPES, "CRF recipe")
 
     def make_net(self, classes: Sequence[str]) -> DeepLab:
         """The net: the trained one, or one to be trained.

@@ -16,9 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from advcam_attr.training.losses.classification import LossTerms
-
-#: The label of pixels that count for nothing.
-IGNORE = 255
+from advcam_attr.training.losses.segmentation import cross_entropy
+from advcam_attr.types import VOID
 
 Supervision = Literal["ce", "abce"]
 
@@ -45,22 +44,6 @@ def annealed_threshold(step: int, steps: int, classes: int, end: float = 0.9) ->
     return 1 / classes + (end - 1 / classes) * (1 - math.exp(-5 * s))
 
 
-def cross_entropy(scores: Tensor, labels: Tensor) -> Tensor:
-    """The mean cross-entropy of the labelled pixels; 0 where there are none.
-
-    Args:
-        scores: ``(N, K, H, W)``.
-        labels: ``(N, H, W)``, in 0..K - 1 or 255.
-
-    Example:
-        >>> round(float(cross_entropy(torch.zeros(1, 4, 1, 2), torch.tensor([[[3, 255]]]))), 4)  # ln 4
-        1.3863
-    """
-    target = labels.long()
-    total = F.cross_entropy(scores, target, ignore_index=IGNORE, reduction="sum")
-    return total / (target != IGNORE).sum().clamp(min=1)
-
-
 def annealed_cross_entropy(scores: Tensor, labels: Tensor, threshold: float, min_kept: int = 1) -> Tensor:
     """abCE: the mean cross-entropy of the pixels whose own class is less probable than a threshold; 0 if none is.
 
@@ -73,8 +56,8 @@ def annealed_cross_entropy(scores: Tensor, labels: Tensor, threshold: float, min
         min_kept: pixels an image, counted over the batch.
     """
     target = labels.long()
-    counts = target != IGNORE
-    losses = F.cross_entropy(scores, target, ignore_index=IGNORE, reduction="none")[counts]
+    counts = target != VOID
+    losses = F.cross_entropy(scores, target, ignore_index=VOID, reduction="none")[counts]
     if not len(losses):
         return scores.sum() * 0
     probability = torch.exp(-losses.detach())

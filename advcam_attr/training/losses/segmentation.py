@@ -11,9 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from advcam_attr.training.losses.classification import Loss
-
-#: The label of pixels that count for nothing.
-VOID = 255
+from advcam_attr.types import VOID
 
 
 def resized_labels(labels: Tensor, size: Sequence[int]) -> Tensor:
@@ -38,12 +36,13 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 
     Args:
         logits: ``(N, K, h, w)``.
-        labels: ``(N, h, w)`` int64, in 0..K - 1 or 255.
+        labels: ``(N, h, w)`` integers, in 0..K - 1 or 255.
 
     Example:
         >>> cross_entropy(torch.zeros(1, 2, 1, 2), torch.tensor([[[1, 255]]]))
         tensor(0.6931)
     """
+    labels = labels.long()
     total = F.cross_entropy(logits, labels, ignore_index=VOID, reduction="sum")
     return total / (labels != VOID).sum().clamp_min(1)
 

@@ -25,7 +25,7 @@ from advcam_attr.networks.cct import cct_net, load_cct, read_notes
 from advcam_attr.pipelines.semi import stages as semi
 from advcam_attr.pipelines.semi.config import SemiConfig, SemiDataConfig, SemiNetConfig, SemiPredictConfig, SemiSettings
 from advcam_attr.pipelines.semi.data import Pairs, PseudoMasks, SemiData, read_semi
-from advcam_attr.pipelines.semi.predict import mean_iou, multi_scale_scores, padded_scores, write_predictions
+from advcam_attr.pipelines.semi.predict import multi_scale_scores, padded_scores, validation_iou, write_predictions
 from advcam_attr.pipelines.semi.stages import train_semi
 from advcam_attr.training import checkpoint as checkpoints
 from advcam_attr.training import train as training
@@ -117,7 +117,7 @@ def test_the_net_is_the_best_of_its_validations(done, given):
     best = max(r["val_miou"] for r in read_log(out / "validation.jsonl"))
     net, classes = load_cct(out / "cct.safetensors")
     assert classes == given.labelled.classes
-    assert mean_iou(net, given.val) == best
+    assert validation_iou(net, given.val) == best
     assert float(read_notes(out / "cct.safetensors")["val_miou"]) == best
 
 

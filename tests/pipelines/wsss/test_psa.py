@@ -31,8 +31,8 @@ from advcam_attr.pipelines.wsss.psa import (
     write_scores,
 )
 from advcam_attr.refine.affinity_labels import psa_scores
-from advcam_attr.refine.psa import affinity_labels, affinity_loss, affinity_walk, walk_labels, walk_maps
-from advcam_attr.refine.seeds import cut
+from advcam_attr.refine.psa import affinity_labels, affinity_loss, affinity_walk, affinity_walk_labels, walk_maps
+from advcam_attr.refine.seeds import threshold_maps
 from advcam_attr.runs.sharding import Shard
 from advcam_attr.training import train as training
 from advcam_attr.training.log import read_log
@@ -142,7 +142,7 @@ def test_masks_equal_the_steps_one_by_one(world, run):
         padded[0, :, :height, :width] = x
         with torch.no_grad():
             walked = affinity_walk(walk_maps(seeds[sample.id].high_res), net(padded)[0], radius=3, steps=4)
-        expected = walk_labels(walked, sample.labels, (height, width))
+        expected = affinity_walk_labels(walked, sample.labels, (height, width))
         assert torch.equal(read_mask(run / "masks" / f"{sample.id}.png", 2), expected)
 
 
@@ -474,7 +474,7 @@ def seed_iou(data: SegmentationData, seeds: Seeds, threshold: float) -> float:
     """Mean IoU of the seeds, cut at one threshold."""
     matrix = ConfusionMatrix(3)
     for sample in data.samples:
-        matrix.update(cut(seeds[sample.id].high_res, sample.labels, threshold), data.mask(sample))
+        matrix.update(threshold_maps(seeds[sample.id].high_res, sample.labels, threshold), data.mask(sample))
     return matrix.mean_iou()
 
 

@@ -15,7 +15,7 @@ from advcam_attr.types import AdvCAMError
 T = TypeVar("T")
 
 
-def over_rows(parts: Sequence[T]) -> T:
+def concatenate(parts: Sequence[T]) -> T:
     """Put the results of several climbs together: tensors one below the other, all else as the first has it.
 
     Args:
@@ -27,7 +27,7 @@ def over_rows(parts: Sequence[T]) -> T:
     Example:
         >>> from advcam_attr.analysis.score_curves import ScoreCurves
         >>> part = ScoreCurves((0.0, 1.0), torch.rand(2, 2), torch.rand(2, 2))
-        >>> over_rows([part, part]).cam.shape
+        >>> concatenate([part, part]).cam.shape
         torch.Size([4, 2])
     """
     if not parts:
