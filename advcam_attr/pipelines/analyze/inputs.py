@@ -1,4 +1,4 @@
-"""Image files and a model's name, or toy scenes, in; the rows that analyses climb, out."""
+"""The image–class pairs that image analyses perturb, from image files or toy scenes."""
 
 from __future__ import annotations
 
@@ -24,25 +24,25 @@ from advcam_attr.types import AdvCAMError, ClimbStep
 
 
 @dataclass(frozen=True)
-class Subjects:
-    """R rows, each an image and one of its classes, and the classifier that sees them.
+class AnalysisInputs:
+    """R image–class pairs and the classifier that scores them.
 
     Attributes:
         advcam: the attribution whose view, base and recipe are analyzed.
-        x: the image of each row, ``(R, C, H, W)``, normalised.
-        target: its class, ``(R,)``.
-        pictures: each row's picture, ``(R, H, W, 3)`` in [0, 1].
-        names: of the rows' image files.
+        x: normalised images, ``(R, C, H, W)``.
+        target: classes, ``(R,)``.
+        images: for display, ``(R, H, W, 3)`` in [0, 1].
+        names: file names.
         classes: of the model.
-        wanted: the classes that were asked for by name; none if they are the highest-scoring ones.
-        probability: what turns logits into probabilities.
-        batch_size: how many rows are climbed at once.
+        wanted: classes requested by name; empty for the highest-scoring ones.
+        probability: from logits.
+        batch_size: pairs per climb.
     """
 
     advcam: AdvCAM
     x: Tensor
     target: Tensor
-    pictures: np.ndarray
+    images: np.ndarray
     names: tuple[str, ...]
     classes: Classes
     wanted: tuple[int, ...]
@@ -53,51 +53,53 @@ class Subjects:
         return len(self.target)
 
     def class_names(self) -> list[str]:
-        """The name of each row's class, the first of its synonyms."""
+        """Return the class name of each pair, the first of its synonyms."""
         return [self.classes.name(int(k)).split(",")[0] for k in self.target]
 
-    def keys(self) -> list[tuple[str, int]]:
-        """What tells rows apart: image and class."""
-        return list(zip(self.names, self.target.tolist(), strict=True))
+    def select(self, indices: Sequence[int]) -> AnalysisInputs:
+        """Return some of the pairs."""
+        chosen, names = list(indices), tuple(self.names[i] for i in indices)
+        return replace(self, x=self.x[chosen], target=self.target[chosen], images=self.images[chosen], names=names)
 
-    def first(self, rows: int) -> Subjects:
-        """The first rows."""
-        return self.pick(list(range(min(rows, len(self)))))
+    def first(self, count: int) -> AnalysisInputs:
+        """Return the first ``count`` pairs, or all if there are fewer."""
+        return self.select(range(min(count, len(self))))
 
-    def pick(self, rows: Sequence[int]) -> Subjects:
-        """Some rows."""
-        chosen = list(rows)
-        return replace(
-            self, x=self.x[chosen], target=self.target[chosen], pictures=self.pictures[chosen],
-            names=tuple(self.names[row] for row in chosen),
-        )  # fmt: skip
-
-    def batches(self) -> Iterator[Subjects]:
-        """The rows, as many at a time as are climbed at once."""
+    def batches(self) -> Iterator[AnalysisInputs]:
+        """Iterate over batches of `batch_size` pairs."""
         for start in range(0, len(self), self.batch_size):
-            yield self.pick(range(start, min(start + self.batch_size, len(self))))
+            yield self.select(range(start, min(start + self.batch_size, len(self))))
 
-    def walk(self, plan: Plan, steps: int) -> Iterator[ClimbStep]:
-        """Climb all rows together."""
+    def climb(self, plan: Plan, steps: int) -> Iterator[ClimbStep]:
+        """Climb all pairs together."""
         return climb(self.advcam.view, self.x, self.target, plan, steps=steps)
 
+    def best_per_image(self) -> AnalysisInputs:
+        """Return each image once, with the highest-scoring of its classes."""
+        best: dict[str, tuple[float, int]] = {}
+        with torch.no_grad():
+            for i, (name, k) in enumerate(zip(self.names, self.target, strict=True)):
+                score = float(self.advcam.view(self.x[i : i + 1]).logits[0, k])
+                best[name] = max(best.get(name, (score, i)), (score, i))
+        return self.select(sorted(i for _, i in best.values()))
 
-def subjects_of(images: Sequence[Path], settings: Settings) -> Subjects:
+
+def read_inputs(images: Sequence[Path], settings: Settings) -> AnalysisInputs:
     """Read images and choose their classes, as ``advcam attribute`` does.
 
     Args:
-        images: the files; see `advcam_attr.data.images.expand_images`.
-        settings: model, targets, recipe and so on; a saliency folder is not read.
+        images: files, see `advcam_attr.data.images.expand_images`.
+        settings: model, targets and recipe; its saliency folder is ignored.
 
     Raises:
-        AdvCAMError: an image cannot be read, images differ in size, or as `advcam_attr.pipelines.attribute`.
+        AdvCAMError: an image cannot be read, images differ in size, or a setting is invalid.
     """
     if settings.batch_size < 1:
         raise AdvCAMError(f"the batch size must be at least 1, got {settings.batch_size}")
-    advcam_of(nn.Identity(), replace(settings, layer=None))  # refuses misspelt options before anything costs time
+    make_advcam(nn.Identity(), replace(settings, layer=None))  # check the options before loading the model
     device = choose_device(settings.device)
     loaded = settings.model.load()
-    advcam = advcam_of(loaded.model.to(device), settings)
+    advcam = make_advcam(loaded.model.to(device), settings)
     inputs = [loaded.preprocess(read_rgb(image)).to(device) for image in images]
     if len({x.shape for x in inputs}) > 1:
         raise AdvCAMError(f"images of several sizes cannot be climbed together with {loaded.name}: give --input-size")
@@ -111,53 +113,49 @@ def subjects_of(images: Sequence[Path], settings: Settings) -> Subjects:
         image_of += [n] * len(found)
         target += found
     x = torch.stack(inputs)
-    pictures = loaded.display(x).permute(0, 2, 3, 1).cpu().numpy()
-    return Subjects(
-        advcam, x[image_of], torch.tensor(target, device=device), pictures[image_of],
-        tuple(images[n].name for n in image_of), classes,
-        tuple(one for one in targets if not isinstance(one, TopK)), settings.probability, settings.batch_size,
-    )  # fmt: skip
+    return AnalysisInputs(
+        advcam,
+        x[image_of],
+        torch.tensor(target, device=device),
+        loaded.display(x).permute(0, 2, 3, 1).cpu().numpy()[image_of],
+        tuple(images[n].name for n in image_of),
+        classes,
+        tuple(one for one in targets if not isinstance(one, TopK)),
+        settings.probability,
+        settings.batch_size,
+    )
 
 
-def toy_subjects(out: Path, settings: Settings, count: int) -> Subjects:
-    """Toy scenes, each with all classes that it shows, and the demonstration's net.
+def toy_inputs(out: Path, settings: Settings, count: int) -> AnalysisInputs:
+    """Make toy scenes, each with all of its classes, and the demonstration's net.
 
     Args:
-        out: the folder that keeps the net.
-        settings: base, recipe and overrides; the model and its targets are not read.
-        count: how many scenes.
-
-    Raises:
-        AdvCAMError: settings that cannot be used.
+        out: folder of the net's cache.
+        settings: base, recipe and overrides; model and targets are ignored.
+        count: number of scenes.
     """
     scenes = make_scenes(count, seed=TEST_SEED)
-    advcam = advcam_of(toy_net(out), settings)
     image, target = scenes.labels.nonzero().unbind(1)
-    x = normalise(scenes.images)
-    return Subjects(
-        advcam, x[image], target, scenes.images[image].permute(0, 2, 3, 1).numpy(),
-        tuple(f"scene {int(n)}" for n in image), Classes(len(CLASS_NAMES), CLASS_NAMES), (), "sigmoid",
+    return AnalysisInputs(
+        make_advcam(toy_net(out), settings),
+        normalise(scenes.images)[image],
+        target,
+        scenes.images[image].permute(0, 2, 3, 1).numpy(),
+        tuple(f"scene {int(n)}" for n in image),
+        Classes(len(CLASS_NAMES), CLASS_NAMES),
+        (),
+        "sigmoid",
         settings.batch_size,
-    )  # fmt: skip
+    )
 
 
-def advcam_of(model: nn.Module, settings: Settings) -> AdvCAM:
-    """The attribution that the settings describe.
+def make_advcam(model: nn.Module, settings: Settings) -> AdvCAM:
+    """Make the attribution that ``settings`` describe.
 
     Raises:
-        AdvCAMError: they cannot be used.
+        AdvCAMError: a setting is invalid.
     """
     try:
         return AdvCAM(model, settings.layer, base=settings.base, recipe=settings.recipe, **settings.overrides)
     except (TypeError, ValueError) as error:
         raise AdvCAMError(str(error)) from error
-
-
-def only_of(subjects: Subjects) -> Subjects:
-    """Each image once: with the class, of those asked for, whose score is highest."""
-    best: dict[str, tuple[float, int]] = {}
-    with torch.no_grad():
-        for row, (name, k) in enumerate(zip(subjects.names, subjects.target, strict=True)):
-            score = float(subjects.advcam.view(subjects.x[row : row + 1]).logits[0, k])
-            best[name] = max(best.get(name, (score, row)), (score, row))
-    return subjects.pick(sorted(row for _, row in best.values()))

@@ -1,4 +1,4 @@
-"""Names of analyses and what they look at in; for each a figure and its numbers, as files, out."""
+"""The paper's analyses: a figure and its numbers each, as files."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from advcam_attr.climbing import recipes
 from advcam_attr.data.samples import SegmentationData, without_missing
 from advcam_attr.files import make_folder, replacing, write_json
 from advcam_attr.pipelines.analyze.images import IMAGE_ANALYSES, ImageOptions, Result, analyze_images
-from advcam_attr.pipelines.analyze.inputs import Subjects, subjects_of, toy_subjects
+from advcam_attr.pipelines.analyze.inputs import AnalysisInputs, read_inputs, toy_inputs
 from advcam_attr.pipelines.analyze.seeds import SEED_ANALYSES, SeedOptions, SeedRuns, analyze_seeds
 from advcam_attr.pipelines.attribute import Settings
 from advcam_attr.pipelines.demo import MEAN, STD, toy_data, toy_net
@@ -24,8 +24,7 @@ from advcam_attr.types import AdvCAMError
 
 logger = logging.getLogger(__name__)
 
-
-#: What there is: the paper's figure or table, and what is shown.
+#: Figure or table of the paper, and contents, by name.
 ANALYSES: Mapping[str, tuple[str, str]] = MappingProxyType(
     {
         "amplification": ("Fig. 2", "how much brighter discriminative and other regions become, by step"),
@@ -44,12 +43,12 @@ ANALYSES: Mapping[str, tuple[str, str]] = MappingProxyType(
 
 
 def listing() -> str:
-    """All analyses, one a line.
+    """Return all analyses, one per line.
 
     Example:
-        >>> print(listing().splitlines()[0].split())
-        ['amplification', 'Fig.', '2', 'images', 'how', 'much', 'brighter', 'discriminative', 'and', 'other', 'regions', 'become,', 'by', 'step']
-    """  # noqa: E501
+        >>> " ".join(listing().splitlines()[1].split())
+        'landscape Fig. 3 images the classification loss around clean, climbed and attacked images'
+    """
     return "\n".join(
         f"{name:<15}{source:<21}{'images' if name in IMAGE_ANALYSES else 'masks':<8}{text}"
         for name, (source, text) in ANALYSES.items()
@@ -57,10 +56,10 @@ def listing() -> str:
 
 
 def parse_names(text: str) -> tuple[str, ...]:
-    """Names between commas; ``images`` and ``masks`` stand for all that need no more than these.
+    """Parse comma-separated names; ``images`` and ``masks`` stand for all that need images or masks.
 
     Raises:
-        AdvCAMError: an unknown name, or names that need images and names that need masks.
+        AdvCAMError: unknown name, or a mixture of both groups.
 
     Example:
         >>> parse_names("saliency,amplification")
@@ -77,112 +76,77 @@ def parse_names(text: str) -> tuple[str, ...]:
 
 
 def analyze_files(
-    names: Sequence[str],
-    images: Sequence[Path],
-    out: Path,
-    settings: Settings,
-    options: ImageOptions,
+    names: Sequence[str], images: Sequence[Path], out: Path, settings: Settings, options: ImageOptions
 ) -> None:
-    """Analyses of image files.
+    """Run analyses of image files, and write ``NAME.png`` and ``NAME.json``.
 
     Args:
         names: of `IMAGE_ANALYSES`.
-        images: the files.
-        out: the folder for ``NAME.png`` and ``NAME.json``.
+        images: files.
+        out: folder of the results.
         settings: model, targets and recipe.
-        options: what is left open.
+        options: of the analyses.
 
     Raises:
-        AdvCAMError: as `subjects_of` and `analyze_images`; nothing is written then.
+        AdvCAMError: an image, a setting or an analysis is invalid; nothing is written then.
     """
-    _write_images(names, subjects_of(images, settings), settings, out, options)
+    _write_images(names, read_inputs(images, settings), settings, out, options)
 
 
-def analyze_toy_images(
-    names: Sequence[str],
-    count: int,
-    out: Path,
-    settings: Settings,
-    options: ImageOptions,
-) -> None:
-    """Analyses of toy scenes, with the demonstration's net; see `analyze_files`."""
-    _write_images(names, toy_subjects(out / "toy", settings, count), settings, out, options)
+def analyze_toy_images(names: Sequence[str], count: int, out: Path, settings: Settings, options: ImageOptions) -> None:
+    """Run analyses of toy scenes with the demonstration's net; see `analyze_files`."""
+    _write_images(names, toy_inputs(out / "toy", settings, count), settings, out, options)
 
 
 def analyze_data(
-    names: Sequence[str],
-    net: Any,
-    data: SegmentationData,
-    out: Path,
-    settings: SeedSettings,
-    options: SeedOptions,
+    names: Sequence[str], net: Any, data: SegmentationData, out: Path, settings: SeedSettings, options: SeedOptions
 ) -> None:
-    """Analyses of a data set with masks.
+    """Run analyses of a data set with masks.
 
     Args:
         names: of `SEED_ANALYSES`.
-        net: a classifier of the data's classes.
-        data: what it is looked at on; photographs that are not there are left out.
-        out: the folder for ``NAME.png``, ``NAME.json`` and the seeds' maps.
-        settings: how seeds are made.
-        options: what is left open.
+        net: classifier of the data's classes.
+        data: images with masks; missing images are left out.
+        out: folder for ``NAME.png``, ``NAME.json`` and the seeds' maps.
+        settings: of the seeds.
+        options: of the analyses.
 
     Raises:
         AdvCAMError: as `analyze_seeds`.
     """
-    there, _ = without_missing(data)
-    runs = SeedRuns(net, there, settings, options, out)
-    about = {
-        "data": f"{data.name} {data.split}",
-        "recipe": recipes.described(runs.recipe),
-        "options": dataclasses.asdict(options),
-    }
+    present, _ = without_missing(data)
+    runs = SeedRuns(net, present, settings, options, out)
+    about = {"data": f"{data.name} {data.split}", "recipe": recipes.described(runs.recipe), "options": vars(options)}
     _write(analyze_seeds(names, runs), about, out)
 
 
-def analyze_toy_data(
-    names: Sequence[str],
-    count: int,
-    out: Path,
-    settings: SeedSettings,
-    options: SeedOptions,
-) -> None:
-    """Analyses of toy scenes and their masks, with the demonstration's net; see `analyze_data`."""
+def analyze_toy_data(names: Sequence[str], count: int, out: Path, settings: SeedSettings, options: SeedOptions) -> None:
+    """Run analyses of toy scenes and their masks with the demonstration's net; see `analyze_data`."""
     data = toy_data(out / "toy" / "scenes", count)
-    settings = dataclasses.replace(settings, mean=MEAN, std=STD)
-    analyze_data(names, toy_net(out / "toy"), data, out, settings, options)
+    analyze_data(names, toy_net(out / "toy"), data, out, dataclasses.replace(settings, mean=MEAN, std=STD), options)
 
 
 def _write_images(
-    names: Sequence[str],
-    subjects: Subjects,
-    settings: Settings,
-    out: Path,
-    options: ImageOptions,
+    names: Sequence[str], inputs: AnalysisInputs, settings: Settings, out: Path, options: ImageOptions
 ) -> None:
     about = {
         "model": settings.model.spec,
         "base": settings.base,
-        "recipe": recipes.described(subjects.advcam.recipe),
-        "options": dataclasses.asdict(options),
-        "rows": len(subjects),
+        "recipe": recipes.described(inputs.advcam.recipe),
+        "options": vars(options),
+        "rows": len(inputs),
     }
-    _write(analyze_images(names, subjects, options), about, out)
+    _write(analyze_images(names, inputs, options), about, out)
 
 
-def _write(
-    results: Iterable[tuple[str, Result]],
-    about: dict[str, Any],
-    out: Path,
-) -> None:
-    """The files of each result, the numbers last."""
+def _write(results: Iterable[tuple[str, Result]], about: dict[str, Any], out: Path) -> None:
     for name, result in results:
         make_folder(out)
         with replacing(out / f"{name}.png") as file:
-            if hasattr(result.drawing, "savefig"):
-                result.drawing.savefig(file, dpi=110)
+            if hasattr(result.figure, "savefig"):
+                result.figure.savefig(file, dpi=110)
             else:
-                result.drawing.save(file)
+                result.figure.save(file)
         content = {"analysis": name, "of": ANALYSES[name][0], **about, "result": result.numbers}
         write_json(out / f"{name}.json", as_json(content))
         for line in result.lines:

@@ -1,8 +1,7 @@
-"""A classifier and a data set with masks in; seeds under many settings, and the figures of their quality, out.
+"""Analyses of seeds on a data set with masks: quality by setting, class and image.
 
-Seeds are kept in ``OUT/maps/VARIANT``, one store a number of steps, and shared by all analyses of a folder: a second
-one climbs nothing again. All numbers of steps cost one climb; another λ, τ or ξ, or the last map in place of the sum,
-is another climb.
+Seeds are cached in ``OUT/maps/VARIANT``, one store per number of steps, and shared by all analyses of a folder. All
+numbers of steps come from one climb; another λ, τ, ξ or aggregate takes another.
 """
 
 from __future__ import annotations
@@ -30,27 +29,27 @@ from advcam_attr.pipelines.evaluate import evaluate_seeds
 from advcam_attr.pipelines.seed_settings import SeedSettings
 from advcam_attr.pipelines.seeds import seed_store, sweep_seeds
 from advcam_attr.refine.seeds import threshold_maps
-from advcam_attr.tables.segmentation import Table, table_xi, table_xiii
-from advcam_attr.types import AdvCAMError, Sample
+from advcam_attr.runs.map_store import MapStore
+from advcam_attr.tables.segmentation import table_xi, table_xiii
+from advcam_attr.types import AdvCAMError
 
 logger = logging.getLogger(__name__)
 
-
-#: The names of climbs, and of their folders.
+#: Names of the climbs and of their folders.
 WITH, WITHOUT, SALIENCY, LAST = "with", "without", "saliency", "last"
 
 
 @dataclass(frozen=True)
 class SeedOptions:
-    """What the analyses of seeds leave open.
+    """Options of the seed analyses.
 
     Attributes:
-        steps: the numbers of steps T that are looked at, besides 0 and the recipe's; None takes ten or less.
+        steps: values of T besides 0 and the recipe's; None takes ten or fewer.
         weights: values of λ, the weight of the restricting term.
-        thresholds: values of τ, the share of the peak above which maps are held.
-        sizes: values of ξ, the size of a step.
-        cuts: background thresholds; wider than the released sweeps, so that no best one lies at an end.
-        shown: how many images the failure gallery has.
+        thresholds: values of τ, the share of the peak above which maps are restricted.
+        sizes: values of ξ, the step size.
+        cuts: background thresholds; wider than the released sweeps, so that the best one is not at an end.
+        shown: images in the failure gallery.
     """
 
     steps: tuple[int, ...] | None = None
@@ -62,45 +61,37 @@ class SeedOptions:
 
 
 class SeedRuns:
-    """A classifier, a data set and a folder; the evaluations of seeds under any setting, each made once.
-
-    No row stops early: T steps are T steps.
+    """Evaluations of seeds under any setting, each computed once; no sample stops early.
 
     Args:
-        net: the classifier.
-        data: what it is looked at on.
-        settings: how seeds are made; the method is AdvCAM.
-        options: what is left open.
-        out: the folder.
+        net: classifier.
+        data: images with masks.
+        settings: of the seeds; the method is AdvCAM.
+        options: of the analyses.
+        out: folder.
     """
 
     def __init__(
-        self,
-        net: nn.Module,
-        data: SegmentationData,
-        settings: SeedSettings,
-        options: SeedOptions,
-        out: Path,
+        self, net: nn.Module, data: SegmentationData, settings: SeedSettings, options: SeedOptions, out: Path
     ) -> None:
-        detector = settings.saliency
         self.net, self.data, self.options, self.out = net, data, options, out
+        self.detector = settings.saliency
         overrides = {**settings.overrides, "stop": "never"}
         self.settings = replace(settings, method="advcam", saliency=None, overrides=overrides)
         self.recipe = self.settings.whole_recipe()
-        self.detector = detector
         top = self.recipe.steps
         spaced = {round(i * top / min(9, max(top, 1))) for i in range(min(9, max(top, 1)) + 1)}
-        self.steps = tuple(sorted({0, top, *(options.steps if options.steps is not None else spaced)}))
+        self.steps = tuple(sorted({0, top, *(spaced if options.steps is None else options.steps)}))
         self._climbed: set[str] = set()
         self._found: dict[tuple[str, int], SeedEvaluation] = {}
 
     def evaluation(self, name: str, steps: int | None = None, **changes: Any) -> SeedEvaluation:
-        """The seeds of some climb after so many steps, the recipe's by default, scored.
+        """Return the scores of a climb's seeds.
 
         Args:
             name: of the climb.
-            steps: one of `steps`.
-            **changes: parts of the recipe that make this climb differ from `WITH`.
+            steps: one of `steps`; default: the recipe's.
+            **changes: overrides of the recipe relative to `WITH`.
         """
         if self.recipe.with_(**changes) == self.recipe and name != SALIENCY:
             name = WITH
@@ -109,13 +100,21 @@ class SeedRuns:
             if name not in self._climbed:
                 self._climb(name, changes)
             self._climbed.add(name)
-            store = seed_store(self.out / "maps" / name, key[1])
-            self._found[key] = evaluate_seeds(store, self.data, self.options.cuts)
+            self._found[key] = evaluate_seeds(self.store(name, key[1]), self.data, self.options.cuts)
         return self._found[key]
 
+    def store(self, name: str, steps: int) -> MapStore:
+        """Return the seeds of a climb."""
+        return seed_store(self.out / "maps" / name, steps)
+
     def both(self) -> tuple[SeedEvaluation, SeedEvaluation]:
-        """CAM's, which is AdvCAM's of no step, and AdvCAM's."""
+        """Return the scores of CAM (AdvCAM of no step) and of AdvCAM."""
         return self.evaluation(WITH, 0), self.evaluation(WITH)
+
+    def source(self) -> str:
+        """Return the source column of this run's table rows."""
+        scope = self.evaluation(WITH).scope
+        return f"here, {len(scope.ids)} images of {scope.data}"
 
     def _climb(self, name: str, changes: Mapping[str, Any]) -> None:
         settings = replace(
@@ -133,17 +132,17 @@ class SeedRuns:
 
 
 def analyze_seeds(names: Sequence[str], runs: SeedRuns) -> Iterator[tuple[str, Result]]:
-    """Do analyses of seeds, one after the other.
+    """Run seed analyses one after the other.
 
     Args:
         names: of `SEED_ANALYSES`.
-        runs: what they are made of.
+        runs: evaluations of the seeds.
 
     Yields:
         Name and result.
 
     Raises:
-        AdvCAMError: seeds cannot be made, no image has a mask, or none shows a class.
+        AdvCAMError: seeds cannot be made, no image has a mask, or none has a class.
     """
     if not any(sample.labels for sample in runs.data.samples):
         raise AdvCAMError(f"no image of {runs.data.name} {runs.data.split} shows a class: there is nothing to climb")
@@ -178,7 +177,7 @@ def _curves(runs: SeedRuns) -> Result:
 
 
 def _swept(runs: SeedRuns) -> dict[str, tuple[tuple[float, ...], Callable[[float], dict[str, Any]]]]:
-    """The values of each setting, and the parts of the recipe that a value changes."""
+    """Return the values of each setting, and the overrides that a value stands for."""
     options, recipe = runs.options, runs.recipe
 
     def weight(value: float) -> dict[str, Any]:
@@ -204,7 +203,7 @@ def _swept(runs: SeedRuns) -> dict[str, tuple[tuple[float, ...], Callable[[float
 def _final_map(runs: SeedRuns) -> Result:
     found = {"last map only": runs.evaluation(LAST, None, aggregate="last"), "sum over t": runs.evaluation(WITH)}
     scores = {name: one.at().scores() for name, one in found.items()}
-    table = table_xi(scores, _source(runs))
+    table = table_xi(scores, runs.source())
     numbers = {name: vars(one) for name, one in scores.items()}
     return Result(plot_final_map(found), numbers, (table.text(),))
 
@@ -212,54 +211,34 @@ def _final_map(runs: SeedRuns) -> Result:
 def _class_gains(runs: SeedRuns) -> Result:
     cam, advcam = runs.both()
     found = class_gains(cam, advcam)
-    table = _size_table(runs, cam, advcam)
-    return Result(plot_class_gains(found), found.describe(), (table.text(),))
-
-
-def _size_table(runs: SeedRuns, cam: SeedEvaluation, advcam: SeedEvaluation) -> Table:
     name = f"AdvCAM, T={runs.recipe.steps}"
     if isinstance(runs.recipe.mask, ThresholdMask):
         name += f", τ={runs.recipe.mask.threshold:g}"
-    return table_xiii({"CAM": cam.at().by_size(), name: advcam.at().by_size()}, _source(runs))
+    table = table_xiii({"CAM": cam.at().by_size(), name: advcam.at().by_size()}, runs.source())
+    return Result(plot_class_gains(found), found.describe(), (table.text(),))
 
 
 def _failures(runs: SeedRuns) -> Result:
-    cam, advcam = runs.both()
-    gains = image_gains(cam, advcam)
-    samples = {sample.id: sample for sample in runs.data.samples}
-    stores = [seed_store(runs.out / "maps" / WITH, steps) for steps in (0, runs.recipe.steps)]
+    gains, data = image_gains(*runs.both()), runs.data
+    samples = {sample.id: sample for sample in data.samples}
+    stores = [runs.store(WITH, steps) for steps in (0, runs.recipe.steps)]
     shown = []
     for id, a, b in list(zip(gains.ids, gains.cam, gains.advcam, strict=True))[: runs.options.shown]:
         sample = samples[id]
-        before, after = (store.read(id) for store in stores)
-        seeds = [
-            threshold_maps(m.high_res, m.classes, t).numpy()
-            for m, t in zip((before, after), gains.thresholds, strict=True)
-        ]
-        names = ", ".join(runs.data.classes[k] for k in sample.labels) or "no class"
+        maps = [store.read(id) for store in stores]
+        seeds = [threshold_maps(m.high_res, m.classes, t).numpy() for m, t in zip(maps, gains.thresholds, strict=True)]
+        names = ", ".join(data.classes[k] for k in sample.labels) or "no class"
         caption = f"{id}: {names}; IoU {100 * a:.0f} → {100 * b:.0f}"
-        shown.append(Shown(caption, _picture(sample), _truth(runs.data, sample), before, after, (seeds[0], seeds[1])))
+        image = np.asarray(read_rgb(sample.image), dtype=np.float64) / 255
+        truth = data.mask(sample)
+        truth = truth.masked_fill(truth > len(data.classes), 0)  # show void as background
+        shown.append(Shown(caption, image, truth.numpy(), maps[0], maps[1], (seeds[0], seeds[1])))
     worse = sum(gain < 0 for gain in gains.gain())
-    line = f"{worse} of {len(gains.ids)} images have a worse seed than CAM's, each cut at its best threshold"
+    line = f"{worse} of {len(gains.ids)} images have a worse seed than CAM's, at the best threshold of each"
     return Result(plot_failures(shown), gains.describe(), (line,))
 
 
-def _picture(sample: Sample) -> np.ndarray:
-    return np.asarray(read_rgb(sample.image), dtype=np.float64) / 255
-
-
-def _truth(data: SegmentationData, sample: Sample) -> np.ndarray:
-    """The true label map, void shown as background."""
-    truth = data.mask(sample)
-    return truth.masked_fill(truth > len(data.classes), 0).numpy()
-
-
-def _source(runs: SeedRuns) -> str:
-    scope = runs.evaluation(WITH).scope
-    return f"here, {len(scope.ids)} images of {scope.data}"
-
-
-#: The analyses of seeds, by name.
+#: The seed analyses by name.
 SEED_ANALYSES: Mapping[str, Callable[[SeedRuns], Result]] = MappingProxyType(
     {"seeds": _curves, "final_map": _final_map, "object_size": _class_gains, "failures": _failures}
 )
