@@ -21,7 +21,7 @@ from advcam_attr.training.distributed import gather
 from advcam_attr.training.fit import Training
 from advcam_attr.types import AdvCAMError
 
-_KEYS = {"config", "step", "model", "optimiser", "scaler", "random"}
+_KEYS = {"config", "step", "model", "optimizer", "scaler", "random"}
 
 
 def save_checkpoint(path: Path, training: Training, config: Mapping[str, Any], shard: Shard = ALONE) -> None:
@@ -43,12 +43,12 @@ def save_checkpoint(path: Path, training: Training, config: Mapping[str, Any], s
         "config": dict(config),
         "step": training.step,
         "model": training.model.state_dict(),
-        "optimiser": training.optimiser.state_dict(),
+        "optimizer": training.optimizer.state_dict(),
         "scaler": training.scaler.state_dict(),
         "random": states,
     }
-    if training.average is not None:
-        content["average"] = training.average.state_dict()
+    if training.ema is not None:
+        content["ema"] = training.ema.state_dict()
     with replacing(path) as file:
         try:
             torch.save(content, file)
@@ -86,9 +86,9 @@ def restore(training: Training, content: Mapping[str, Any], shard: Shard = ALONE
     """
     try:
         training.model.load_state_dict(content["model"])
-        training.optimiser.load_state_dict(content["optimiser"])
-        if training.average is not None:
-            training.average.load_state_dict(content["average"])
+        training.optimizer.load_state_dict(content["optimizer"])
+        if training.ema is not None:
+            training.ema.load_state_dict(content["ema"])
     except (RuntimeError, ValueError, KeyError) as error:
         raise AdvCAMError("the checkpoint is of another net; choose another folder to start anew") from error
     training.scaler.load_state_dict(content["scaler"])

@@ -21,10 +21,11 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from advcam_attr.files import make_folder, remove_leftovers
 from advcam_attr.runs.provenance import read_record, same_settings
-from advcam_attr.runs.sharding import Shard, choose_device, shard_of_launch
+from advcam_attr.runs.runtime import Runtime
+from advcam_attr.runs.sharding import Shard, shard_of_launch
 from advcam_attr.training.checkpoint import own_randomness, read_training, restore, save_checkpoint
 from advcam_attr.training.distributed import gather, process_group
-from advcam_attr.training.fit import Group, Precision, Schedule, Training, fit, loss_scaler, poly, sgd
+from advcam_attr.training.fit import Group, Optimizer, Schedule, Training, fit, loss_scaler, poly, sgd
 from advcam_attr.training.loading import Items, TrainingBatches, load_batches, mixed_seed
 from advcam_attr.training.log import training_log
 from advcam_attr.training.losses.classification import Loss, SteppedLoss
@@ -41,29 +42,27 @@ class TrainingTask:
     """What is trained, on what, and how.
 
     Attributes:
-        name: what to call the net in messages.
+        name: of the net, in messages.
         net: trained in place.
         items: images and targets.
-        loss: of the net's output and the targets; or one that differs from step to step.
-        groups: of weights, each with its learning rate.
-        momentum: of SGD.
-        epochs, batch, power, precision, seed, workers, checkpoint_every, device: as in
-            `advcam_attr.pipelines.wsss.classifier.ClassifierSettings`.
-        depends_on: all that the result depends on, as JSON gives it back.
+        loss: of the net's output and the targets.
+        groups: parameters with their learning rates.
+        optimizer: momentum and schedule; learning rates and weight decay are those of ``groups``.
+        batch: images an update, of all ranks together.
+        depends_on: all that the result depends on, as JSON.
         save: writes the net to a file.
         file: its name in the output folder.
-        overwrite: whether a training of other settings in that folder makes way.
-        steps: of the whole training, in place of whole epochs.
-        accumulate: in how many parts a batch goes through the net.
-        refresh: every how many steps the learning rates follow the schedule.
-        average: the decay of an exponential moving average of the weights, which is what is saved then; None for the
-            weights as they are.
-        after_epoch: called after each epoch on every rank, with its number from 1, before its checkpoint is written;
-            true, on all ranks, ends the training. It leaves the net's mode and device as they were.
-        schedule: of the learning rates, in place of poly's.
-        nesterov: whether the momentum is Nesterov's.
-        prepare: what becomes of the batches on their way to the net, given them and the number of the first one.
-        tensorboard: whether TensorBoard's files are written too, to the folder ``tensorboard``.
+        runtime: device, workers, precision and seed; whether to replace a training of other settings.
+        checkpoint_every: steps between two checkpoints, besides one after each epoch.
+        epochs: whole passes over the items; the rest that fills no batch is dropped.
+        steps: of the whole training, in place of epochs.
+        grad_accum: parts in which a batch passes the net.
+        ema_decay: of an exponential moving average of the weights, which is saved then; None for none.
+        after_epoch: called after each epoch on every rank, with its number from 1, before its checkpoint; True, on all
+            ranks, ends the training. It must leave the net's mode and device as they were.
+        schedule: in place of poly's.
+        prepare: maps the batches, given them and the number of the first one, e.g. to mix them.
+        tensorboard: whether to write TensorBoard files, too, to the folder ``tensorboard``.
     """
 
     name: str
@@ -71,26 +70,19 @@ class TrainingTask:
     items: Items
     loss: Loss | SteppedLoss
     groups: Sequence[Group]
-    momentum: float
-    epochs: int
+    optimizer: Optimizer
     batch: int
-    power: float
-    precision: Precision
-    seed: int
-    workers: int
-    checkpoint_every: int
-    device: str
     depends_on: Mapping[str, Any]
     save: Callable[[Path], None]
     file: str
-    overwrite: bool = False
+    runtime: Runtime = Runtime()
+    checkpoint_every: int = 200
+    epochs: int = 0
     steps: int | None = None
-    accumulate: int = 1
-    refresh: int = 1
-    average: float | None = None
+    grad_accum: int = 1
+    ema_decay: float | None = None
     after_epoch: Callable[[int], bool] | None = None
     schedule: Schedule | None = None
-    nesterov: bool = False
     prepare: Callable[[Iterator[Batch], int], Iterator[Batch]] | None = None
     tensorboard: bool = False
 
@@ -126,11 +118,11 @@ def train(
             batch, an item cannot be read, the loss is not finite, or a file cannot be written.
     """
     shard = shard_of_launch()
-    device = choose_device(task.device, shard.local)
+    device = task.runtime.torch_device(shard)
     if len(task.items) < task.batch:
         raise AdvCAMError(f"there are {len(task.items)} images, fewer than one batch of {task.batch}; lower the batch")
-    if task.batch % (shard.world * task.accumulate):
-        parts = f" in {task.accumulate} parts each" if task.accumulate > 1 else ""
+    if task.batch % (shard.world * task.grad_accum):
+        parts = f" in {task.grad_accum} parts each" if task.grad_accum > 1 else ""
         raise AdvCAMError(f"a batch of {task.batch} cannot be shared by {shard.world} ranks{parts}")
     with own_randomness(device), as_found(task.net), process_group(shard, device):
         make_folder(out)
@@ -145,7 +137,7 @@ def _train(
 ) -> Path:
     file, kept = out / task.file, out / "checkpoint.pt"
     record = out / "training.json"
-    if task.overwrite and shard.rank == 0 and (read_record(record) or {}).get("settings") != task.depends_on:
+    if task.runtime.overwrite and shard.rank == 0 and (read_record(record) or {}).get("settings") != task.depends_on:
         for old in (record, file, kept):
             old.unlink(missing_ok=True)
     gather(None)
@@ -160,18 +152,18 @@ def _train(
         return file
     if shard.rank == 0:
         remove_leftovers(out)
-    torch.manual_seed(mixed_seed(task.seed, shard.rank))
+    torch.manual_seed(mixed_seed(task.runtime.seed, shard.rank))
     task.net.to(device).train()
-    optimiser = sgd(task.groups, task.momentum, nesterov=task.nesterov)
-    training = Training(task.net, optimiser, loss_scaler(task.precision, device.type))
-    if task.average is not None:
-        training.average = AveragedModel(task.net, multi_avg_fn=get_ema_multi_avg_fn(task.average))
+    optimizer = sgd(task.groups, task.optimizer.momentum, nesterov=task.optimizer.nesterov)
+    training = Training(task.net, optimizer, loss_scaler(task.runtime.autocast, device.type))
+    if task.ema_decay is not None:
+        training.ema = AveragedModel(task.net, multi_avg_fn=get_ema_multi_avg_fn(task.ema_decay))
     if stored is not None:
         restore(training, stored, shard)
         logger.info(f"going on from step {training.step} of {kept}")
     _steps(task, training, out, {"digest": digest}, shard, device)
-    if training.average is not None:
-        task.net.load_state_dict(training.average.module.state_dict())
+    if training.ema is not None:
+        task.net.load_state_dict(training.ema.module.state_dict())
     if shard.rank == 0:
         task.save(file)
         logger.info(f"wrote {file}")
@@ -193,14 +185,24 @@ def _steps(
         f"training the {task.name} on {len(task.items)} images: {length}{steps} steps of {task.batch} images, on "
         f"{shard.world} x {device.type}"
     )
-    order = TrainingBatches(len(task.items), task.batch, seed=task.seed, steps=(training.step, steps), shard=shard)
-    batches = load_batches(task.items, order, seed=task.seed, workers=task.workers, pin=device.type == "cuda")
+    order = TrainingBatches(
+        len(task.items), task.batch, seed=task.runtime.seed, steps=(training.step, steps), shard=shard
+    )
+    batches = load_batches(
+        task.items, order, seed=task.runtime.seed, workers=task.runtime.workers, pin=device.type == "cuda"
+    )
     if task.prepare is not None:
         batches = task.prepare(batches, training.step)
+    schedule = task.schedule or poly(steps, task.optimizer.power, task.optimizer.lr_update_every)
     records = fit(
-        training, batches, task.loss, task.schedule or poly(steps, task.power, task.refresh), precision=task.precision,
-        accumulate=task.accumulate, replica=_replica(task.net, shard, device),
-    )  # fmt: skip
+        training,
+        batches,
+        task.loss,
+        schedule,
+        autocast=task.runtime.autocast,
+        grad_accum=task.grad_accum,
+        replica=_replica(task.net, shard, device),
+    )
     begun, clock, losses = training.step, time.monotonic(), []
     board = out / "tensorboard" if task.tensorboard else None
     with ExitStack() as stack:

@@ -15,7 +15,7 @@ from refine_run import scenes
 
 SETTINGS = SegmentationSettings(
     backbone="timm/test_resnet", random_weights=True, stride=8, rates=(1, 2), msc=(0.5,), steps=6, batch=4, crop=48,
-    scales=(0.75, 1.0), lr=0.01, refresh=2, checkpoint_every=2, crf=None, workers=0, device="cpu",
+    scales=(0.75, 1.0), lr=0.01, lr_update_every=2, checkpoint_every=2, crf=None, workers=0, device="cpu",
 )  # fmt: skip
 
 

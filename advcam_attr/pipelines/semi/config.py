@@ -12,7 +12,7 @@ from advcam_attr.networks.timm_trunk import Lowering
 from advcam_attr.pipelines.wsss.config import path_of
 from advcam_attr.refine.crf import CRF_RECIPES
 from advcam_attr.registry import lookup
-from advcam_attr.training.fit import Precision
+from advcam_attr.runs.runtime import Autocast
 from advcam_attr.training.losses.cct import Supervision
 from advcam_attr.types import AdvCAMError
 
@@ -119,7 +119,7 @@ class SemiSettings:
         pairwise_weight: of the auxiliary decoders' disagreement; 0 leaves it out.
         validate_every: 5 epochs; the last epoch is validated too.
         patience: 10; after more validations in a row without a better one, the training ends.
-        precision: ``float32``; ``bfloat16`` and ``float16`` (GPU only) are autocast.
+        autocast: precision of the forward pass; None for float32.
         seed: 42, of order, augmentation and perturbations.
         workers: processes that read images; the result does not depend on it.
         checkpoint_every: steps between two checkpoints, besides one after each epoch.
@@ -144,7 +144,7 @@ class SemiSettings:
     pairwise_weight: float = 0.0
     validate_every: int = 5
     patience: int = 10
-    precision: Precision = "float32"
+    autocast: Autocast | None = None
     seed: int = 42
     workers: int = 4
     checkpoint_every: int = 200

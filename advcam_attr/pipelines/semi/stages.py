@@ -29,10 +29,11 @@ from advcam_attr.pipelines.semi.data import Pairs, SemiData, masks_digest, read_
 from advcam_attr.pipelines.semi.predict import validation_iou, write_predictions
 from advcam_attr.pipelines.wsss.config import path_of
 from advcam_attr.runs.provenance import kept_config, read_record, weights_digest
+from advcam_attr.runs.runtime import Runtime
 from advcam_attr.runs.sharding import shard_of_launch
 from advcam_attr.runs.stage import listed, plain
 from advcam_attr.training.distributed import gather
-from advcam_attr.training.fit import Group
+from advcam_attr.training.fit import Group, Optimizer
 from advcam_attr.training.log import json_log, read_log
 from advcam_attr.training.losses.cct import CCTLoss
 from advcam_attr.training.train import TrainingTask
@@ -134,12 +135,21 @@ def train_semi(
             save_cct(net, path, data.labelled.classes)
 
     task = TrainingTask(
-        name="CCT net", net=net, items=Pairs(data, PairedAugmentation(s.crop, s.long_side, net.mean, net.std)),
-        loss=loss, groups=groups, momentum=s.momentum, epochs=s.epochs, batch=s.batch, power=s.power,
-        precision=s.precision, seed=s.seed, workers=s.workers, checkpoint_every=s.checkpoint_every, device=s.device,
-        depends_on=depends_on, save=save, file=WEIGHTS, overwrite=s.overwrite,
+        name="CCT net",
+        net=net,
+        items=Pairs(data, PairedAugmentation(s.crop, s.long_side, net.mean, net.std)),
+        loss=loss,
+        groups=groups,
+        optimizer=Optimizer(s.encoder_lr, s.lr, s.weight_decay, s.momentum, s.power),
+        epochs=s.epochs,
+        batch=s.batch,
+        checkpoint_every=s.checkpoint_every,
+        runtime=Runtime(s.device, s.workers, s.autocast, seed=s.seed, overwrite=s.overwrite),
+        depends_on=depends_on,
+        save=save,
+        file=WEIGHTS,
         after_epoch=None if validation is None else validation.after_epoch,
-    )  # fmt: skip
+    )
     return train_net(task, out)
 
 

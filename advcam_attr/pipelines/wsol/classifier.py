@@ -24,9 +24,10 @@ from advcam_attr.networks.checkpoint import load_weights, read_checkpoint
 from advcam_attr.networks.wsol import save_wsol_net
 from advcam_attr.networks.wsol_parts import WSOLNet, parameter_groups
 from advcam_attr.pipelines.wsol.config import SETTINGS, WSOLClassifierSettings, WSOLData, described
+from advcam_attr.runs.runtime import Runtime
 from advcam_attr.runs.sharding import ALONE, Shard, choose_device, shard_of_launch
 from advcam_attr.training.distributed import gather, share_buffers
-from advcam_attr.training.fit import Group, step_decay
+from advcam_attr.training.fit import Group, Optimizer, step_decay
 from advcam_attr.training.loading import Items, load_batches, mixed_seed
 from advcam_attr.training.log import json_log, read_log
 from advcam_attr.training.train import Batch, TrainingTask, as_found, train
@@ -126,22 +127,20 @@ def train_wsol_classifier(
             Group("slow", slow, settings.lr, settings.weight_decay),
             Group("fast", fast, settings.lr * settings.fast_ratio, settings.weight_decay),
         ],
-        momentum=settings.momentum,
+        optimizer=Optimizer(
+            settings.lr, settings.lr * settings.fast_ratio, settings.weight_decay, settings.momentum, nesterov=True
+        ),
         epochs=settings.epochs,
         batch=settings.batch,
-        power=0.0,
-        precision=settings.precision,
-        seed=settings.seed,
-        workers=settings.workers,
+        runtime=Runtime(
+            settings.device, settings.workers, settings.autocast, seed=settings.seed, overwrite=settings.overwrite
+        ),
         checkpoint_every=settings.checkpoint_every,
-        device=settings.device,
         depends_on=described(settings, net, train_data, val_data),
         save=lambda file: save_wsol_net(net, file, train_data.classes),
         file=WEIGHTS,
-        overwrite=settings.overwrite,
         after_epoch=validate,
         schedule=step_decay(per_epoch, settings.decay_every),
-        nesterov=True,
         prepare=mix,
     )
     weights = train(task, out)

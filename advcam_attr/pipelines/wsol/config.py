@@ -21,7 +21,7 @@ from advcam_attr.networks.wsol_parts import Norms, WSOLNet
 from advcam_attr.pipelines.wsol.evaluate import Search
 from advcam_attr.pipelines.wsss.config import path_of
 from advcam_attr.runs.provenance import weights_digest
-from advcam_attr.training.fit import Precision
+from advcam_attr.runs.runtime import Autocast
 from advcam_attr.types import AdvCAMError
 
 T = TypeVar("T")
@@ -50,7 +50,7 @@ class WSOLClassifierSettings:
         decay_every: 15; the rates fall to a tenth before each epoch whose number, from 1, it divides.
         cutmix_probability: of a batch to be mixed; 0 is training without CutMix.
         cutmix_beta: of the Beta distribution of shares.
-        precision: ``float32``; ``bfloat16`` and ``float16`` (GPU only) are autocast.
+        autocast: precision of the forward pass; None for float32.
         seed: of new weights, order, augmentation, mixing and dropout.
         workers: processes that read images; the result does not depend on it.
         checkpoint_every: steps between two checkpoints, besides one after each epoch.
@@ -78,7 +78,7 @@ class WSOLClassifierSettings:
     decay_every: int = 15
     cutmix_probability: float = 0.0
     cutmix_beta: float = 1.0
-    precision: Precision = "float32"
+    autocast: Autocast | None = None
     seed: int = 0
     workers: int = 4
     checkpoint_every: int = 1000

@@ -29,9 +29,10 @@ from advcam_attr.networks.cam_net import CAMNet, save_cam_net
 from advcam_attr.networks.checkpoint import load_weights, read_checkpoint
 from advcam_attr.registry import lookup
 from advcam_attr.runs.provenance import require_same, weights_digest
+from advcam_attr.runs.runtime import Autocast, Runtime
 from advcam_attr.runs.sharding import Shard, shard_of_launch
 from advcam_attr.training.distributed import gather
-from advcam_attr.training.fit import RELEASED_MOMENTUM, Group, Precision
+from advcam_attr.training.fit import RELEASED_MOMENTUM, Group, Optimizer
 from advcam_attr.training.loading import Items, load_batches
 from advcam_attr.training.log import read_log, training_log
 from advcam_attr.training.losses.classification import LOSSES, Loss
@@ -129,20 +130,15 @@ def train_classifier(
             Group("backbone", rest, settings.backbone_lr, settings.weight_decay),
             Group("classifier", net.classifier.parameters(), settings.classifier_lr, settings.weight_decay),
         ],
-        momentum=settings.momentum,
+        optimizer=settings.optimizer,
         epochs=settings.epochs,
         batch=settings.batch,
-        power=settings.power,
-        precision=settings.precision,
-        seed=settings.seed,
-        workers=settings.workers,
+        runtime=settings.runtime,
         checkpoint_every=settings.checkpoint_every,
-        device=settings.device,
         depends_on=config,
         save=save,
         file=WEIGHTS,
-        overwrite=settings.overwrite,
-        accumulate=settings.accumulate,
+        grad_accum=settings.grad_accum,
         after_epoch=validate,
         tensorboard=settings.tensorboard,
     )
@@ -260,8 +256,8 @@ class ClassifierSettings:
             rates fit that; with 0.9 they would be about ten times too high.
         power: 0.9, of the poly schedule.
         loss: sigmoid cross-entropy, the mean over classes and images.
-        precision: ``float32``; ``bfloat16`` and ``float16`` (GPU only) are autocast, and not in IRN.
-        accumulate: in how many parts a batch goes through the net, to save memory.
+        autocast: precision of the forward pass; None for float32 as in IRN.
+        grad_accum: in how many parts a batch goes through the net, to save memory.
         seed: of order, augmentation and dropout.
         workers: processes that read images; the result does not depend on it.
         checkpoint_every: steps between two checkpoints, besides one after each epoch.
@@ -281,8 +277,8 @@ class ClassifierSettings:
     momentum: float = RELEASED_MOMENTUM
     power: float = 0.9
     loss: str = "multilabel_soft_margin"
-    precision: Precision = "float32"
-    accumulate: int = 1
+    autocast: Autocast | None = None
+    grad_accum: int = 1
     seed: int = 0
     workers: int = 4
     checkpoint_every: int = 200
@@ -296,13 +292,23 @@ class ClassifierSettings:
         Raises:
             AdvCAMError: with what would do.
         """
-        for name in ("epochs", "batch", "crop", "accumulate", "checkpoint_every"):
+        for name in ("epochs", "batch", "crop", "grad_accum", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise AdvCAMError(f"{name} must be at least 1, got {getattr(self, name)}")
         for name in ("backbone_lr", "classifier_lr", "weight_decay", "anchor", "momentum", "power", "workers", "seed"):
             if not (getattr(self, name) >= 0 and math.isfinite(getattr(self, name))):
                 raise AdvCAMError(f"{name} must be a number that is not negative, got {getattr(self, name)}")
         lookup(self.loss, LOSSES, "loss")
+
+    @property
+    def optimizer(self) -> Optimizer:
+        """The settings of SGD."""
+        return Optimizer(self.backbone_lr, self.classifier_lr, self.weight_decay, self.momentum, self.power)
+
+    @property
+    def runtime(self) -> Runtime:
+        """The settings of execution."""
+        return Runtime(self.device, self.workers, self.autocast, seed=self.seed, overwrite=self.overwrite)
 
 
 #: Settings that change nothing about the result, so a training may go on with others.

@@ -43,6 +43,7 @@ from advcam_attr.refine.irn import (
 from advcam_attr.registry import lookup
 from advcam_attr.runs.map_store import MapReader
 from advcam_attr.runs.provenance import net_config
+from advcam_attr.runs.runtime import Autocast, Runtime
 from advcam_attr.runs.sharding import Shard, choose_device, shard_of, shard_of_launch
 from advcam_attr.runs.stage import (
     SeededImage,
@@ -56,7 +57,7 @@ from advcam_attr.runs.stage import (
     seeded_stage,
 )
 from advcam_attr.training.distributed import gather
-from advcam_attr.training.fit import RELEASED_MOMENTUM, Group, Precision
+from advcam_attr.training.fit import RELEASED_MOMENTUM, Group, Optimizer
 from advcam_attr.training.loading import load_batches
 from advcam_attr.training.train import TrainingTask, as_found, train
 from advcam_attr.types import VOID, AdvCAMError
@@ -69,7 +70,7 @@ WEIGHTS = "irnet.safetensors"
 
 #: Settings that a training depends on.
 _TRAINING = ("radius", "epochs", "batch", "crop", "scales", "edge_lr", "displacement_lr", "weight_decay", "momentum",
-             "power", "precision", "seed")  # fmt: skip
+             "power", "autocast", "seed")  # fmt: skip
 
 
 def refine_irn(
@@ -179,15 +180,28 @@ def train_irn(
         save_irnet(net, path)
 
     task = TrainingTask(
-        name="IRN net", net=net, items=ConfidentItems(s, net, data, confident), loss=_loss_of(s.radius), groups=groups,
-        momentum=s.momentum, epochs=s.epochs, batch=s.batch, power=s.power, precision=s.precision, seed=s.seed,
-        workers=s.workers, checkpoint_every=s.checkpoint_every, device=s.device,
-        depends_on=plain({
-            **{name: getattr(s, name) for name in _TRAINING}, **net_config(net, net.trunk.spec),
-            "data": f"{data.name} {data.split}", "images": listed(data), "labels": digest,
-        }),
-        save=save, file=WEIGHTS, overwrite=s.overwrite,
-    )  # fmt: skip
+        name="IRN net",
+        net=net,
+        items=ConfidentItems(s, net, data, confident),
+        loss=_loss_of(s.radius),
+        groups=groups,
+        optimizer=Optimizer(s.edge_lr, s.displacement_lr, s.weight_decay, s.momentum, s.power),
+        epochs=s.epochs,
+        batch=s.batch,
+        checkpoint_every=s.checkpoint_every,
+        runtime=Runtime(s.device, s.workers, s.autocast, seed=s.seed, overwrite=s.overwrite),
+        depends_on=plain(
+            {
+                **{name: getattr(s, name) for name in _TRAINING},
+                **net_config(net, net.trunk.spec),
+                "data": f"{data.name} {data.split}",
+                "images": listed(data),
+                "labels": digest,
+            }
+        ),
+        save=save,
+        file=WEIGHTS,
+    )
     return load_irnet(train(task, out / "irnet"))[0]
 
 
@@ -339,7 +353,7 @@ class IRNSettings:
         momentum: 1e-4. The released optimiser passes the weight decay in the place of the momentum, and the learning
             rates fit that; with 0.9 they would be about ten times too high.
         power: 0.9, of the poly schedule.
-        precision: ``float32``; ``bfloat16`` and ``float16`` (GPU only) are autocast, and not in IRN.
+        autocast: precision of the forward pass; None for float32 as in IRN.
         seed: of the branches' weights, of order and augmentation.
         checkpoint_every: steps between two checkpoints, besides one after each epoch.
         pad_to: 512 pixels, to which smaller images are padded, right and below, before the net sees them.
@@ -369,7 +383,7 @@ class IRNSettings:
     weight_decay: float = 1e-4
     momentum: float = RELEASED_MOMENTUM
     power: float = 0.9
-    precision: Precision = "float32"
+    autocast: Autocast | None = None
     seed: int = 0
     checkpoint_every: int = 200
     pad_to: int = 512

@@ -39,6 +39,7 @@ from advcam_attr.refine.random_walk import LARGEST_RADIUS
 from advcam_attr.registry import lookup
 from advcam_attr.runs.map_store import MapReader
 from advcam_attr.runs.provenance import net_config
+from advcam_attr.runs.runtime import Autocast, Runtime
 from advcam_attr.runs.sharding import Shard, choose_device, shard_of, shard_of_launch
 from advcam_attr.runs.stage import (
     SeededImage,
@@ -52,7 +53,7 @@ from advcam_attr.runs.stage import (
     seeded_stage,
 )
 from advcam_attr.training.distributed import gather
-from advcam_attr.training.fit import Group, Precision
+from advcam_attr.training.fit import Group, Optimizer
 from advcam_attr.training.train import TrainingTask, as_found, train
 from advcam_attr.types import AdvCAMError
 
@@ -60,7 +61,7 @@ from advcam_attr.types import AdvCAMError
 WEIGHTS = "affinitynet.safetensors"
 
 _TRAINING = ("alphas", "crf", "radius", "epochs", "batch", "crop", "lr", "weight_decay", "momentum", "power", "jitter",
-             "precision", "seed")  # fmt: skip
+             "autocast", "seed")  # fmt: skip
 
 
 def refine_psa(
@@ -131,15 +132,28 @@ def train_affinitynet(
         Group("new_biases", parts.new_biases, 20 * s.lr, 0.0),
     )
     task = TrainingTask(
-        name="affinity net", net=net, items=AffinityItems(s, net, data, scores), loss=_loss_of(s.radius), groups=groups,
-        momentum=s.momentum, epochs=s.epochs, batch=s.batch, power=s.power, precision=s.precision, seed=s.seed,
-        workers=s.workers, checkpoint_every=s.checkpoint_every, device=s.device,
-        depends_on=plain({
-            **{name: getattr(s, name) for name in _TRAINING}, **net_config(net, net.spec),
-            "data": f"{data.name} {data.split}", "images": listed(data), "scores": digest,
-        }),
-        save=lambda path: save_affinity_net(net, path), file=WEIGHTS, overwrite=s.overwrite,
-    )  # fmt: skip
+        name="affinity net",
+        net=net,
+        items=AffinityItems(s, net, data, scores),
+        loss=_loss_of(s.radius),
+        groups=groups,
+        optimizer=Optimizer(s.lr, None, s.weight_decay, s.momentum, s.power),
+        epochs=s.epochs,
+        batch=s.batch,
+        checkpoint_every=s.checkpoint_every,
+        runtime=Runtime(s.device, s.workers, s.autocast, seed=s.seed, overwrite=s.overwrite),
+        depends_on=plain(
+            {
+                **{name: getattr(s, name) for name in _TRAINING},
+                **net_config(net, net.spec),
+                "data": f"{data.name} {data.split}",
+                "images": listed(data),
+                "scores": digest,
+            }
+        ),
+        save=lambda path: save_affinity_net(net, path),
+        file=WEIGHTS,
+    )
     return load_affinity_net(train(task, out / "affinitynet"))
 
 
@@ -251,7 +265,7 @@ class PSASettings:
             rates fit that; with 0.9 they would be about ten times too high.
         power: 0.9, of the poly schedule.
         jitter: 0.3, 0.3, 0.3 and 0.1, of brightness, contrast, saturation and hue.
-        precision: ``float32``; ``bfloat16`` and ``float16`` (GPU only) are autocast, and not in PSA.
+        autocast: precision of the forward pass; None for float32 as in PSA.
         seed: of the new weights, of order, augmentation and dropout.
         checkpoint_every: steps between two checkpoints, besides one after each epoch.
         alpha: 16, the power of the background's score that walks.
@@ -281,7 +295,7 @@ class PSASettings:
     momentum: float = RELEASED_MOMENTUM
     power: float = 0.9
     jitter: tuple[float, float, float, float] = (0.3, 0.3, 0.3, 0.1)
-    precision: Precision = "float32"
+    autocast: Autocast | None = None
     seed: int = 0
     checkpoint_every: int = 200
     alpha: float = 16.0

@@ -31,9 +31,10 @@ from advcam_attr.pipelines.wsss.pseudo_masks import MaskedImages, look_at_masks
 from advcam_attr.refine.crf import CRF_RECIPES, DenseCRF, unary_from_logits
 from advcam_attr.registry import lookup
 from advcam_attr.runs.provenance import net_config
+from advcam_attr.runs.runtime import Autocast, Runtime
 from advcam_attr.runs.sharding import Shard, choose_device, shard_of, shard_of_launch
 from advcam_attr.runs.stage import LabelStage, listed, plain, run_stage, wait_for_ranks
-from advcam_attr.training.fit import Group, Precision
+from advcam_attr.training.fit import Group, Optimizer
 from advcam_attr.training.losses.segmentation import SEGMENTATION_LOSSES, summed_over_grids
 from advcam_attr.training.train import TrainingTask, as_found, train
 from advcam_attr.types import AdvCAMError
@@ -45,8 +46,8 @@ logger = logging.getLogger(__name__)
 FOLDER, WEIGHTS = "deeplab", "deeplab.safetensors"
 
 #: Settings that a training depends on, besides the net.
-_TRAINING = ("steps", "batch", "accumulate", "crop", "scales", "loss", "lr", "weight_decay", "momentum", "power",
-             "refresh", "average", "precision", "seed")  # fmt: skip
+_TRAINING = ("steps", "batch", "grad_accum", "crop", "scales", "loss", "lr", "weight_decay", "momentum", "power",
+             "lr_update_every", "ema_decay", "autocast", "seed")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -158,17 +159,31 @@ def train_segmentation(
         logger.info(f"{len(found.void)} of {len(data.samples)} masks are void alone and left out: {few(found.void)}")
     transform = SegmentationTrain(s.crop, s.scales, net.mean, net.std)
     task = TrainingTask(
-        name="segmentation net", net=many, items=MaskedImages(found, len(data.classes), transform),
-        loss=summed_over_grids(SEGMENTATION_LOSSES[s.loss]), groups=_groups(net, s), momentum=s.momentum,
-        epochs=0, steps=s.steps, batch=s.batch, accumulate=s.accumulate, power=s.power, refresh=s.refresh,
-        average=s.average, precision=s.precision, seed=s.seed, workers=s.workers, checkpoint_every=s.checkpoint_every,
-        device=s.device,
-        depends_on=plain({
-            **{name: getattr(s, name) for name in _TRAINING}, **net_config(net, net.spec),
-            "data": f"{data.name} {data.split}", "images": listed(data), "masks": found.digest,
-        }),
-        save=lambda path: save_deeplab(net, path, data.classes), file=WEIGHTS, overwrite=s.overwrite,
-    )  # fmt: skip
+        name="segmentation net",
+        net=many,
+        items=MaskedImages(found, len(data.classes), transform),
+        loss=summed_over_grids(SEGMENTATION_LOSSES[s.loss]),
+        groups=_groups(net, s),
+        optimizer=Optimizer(s.lr, None, s.weight_decay, s.momentum, s.power, lr_update_every=s.lr_update_every),
+        epochs=0,
+        steps=s.steps,
+        batch=s.batch,
+        grad_accum=s.grad_accum,
+        ema_decay=s.ema_decay,
+        checkpoint_every=s.checkpoint_every,
+        runtime=Runtime(s.device, s.workers, s.autocast, seed=s.seed, overwrite=s.overwrite),
+        depends_on=plain(
+            {
+                **{name: getattr(s, name) for name in _TRAINING},
+                **net_config(net, net.spec),
+                "data": f"{data.name} {data.split}",
+                "images": listed(data),
+                "masks": found.digest,
+            }
+        ),
+        save=lambda path: save_deeplab(net, path, data.classes),
+        file=WEIGHTS,
+    )
     return load_deeplab(train(task, out / FOLDER))[0]
 
 
@@ -289,7 +304,7 @@ class SegmentationSettings:
         trained: a file of a trained net; then none is trained.
         steps: 30000 updates (deeplab-pytorch: 20000).
         batch: 10 images an update, whatever the number of ranks. ("Batch 10" may mean 5 × 2 or 10 × 2 there.)
-        accumulate: in how many parts a batch goes through the net, to save memory; their gradients are averaged.
+        grad_accum: in how many parts a batch goes through the net, to save memory; their gradients are averaged.
         crop: 321 pixels (COCO: 481).
         scales: 0.5 to 2 by 0.25 (deeplab-pytorch: 0.5 to 1.5), of which one is drawn for each image.
         loss: ``"balanced"``, AdvCAM's class-balanced cross-entropy, or ``"cross_entropy"``, deeplab-pytorch's.
@@ -297,9 +312,9 @@ class SegmentationSettings:
         weight_decay: 5e-4, of all but the pyramid's biases.
         momentum: 0.9.
         power: 0.9, of the poly schedule.
-        refresh: 10 steps, after which learning rates follow the schedule.
-        average: decay of an exponential moving average of the weights, which is kept then; None for none, as there.
-        precision: ``float32``; ``bfloat16`` and ``float16`` (GPU only) are autocast, and not in deeplab-pytorch.
+        lr_update_every: 10 steps, after which learning rates follow the schedule.
+        ema_decay: decay of an exponential moving average of the weights, which is kept then; None for none, as there.
+        autocast: precision of the forward pass; None for float32 as in deeplab-pytorch.
         seed: of the pyramid's weights, of order and augmentation.
         checkpoint_every: steps between two checkpoints.
         test_scales: 1, of the whole image in testing, whose logits are averaged. (MSC is within each of them.)
@@ -327,7 +342,7 @@ class SegmentationSettings:
     trained: str | Path | None = None
     steps: int = 30000
     batch: int = 10
-    accumulate: int = 1
+    grad_accum: int = 1
     crop: int = 321
     scales: tuple[float, ...] = SEGMENTATION_SCALES
     loss: str = "balanced"
@@ -335,9 +350,9 @@ class SegmentationSettings:
     weight_decay: float = 5e-4
     momentum: float = 0.9
     power: float = 0.9
-    refresh: int = 10
-    average: float | None = None
-    precision: Precision = "float32"
+    lr_update_every: int = 10
+    ema_decay: float | None = None
+    autocast: Autocast | None = None
     seed: int = 0
     checkpoint_every: int = 1000
     test_scales: tuple[float, ...] = (1.0,)
@@ -353,7 +368,7 @@ class SegmentationSettings:
         Raises:
             AdvCAMError: with what would do.
         """
-        for name in ("steps", "batch", "accumulate", "crop", "refresh", "checkpoint_every"):
+        for name in ("steps", "batch", "grad_accum", "crop", "lr_update_every", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise AdvCAMError(f"segmentation: {name} must be at least 1, got {getattr(self, name)}")
         for name in ("lr", "weight_decay", "momentum", "power", "workers", "seed"):
@@ -362,8 +377,8 @@ class SegmentationSettings:
         for name in ("scales", "test_scales"):
             if not getattr(self, name) or not all(0 < scale <= 16 for scale in getattr(self, name)):
                 raise AdvCAMError(f"segmentation: {name} must lie between 0 and 16, got {getattr(self, name)}")
-        if self.average is not None and not 0 <= self.average < 1:
-            raise AdvCAMError(f"segmentation: average must lie in [0, 1), got {self.average}; 0.999 is usual")
+        if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
+            raise AdvCAMError(f"segmentation: ema_decay must lie in [0, 1), got {self.ema_decay}; 0.999 is usual")
         if self.known is None and self.known_offset:
             raise AdvCAMError(f"segmentation: known_offset {self.known_offset} has no file to go with: give known too")
         if self.known is not None and self.trained is not None:
@@ -410,6 +425,6 @@ class SegmentationSettings:
 SETTINGS: dict[str, SegmentationSettings] = {
     "voc": SegmentationSettings(),
     "coco": SegmentationSettings(
-        steps=100000, batch=20, accumulate=2, crop=481, lr=2e-4, loss="cross_entropy", checkpoint_every=2000
+        steps=100000, batch=20, grad_accum=2, crop=481, lr=2e-4, loss="cross_entropy", checkpoint_every=2000
     ),
 }

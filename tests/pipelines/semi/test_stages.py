@@ -212,7 +212,7 @@ def test_without_validation_the_last_net_is_kept_and_all_is_as_it_was(given, tmp
 
 
 def test_half_precision_trains(given, tmp_path):
-    settings = replace(SETTINGS, epochs=1, precision="bfloat16")
+    settings = replace(SETTINGS, epochs=1, autocast="bfloat16")
     train_semi(settings, small_net(auxiliary=dict.fromkeys(FEW, 1) | {"cutout": 1}), given, tmp_path)
     assert all(np.isfinite(r["loss"]) for r in read_log(tmp_path / "log.jsonl"))
 

@@ -321,8 +321,8 @@ def test_images_without_validation(tmp_path):
         ({"classifier_lr": float("nan")}, "classifier_lr must be"),
         ({"loss": "hinge"}, "unknown loss 'hinge'"),
         ({"batch": 23}, "blobs train has 22 images, fewer than one batch of 23; choose a smaller batch"),
-        ({"accumulate": 3}, "a batch of 4 cannot be shared by 1 ranks in 3 parts each"),
-        ({"precision": "float16"}, "float16 training needs a GPU"),
+        ({"grad_accum": 3}, "a batch of 4 cannot be shared by 1 ranks in 3 parts each"),
+        ({"autocast": "float16"}, "float16 training needs a GPU"),
         ({"device": "tpu0"}, "device 'tpu0' cannot be used here"),
     ],
 )

@@ -127,7 +127,7 @@ def test_killed_in_the_middle_of_a_checkpoint(done, given, tmp_path, monkeypatch
 
 @pytest.mark.slow
 def test_averaged_weights_resume_too(given, tmp_path, monkeypatch):
-    settings = replace(SETTINGS, average=0.5)
+    settings = replace(SETTINGS, ema_decay=0.5)
     train(settings, given, tmp_path / "whole")
     saves = []
     save = trainings.save_checkpoint
@@ -150,7 +150,7 @@ def test_averaged_weights_are_the_running_mean(given, tmp_path, monkeypatch):
             yield record
 
     monkeypatch.setattr(trainings, "fit", watched)
-    net = train(replace(SETTINGS, average=0.5), given, tmp_path)
+    net = train(replace(SETTINGS, ema_decay=0.5), given, tmp_path)
     mean = seen[0]
     for weights in seen[1:]:
         mean = {name: 0.5 * mean[name] + 0.5 * value for name, value in weights.items()}
@@ -162,7 +162,7 @@ def test_averaged_weights_are_the_running_mean(given, tmp_path, monkeypatch):
 def test_parts_of_a_batch_make_the_same_step(given, tmp_path):
     """To rounding, with a loss that is a mean over images."""
     nets = [
-        train(replace(SETTINGS, steps=2, accumulate=parts), given, tmp_path / str(parts)).state_dict()
+        train(replace(SETTINGS, steps=2, grad_accum=parts), given, tmp_path / str(parts)).state_dict()
         for parts in (1, 2)
     ]
     for name, value in nets[0].items():
@@ -292,7 +292,7 @@ def test_too_few_images_and_no_images(given, tmp_path):
     with pytest.raises(AdvCAMError, match="9 images, fewer than one batch of 10"):
         train(replace(SETTINGS, batch=10), given, tmp_path)
     with pytest.raises(AdvCAMError, match="a batch of 4 cannot be shared by 1 ranks in 3 parts each"):
-        train(replace(SETTINGS, accumulate=3), given, tmp_path)
+        train(replace(SETTINGS, grad_accum=3), given, tmp_path)
     empty = replace(given[1], samples=())
     with pytest.raises(AdvCAMError, match="no images in scenes val"):
         predict(SETTINGS, SETTINGS.make_net(empty.classes), empty, tmp_path)
@@ -306,7 +306,7 @@ def test_the_papers_numbers():
     voc, coco = NAMED["voc"], NAMED["coco"]
     assert (voc.steps, voc.batch, voc.crop, voc.loss) == (30000, 10, 321, "balanced")
     assert voc.scales == (0.5, 0.75, 1, 1.25, 1.5, 1.75, 2)
-    assert (voc.lr, voc.weight_decay, voc.momentum, voc.power, voc.refresh) == (2.5e-4, 5e-4, 0.9, 0.9, 10)
+    assert (voc.lr, voc.weight_decay, voc.momentum, voc.power, voc.lr_update_every) == (2.5e-4, 5e-4, 0.9, 0.9, 10)
     assert (coco.crop, coco.steps, coco.lr) == (481, 100000, 2e-4)
 
 
@@ -317,7 +317,7 @@ def test_the_papers_numbers():
         ({"lr": -1.0}, "lr must not be negative"),
         ({"scales": ()}, "scales must lie between 0 and 16"),
         ({"test_scales": (0.0,)}, "test_scales must lie between"),
-        ({"average": 1.0}, "average must lie in"),
+        ({"ema_decay": 1.0}, "ema_decay must lie in"),
         ({"loss": "focal"}, "unknown loss 'focal'"),
         ({"crf": "deplab"}, "unknown CRF recipe 'deplab'; did you mean 'deeplab'"),
         ({"known_offset": 1}, "known_offset 1 has no file to go with"),

@@ -159,10 +159,10 @@ class Rising:
 def test_the_loop_asks_a_stepped_loss_for_its_step_and_tells_its_parts(accumulate):
     net = nn.Linear(1, 1, bias=False).double()
     nn.init.ones_(net.weight)
-    training = Training(net, sgd([Group("all", net.parameters(), 0.1, 0.0)], 0.0), loss_scaler("float32"), step=1)
+    training = Training(net, sgd([Group("all", net.parameters(), 0.1, 0.0)], 0.0), loss_scaler(), step=1)
     batch = torch.tensor([[1.0], [2.0]], dtype=torch.float64), torch.zeros(2, 1, dtype=torch.float64)
     assert isinstance(Rising(), SteppedLoss)
-    records = list(fit(training, [batch, batch], Rising(), lambda step: 1.0, accumulate=accumulate))
+    records = list(fit(training, [batch, batch], Rising(), lambda step: 1.0, grad_accum=accumulate))
     # w = 1: error (1 + 4) / 2; at step 1 its gradient is 5 w; w = 0.5: 0.625, at step 2 twice that
     assert [r.step for r in records] == [1, 2]
     assert [r.loss for r in records] == pytest.approx([2.5, 1.25])

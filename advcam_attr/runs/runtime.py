@@ -1,0 +1,56 @@
+"""Execution settings shared by all stages of a run: device, workers, precision, seed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+
+from advcam_attr.runs.sharding import ALONE, Shard, choose_device
+from advcam_attr.types import AdvCAMError
+
+#: The precisions of autocast; None stands for float32 everywhere.
+Autocast = Literal["bfloat16", "float16"]
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """How the stages of a run are executed. Results depend on ``autocast`` and ``seed`` alone.
+
+    Attributes:
+        device: ``"auto"`` (a GPU if there is one), ``"cpu"``, ``"cuda"``, ``"cuda:N"``, or another device of torch.
+        workers: processes that load training batches, threads that read images elsewhere; 0 loads in the main thread.
+        autocast: precision of forward passes; None for float32. Training in float16 needs a GPU.
+        channels_last: memory format of images and net in climbs.
+        seed: of new weights, order, augmentation and dropout.
+        overwrite: whether to recompute existing results and to replace those of other settings.
+    """
+
+    device: str = "auto"
+    workers: int = 2
+    autocast: Autocast | None = None
+    channels_last: bool = False
+    seed: int = 0
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("workers", "seed"):
+            if getattr(self, name) < 0:
+                raise AdvCAMError(f"runtime.{name} must not be negative, got {getattr(self, name)}")
+        if self.autocast not in (None, *get_args(Autocast)):
+            raise AdvCAMError(f"runtime.autocast must be bfloat16, float16 or null, got {self.autocast!r}")
+
+    @property
+    def autocast_dtype(self) -> torch.dtype | None:
+        """The dtype of autocast; None for float32."""
+        return None if self.autocast is None else getattr(torch, self.autocast)
+
+    def torch_device(self, shard: Shard = ALONE) -> torch.device:
+        """Return the device of a process.
+
+        Example:
+            >>> Runtime(device="cpu").torch_device()
+            device(type='cpu')
+        """
+        return choose_device(self.device, shard.local)
