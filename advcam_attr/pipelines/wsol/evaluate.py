@@ -1,4 +1,4 @@
-"""The maps of a run and true boxes in; the measures of localization, and ``localization.json``, out."""
+"""Evaluation of localization maps: best boxes at every threshold, and the measures of Choe et al."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 import torch
@@ -33,53 +33,40 @@ from advcam_attr.runs.map_store import MapStore
 from advcam_attr.runs.provenance import ImageList, read_record
 from advcam_attr.types import AdvCAMError, Sample
 
-#: What the report is called in a run folder, and the table of each kind of contours.
+#: The report in a run folder, and the table of each kind of contours.
 REPORT = "localization.json"
 TABLES: dict[Contours, str] = {"all": "boxes_all.safetensors", "largest": "boxes_largest.safetensors"}
+
+#: How best overlaps are found: from contours at every grey level, or by the compiled union-find. Both are exact.
+Search = Literal["auto", "levels", "union-find"]
+
+#: Called with the number of scored images and of all.
+Progress = Callable[[int, int], None]
+
+#: Images per task of a process.
+_CHUNK = 32
+
+
+class BoxedImages(ImageList, Protocol):
+    """A split of a data set with one class per image, and boxes."""
+
+    @property
+    def boxes(self) -> Mapping[str, Sequence[tuple[int, int, int, int]]]:
+        """True boxes by image id: x0, y0, x1, y1 in pixels of the original."""
+
+    @property
+    def sizes(self) -> Mapping[str, tuple[int, int]]:
+        """Height and width of the original by image id."""
 
 
 @dataclass(frozen=True)
 class StoredMaps:
-    """The maps of a store by image id; it can be sent to other processes."""
+    """Reads the maps of a store, ``(h, w)`` by image id; picklable."""
 
     store: MapStore
 
     def __call__(self, id: str) -> Tensor:
-        """The map of an image, ``(h, w)``."""
         return read_map(self.store, id)
-
-
-def score_run(
-    out: Path,
-    data: BoxedImages,
-    *,
-    samples: Sequence[Sample] | None = None,
-    contours: Contours = "all",
-    search: Search = "auto",
-    processes: int = 1,
-    progress: Callable[[int, int], None] = lambda done, total: None,
-) -> BoxTable:
-    """Score the boxes of a run's maps at every threshold.
-
-    Args:
-        out: the run folder of `advcam_attr.pipelines.wsol_maps.make_wsol_maps`.
-        data: images, boxes and original sizes.
-        samples: some of the data's, for a shard.
-        contours, search, processes, progress: see `advcam_attr.pipelines.wsol.evaluate.score_boxes`.
-
-    Returns:
-        The table, with predictions.
-
-    Raises:
-        AdvCAMError: maps or predictions are missing, or made of predicted classes; else as `score_boxes`.
-    """
-    store, record = wsol_map_store(out), read_record(out / "maps.json")
-    if record is not None and record["settings"].get("target") == "predicted":
-        raise AdvCAMError(f"the maps of {out} are of predicted classes: score those of the true classes")
-    return score_boxes(
-        StoredMaps(store), data, samples=samples, predictions=read_predictions(out), contours=contours, search=search,
-        processes=processes, progress=progress,
-    )  # fmt: skip
 
 
 def evaluate_wsol(
@@ -88,16 +75,16 @@ def evaluate_wsol(
     *,
     contours: Sequence[Contours] = ("all", "largest"),
     search: Search = "auto",
-    processes: int = 1,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    **options: Any,
 ) -> dict[Contours, LocalizationScores]:
-    """Score a run, and write ``localization.json`` after the tables that it was made of.
+    """Score the maps of a run, and write ``localization.json`` and the tables of best overlaps.
 
     Args:
-        out: the run folder.
+        out: run folder.
         data: images, boxes and original sizes.
-        contours: ``"all"`` gives MaxBoxAccV2, ``"largest"`` MaxBoxAcc; each is a pass over the maps.
-        search, processes, progress: see `score_run`.
+        contours: ``"all"`` for MaxBoxAccV2, ``"largest"`` for MaxBoxAcc; each is a pass over the maps.
+        search: of the contours ``"all"``.
+        **options: see `score_boxes`.
 
     Returns:
         The measures by contours.
@@ -111,80 +98,37 @@ def evaluate_wsol(
     """
     found: dict[Contours, LocalizationScores] = {}
     for kind in contours:
-        table = score_run(
-            out, data, contours=kind, search=search if kind == "all" else "levels", processes=processes,
-            progress=progress,
-        )  # fmt: skip
+        table = score_run(out, data, contours=kind, search=search if kind == "all" else "levels", **options)
         save_table(table, out / TABLES[kind])
         found[kind] = localization_scores(table)
-    write_json(out / REPORT, describe(out, data, found))
-    return found
-
-
-def describe(out: Path, data: BoxedImages, scores: dict[Contours, LocalizationScores]) -> dict[str, Any]:
-    """All measures as JSON has them, shares of 1, and what the maps were made with."""
     record = read_record(out / "maps.json")
-    return {
+    report = {
         "data": f"{data.name} {data.split}",
         "images": len(data.samples),
         "maps": None if record is None else record["settings"],
         "threshold_chosen": "the best on these images, for each measure apart",
-        "scores": {kind: asdict(one) for kind, one in scores.items()},
+        "scores": {kind: asdict(one) for kind, one in found.items()},
     }
+    write_json(out / REPORT, report)
+    return found
 
 
-#: How the best overlaps are found: by contours at every grey level, or by the compiled union-find. Both are exact.
-Search = Literal["auto", "levels", "union-find"]
+def score_run(out: Path, data: BoxedImages, *, contours: Contours = "all", **options: Any) -> BoxTable:
+    """Score the boxes of a run's maps at every threshold.
 
-#: How many images a process is given at a time.
-_CHUNK = 32
+    Args:
+        out: run folder of `advcam_attr.pipelines.wsol_maps.make_wsol_maps`.
+        data: images, boxes and original sizes.
+        contours: see `score_boxes`.
+        **options: see `score_boxes`.
 
-
-class BoxedImages(ImageList, Protocol):
-    """One split of a data set whose images have one class each, and boxes."""
-
-    @property
-    def boxes(self) -> Mapping[str, Sequence[tuple[int, int, int, int]]]:
-        """The true boxes of an image, by id: x0, y0, x1, y1 in pixels of the original."""
-
-    @property
-    def sizes(self) -> Mapping[str, tuple[int, int]]:
-        """Height and width of the original image, by id."""
-
-
-@dataclass(frozen=True)
-class _Task:
-    id: str
-    boxes: Sequence[tuple[int, int, int, int]]
-    size: tuple[int, int]
-
-
-@dataclass(frozen=True)
-class _Scorer:
-    """All that a process needs to score images; it travels to other processes."""
-
-    read: Callable[[str], Tensor | np.ndarray]
-    prepare: Callable[[Tensor | np.ndarray], np.ndarray]
-    contours: Contours
-    search: Search
-
-    def __call__(self, tasks: Sequence[_Task]) -> tuple[np.ndarray, np.ndarray]:
-        """Rows of the table, ``(n, 255)``, and peaks ``(n,)``."""
-        best, peak = np.zeros((len(tasks), LEVELS)), np.zeros(len(tasks), np.uint8)
-        for row, task in enumerate(tasks):
-            raw = self.read(task.id)
-            try:
-                grey = grey_levels(self.prepare(raw))
-                truth = resize_boxes(task.boxes, task.size, (grey.shape[0], grey.shape[1]))
-                best[row], peak[row] = self._best(grey, truth), grey.max()
-            except AdvCAMError as error:
-                raise AdvCAMError(f"image {task.id}: {error}") from error
-        return best, peak
-
-    def _best(self, grey: np.ndarray, truth: np.ndarray) -> np.ndarray:
-        if self.search == "union-find":
-            return best_ious_by_union_find(grey, truth)
-        return best_ious(grey, truth, boxes_above if self.contours == "all" else largest_box_above)
+    Raises:
+        AdvCAMError: maps or predictions are missing, or of predicted classes; else as `score_boxes`.
+    """
+    store, record = wsol_map_store(out), read_record(out / "maps.json")
+    if record is not None and record["settings"].get("target") == "predicted":
+        raise AdvCAMError(f"the maps of {out} are of predicted classes: score those of the true classes")
+    return score_boxes(StoredMaps(store), data, predictions=read_predictions(out), contours=contours, **options)
 
 
 def score_boxes(
@@ -197,31 +141,29 @@ def score_boxes(
     search: Search = "auto",
     prepare: Callable[[Tensor | np.ndarray], np.ndarray] = score_map,
     processes: int = 1,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Progress = lambda done, total: None,
 ) -> BoxTable:
     """Score the boxes of maps at every threshold against the true boxes.
 
-    The result does not depend on the number of processes. Maps are read, scored and forgotten one by one; the table
-    takes 2 kB an image. With several processes, ``read`` and ``prepare`` are sent to new interpreters: they must be
-    functions of a module, or objects of its classes.
+    Maps are read one by one; the table takes 2 kB per image. With several processes, ``read`` and ``prepare`` must be
+    picklable; the result does not depend on their number.
 
     Args:
-        read: the raw map of an image, ``(h, w)``, by id.
+        read: raw map of an image, ``(h, w)``, by id.
         data: images, boxes and original sizes.
-        samples: some of the data's, for a shard; `advcam_attr.metrics.localization.merge_tables` puts shards together.
-        predictions: the class that was predicted, by id, for Top-1 measures.
+        samples: a shard of the data's; `advcam_attr.metrics.localization.merge_tables` merges shards.
+        predictions: predicted classes by id, for Top-1 measures.
         contours: ``"all"`` for MaxBoxAccV2, ``"largest"`` for MaxBoxAcc.
-        search: ``"auto"`` takes the union-find where Numba is installed; the result is the same.
-        prepare: from a map to scores in [0, 1]; `advcam_attr.refine.boxes.check_scores` takes ready ones as they are.
-        processes: how many work at once.
-        progress: is told how many images are done, and of how many.
+        search: ``"auto"`` takes the union-find if Numba is installed; the result is the same.
+        prepare: from a map to scores in [0, 1]; `advcam_attr.refine.boxes.check_scores` leaves them as they are.
+        processes: number of workers.
+        progress: called after each chunk of images.
 
     Returns:
         The table, in the order of the samples.
 
     Raises:
-        AdvCAMError: an image without map, boxes, size, or prediction; a box outside of its image; a search that cannot
-            be done.
+        AdvCAMError: an image lacks a map, boxes, size or prediction; a box lies outside its image.
 
     Example:
         >>> from types import SimpleNamespace
@@ -243,9 +185,9 @@ def score_boxes(
     opencv()
     best, peak = np.empty((len(tasks), LEVELS)), np.empty(len(tasks), np.uint8)
     done = 0
-    for rows in _results(scorer, tasks, processes):
-        end = done + len(rows[1])
-        best[done:end], peak[done:end] = rows
+    for ious, peaks in _results(scorer, tasks, processes):
+        end = done + len(peaks)
+        best[done:end], peak[done:end] = ious, peaks
         done = end
         progress(done, len(tasks))
     ids = tuple(task.id for task in tasks)
@@ -253,17 +195,13 @@ def score_boxes(
 
 
 def save_table(table: BoxTable, path: Path) -> None:
-    """Write a table as safetensors, for `load_table`: a shard's part, or the whole."""
+    """Write a table, or a shard of one, as safetensors; `load_table` reads it."""
     about = {"ids": list(table.ids), "contours": table.contours}
     write_bytes(path, save(table_state(table), {"table": json.dumps(about)}))
 
 
 def load_table(path: Path) -> BoxTable:
-    """Read what `save_table` wrote.
-
-    Raises:
-        AdvCAMError: the file is missing, damaged, or another one.
-    """
+    """Read a table that `save_table` wrote."""
     try:
         with safe_open(path, framework="pt") as file:
             about = json.loads(file.metadata()["table"])
@@ -273,8 +211,42 @@ def load_table(path: Path) -> BoxTable:
         raise AdvCAMError(f"cannot read a table of boxes from {path}: missing, damaged or another file") from error
 
 
+@dataclass(frozen=True)
+class _Task:
+    id: str
+    boxes: Sequence[tuple[int, int, int, int]]
+    size: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class _Scorer:
+    """Scores images in any process."""
+
+    read: Callable[[str], Tensor | np.ndarray]
+    prepare: Callable[[Tensor | np.ndarray], np.ndarray]
+    contours: Contours
+    search: Search
+
+    def __call__(self, tasks: Sequence[_Task]) -> tuple[np.ndarray, np.ndarray]:
+        """Return best overlaps, ``(n, 255)``, and peaks, ``(n,)``."""
+        best, peak = np.zeros((len(tasks), LEVELS)), np.zeros(len(tasks), np.uint8)
+        for i, task in enumerate(tasks):
+            raw = self.read(task.id)
+            try:
+                grey = grey_levels(self.prepare(raw))
+                truth = resize_boxes(task.boxes, task.size, (grey.shape[0], grey.shape[1]))
+                best[i], peak[i] = self._best(grey, truth), grey.max()
+            except AdvCAMError as error:
+                raise AdvCAMError(f"image {task.id}: {error}") from error
+        return best, peak
+
+    def _best(self, grey: np.ndarray, truth: np.ndarray) -> np.ndarray:
+        if self.search == "union-find":
+            return best_ious_by_union_find(grey, truth)
+        return best_ious(grey, truth, boxes_above if self.contours == "all" else largest_box_above)
+
+
 def _results(scorer: _Scorer, tasks: Sequence[_Task], processes: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Rows of all tasks, in order."""
     chunks = [tasks[i : i + _CHUNK] for i in range(0, len(tasks), _CHUNK)]
     if processes == 1 or len(chunks) < 2:
         yield from map(scorer, chunks)
@@ -296,16 +268,15 @@ def _one_thread() -> None:
     opencv().setNumThreads(1)
 
 
-def _checked_search(search: Any, contours: Any) -> Search:
-    if contours not in ("all", "largest"):
-        raise AdvCAMError(f'contours must be "all" or "largest", got {contours!r}')
-    if search not in ("auto", "levels", "union-find"):
-        raise AdvCAMError(f'search must be "auto", "levels" or "union-find", got {search!r}')
+def _checked_search(search: Search, contours: Contours) -> Search:
+    for name, value, allowed in (("contours", contours, get_args(Contours)), ("search", search, get_args(Search))):
+        if value not in allowed:
+            raise AdvCAMError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
     if search == "union-find" and contours == "largest":
         raise AdvCAMError('the union-find finds the boxes of all contours: take search="levels" for the largest')
     if search == "auto":
         return "union-find" if contours == "all" and available() else "levels"
-    return "levels" if search == "levels" else "union-find"
+    return search
 
 
 def _tasks(samples: Iterable[Sample], data: BoxedImages) -> list[_Task]:
