@@ -20,8 +20,8 @@ import torch
 
 from advcam_attr.cli.wsss import CONFIGURED
 from advcam_attr.metrics.evaluation import MaskEvaluation, compare
+from advcam_attr.pipelines.config import config_of, with_paths
 from advcam_attr.pipelines.evaluate import evaluate_masks
-from advcam_attr.pipelines.wsss.config import config_of, with_paths
 from advcam_attr.pipelines.wsss.refine import final_step
 from advcam_attr.pipelines.wsss.segment import predict, trained_net
 from advcam_attr.pipelines.wsss.stages import labelled_images, seeded_images

@@ -121,9 +121,9 @@ def _of_run(options: Namespace, made: dict[str, Any]) -> tuple[Any, Segmentation
     """Net, data and settings of a run folder; the recipe is the run's, with the command line's changes."""
     from advcam_attr.attr.adapters import base_of
     from advcam_attr.cli.wsss import CONFIGURED
+    from advcam_attr.pipelines.config import config_of
     from advcam_attr.pipelines.seed_settings import SeedSettings
     from advcam_attr.pipelines.wsss import stages as wsss
-    from advcam_attr.pipelines.wsss.config import config_of
 
     config = CONFIGURED.read(config_of(Path(options.run)))
     config = replace(config, run=options.run)

@@ -17,7 +17,7 @@ def _add_seeds(parser: Parser) -> None:
 
 def _seeds(options: Namespace) -> int:
     from advcam_attr.cli.wsss import CONFIGURED
-    from advcam_attr.pipelines.wsss.config import config_of
+    from advcam_attr.pipelines.config import config_of
     from advcam_attr.pipelines.wsss.score import evaluate
 
     evaluate(replace(CONFIGURED.read(config_of(Path(options.run))), run=options.run))

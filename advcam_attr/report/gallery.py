@@ -10,8 +10,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
+from advcam_attr.pipelines.config import CONFIG
 from advcam_attr.report.page import Section
-from advcam_attr.runs.provenance import CONFIG, ImageList
+from advcam_attr.runs.provenance import ImageList
 from advcam_attr.types import AdvCAMError, Sample
 
 T = TypeVar("T")

@@ -9,8 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,13 +18,9 @@ import torch
 from torch import nn
 
 from advcam_attr.data.images import image_size
-from advcam_attr.files import digest, write_bytes, write_json
+from advcam_attr.files import digest, write_json
 from advcam_attr.runs.prefetch import prefetched
-from advcam_attr.runs.sharding import shard_of
 from advcam_attr.types import AdvCAMError, Sample
-
-#: The file of a run folder that holds its configuration.
-CONFIG = "config.json"
 
 
 class ImageList(Protocol):
@@ -88,30 +83,6 @@ def same_settings(path: Path, config: Mapping[str, Any], *, overwrite: bool = Fa
         record = read_record(path)  # another process may have been faster, with other settings
     require_same(path, record["settings"] if record else {}, config, "overwrite")
     return digest
-
-
-@contextmanager
-def kept_config(run: Path, config: Any) -> Iterator[None]:
-    """A stage's block, for which the run folder keeps a configuration, for those who look at it later.
-
-    Where the stage refuses, the configuration that was there before is put back.
-
-    Args:
-        run: the folder.
-        config: a dataclass.
-    """
-    path = run / CONFIG
-    if shard_of().rank != 0:
-        yield
-        return
-    before = path.read_bytes() if path.is_file() else None
-    write_json(path, dataclasses.asdict(config))
-    try:
-        yield
-    except AdvCAMError:
-        if before is not None:
-            write_bytes(path, before)
-        raise
 
 
 def read_record(path: Path) -> dict[str, Any] | None:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from advcam_attr.networks.cct import CCT, DEEP_BASE, Norms, cct_net
 from advcam_attr.networks.cct_perturbations import AUXILIARY
 from advcam_attr.networks.timm_trunk import Lowering
-from advcam_attr.pipelines.wsss.config import path_of
+from advcam_attr.pipelines.config import path_of
 from advcam_attr.refine.crf import CRF_RECIPES
 from advcam_attr.registry import lookup
 from advcam_attr.runs.runtime import Autocast

@@ -15,9 +15,8 @@ from advcam_attr.data.images import image_size, read_rgb
 from advcam_attr.data.masks import mask_path, read_mask
 from advcam_attr.data.samples import SegmentationData, without_missing
 from advcam_attr.data.transforms import PairedAugmentation
+from advcam_attr.pipelines.config import MaskedData, path_of
 from advcam_attr.pipelines.semi.config import SemiDataConfig
-from advcam_attr.pipelines.wsss.config import DataConfig, path_of
-from advcam_attr.pipelines.wsss.stages import read_split
 from advcam_attr.runs.prefetch import prefetched
 from advcam_attr.types import VOID, AdvCAMError, Sample
 
@@ -84,8 +83,7 @@ def read_part(config: SemiDataConfig, split: str) -> SegmentationData:
     Raises:
         AdvCAMError: it cannot be read.
     """
-    data = DataConfig(root=config.root, kind=config.kind, labels=config.labels, masks=config.masks)
-    return read_split(data, split)
+    return MaskedData(config.root, config.kind, config.labels, config.masks).read(split)
 
 
 @dataclass(frozen=True)

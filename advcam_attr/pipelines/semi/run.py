@@ -9,11 +9,11 @@ from pathlib import Path
 from advcam_attr import __version__
 from advcam_attr.files import write_json, write_text
 from advcam_attr.metrics.evaluation import MaskEvaluation
+from advcam_attr.pipelines.config import path_of
 from advcam_attr.pipelines.semi import stages as semi
 from advcam_attr.pipelines.semi.config import SemiConfig
 from advcam_attr.pipelines.semi.data import read_semi
 from advcam_attr.pipelines.work import Work, duration, files_done, measured, plan, steps_done
-from advcam_attr.pipelines.wsss.config import path_of
 from advcam_attr.runs.sharding import shard_of, shard_of_launch
 from advcam_attr.runs.stage import wait_for_ranks
 from advcam_attr.tables.segmentation import table_vi

@@ -23,12 +23,12 @@ from advcam_attr.files import write_bytes
 from advcam_attr.metrics.evaluation import MaskEvaluation
 from advcam_attr.networks.cct import CCT, load_cct, read_notes, save_cct
 from advcam_attr.networks.cct_perturbations import require_opencv
+from advcam_attr.pipelines.config import path_of, recorded_config
 from advcam_attr.pipelines.evaluate import evaluate_masks, left_out, write_mask_evaluation
 from advcam_attr.pipelines.semi.config import SemiConfig, SemiSettings
 from advcam_attr.pipelines.semi.data import Pairs, SemiData, masks_digest, read_part, read_semi
 from advcam_attr.pipelines.semi.predict import validation_iou, write_predictions
-from advcam_attr.pipelines.wsss.config import path_of
-from advcam_attr.runs.provenance import kept_config, read_record, weights_digest
+from advcam_attr.runs.provenance import read_record, weights_digest
 from advcam_attr.runs.runtime import Runtime
 from advcam_attr.runs.sharding import shard_of_launch
 from advcam_attr.runs.stage import listed, plain
@@ -75,7 +75,7 @@ def train(
         f"{len(data.unlabelled.samples)} unlabelled ones ({data.unlabelled.split}){pseudo}"
     )
     net = config.net.make(len(data.labelled.classes) + 1)
-    with kept_config(path_of(config.run), config):
+    with recorded_config(path_of(config.run), config):
         return train_semi(config.training, net, data, path_of(config.run) / "cct")
 
 

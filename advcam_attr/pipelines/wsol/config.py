@@ -18,8 +18,8 @@ from advcam_attr.data.wsol_transforms import CutMix
 from advcam_attr.metrics.localization import Contours
 from advcam_attr.networks.wsol import wsol_net
 from advcam_attr.networks.wsol_parts import Norms, WSOLNet
+from advcam_attr.pipelines.config import path_of
 from advcam_attr.pipelines.wsol.evaluate import Search
-from advcam_attr.pipelines.wsss.config import path_of
 from advcam_attr.runs.provenance import weights_digest
 from advcam_attr.runs.runtime import Autocast
 from advcam_attr.types import AdvCAMError

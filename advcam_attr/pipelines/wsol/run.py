@@ -32,6 +32,7 @@ from advcam_attr.data.wsol_metadata import read_wsol_metadata
 from advcam_attr.heads import view
 from advcam_attr.networks.load import load_model, read_labels
 from advcam_attr.networks.wsol import load_wsol_net
+from advcam_attr.pipelines.config import recorded_config
 from advcam_attr.pipelines.model import head_at
 from advcam_attr.pipelines.seeds import SeedSummary
 from advcam_attr.pipelines.wsol.classifier import WEIGHTS, WSOLClassifierResult, train_wsol_classifier
@@ -49,7 +50,6 @@ from advcam_attr.pipelines.wsol.evaluate import evaluate_wsol
 from advcam_attr.pipelines.wsol.score import Measured, write_wsol_report
 from advcam_attr.pipelines.wsol_maps import WSOLMapSettings, make_wsol_maps
 from advcam_attr.registry import lookup
-from advcam_attr.runs.provenance import kept_config
 from advcam_attr.runs.sharding import shard_of
 from advcam_attr.types import AdvCAMError
 
@@ -81,7 +81,7 @@ def train(
     val = None if config.data.val is None else read_split(config.data, config.data.val)
     logger.info(f"reading {_told(data)} to train on" + ("" if val is None else f", {_told(val)} to validate on"))
     found = {}
-    with kept_config(path_of(config.run), config):
+    with recorded_config(path_of(config.run), config):
         for subject in subjects_of(config):
             settings = config.training(subject.name, subject.seed or 0)
             if settings.checkpoint is not None:
@@ -108,7 +108,7 @@ def make_maps(config: WSOLConfig, *, overwrite: bool = False, show_progress: boo
         net = _net_of(config, subject, data)
         if config.maps.channels_last:
             net.net.to(memory_format=torch.channels_last)
-        with kept_config(path_of(config.run), config):
+        with recorded_config(path_of(config.run), config):
             for method, chosen in settings.items():
                 out = maps_folder(subject, method)
                 logger.info(f"making maps of {subject.name} by {method} in {out}")

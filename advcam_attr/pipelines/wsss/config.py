@@ -2,48 +2,36 @@
 
 from __future__ import annotations
 
-import dataclasses
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
+from advcam_attr.pipelines.config import MaskedData, path_of
 from advcam_attr.pipelines.wsss.classifier import ClassifierSettings
 from advcam_attr.pipelines.wsss.refine import RefineSettings
 from advcam_attr.pipelines.wsss.segment import SegmentationSettings
-from advcam_attr.runs.provenance import CONFIG
 from advcam_attr.types import AdvCAMError
 
 Method = Literal["cam", "advcam"]
 
-Settings = TypeVar("Settings", bound=Any)
-
 
 @dataclass(frozen=True)
-class DataConfig:
-    """Which data set, and which of its splits serve for what. Paths may hold ``~`` and ``$VARIABLES``.
+class DataConfig(MaskedData):
+    """The data set and its splits.
 
     Attributes:
-        kind: ``"voc"`` or ``"coco"``.
-        root: its folder.
-        train: the images and labels that the classifier learns from; a split or a list's path.
-        val: what the classifier is validated on, and segmentation nets label and are scored on; None leaves that out.
-        test: what segmentation nets label besides: images without masks, e.g. VOC's ``test``; None leaves that out.
-        seeds: the images that maps are made of; None takes ``train``.
-        score: the images whose masks the seeds are scored on; a part of ``seeds``.
-        labels: a ``cls_labels.npy`` in place of the annotations.
-        masks: COCO's masks: ``"auto"``, ``"draw"``, or a folder of ready ones.
+        train: split that the classifier is trained on; a name or the path of a list.
+        val: split that the classifier is validated on and segmentation nets are scored on; None for none.
+        test: split of images without masks that segmentation nets label; None for none.
+        seeds: split that maps are made of; None for ``train``.
+        score: split on whose masks the seeds are scored; part of ``seeds``.
     """
 
-    root: str
-    kind: Literal["voc", "coco"] = "voc"
     train: str = "train_aug"
     val: str | None = "val"
     test: str | None = None
     seeds: str | None = None
     score: str = "train"
-    labels: str | None = None
-    masks: str = "auto"
 
 
 @dataclass(frozen=True)
@@ -158,45 +146,6 @@ class WSSSConfig:
     segmentation: SegmentationSettings = field(default_factory=SegmentationSettings)
 
 
-def with_paths(settings: Settings, *names: str) -> Settings:
-    """Settings whose paths have their variables filled in.
-
-    Args:
-        settings: a dataclass.
-        names: the attributes that are paths, or None.
-    """
-    given = {name: getattr(settings, name) for name in names}
-    paths = {name: None if value is None else path_of(str(value)) for name, value in given.items()}
-    return dataclasses.replace(settings, **paths)
-
-
 def folder_of(config: WSSSConfig, *parts: str) -> Path:
     """A place in the run folder."""
     return path_of(config.run).joinpath(*parts)
-
-
-def path_of(text: str) -> Path:
-    """A path with ``~`` and ``$VARIABLES`` filled in.
-
-    Example:
-        >>> path_of("data/voc").as_posix()
-        'data/voc'
-
-    Raises:
-        AdvCAMError: a variable is not set.
-    """
-    expanded = os.path.expandvars(os.path.expanduser(text))
-    if "$" in expanded:
-        raise AdvCAMError(f"{text}: set the environment variable {expanded[expanded.index('$') :].split('/')[0]}")
-    return Path(expanded)
-
-
-def config_of(run: Path) -> Path:
-    """The file of a run folder that holds its configuration.
-
-    Raises:
-        AdvCAMError: there is none.
-    """
-    if not (run / CONFIG).is_file():
-        raise AdvCAMError(f"{run} is no run folder: it has no {CONFIG}; make seeds with advcam wsss first")
-    return run / CONFIG

@@ -27,20 +27,19 @@ from torch import nn
 from advcam_attr.attr.adapters import base_of
 from advcam_attr.attr.advcam import as_base
 from advcam_attr.data.class_names import read_known_classes
-from advcam_attr.data.coco import read_coco
 from advcam_attr.data.masks import SaliencyFolder
 from advcam_attr.data.samples import SegmentationData, without_missing
-from advcam_attr.data.voc import read_voc
 from advcam_attr.files import files_digest
 from advcam_attr.heads import view
 from advcam_attr.metrics.evaluation import MaskEvaluation
 from advcam_attr.networks.cam_net import CAMNet, cam_net, load_cam_net
 from advcam_attr.networks.generators import load_generator
+from advcam_attr.pipelines.config import path_of, recorded_config, with_paths
 from advcam_attr.pipelines.evaluate import evaluate_masks, left_out, write_mask_evaluation
 from advcam_attr.pipelines.seeds import SeedSettings, SeedSummary, make_seeds, seed_store
 from advcam_attr.pipelines.work import measured
 from advcam_attr.pipelines.wsss.classifier import WEIGHTS, ClassifierResult, train_classifier
-from advcam_attr.pipelines.wsss.config import DataConfig, WSSSConfig, folder_of, path_of, with_paths
+from advcam_attr.pipelines.wsss.config import DataConfig, WSSSConfig, folder_of
 from advcam_attr.pipelines.wsss.refine import RefineSummary, check_refined, final_step, refine
 from advcam_attr.pipelines.wsss.segment import SegmentationSettings, predict, recipes_of, trained_net
 from advcam_attr.pipelines.wsss.work import (
@@ -52,7 +51,7 @@ from advcam_attr.pipelines.wsss.work import (
 )
 from advcam_attr.runs.map_store import MapStore
 from advcam_attr.runs.npy_maps import export_maps, import_maps, npy_files
-from advcam_attr.runs.provenance import kept_config, read_record, same_settings
+from advcam_attr.runs.provenance import read_record, same_settings
 from advcam_attr.runs.sharding import shard_of_launch
 from advcam_attr.types import AdvCAMError
 
@@ -82,7 +81,7 @@ def train(
         stride=net.stride, lowered_by=net.lowered_by, train_from=net.train_from, mean=net.mean, std=net.std,
         seed=net.seed, known=known,
     )  # fmt: skip
-    with kept_config(folder_of(config), config), measured(classifier_work(config, data), folder_of(config)):
+    with recorded_config(folder_of(config), config), measured(classifier_work(config, data), folder_of(config)):
         return train_classifier(config.classifier, model, data, val, folder_of(config, "classifier"))
 
 
@@ -111,7 +110,7 @@ def seeds(config: WSSSConfig, *, overwrite: bool = False, show_progress: bool = 
     as_base(settings.base, view(net))
     detector = None if c.saliency is None else SaliencyFolder(path_of(c.saliency))
     summaries = []
-    with kept_config(folder_of(config), config):
+    with recorded_config(folder_of(config), config):
         for method, chosen in methods.items():
             chosen = replace(chosen, saliency=detector if method == "advcam" else None)
             out = folder_of(config, "seeds", method)
@@ -179,7 +178,7 @@ def refine_seeds(
     )
     stores = {method: seed_store(folder_of(config, "seeds", method)) for method in config.seeds.methods}
     summaries: dict[str, RefineSummary] = {}
-    with kept_config(folder_of(config), config):
+    with recorded_config(folder_of(config), config):
         for method, store in stores.items():
             out = folder_of(config, "refined", method)
             logger.info(f"refining {method} seeds by {settings.method} in {out}")
@@ -212,7 +211,7 @@ def segment_masks(
         if not folder_of(config, "refined", method, step).is_dir():
             missing = folder_of(config, "refined", method, step)
             raise AdvCAMError(f"no pseudo ground truth in {missing}: make it first (advcam wsss refine)")
-    with kept_config(folder_of(config), config):
+    with recorded_config(folder_of(config), config):
         return {method: _segmented(config, method, settings, data, tests) for method in config.seeds.methods}
 
 
@@ -298,18 +297,8 @@ def labelled_images(config: WSSSConfig) -> dict[str, SegmentationData]:
 
 
 def read_split(config: DataConfig, split: str) -> SegmentationData:
-    """One split of the configured data set.
-
-    Raises:
-        AdvCAMError: it cannot be read; see the data set's reader.
-    """
-    root = path_of(config.root)
-    labels = None if config.labels is None else path_of(config.labels)
-    chosen: str | Path = path_of(split) if "/" in split or split.endswith(".txt") else split
-    if config.kind == "voc":
-        return read_voc(root, chosen, labels=labels)
-    masks = config.masks if config.masks in ("auto", "draw") else path_of(config.masks)
-    return read_coco(root, split, masks=masks, labels=labels)
+    """Return one split of the configured data set."""
+    return config.read(split)
 
 
 def _told(data: SegmentationData) -> str:

@@ -14,8 +14,8 @@ from PIL import Image
 from advcam_attr import cli
 from advcam_attr.cli import semi
 from advcam_attr.cli.wsss import CONFIGURED
+from advcam_attr.pipelines.config import config_of
 from advcam_attr.pipelines.semi.config import SemiNetConfig, SemiSettings
-from advcam_attr.pipelines.wsss.config import config_of
 from advcam_attr.pipelines.wsss.segment import SETTINGS
 from advcam_attr.runs.npy_maps import write_dictionary
 from places import ROOT

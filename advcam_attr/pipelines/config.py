@@ -1,0 +1,158 @@
+"""Configuration shared by the pipelines: paths, data splits, the config of a run folder, renamed keys."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_type_hints
+
+from advcam_attr.data.coco import read_coco
+from advcam_attr.data.samples import SegmentationData
+from advcam_attr.data.voc import read_voc
+from advcam_attr.files import write_bytes, write_json
+from advcam_attr.runs.sharding import shard_of
+from advcam_attr.types import AdvCAMError
+
+#: The file of a run folder that holds its configuration.
+CONFIG = "config.json"
+
+Config = TypeVar("Config", bound=Any)
+
+#: Where the values of earlier releases' YAML keys are now. A leading dot is the section in which the old key stood.
+RENAMED_KEYS = {
+    **dict.fromkeys(("precision", "autocast"), "runtime.autocast"),
+    **{name: f"runtime.{name}" for name in ("device", "workers", "overwrite", "seed", "channels_last")},
+    **{name: f".backbone.{name}" for name in ("model_args", "checkpoint", "random_weights", "stride", "train_from",
+                                              "mean", "std")},
+    **{name: f".optimizer.{name}" for name in ("lr", "momentum", "weight_decay", "power", "nesterov")},
+    "backbone": ".backbone.name",
+    "lowered_by": ".backbone.stride_mode",
+    **dict.fromkeys(("backbone_lr", "edge_lr", "encoder_lr", "body_lr"), ".optimizer.lr"),
+    **dict.fromkeys(("classifier_lr", "displacement_lr", "head_lr"), ".optimizer.head_lr"),
+    "known": ".class_map",
+    "known_offset": ".class_offset",
+    "refresh": ".lr_update_every",
+    "average": ".ema_decay",
+    "accumulate": ".grad_accum",
+    "cut": ".threshold",
+    "batch_rows": ".batch_samples",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class MaskedData:
+    """A segmentation data set. Paths may hold ``~`` and ``$VARIABLES``.
+
+    Attributes:
+        root: folder of the data set.
+        kind: ``"voc"`` or ``"coco"``.
+        labels: a ``cls_labels.npy`` to read image labels from; None reads the annotations.
+        masks: COCO's masks: ``"auto"``, ``"draw"``, or a folder of PNGs.
+    """
+
+    root: str
+    kind: Literal["voc", "coco"] = "voc"
+    labels: str | None = None
+    masks: str = "auto"
+
+    def read(self, split: str) -> SegmentationData:
+        """Return a split, given by its name or the path of its list.
+
+        Raises:
+            AdvCAMError: The split cannot be read.
+        """
+        root = path_of(self.root)
+        labels = None if self.labels is None else path_of(self.labels)
+        if self.kind == "coco":
+            masks = self.masks if self.masks in ("auto", "draw") else path_of(self.masks)
+            return read_coco(root, split, masks=masks, labels=labels)
+        is_path = "/" in split or split.endswith(".txt")
+        return read_voc(root, path_of(split) if is_path else split, labels=labels)
+
+
+def path_of(text: str | Path) -> Path:
+    """Return a path with ``~`` and ``$VARIABLES`` expanded.
+
+    Raises:
+        AdvCAMError: A variable is not set.
+
+    Example:
+        >>> path_of("data/voc").as_posix()
+        'data/voc'
+    """
+    expanded = os.path.expandvars(os.path.expanduser(text))
+    if "$" in expanded:
+        raise AdvCAMError(f"{text}: set the environment variable {expanded[expanded.index('$') :].split('/')[0]}")
+    return Path(expanded)
+
+
+def with_paths(config: Config, *names: str) -> Config:
+    """Return a dataclass whose fields of these names, paths or None, are expanded."""
+    given = {name: getattr(config, name) for name in names}
+    return dataclasses.replace(
+        config, **{name: None if path is None else path_of(path) for name, path in given.items()}
+    )
+
+
+def config_of(run: Path) -> Path:
+    """Return the configuration file of a run folder.
+
+    Raises:
+        AdvCAMError: There is none.
+    """
+    if not (run / CONFIG).is_file():
+        raise AdvCAMError(f"{run} is no run folder: it has no {CONFIG}; run a stage into it first")
+    return run / CONFIG
+
+
+@contextmanager
+def recorded_config(run: Path, config: Any) -> Iterator[None]:
+    """Write a run's configuration into its folder; restore the earlier one if the block raises `AdvCAMError`."""
+    path = run / CONFIG
+    if shard_of().rank != 0:
+        yield
+        return
+    before = path.read_bytes() if path.is_file() else None
+    write_json(path, json.loads(json.dumps(dataclasses.asdict(config), default=str)))
+    try:
+        yield
+    except AdvCAMError:
+        if before is not None:
+            write_bytes(path, before)
+        raise
+
+
+def check_keys(config: type[Any], values: Mapping[str, Any], section: str = "") -> None:
+    """Check a nested mapping, as read from YAML, for keys of earlier releases that ``config`` does not have.
+
+    Args:
+        config: The dataclass that the values are for.
+        values: The mapping.
+        section: Key of the mapping in the whole file.
+
+    Raises:
+        AdvCAMError: A key was renamed; the message names the new one.
+
+    Example:
+        >>> @dataclass
+        ... class Net:
+        ...     class_map: str | None = None
+        >>> check_keys(Net, {"known": "map.json"}, "net")
+        Traceback (most recent call last):
+        advcam_attr.types.AdvCAMError: net.known is now net.class_map
+    """
+    kinds = get_type_hints(config)
+    for key, value in values.items():
+        name = f"{section}.{key}" if section else key
+        kind = kinds.get(key)
+        nested = dataclasses.is_dataclass(kind)
+        if key in RENAMED_KEYS and (kind is None or (nested and isinstance(value, str))):
+            new = RENAMED_KEYS[key]
+            raise AdvCAMError(f"{name} is now {section + new if new.startswith('.') else new}")
+        if nested and isinstance(value, Mapping):
+            check_keys(kind, value, name)  # type: ignore[arg-type]
