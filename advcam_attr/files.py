@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import os
 import re
 import time
@@ -101,6 +102,22 @@ def read_text(path: Path, remedy: str) -> str:
 def write_json(path: Path, content: Any) -> None:
     """Write a JSON file whole or not at all."""
     write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+
+
+def to_json(value: Any) -> Any:
+    """Return a value in JSON's own types: None for NaN and infinities, names or texts for what JSON does not have.
+
+    Example:
+        >>> to_json({"a": (1, float("nan")), 2: Path("maps")})
+        {'a': [1, None], '2': 'maps'}
+    """
+    if isinstance(value, dict):
+        return {str(key): to_json(one) for key, one in value.items()}
+    if isinstance(value, tuple | list):
+        return [to_json(one) for one in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if value is None or isinstance(value, int | str) else getattr(value, "__name__", str(value))
 
 
 def digest(path: Path) -> str:

@@ -1,1 +1,1 @@
-"""Predictions and truth in; measures out."""
+"""Measures of seeds, masks, boxes and classifiers."""

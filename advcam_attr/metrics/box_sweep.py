@@ -1,12 +1,10 @@
-"""A map's grey levels and the true boxes in; the best overlap of any of its boxes at every level, out, in two sweeps.
+"""Best overlaps of a map's boxes with true boxes at every grey level, level by level or in two union-find sweeps.
 
 The boxes of all levels are those of two families of nested components: the bright ones (8 neighbours), which grow and
-meet as the level falls, and the dark ones that do not touch the map's edge (4 neighbours: the holes, whose contours are
+merge as the level falls, and the dark ones that do not touch the map's edge (4 neighbours: holes, whose contours are
 the bright pixels around them), which do so as it rises. Each sweep adds pixels in the order of their grey level to a
-union-find, and looks at a component's box where that has changed. The overlaps are those of
-`advcam_attr.metrics.box_sweep.best_ious`, bit for bit.
-
-The sweep is plain Python that Numba compiles when it is first used.
+union-find, and scores a component's box where it has changed. Both ways give the same overlaps, bit for bit. The sweep
+is plain Python that Numba compiles at its first use.
 """
 
 from __future__ import annotations
@@ -21,43 +19,96 @@ import numpy as np
 
 from advcam_attr.types import AdvCAMError
 
-#: Values ``(H, W)`` uint8, true boxes, whether components are holes, and the best overlap at each level, to be raised.
+#: The number of levels that a pixel of 8 bits can exceed: 0 to 254.
+LEVELS = 255
+
+#: From grey levels ``(H, W)`` uint8 and a level to the boxes x0, y0, x1, y1 of what is brighter; at least one.
+BoxesAbove = Callable[[np.ndarray, int], Sequence[tuple[int, int, int, int]]]
+
+#: Values ``(H, W)`` uint8, true boxes, whether components are holes, and the best overlaps, updated in place.
 Sweep = Callable[[np.ndarray, np.ndarray, bool, np.ndarray], None]
 
 
+def box_iou(boxes: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """Return the intersection over union of boxes whose ends are their last pixels.
+
+    Args:
+        boxes: ``(M, 4)`` x0, y0, x1, y1, integers.
+        truth: ``(G, 4)``.
+
+    Returns:
+        ``(M, G)`` float64 in [0, 1].
+
+    Example:
+        >>> box_iou(np.array([[1, 2, 5, 6], [0, 0, 0, 0]]), np.array([[3, 1, 4, 5]])) * 27
+        array([[8.],
+               [0.]])
+    """
+    low = np.maximum(boxes[:, None, :2], truth[None, :, :2])
+    high = np.minimum(boxes[:, None, 2:], truth[None, :, 2:])
+    common = np.maximum(high - low + 1, 0).prod(2)
+    areas, true_areas = ((some[:, 2:] - some[:, :2] + 1).prod(1) for some in (boxes, truth))
+    return common / (areas[:, None] + true_areas - common)
+
+
+def check_truth(truth: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
+    """Return true boxes ``(G, 4)``, which must be at least one and lie on a map of this height and width."""
+    if truth.ndim != 2 or truth.shape[1:] != (4,) or not len(truth) or truth.dtype.kind not in "iu":
+        raise AdvCAMError(f"true boxes must be (G, 4) integers, at least one, got {truth.dtype} of shape {truth.shape}")
+    x0, y0, x1, y1 = truth.T
+    wrong = (x0 < 0) | (y0 < 0) | (x1 < x0) | (y1 < y0) | (x1 >= size[1]) | (y1 >= size[0])
+    if wrong.any():
+        box = ", ".join(map(str, truth[wrong][0].tolist()))
+        raise AdvCAMError(f"the true box {box} does not lie on a map of {size[1]} x {size[0]} pixels")
+    return truth
+
+
+def best_ious(grey: np.ndarray, truth: np.ndarray, boxes_above: BoxesAbove) -> np.ndarray:
+    """Return the best intersection over union of any box with any true one, at every level.
+
+    Args:
+        grey: ``(H, W)`` uint8. Only the levels of its pixels are searched.
+        truth: ``(G, 4)`` integers on the map's grid.
+        boxes_above: `advcam_attr.refine.boxes.boxes_above`, or ``largest_box_above``.
+
+    Returns:
+        ``(255,)`` float64; 0 at levels that the map does not exceed, except for level 0.
+
+    Raises:
+        AdvCAMError: no true box, or one that does not lie on the map.
+
+    Example:
+        >>> boxes = lambda grey, level: [(0, 0, 1, 0)] if level < 3 else [(1, 0, 1, 0)]
+        >>> best_ious(np.array([[3, 5]], np.uint8), np.array([[1, 0, 1, 0]]), boxes)[:6]
+        array([0.5, 0.5, 0.5, 1. , 1. , 0. ])
+    """
+    check_truth(truth, grey.shape)
+    top = max(int(grey.max()), 1)
+    there = np.bincount(grey.ravel(), minlength=LEVELS + 1) > 0
+    there[0] = True
+    levels = np.flatnonzero(there[:top])
+    found = [boxes_above(grey, int(level)) for level in levels]
+    begin = np.cumsum([0, *map(len, found[:-1])])
+    boxes = np.fromiter(chain.from_iterable(chain.from_iterable(found)), np.int64).reshape(-1, 4)
+    each = np.maximum.reduceat(box_iou(boxes, truth).max(1), begin)
+    best = np.zeros(LEVELS)
+    best[:top] = each[np.cumsum(there[:top]) - 1]
+    return best
+
+
 def available() -> bool:
-    """Whether Numba is installed."""
+    """Return whether Numba is installed."""
     return find_spec("numba") is not None
 
 
 def best_ious_by_union_find(grey: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """The best intersection over union of any box with any true one, at every level.
-
-    Args:
-        grey: ``(H, W)`` uint8.
-        truth: ``(G, 4)`` integers on the map's grid.
-
-    Returns:
-        ``(255,)`` float64; 0 at levels that the map does not reach, but for the first.
-
-    Raises:
-        AdvCAMError: true boxes that do not lie on the map; Numba is not installed.
-
-    Example:
-        >>> grey = np.array([[3, 5]], np.uint8)
-        >>> best_ious_by_union_find(grey, np.array([[1, 0, 1, 0]]))[:6]  # doctest: +SKIP
-        array([0.5, 0.5, 0.5, 1. , 1. , 0. ])
-    """
+    """Return `best_ious` of all contours, by the sweep that Numba compiles."""
     return run_sweeps(compiled_sweep(), grey, truth)
 
 
 @functools.cache
 def compiled_sweep() -> Sweep:
-    """The sweep, compiled; it frees the interpreter while it runs.
-
-    Raises:
-        AdvCAMError: Numba is not installed.
-    """
+    """Return the sweep compiled by Numba; it releases the GIL."""
     try:
         import numba
     except ImportError as error:
@@ -66,7 +117,7 @@ def compiled_sweep() -> Sweep:
 
 
 def run_sweeps(sweep: Sweep, grey: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """`best_ious_by_union_find` with a given `make_sweep`."""
+    """Return `best_ious_by_union_find` by a given `make_sweep`."""
     truth = check_truth(truth, grey.shape).astype(np.int64)
     best = np.zeros(LEVELS)
     if not grey.any():
@@ -79,12 +130,12 @@ def run_sweeps(sweep: Sweep, grey: np.ndarray, truth: np.ndarray) -> np.ndarray:
 
 
 def make_sweep(jit: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Sweep:
-    """The sweep, its parts decorated by ``jit``: Numba's, or the identity for plain Python.
+    """Return the sweep with its parts decorated by ``jit``: Numba's, or the identity for plain Python.
 
-    A pixel is labelled with the component that it joined. Of components, arrays hold: ``parent``, that which they are a
-    part of now; ``box``, first and last row and column; ``overlap``, the best IoU of that box; and ``since``, the value
-    at which the overlap became what it is (0 while that value is still being added). What was so since v and changes at
-    u < v is that of the levels u to v - 1.
+    A pixel is labelled with the component that it joined. For each component there are ``parent``, the component it
+    belongs to now; ``box``, first and last row and column; ``overlap``, the best IoU of that box; and ``since``, the
+    value at which the overlap last changed (0 while that value is still being added). An overlap that holds since v and
+    changes at u < v is that of levels u to v - 1.
     """
 
     @jit
@@ -96,9 +147,9 @@ def make_sweep(jit: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Sweep
 
     @jit
     def components_around(label: Any, pixel: int, row: int, holes: bool, near: Any) -> int:
-        """Write the labels around a pixel to ``near``, and count them; all but those that must be others' as well.
+        """Write the labels around a pixel to ``near`` and return their number.
 
-        Of 8 neighbours that are there, those that touch each other are of one component already.
+        Neighbours that touch each other belong to one component already, so one label of them is enough.
         """
         north, south, west, east = label[pixel - row], label[pixel + row], label[pixel - 1], label[pixel + 1]
         count = 0
@@ -136,7 +187,7 @@ def make_sweep(jit: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Sweep
 
     @jit
     def overlap_of(box: Any, component: int, truth: Any, holes: bool, height: int, width: int) -> float:
-        """The best IoU of a component's box, as contours have it; 0 for a hole that touches the edge."""
+        """Return the best IoU of the box of a component's contour; 0 for a hole that touches the edge."""
         y0, x0, y1, x1 = box[component, 0], box[component, 1], box[component, 2] + 1, box[component, 3] + 1
         if holes:
             if y0 == 0 or x0 == 0 or y1 == height or x1 == width:
@@ -162,7 +213,7 @@ def make_sweep(jit: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Sweep
 
     @jit
     def by_value(values: Any) -> tuple[Any, Any]:
-        """The pixels' places in order of their value, within a value as they lie, and where each value begins."""
+        """Return the pixels sorted by value (a stable counting sort), and where each value begins."""
         flat = values.ravel()
         begin = np.zeros(LEVELS + 2, np.int64)
         for value in flat:
@@ -229,93 +280,3 @@ def make_sweep(jit: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Sweep
                 raise_to(best, 0, since[root], overlap[root])
 
     return sweep
-
-
-#: The levels at which something can lie above: 0 to 254.
-LEVELS = 255
-
-#: Grey levels ``(H, W)`` uint8 and a level, to the boxes x0, y0, x1, y1 of what is brighter; at least one.
-BoxesAbove = Callable[[np.ndarray, int], Sequence[tuple[int, int, int, int]]]
-
-
-def box_iou(boxes: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """Intersection over union of boxes whose ends are their last pixels.
-
-    Args:
-        boxes: ``(M, 4)`` x0, y0, x1, y1, integers.
-        truth: ``(G, 4)``.
-
-    Returns:
-        ``(M, G)`` float64 in [0, 1].
-
-    Example:
-        >>> box_iou(np.array([[1, 2, 5, 6], [0, 0, 0, 0]]), np.array([[3, 1, 4, 5]])) * 27
-        array([[8.],
-               [0.]])
-    """
-    low = np.maximum(boxes[:, None, :2], truth[None, :, :2])
-    high = np.minimum(boxes[:, None, 2:], truth[None, :, 2:])
-    common = np.maximum(high - low + 1, 0).prod(2)
-    return common / (_areas(boxes)[:, None] + _areas(truth) - common)
-
-
-def best_ious(grey: np.ndarray, truth: np.ndarray, boxes_above: BoxesAbove) -> np.ndarray:
-    """The best intersection over union of any box with any true one, at every level.
-
-    Only levels that some pixel has are looked at.
-
-    Args:
-        grey: ``(H, W)`` uint8.
-        truth: ``(G, 4)`` integers on the map's grid, see `check_truth`.
-        boxes_above: finds the boxes at a level: `advcam_attr.refine.boxes.boxes_above`, or ``largest_box_above``.
-
-    Returns:
-        ``(255,)`` float64; 0 at levels that the map does not reach, but for the first.
-
-    Raises:
-        AdvCAMError: as `check_truth`.
-
-    Example:
-        >>> whole = lambda grey, level: [(0, 0, 1, 0)] if level < 3 else [(1, 0, 1, 0)]
-        >>> best_ious(np.array([[3, 5]], np.uint8), np.array([[1, 0, 1, 0]]), whole)[:6]
-        array([0.5, 0.5, 0.5, 1. , 1. , 0. ])
-    """
-    check_truth(truth, grey.shape)
-    top = max(int(grey.max()), 1)
-    there = np.bincount(grey.ravel(), minlength=LEVELS + 1) > 0
-    there[0] = True
-    levels = np.flatnonzero(there[:top])
-    found = [boxes_above(grey, int(level)) for level in levels]
-    begin = np.cumsum([0, *map(len, found[:-1])])
-    boxes = np.fromiter(chain.from_iterable(chain.from_iterable(found)), np.int64).reshape(-1, 4)
-    each = np.maximum.reduceat(box_iou(boxes, truth).max(1), begin)
-    best = np.zeros(LEVELS)
-    best[:top] = each[np.cumsum(there[:top]) - 1]
-    return best
-
-
-def check_truth(truth: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
-    """True boxes that lie on a map's grid.
-
-    Args:
-        truth: ``(G, 4)`` integers; a box of one pixel is a box.
-        size: the map's height and width.
-
-    Returns:
-        The same array.
-
-    Raises:
-        AdvCAMError: no box, or one that is upside down or outside.
-    """
-    if truth.ndim != 2 or truth.shape[1:] != (4,) or not len(truth) or truth.dtype.kind not in "iu":
-        raise AdvCAMError(f"true boxes must be (G, 4) integers, at least one, got {truth.dtype} of shape {truth.shape}")
-    x0, y0, x1, y1 = truth.T
-    wrong = (x0 < 0) | (y0 < 0) | (x1 < x0) | (y1 < y0) | (x1 >= size[1]) | (y1 >= size[0])
-    if wrong.any():
-        box = ", ".join(map(str, truth[wrong][0].tolist()))
-        raise AdvCAMError(f"the true box {box} does not lie on a map of {size[1]} x {size[0]} pixels")
-    return truth
-
-
-def _areas(boxes: np.ndarray) -> np.ndarray:
-    return (boxes[:, 2:] - boxes[:, :2] + 1).prod(1)

@@ -1,4 +1,4 @@
-"""Class scores and true labels of images in; average precision of each class, and its mean, out."""
+"""Average precision of multi-label classifiers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from advcam_attr.types import AdvCAMError
 
 
 def average_precision(scores: Tensor, labels: Tensor) -> Tensor:
-    """The area under each class's precision-recall curve: precision at every true image, averaged.
+    """Return the average precision of each class, scikit-learn's definition.
 
     AP = Σ (recall_n - recall_{n-1}) · precision_n over the distinct scores from the highest on, without interpolation;
     images of equal score enter together, so their order does not matter.
@@ -21,9 +21,6 @@ def average_precision(scores: Tensor, labels: Tensor) -> Tensor:
     Returns:
         ``(K,)`` float64 in [0, 1]; NaN for classes that no image shows.
 
-    Raises:
-        AdvCAMError: the shapes differ, or a score is NaN.
-
     Example:
         >>> average_precision(torch.tensor([[0.9], [0.8], [0.1]]), torch.tensor([[1], [0], [1]]))
         tensor([0.8333], dtype=torch.float64)
@@ -34,10 +31,10 @@ def average_precision(scores: Tensor, labels: Tensor) -> Tensor:
         raise AdvCAMError("scores hold NaN; the classifier gives no order")
     if not len(scores):
         return torch.full((scores.shape[1],), torch.nan, dtype=torch.float64)
-    return torch.stack([_one(scores[:, k], labels[:, k]) for k in range(scores.shape[1])])
+    return torch.stack([_of_class(scores[:, k], labels[:, k]) for k in range(scores.shape[1])])
 
 
-def _one(scores: Tensor, labels: Tensor) -> Tensor:
+def _of_class(scores: Tensor, labels: Tensor) -> Tensor:
     order = scores.argsort(descending=True)
     scores, hits = scores[order], labels[order].double().cumsum(0)
     ends = torch.cat([scores[1:] != scores[:-1], scores.new_ones(1, dtype=torch.bool)]).nonzero()[:, 0]
@@ -47,10 +44,7 @@ def _one(scores: Tensor, labels: Tensor) -> Tensor:
 
 
 class AveragePrecision:
-    """Scores and labels, batch by batch, in; average precision of all of them out.
-
-    Args:
-        num_classes: K.
+    """Accumulate scores and labels of K classes into their average precision.
 
     Example:
         >>> metric = AveragePrecision(2)
@@ -64,7 +58,7 @@ class AveragePrecision:
         self.labels = torch.zeros(0, num_classes, dtype=torch.bool)
 
     def update(self, scores: Tensor, labels: Tensor) -> None:
-        """Add images: scores and labels ``(N, K)``."""
+        """Add scores and labels of images, ``(N, K)`` each."""
         if scores.shape != labels.shape or scores.shape[1:] != self.scores.shape[1:]:
             raise AdvCAMError(
                 f"scores {tuple(scores.shape)} and labels {tuple(labels.shape)} are not (N, {self.scores.shape[1]})"
@@ -73,13 +67,13 @@ class AveragePrecision:
         self.labels = torch.cat([self.labels, labels.detach().cpu() > 0])
 
     def merge(self, other: AveragePrecision) -> None:
-        """Add what another one, of the same classes, has seen."""
+        """Add the images of another one."""
         self.update(other.scores, other.labels)
 
     def per_class(self) -> Tensor:
-        """Average precision of each class, ``(K,)`` float64; NaN for classes that no image shows."""
+        """Return the average precision of each class, ``(K,)`` float64; NaN for classes that no image shows."""
         return average_precision(self.scores, self.labels)
 
     def mean(self) -> float:
-        """The mean over the classes that some image shows (mAP); NaN where there is none."""
+        """Return the mean over the classes that some image shows (mAP); NaN where there is none."""
         return float(self.per_class().nanmean())

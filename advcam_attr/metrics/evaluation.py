@@ -1,13 +1,12 @@
-"""What was counted of seeds or masks of a data set in; scores by class and object size, and comparisons, out.
+"""Evaluations of seeds and masks of a data set: scores by class and object size, shards, and comparisons.
 
-Seeds are maps that are yet to be cut: `SeedEvaluation` holds the counts of all background thresholds. Cut at one of
-them, they are masks: `MaskEvaluation` holds the counts of ready label maps.
+`SeedEvaluation` holds the counts of maps at all background thresholds; at one of them, they are masks:
+`MaskEvaluation` holds the counts of label maps.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,27 +15,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from advcam_attr.files import to_json
 from advcam_attr.metrics import segmentation as measures
-from advcam_attr.metrics.bootstrap import Interval, paired_bootstrap
+from advcam_attr.metrics.bootstrap import Interval, paired_bootstrap, paired_order
 from advcam_attr.metrics.seeds import ImageCounts, ThresholdSweep
 from advcam_attr.metrics.segmentation import ConfusionMatrix, Scores, object_sizes, smallest_and_largest
 from advcam_attr.types import AdvCAMError
 
 #: The groups of classes of Table XIII.
-SIZES = ("all", "small", "large")
+SIZE_GROUPS = ("all", "small", "large")
 
 
 @dataclass(frozen=True)
 class Scope:
-    """Which images were scored.
+    """The images that were scored.
 
     Attributes:
         data: the data set's name and split, e.g. ``"voc train"``.
         classes: the names of the foreground classes; class k is label k + 1.
-        ids: the images that were counted, in the order of the counts.
-        missing: those that have a mask and were not counted because what was to be scored is missing or damaged, with
-            the reason.
-        unmasked: those that have no mask, with the reason.
+        ids: the counted images, in the order of the counts.
+        missing: images with a mask whose maps or masks to score are missing or damaged, with the reason.
+        unmasked: images without a mask, with the reason.
     """
 
     data: str
@@ -46,7 +45,7 @@ class Scope:
     unmasked: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def describe(self) -> dict[str, Any]:
-        """As JSON has it."""
+        """Return the scope for JSON."""
         return {
             "data": self.data,
             "images": len(self.ids),
@@ -60,9 +59,9 @@ class MaskEvaluation:
     """Label maps of a data set, counted against its masks.
 
     Attributes:
-        scope: which images.
+        scope: the images.
         matrix: the pooled confusion matrix, K classes with the background.
-        images: the counts of single images, ``(N, 4, K)``, see `advcam_attr.metrics.segmentation.marginals`.
+        images: the `advcam_attr.metrics.segmentation.marginals` of single images, ``(N, 4, K)``.
     """
 
     scope: Scope
@@ -70,19 +69,16 @@ class MaskEvaluation:
     images: Tensor
 
     def scores(self) -> Scores:
-        """Means over all classes that occur, the background included."""
+        """Return the means over all classes that occur, the background included."""
         return measures.scores(self.matrix.marginals())
 
     def by_size(self, count: int = 10) -> dict[str, Scores]:
-        """Means over all classes and over those of the smallest and the largest objects (Table XIII).
+        """Return the scores of the `SIZE_GROUPS` (Table XIII); NaN in a group without classes.
 
         Args:
-            count: how many classes are small, and how many large; see `smallest_and_largest`.
-
-        Returns:
-            Scores of the groups `SIZES`; NaN in a group without classes.
+            count: classes in each of the small and large groups; see `smallest_and_largest`.
         """
-        counts, small, large = self.matrix.marginals(), *self._groups(count)
+        counts, (small, large) = self.matrix.marginals(), self._groups(count)
         return {
             "all": measures.scores(counts),
             "small": measures.scores(counts, small),
@@ -90,7 +86,7 @@ class MaskEvaluation:
         }
 
     def describe(self) -> dict[str, Any]:
-        """All measures as JSON has them: shares of 1, null where there is none."""
+        """Return all measures for JSON: shares of 1, null where there is none."""
         counts = self.matrix.marginals()
         columns = {
             "iou": measures.iou(counts),
@@ -102,22 +98,19 @@ class MaskEvaluation:
             "images": (self.images[:, measures.TRUTH] > 0).sum(0),
         }
         names = ("background", *self.scope.classes)
-        rows = zip(*(column.tolist() for column in columns.values()), strict=True)
-        small, large = self._groups(10)
-        return {
+        rows = zip(names, *(column.tolist() for column in columns.values()), strict=True)
+        groups = zip(self.by_size().items(), (range(len(names)), *self._groups(10)), strict=True)
+        content = {
             **self.scope.describe(),
-            "scores": _plain(dataclasses.asdict(self.scores())),
-            "per_class": [
-                {"name": name} | _plain(dict(zip(columns, row, strict=True)))
-                for name, row in zip(names, rows, strict=True)
-            ],
+            "scores": dataclasses.asdict(self.scores()),
+            "per_class": [dict(zip(("name", *columns), row, strict=True)) for row in rows],
             "by_object_size": {
-                size: {"classes": [names[label] for label in labels]} | _plain(dataclasses.asdict(scores))
-                for (size, scores), labels in zip(
-                    self.by_size().items(), (range(len(names)), small, large), strict=True
-                )
+                size: {"classes": [names[label] for label in labels]} | dataclasses.asdict(scores)
+                for (size, scores), labels in groups
             },
         }
+        described: dict[str, Any] = to_json(content)
+        return described
 
     def _groups(self, count: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
         return smallest_and_largest(object_sizes(self.images[:, measures.TRUTH]), count)
@@ -128,7 +121,7 @@ class SeedEvaluation:
     """Localization maps of a data set, counted against its masks at every background threshold.
 
     Attributes:
-        scope: which images.
+        scope: the images.
         sweep: the pooled counts.
         images: the counts of single images.
     """
@@ -138,29 +131,31 @@ class SeedEvaluation:
     images: ImageCounts
 
     def at(self, threshold: float | None = None) -> MaskEvaluation:
-        """The masks that a threshold cuts.
+        """Return the evaluation of the masks at a threshold.
 
         Args:
             threshold: one of the sweep's; by default the best one *on these very masks*, as in the paper, which makes
-                the score an upper bound. A threshold that was chosen on other images does not.
+                the score an upper bound. A threshold chosen on other images does not.
         """
         chosen = self.sweep.best_threshold() if threshold is None else threshold
         return MaskEvaluation(self.scope, self.sweep.matrix(chosen), self.images.marginals(self.sweep.place(chosen)))
 
     def describe(self, threshold: float | None = None) -> dict[str, Any]:
-        """The curve over thresholds and all measures at one of them, as JSON has them."""
+        """Return the curve over thresholds and all measures at one of them, for JSON."""
         chosen = self.sweep.best_threshold() if threshold is None else threshold
-        curve = [None if math.isnan(value) else value for value in self.sweep.mean_iou().tolist()]
         return {
             **self.scope.describe(),
             "threshold": chosen,
             "threshold_chosen": "given" if threshold is not None else "the best on these masks",
-            "curve": {"thresholds": list(self.sweep.thresholds), "mean_iou": curve},
+            "curve": {
+                "thresholds": list(self.sweep.thresholds),
+                "mean_iou": to_json(self.sweep.mean_iou().tolist()),
+            },
             **self.at(chosen).describe(),
         }
 
     def state(self) -> dict[str, Tensor]:
-        """All counts, for `from_state`; the scope is kept beside them."""
+        """Return all counts, for `from_state`; the scope is stored beside them."""
         return {
             **{f"sweep.{name}": tensor.cpu() for name, tensor in self.sweep.state().items()},
             **{f"images.{name}": tensor for name, tensor in self.images.state().items()},
@@ -168,7 +163,7 @@ class SeedEvaluation:
 
     @classmethod
     def from_state(cls, scope: Scope, state: Mapping[str, Tensor]) -> SeedEvaluation:
-        """The evaluation whose scope and `state` these were."""
+        """Return the evaluation of a scope and a `state`."""
         sweep, images = (
             {name.removeprefix(part): tensor for name, tensor in state.items() if name.startswith(part)}
             for part in ("sweep.", "images.")
@@ -177,10 +172,10 @@ class SeedEvaluation:
 
 
 def merge_seeds(parts: Sequence[SeedEvaluation]) -> SeedEvaluation:
-    """The evaluation of all images from those of shards; nothing is changed.
+    """Return the evaluation of all images from those of shards, which stay as they are.
 
     Raises:
-        AdvCAMError: there is none, they are of different data, classes or thresholds, or share an image.
+        AdvCAMError: no evaluation; different data, classes or thresholds; an image in two of them.
     """
     if not parts:
         raise AdvCAMError("there is no evaluation to merge")
@@ -200,35 +195,24 @@ def merge_seeds(parts: Sequence[SeedEvaluation]) -> SeedEvaluation:
 
 
 def compare(a: MaskEvaluation, b: MaskEvaluation, **options: Any) -> Interval:
-    """How much higher the mean IoU of a is than that of b, with its bootstrap interval over images.
+    """Return how much higher the mean IoU of a is than that of b, with its bootstrap interval over images.
 
     Args:
-        a: masks, or seeds cut at a threshold, `SeedEvaluation.at`: the threshold stays what it is in every draw.
+        a: masks, or seeds at a threshold, `SeedEvaluation.at`, which stays fixed in every draw.
         b: others, of the same images in any order.
         **options: ``samples``, ``level`` and ``seed`` of `advcam_attr.metrics.bootstrap.paired_bootstrap`.
-
-    Returns:
-        The difference a − b as a share of 1.
-
-    Raises:
-        AdvCAMError: they are not of the same images.
     """
-    order = _order(a.scope, b.scope)
+    order = paired_order(a.scope.ids, b.scope.ids)
     return paired_bootstrap(a.images, b.images[order], measures.mean_iou, **options)
 
 
 def compare_best(a: SeedEvaluation, b: SeedEvaluation, **options: Any) -> Interval:
-    """`compare` of the best mean IoUs, the best threshold being chosen anew in every draw, for a and b apart.
+    """Like `compare`, for the best mean IoUs: each draw chooses its best thresholds of a and of b.
 
-    So the interval holds what the choice of the threshold adds to chance. It takes 32 bytes per image, threshold and
-    class: VOC's 1464 images take 20 MB; for COCO, compare at fixed thresholds.
-
-    Args:
-        a: seeds.
-        b: others, of the same images in any order.
-        **options: see `compare`.
+    So the interval includes the choice of the threshold. It takes 32 bytes per image, threshold and class: 20 MB for
+    VOC's 1464 images; for COCO, compare at fixed thresholds.
     """
-    order = _order(a.scope, b.scope)
+    order = paired_order(a.scope.ids, b.scope.ids)
     return paired_bootstrap(_all_thresholds(a), _all_thresholds(b)[order], _best_mean_iou, **options)
 
 
@@ -239,18 +223,3 @@ def _all_thresholds(seeds: SeedEvaluation) -> Tensor:
 
 def _best_mean_iou(counts: Tensor) -> Tensor:
     return measures.mean_iou(counts).nan_to_num(0).amax(-1)
-
-
-def _order(a: Scope, b: Scope) -> list[int]:
-    """Where the images of a are in b."""
-    places = {id: place for place, id in enumerate(b.ids)}
-    if differing := set(a.ids) ^ set(b.ids):
-        raise AdvCAMError(
-            f"only evaluations of the same images can be compared: {len(differing)} are in one alone, "
-            f"e.g. {min(differing)}"
-        )
-    return [places[id] for id in a.ids]
-
-
-def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: None if isinstance(value, float) and math.isnan(value) else value for name, value in values.items()}

@@ -1,13 +1,14 @@
-"""The best overlap of each image's boxes at every grey level in; MaxBoxAcc, Top-1 Loc and comparisons out.
+"""Localization measures (MaxBoxAcc, GT-known Loc, Top-1 Loc, PxAP) of a table of best overlaps.
 
-The table of best overlaps is the whole state: rows of shards or ranks are put together, in any order, and every measure
-is read from it. Protocol: Choe et al., "Evaluating Weakly Supervised Object Localization Methods Right" (CVPR 2020).
-One threshold holds for all images, and it is the best one *on these very images*, apart for each measure: scores are
-upper bounds, for every method alike.
+The table of each image's best overlap at every grey level is the whole state: tables of shards or ranks merge in any
+order, and every measure is read from it. Protocol: Choe et al., "Evaluating Weakly Supervised Object Localization
+Methods Right" (CVPR 2020). One threshold holds for all images: the best one *on these very images*, separately
+for each measure: scores are upper bounds, for every method alike.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,23 +18,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from advcam_attr.metrics.bootstrap import Interval, paired_bootstrap
+from advcam_attr.metrics.bootstrap import Interval, paired_bootstrap, paired_order
 from advcam_attr.metrics.box_sweep import LEVELS
 from advcam_attr.types import VOID, AdvCAMError
 
-#: The overlaps at which a box counts as right (MaxBoxAccV2 is the mean over them).
+#: The overlaps at which a box counts as correct (MaxBoxAccV2 is the mean over them).
 IOUS = (0.3, 0.5, 0.7)
 
-#: That of GT-known Loc and Top-1 Loc.
+#: The overlap of GT-known Loc and Top-1 Loc.
 LOC_IOU = 0.5
 
 #: The thresholds on maps, as shares of their highest value.
 MAP_THRESHOLDS: tuple[float, ...] = tuple(np.arange(0, 1, 0.001).tolist())
 
-#: Which contours were boxed: every one (MaxBoxAccV2), or the one of the largest area (MaxBoxAcc).
+#: Which contours are boxed: every one (MaxBoxAccV2), or the one of the largest area (MaxBoxAcc).
 Contours = Literal["all", "largest"]
 
-#: What two tables can be compared by, see `compare_tables`.
+#: The measures of `compare_tables`.
 Measure = Literal["max_box_acc", "max_box_acc_v2", "gt_known", "top1_cls", "top1_loc"]
 
 
@@ -45,9 +46,9 @@ class BoxTable:
         ids: the images.
         best: the best IoU of any box with any true one at each level, ``(N, 255)`` float64; see
             `advcam_attr.metrics.box_sweep.best_ious`.
-        peak: the highest grey level of each map, ``(N,)`` uint8: 255, or 0 for an empty one; what lies between is of
-            maps that were not normalised here.
-        correct: whether the image's class was predicted, ``(N,)`` bool; None where that is not known.
+        peak: the highest grey level of each map, ``(N,)`` uint8: 255, or 0 for an empty one; values between are of maps
+            that were not normalised here.
+        correct: whether the image's class was predicted, ``(N,)`` bool; None if unknown.
         contours: which contours were boxed.
     """
 
@@ -58,46 +59,42 @@ class BoxTable:
     contours: Contours = "all"
 
     def __post_init__(self) -> None:
-        """Refuse parts that do not fit each other.
-
-        Raises:
-            AdvCAMError: with their shapes.
-        """
         count = len(self.ids)
-        shapes = [tuple(t.shape) for t in (self.best, self.peak) + (() if self.correct is None else (self.correct,))]
+        shapes = [tuple(t.shape) for t in (self.best, self.peak, self.correct) if t is not None]
         if shapes != [(count, LEVELS), (count,), (count,)][: len(shapes)]:
             raise AdvCAMError(f"a table of {count} images must have as many rows of {LEVELS} levels, got {shapes}")
 
     def __len__(self) -> int:
         return len(self.ids)
 
-    def select(self, rows: Sequence[int]) -> BoxTable:
-        """The table of some images, in their order."""
-        places = torch.as_tensor(rows, dtype=torch.long)
-        correct = None if self.correct is None else self.correct[places]
-        ids = tuple(self.ids[row] for row in rows)
-        return BoxTable(ids, self.best[places], self.peak[places], correct, self.contours)
+    def select(self, places: Sequence[int]) -> BoxTable:
+        """Return the table of some images, in this order."""
+        index = torch.as_tensor(places, dtype=torch.long)
+        correct = None if self.correct is None else self.correct[index]
+        return BoxTable(
+            tuple(self.ids[place] for place in places), self.best[index], self.peak[index], correct, self.contours
+        )
 
 
 @dataclass(frozen=True)
 class LocalizationScores:
-    """What the paper's localization tables show, as shares of 1; None where no predictions are known.
+    """The measures of the paper's localization tables, as shares of 1; None without predicted classes.
 
     Attributes:
-        images: how many were scored.
+        images: their number.
         contours: which of their contours were boxed.
-        ious: the overlaps at which a box counts as right.
-        max_box_acc: the share of images that have a right box, at the best threshold of each overlap.
-        thresholds: the lowest threshold at which that is so.
+        ious: the overlaps at which a box counts as correct.
+        max_box_acc: the share of images with a correct box, at the best threshold of each overlap.
+        thresholds: the lowest threshold that reaches it.
         max_box_acc_v2: the mean of ``max_box_acc``.
         gt_known: the same share at IoU 0.5 alone.
-        gt_known_threshold: where it is reached first.
+        gt_known_threshold: the lowest threshold that reaches it.
         top1_cls: the share of images whose class was predicted.
-        top1_loc: the share of images whose class was predicted and that have a right box (IoU 0.5), at its own best
+        top1_loc: the share of images whose class was predicted and that have a correct box (IoU 0.5), at its own best
             threshold.
-        top1_loc_threshold: where that is reached first.
-        top1_loc_at_gt_known: the same share at ``gt_known_threshold``. Which of the two readings the paper has is not
-            told; the first is the common extension of the released evaluation.
+        top1_loc_threshold: the lowest threshold that reaches it.
+        top1_loc_at_gt_known: the same share at ``gt_known_threshold``. The paper does not say which of the two it
+            reports; the first is the common extension of the released evaluation.
     """
 
     images: int
@@ -115,7 +112,7 @@ class LocalizationScores:
 
 
 def levels_at(peak: int, thresholds: Sequence[float] = MAP_THRESHOLDS) -> np.ndarray:
-    """The grey level that a map must exceed at each threshold: ``int(threshold * peak)``, in floating point.
+    """Return the grey level that a map must exceed at each threshold: ``int(threshold * peak)``, in floating point.
 
     Example:
         >>> levels_at(255)[[0, 3, 4, 999]], levels_at(0)[[0, 999]]
@@ -125,15 +122,15 @@ def levels_at(peak: int, thresholds: Sequence[float] = MAP_THRESHOLDS) -> np.nda
 
 
 def box_hits(table: BoxTable, ious: Sequence[float] = IOUS) -> tuple[Tensor, tuple[float, ...]]:
-    """Which images have a right box, at all thresholds that differ on these images.
+    """Return which images have a correct box, at all thresholds that differ on these images.
 
     Args:
         table: of N images.
         ious: D overlaps, compared as ``IoU >= overlap``.
 
     Returns:
-        ``(N, D, T)`` bool, and T thresholds, each the lowest of those that do the same. There are 255 where every
-        map's peak is 255 or 0.
+        ``(N, D, T)`` bool, and T thresholds, each the lowest of those with equal hits; T is 255 where every map's peak
+        is 255 or 0.
 
     Raises:
         AdvCAMError: an empty table.
@@ -159,11 +156,7 @@ def box_hits(table: BoxTable, ious: Sequence[float] = IOUS) -> tuple[Tensor, tup
 
 
 def localization_scores(table: BoxTable, ious: Sequence[float] = IOUS) -> LocalizationScores:
-    """All measures of a table.
-
-    Args:
-        table: of at least one image.
-        ious: the overlaps at which a box counts as right.
+    """Return all measures of a table.
 
     Raises:
         AdvCAMError: an empty table.
@@ -178,30 +171,40 @@ def localization_scores(table: BoxTable, ious: Sequence[float] = IOUS) -> Locali
     """
     hits, thresholds = box_hits(table, (*ious, LOC_IOU))
     accuracy, place = _best(hits)
-    known = place[-1]
     scores = LocalizationScores(
-        len(table), table.contours, tuple(ious), tuple(accuracy[:-1]), tuple(thresholds[i] for i in place[:-1]),
-        sum(accuracy[:-1]) / len(ious), accuracy[-1], thresholds[known],
-    )  # fmt: skip
+        images=len(table),
+        contours=table.contours,
+        ious=tuple(ious),
+        max_box_acc=tuple(accuracy[:-1]),
+        thresholds=tuple(thresholds[i] for i in place[:-1]),
+        max_box_acc_v2=sum(accuracy[:-1]) / len(ious),
+        gt_known=accuracy[-1],
+        gt_known_threshold=thresholds[place[-1]],
+    )
     if table.correct is None:
         return scores
     located = hits[:, -1:] & table.correct[:, None, None]
     (top1,), (own,) = _best(located)
-    more = {
-        "top1_cls": float(table.correct.double().mean()),
-        "top1_loc": top1,
-        "top1_loc_threshold": thresholds[own],
-        "top1_loc_at_gt_known": float(located[:, 0, known].double().mean()),
-    }
-    return LocalizationScores(**{**vars(scores), **more})
+    return dataclasses.replace(
+        scores,
+        top1_cls=float(table.correct.double().mean()),
+        top1_loc=top1,
+        top1_loc_threshold=thresholds[own],
+        top1_loc_at_gt_known=float(located[:, 0, place[-1]].double().mean()),
+    )
+
+
+def _best(hits: Tensor) -> tuple[list[float], list[int]]:
+    """The best share of images over thresholds, and its first place, for each overlap of ``(N, D, T)``."""
+    counts = hits.sum(0).numpy()
+    return (counts.max(1) / len(hits)).tolist(), counts.argmax(1).tolist()
 
 
 def merge_tables(parts: Sequence[BoxTable]) -> BoxTable:
-    """The table of all images from those of shards or ranks, in any order.
+    """Return the table of all images from those of shards or ranks, in any order.
 
     Raises:
-        AdvCAMError: there is none, they are of different contours, some know predictions and some do not, or they share
-            an image.
+        AdvCAMError: no table; different contours, or some without predictions; an image in two of them.
     """
     if not parts:
         raise AdvCAMError("there is no table to merge")
@@ -210,16 +213,15 @@ def merge_tables(parts: Sequence[BoxTable]) -> BoxTable:
     ids = tuple(id for part in parts for id in part.ids)
     if twice := [id for id, times in Counter(ids).items() if times > 1]:
         raise AdvCAMError(f"{len(twice)} images were scored by several shards, e.g. {twice[0]}")
-    known = [part.correct for part in parts if part.correct is not None]
+    correct = [part.correct for part in parts if part.correct is not None]
     best, peak = torch.cat([part.best for part in parts]), torch.cat([part.peak for part in parts])
-    return BoxTable(ids, best, peak, torch.cat(known) if known else None, parts[0].contours)
+    return BoxTable(ids, best, peak, torch.cat(correct) if correct else None, parts[0].contours)
 
 
 def compare_tables(a: BoxTable, b: BoxTable, measure: Measure = "max_box_acc_v2", **options: Any) -> Interval:
-    """How much higher a measure of a is than that of b, with its bootstrap interval over images.
+    """Return how much higher a measure of a is than that of b, with its bootstrap interval over images.
 
-    The best threshold is chosen anew in every draw, for a and b and for each overlap apart. It takes up to 6 kB
-    an image and table.
+    Each draw chooses its best thresholds, of a and of b and for each overlap. It takes up to 6 kB an image and table.
 
     Args:
         a: a table.
@@ -228,31 +230,19 @@ def compare_tables(a: BoxTable, b: BoxTable, measure: Measure = "max_box_acc_v2"
             ``"top1_loc"``.
         **options: ``samples``, ``level`` and ``seed`` of `advcam_attr.metrics.bootstrap.paired_bootstrap`.
 
-    Returns:
-        The difference a − b as a share of 1.
-
     Raises:
-        AdvCAMError: they are not of the same images or contours; an unknown measure, or one that needs predictions.
+        AdvCAMError: different images or contours; an unknown measure, or one that needs predictions.
     """
-    places = {id: place for place, id in enumerate(b.ids)}
-    if differing := set(a.ids) ^ set(b.ids):
-        raise AdvCAMError(
-            f"only tables of the same images can be compared: {len(differing)} are in one alone, e.g. {min(differing)}"
-        )
+    other = b.select(paired_order(a.ids, b.ids))
     if a.contours != b.contours:
         raise AdvCAMError(f"cannot compare boxes of {a.contours} with those of {b.contours} contours")
-    other = b.select([places[id] for id in a.ids])
     return paired_bootstrap(
         measure_counts(a, measure), measure_counts(other, measure), lambda pool: best_share(pool) / len(a), **options
     )
 
 
 def measure_counts(table: BoxTable, measure: Measure) -> Tensor:
-    """What a measure counts of each image, ``(N, D, T)`` bool; the measure is `best_share` of their sums, over N.
-
-    Raises:
-        AdvCAMError: as `compare_tables`.
-    """
+    """Return the hits of each image for a measure, ``(N, D, T)`` bool: `best_share` of their sums, over N, is it."""
     if measure == "max_box_acc_v2":
         return box_hits(table)[0]
     if measure in ("max_box_acc", "gt_known"):
@@ -262,38 +252,32 @@ def measure_counts(table: BoxTable, measure: Measure) -> Tensor:
             f"unknown measure {measure!r}: there are max_box_acc, max_box_acc_v2, gt_known, top1_cls, top1_loc"
         )
     if table.correct is None:
-        raise AdvCAMError(f"{measure} needs to know whether classes were predicted, and this table does not")
+        raise AdvCAMError(f"{measure} needs predicted classes, and this table has none")
     correct = table.correct[:, None, None]
     return correct if measure == "top1_cls" else box_hits(table, (LOC_IOU,))[0] & correct
 
 
 def best_share(pooled: Tensor) -> Tensor:
-    """The highest count over thresholds, averaged over overlaps: ``(..., D, T)`` to ``(...)``."""
+    """Return the highest count over thresholds, averaged over overlaps: ``(..., D, T)`` to ``(...)``."""
     return pooled.amax(-1).mean(-1)
 
 
 def table_state(table: BoxTable) -> dict[str, Tensor]:
-    """The tensors of a table, to be kept; ids and contours are kept beside them."""
+    """Return the tensors of a table; ids and contours are stored beside them."""
     state = {"best": table.best, "peak": table.peak}
     return state if table.correct is None else {**state, "correct": table.correct}
 
 
 def table_of_state(ids: Sequence[str], contours: Contours, state: Mapping[str, Tensor]) -> BoxTable:
-    """The table whose `table_state` this was."""
+    """Return the table of a `table_state`."""
     return BoxTable(tuple(ids), state["best"], state["peak"], state.get("correct"), contours)
 
 
-def _best(hits: Tensor) -> tuple[list[float], list[int]]:
-    """The best share of images over thresholds, and its first place, for each overlap of ``(N, D, T)``."""
-    counts = hits.sum(0).numpy()
-    return (counts.max(1) / len(hits)).tolist(), counts.argmax(1).tolist()
-
-
 class PixelAP:
-    """Score maps and masks, one image at a time, in; PxAP out.
+    """Accumulate score maps and masks into PxAP, the pixel average precision.
 
     Args:
-        thresholds: ascending, from 0 to below 1; scores between two of them are one.
+        thresholds: ascending, from 0 to below 1; scores between two of them are equal.
 
     Example:
         >>> metric = PixelAP()
@@ -315,28 +299,25 @@ class PixelAP:
 
         Args:
             scores: ``(H, W)`` in [0, 1], see `advcam_attr.refine.boxes.score_map`.
-            truth: ``(H, W)``: 1 for the object, 0 for the background, 255 for pixels that count for nothing.
-
-        Raises:
-            AdvCAMError: the shapes differ, scores outside [0, 1], or other values in the mask.
+            truth: ``(H, W)``: 1 for the object, 0 for the background, 255 for ignored pixels.
         """
         if scores.shape != truth.shape:
             raise AdvCAMError(f"scores {scores.shape} and their mask {truth.shape} differ in shape")
         if not ((scores >= 0) & (scores <= 1)).all():
             raise AdvCAMError("scores must lie in [0, 1]")
         if not np.isin(truth, (0, 1, VOID)).all():
-            raise AdvCAMError(f"a mask holds 0, 1 and {VOID} alone, got {np.unique(truth).tolist()[:5]}")
+            raise AdvCAMError(f"a mask must hold 0, 1 and {VOID} only, got {np.unique(truth).tolist()[:5]}")
         for value in (0, 1):
             self.counts[value] += np.histogram(scores[truth == value], self._edges)[0]
 
     def merge(self, other: PixelAP) -> None:
-        """Add what another one, of the same thresholds, has counted."""
+        """Add the counts of another one, of the same thresholds."""
         if not np.array_equal(self._edges, other._edges):
             raise AdvCAMError("cannot merge pixel counts of different thresholds")
         self.counts += other.counts
 
     def value(self) -> float:
-        """The area under the curve of precision over recall, a share of 1.
+        """Return the average precision, a share of 1.
 
         AP = Σ precision_k (recall_k − recall_{k−1}) from the highest interval on.
 

@@ -1,12 +1,11 @@
-"""Localization maps and true label maps in; the confusion matrices of all background thresholds, in one pass, out.
+"""Confusion matrices of seeds at all background thresholds in one pass over the images.
 
 A seed labels a pixel with its strongest class where that class's map exceeds a threshold, and as background elsewhere.
-Which class is strongest does not depend on the threshold, so a pixel is fully told by its true label, its strongest
-class and the number of thresholds that this class exceeds. Images are counted into a histogram of these three; the
-confusion matrix of every threshold is a cumulative sum of it.
+The strongest class does not depend on the threshold, so images are counted into a histogram of true label, strongest
+class and number of exceeded thresholds; the confusion matrix of every threshold is a cumulative sum of it.
 
-Counts equal those of cutting at each threshold by itself, as the released scripts do (a constant map before the maps,
-then ``argmax``): thresholds and maps are compared as float32, equality is background, and of equal maps the first wins.
+Counts equal those of thresholding one by one, as the released scripts do (a constant map before the maps, ``argmax``):
+thresholds and maps are compared as float32, equality is background, and of equal maps the first wins.
 """
 
 from __future__ import annotations
@@ -18,8 +17,7 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
-from advcam_attr.metrics import segmentation as measures
-from advcam_attr.metrics.segmentation import ConfusionMatrix, tally
+from advcam_attr.metrics.segmentation import ConfusionMatrix, marginals, mean_iou, tally
 from advcam_attr.types import VOID, AdvCAMError
 
 #: AdvCAM's released sweep on PASCAL VOC: 0.15 to 0.34.
@@ -35,37 +33,21 @@ SEED_THRESHOLDS: Mapping[str, tuple[float, ...]] = MappingProxyType(
 )
 
 
-def as_thresholds(thresholds: Sequence[float]) -> Tensor:
-    """Thresholds as the maps are compared with, ``(T,)`` float32.
-
-    Raises:
-        AdvCAMError: there is none, one is not finite, or they do not ascend.
-    """
-    values = torch.tensor(list(thresholds), dtype=torch.float32)
-    if not len(values) or not values.isfinite().all() or not (values.diff() > 0).all():
-        raise AdvCAMError(f"thresholds must be finite and ascend, at least one: got {list(thresholds)}")
-    return values
-
-
 def seed_histogram(
-    high_res: Tensor, classes: Sequence[int], truth: Tensor, thresholds: Tensor, num_classes: int, ignore: int = VOID
+    high_res: Tensor, classes: Sequence[int], truth: Tensor, thresholds: Tensor, num_classes: int
 ) -> Tensor:
-    """Count the pixels of one image by true label, strongest class and how many thresholds it exceeds.
+    """Count the pixels of one image by true label, strongest class and number of exceeded thresholds.
 
     Args:
         high_res: ``(K', H, W)`` float32, the maps of the image's K' classes; K' may be 0.
         classes: their 0-based classes; class k is k + 1 in label maps.
-        truth: ``(H, W)`` uint8.
+        truth: ``(H, W)`` uint8; void is ignored.
         thresholds: ``(T,)`` float32, ascending, on the maps' device.
         num_classes: K, the background included.
-        ignore: the true label that counts for nothing.
 
     Returns:
         ``(K + 1, max(K', 1), T + 1)`` int64. The last row holds labels outside the classes. An image without classes
         has one column, of pixels that exceed no threshold.
-
-    Raises:
-        AdvCAMError: sizes, classes or types do not fit each other.
 
     Example:
         >>> maps, truth = torch.tensor([[[0.1, 0.6, 0.9]]]), torch.tensor([[0, 0, 1]], dtype=torch.uint8)
@@ -79,27 +61,29 @@ def seed_histogram(
         strength, strongest = high_res.max(0)
         cell += strongest.int() * bins
         cell += torch.bucketize(strength, thresholds, out_int32=True)
-    rows = tally(cell, 256 * columns * bins).reshape(256, columns, bins)
-    rows[ignore] = 0
-    return torch.cat([rows[:num_classes], rows[num_classes:].sum(0, keepdim=True)])
+    by_label = tally(cell, 256 * columns * bins).reshape(256, columns, bins)
+    by_label[VOID] = 0
+    return torch.cat([by_label[:num_classes], by_label[num_classes:].sum(0, keepdim=True)])
 
 
-def exceeding(histogram: Tensor) -> Tensor:
-    """From how many thresholds are exceeded, to how many pixels exceed each: ``(..., T + 1)`` to ``(..., T)``."""
+def _exceeding(histogram: Tensor) -> Tensor:
+    """From pixels by number of exceeded thresholds, to pixels that exceed each: ``(..., T + 1)`` to ``(..., T)``."""
     return histogram.flip(-1).cumsum(-1).flip(-1)[..., 1:]
 
 
 class ThresholdSweep:
-    """Maps and true label maps in, an image at a time; the confusion matrix of each threshold over all of them out.
+    """Accumulate maps and true label maps into one confusion matrix per background threshold.
 
-    As for `ConfusionMatrix`, true labels outside the classes are refused at once on the CPU, and when results are read
-    on a GPU.
+    As in `ConfusionMatrix`, true labels outside the classes raise at once on the CPU, and when results are read on a
+    GPU.
 
     Args:
-        thresholds: background thresholds, ascending; `SEED_THRESHOLDS` has those of the released scripts.
+        thresholds: T background thresholds, ascending; `SEED_THRESHOLDS` has those of the released scripts.
         num_classes: K, the background included.
-        ignore: the true label that counts for nothing.
         device: where the maps are.
+
+    Raises:
+        AdvCAMError: thresholds that are not finite or do not ascend, or none.
 
     Example:
         >>> sweep = ThresholdSweep([0.2, 0.5, 0.8], num_classes=2)
@@ -111,32 +95,28 @@ class ThresholdSweep:
         0.5
     """
 
-    def __init__(
-        self,
-        thresholds: Sequence[float],
-        num_classes: int,
-        ignore: int = VOID,
-        device: torch.device | str = "cpu",
-    ) -> None:
+    def __init__(self, thresholds: Sequence[float], num_classes: int, device: torch.device | str = "cpu") -> None:
+        boundaries = torch.tensor(list(thresholds), dtype=torch.float32)
+        if not len(boundaries) or not boundaries.isfinite().all() or not (boundaries.diff() > 0).all():
+            raise AdvCAMError(f"thresholds must be finite and ascend, at least one: got {list(thresholds)}")
         self.thresholds = tuple(float(t) for t in thresholds)
         self.num_classes = num_classes
-        self.ignore = ignore
-        self._boundaries = as_thresholds(thresholds).to(device)
-        # The true labels, with one row for those outside the classes; the strongest class's label; exceeded thresholds.
+        self._boundaries = boundaries.to(device)
+        # By true label (last row: outside the classes), label of the strongest class, number of exceeded thresholds.
         self._histogram = torch.zeros(
-            num_classes + 1, num_classes, len(self.thresholds) + 1, dtype=torch.int64, device=device
+            num_classes + 1, num_classes, len(boundaries) + 1, dtype=torch.int64, device=device
         )
 
     @classmethod
-    def from_state(cls, state: Mapping[str, Tensor], ignore: int = VOID) -> ThresholdSweep:
-        """The sweep whose `state` this was."""
+    def from_state(cls, state: Mapping[str, Tensor]) -> ThresholdSweep:
+        """Return the sweep of a `state`."""
         histogram = state["histogram"]
-        sweep = cls(state["thresholds"].tolist(), histogram.shape[1], ignore, histogram.device)
+        sweep = cls(state["thresholds"].tolist(), histogram.shape[1], histogram.device)
         sweep._histogram += histogram
         return sweep
 
     def state(self) -> dict[str, Tensor]:
-        """All that it knows: ``thresholds`` ``(T,)`` float64 and ``histogram`` ``(K + 1, K, T + 1)`` int64."""
+        """Return ``thresholds`` ``(T,)`` float64 and ``histogram`` ``(K + 1, K, T + 1)`` int64."""
         thresholds = torch.tensor(self.thresholds, dtype=torch.float64)
         return {"thresholds": thresholds, "histogram": self._histogram.clone()}
 
@@ -145,47 +125,38 @@ class ThresholdSweep:
         self.add(self.histogram(high_res, classes, truth), classes)
 
     def histogram(self, high_res: Tensor, classes: Sequence[int], truth: Tensor) -> Tensor:
-        """`seed_histogram` of one image with the sweep's thresholds and classes; adds nothing."""
-        found = seed_histogram(high_res, classes, truth, self._boundaries, self.num_classes, self.ignore)
-        if found.device.type == "cpu" and (outside := int(found[-1].sum())):
-            raise self._outside(outside)
+        """Return the `seed_histogram` of one image at the sweep's thresholds, without adding it."""
+        found = seed_histogram(high_res, classes, truth, self._boundaries, self.num_classes)
+        if found.device.type == "cpu":
+            self._check_outside(found)
         return found
 
     def add(self, histogram: Tensor, classes: Sequence[int]) -> None:
-        """Add what `histogram` has counted of an image of these classes."""
+        """Add the `histogram` of an image of these classes."""
         self._histogram[:, [k + 1 for k in classes] or [0]] += histogram
 
     def merge(self, other: ThresholdSweep) -> None:
-        """Add what another sweep, of the same thresholds and classes, has counted."""
+        """Add the counts of another sweep of the same thresholds and classes."""
         if (other.thresholds, other.num_classes) != (self.thresholds, self.num_classes):
             raise AdvCAMError(f"cannot merge {other!r} into {self!r}")
         self._histogram += other._histogram.to(self._histogram.device)
 
     def matrices(self) -> Tensor:
-        """The confusion matrix of each threshold, ``(T, K, K)`` int64, rows for the truth.
-
-        Raises:
-            AdvCAMError: true labels outside the classes were counted on a GPU.
-        """
-        if outside := int(self._histogram[-1].sum()):
-            raise self._outside(outside)
+        """Return the confusion matrix of each threshold, ``(T, K, K)`` int64, rows for the truth."""
+        self._check_outside(self._histogram)
         histogram = self._histogram[:-1]
-        counts = exceeding(histogram).permute(2, 0, 1).contiguous()
+        counts = _exceeding(histogram).permute(2, 0, 1).contiguous()
         counts[:, :, 0] = histogram.sum((1, 2)) - counts[:, :, 1:].sum(-1)
         return counts
 
     def matrix(self, threshold: float) -> ConfusionMatrix:
-        """The confusion matrix of one of the thresholds."""
+        """Return the confusion matrix of one of the thresholds."""
         return ConfusionMatrix.from_counts(self.matrices()[self.place(threshold)])
 
     def place(self, threshold: float) -> int:
-        """Where a threshold is among those of the sweep.
-
-        Raises:
-            AdvCAMError: it is none of them.
-        """
-        for place, known in enumerate(self.thresholds):
-            if math.isclose(known, threshold, abs_tol=1e-6):
+        """Return the index of one of the thresholds, within 1e-6."""
+        for place, own in enumerate(self.thresholds):
+            if math.isclose(own, threshold, abs_tol=1e-6):
                 return place
         low, high = self.thresholds[0], self.thresholds[-1]
         raise AdvCAMError(
@@ -193,11 +164,11 @@ class ThresholdSweep:
         )
 
     def mean_iou(self) -> Tensor:
-        """The mean IoU at each threshold, ``(T,)`` float64."""
-        return measures.mean_iou(measures.marginals(self.matrices()))
+        """Return the mean IoU at each threshold, ``(T,)`` float64."""
+        return mean_iou(marginals(self.matrices()))
 
     def best_threshold(self) -> float:
-        """The threshold of the highest mean IoU; the lowest of equals.
+        """Return the threshold of the highest mean IoU; the lowest of equals.
 
         It is chosen on the truth that it is scored on, as in the paper: the score is an upper bound.
 
@@ -213,8 +184,9 @@ class ThresholdSweep:
         low, high = self.thresholds[0], self.thresholds[-1]
         return f"ThresholdSweep({len(self.thresholds)} thresholds, {low:g} to {high:g}; num_classes={self.num_classes})"
 
-    def _outside(self, pixels: int) -> AdvCAMError:
-        return AdvCAMError(f"truth holds {pixels} pixels with labels outside the {self.num_classes} classes")
+    def _check_outside(self, histogram: Tensor) -> None:
+        if outside := int(histogram[-1].sum()):
+            raise AdvCAMError(f"truth holds {outside} pixels with labels outside the {self.num_classes} classes")
 
 
 def _check(high_res: Tensor, classes: Sequence[int], truth: Tensor, num_classes: int) -> None:
@@ -235,14 +207,13 @@ def _size(image: Tensor) -> str:
 
 
 class ImageCounts:
-    """Counts of N images, in the order in which they were added.
+    """Counts of single images at all thresholds, in the order in which they were added.
 
     Args:
-        thresholds: T, how many.
+        thresholds: T, the number of thresholds.
         num_classes: K, the background included.
 
     Example:
-        >>> from advcam_attr.metrics.seeds import ThresholdSweep
         >>> sweep, images = ThresholdSweep([0.5], num_classes=2), ImageCounts(1, num_classes=2)
         >>> histogram = sweep.histogram(torch.tensor([[[0.2, 0.9]]]), [0], torch.tensor([[1, 1]], dtype=torch.uint8))
         >>> images.add(histogram, [0])
@@ -260,32 +231,32 @@ class ImageCounts:
 
     @classmethod
     def from_state(cls, state: Mapping[str, Tensor]) -> ImageCounts:
-        """The counts whose `state` this was."""
+        """Return the counts of a `state`."""
         images = cls(state["counts"].shape[2], state["truth"].shape[1])
         images._truth, images._labels, images._counts = [state["truth"]], [state["labels"]], [state["counts"]]
         images._images = len(state["truth"])
         return images
 
     def state(self) -> dict[str, Tensor]:
-        """All that they know, M classes of images together.
+        """Return the counts of N images with M image-class pairs in all.
 
         Returns:
             ``truth`` ``(N, K)`` int32; ``labels`` ``(M, 2)`` int64, an image's place and its class's label; ``counts``
-            ``(M, 3, T)`` int32, pixels found, predicted, and predicted on background.
+            ``(M, 3, T)`` int32: pixels found, predicted, and predicted on background.
         """
-        for rows in (self._truth, self._labels, self._counts):
-            rows[:] = [torch.cat([row.cpu() for row in rows])]
+        for parts in (self._truth, self._labels, self._counts):
+            parts[:] = [torch.cat([part.cpu() for part in parts])]
         return {"truth": self._truth[0], "labels": self._labels[0], "counts": self._counts[0]}
 
     def __len__(self) -> int:
         return self._images
 
     def add(self, histogram: Tensor, classes: Sequence[int]) -> None:
-        """Add an image of 0-based classes by its `advcam_attr.metrics.seeds.seed_histogram`."""
+        """Add an image of 0-based classes by its `seed_histogram`."""
         histogram = histogram[:-1]
         self._truth.append(histogram.sum((1, 2), dtype=torch.int32)[None])
         if classes:
-            above = exceeding(histogram)
+            above = _exceeding(histogram)
             own = torch.arange(len(classes), device=above.device)
             labels = torch.tensor([(self._images, k + 1) for k in classes])
             hits = above[labels[:, 1].to(above.device), own]
@@ -294,7 +265,7 @@ class ImageCounts:
         self._images += 1
 
     def merge(self, other: ImageCounts) -> None:
-        """Add the images that another one has counted, after one's own."""
+        """Append the images of another one."""
         if (other.thresholds, other.num_classes) != (self.thresholds, self.num_classes):
             raise AdvCAMError(
                 f"cannot merge counts of {self.thresholds} thresholds and {self.num_classes} classes "
@@ -307,18 +278,11 @@ class ImageCounts:
         self._images += len(other)
 
     def truth(self) -> Tensor:
-        """The true pixels of each class in each image, ``(N, K)`` int32."""
+        """Return the true pixels of each class in each image, ``(N, K)`` int32."""
         return self.state()["truth"]
 
     def marginals(self, place: int) -> Tensor:
-        """Each image's counts at one threshold.
-
-        Args:
-            place: of the threshold, from 0.
-
-        Returns:
-            ``(N, 4, K)`` int64, as `advcam_attr.metrics.segmentation.marginals` has them.
-        """
+        """Return each image's `marginals` at the threshold of this index, ``(N, 4, K)`` int64."""
         state = self.state()
         truth, (image, label) = state["truth"].long(), state["labels"].unbind(1)
         hits, predicted, on_background = state["counts"][:, :, place].long().unbind(1)

@@ -18,7 +18,7 @@ from advcam_attr.data.samples import SegmentationData
 from advcam_attr.files import write_bytes, write_json
 from advcam_attr.metrics.evaluation import MaskEvaluation, Scope, SeedEvaluation
 from advcam_attr.metrics.seeds import VOC_THRESHOLDS, ImageCounts, ThresholdSweep
-from advcam_attr.metrics.segmentation import ConfusionMatrix, confusion, marginals, void_as_background
+from advcam_attr.metrics.segmentation import ConfusionMatrix, void_as_background
 from advcam_attr.runs.map_store import MapReader
 from advcam_attr.types import AdvCAMError, ClassMaps, NoMaskError, Sample
 
@@ -151,12 +151,13 @@ def evaluate_masks(
             continue
         if prediction.shape != truth.shape:
             raise AdvCAMError(f"{path} is {_size(prediction)} pixels and the mask of {sample.id} {_size(truth)}")
+        one = ConfusionMatrix(labels)
         try:
-            counts = confusion(void_as_background(prediction), truth, labels)
+            one.update(void_as_background(prediction), truth)
         except AdvCAMError as error:
             raise AdvCAMError(f"{path}: {error}") from error
-        matrix.merge(ConfusionMatrix.from_counts(counts))
-        rows.append(marginals(counts).int())
+        matrix.merge(one)
+        rows.append(one.marginals().int())
         ids.append(sample.id)
     images = torch.stack(rows) if rows else torch.zeros(0, 4, labels, dtype=torch.int32)
     return MaskEvaluation(_scope(data, ids, missing, unmasked, whole=samples is None), matrix, images)

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from advcam_attr.metrics.evaluation import SIZES
+from advcam_attr.metrics.evaluation import SIZE_GROUPS
 from advcam_attr.metrics.segmentation import Scores
 from advcam_attr.tables.paper import (
     TABLE_I,
@@ -252,9 +252,9 @@ def table_xiii(ours: Mapping[str, Mapping[str, Scores]], source: str = HERE) -> 
     """
     return beside(
         "Table XIII: seeds on MS COCO train, all classes, the 10 smallest, the 10 largest, %",
-        tuple(f"{size} {measure}" for size in SIZES for measure in ("P", "R", "F1")),
+        tuple(f"{size} {measure}" for size in SIZE_GROUPS for measure in ("P", "R", "F1")),
         {
-            name: [value for size in SIZES for value in (s[size].precision, s[size].recall, s[size].mean_f1)]
+            name: [value for size in SIZE_GROUPS for value in (s[size].precision, s[size].recall, s[size].mean_f1)]
             for name, s in ours.items()
         },
         TABLE_XIII,

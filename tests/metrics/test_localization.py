@@ -1,4 +1,4 @@
-"""MaxBoxAcc, Top-1 Loc, PxAP and their comparison: by hand, against all 1000 thresholds, merged, and over processes."""
+"""MaxBoxAcc, Top-1 Loc, PxAP and comparisons: by hand, and against all 1000 thresholds."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ def test_several_processes_give_the_same_table():
     assert seen == [(32, 70), (64, 70), (70, 70)]
 
 
-def test_comparison_chooses_thresholds_anew_in_every_draw():
+def test_each_draw_chooses_its_thresholds():
     a = table_of([{0: 0.9}, {100: 0.9}, {0: 0.9}], ids="abc")
     b = table_of([{0: 0.1}, {0: 0.1}, {0: 0.6}], ids="cab")
     value, low, high = compare_tables(a, b, "gt_known", samples=500, seed=3)
@@ -158,12 +158,12 @@ def test_comparison_by_class_predictions():
     assert compare_tables(a, b, "top1_cls").value == 0.5
     assert compare_tables(a, b, "top1_loc").value == 0.5
     assert compare_tables(a, b).value == 0
-    for measure, message in (("top1_loc", "predicted"), ("speed", "unknown measure")):
+    for measure, message in (("top1_loc", "predicted classes"), ("speed", "unknown measure")):
         with pytest.raises(AdvCAMError, match=message):
             compare_tables(table_of([{}]), table_of([{}]), measure)
 
 
-def test_tables_that_do_not_belong_together_are_refused():
+def test_tables_that_do_not_match_raise():
     one, other = table_of([{}], ids=["a"]), table_of([{}], ids=["b"])
     largest, known = table_of([{}], ids=["c"], contours="largest"), table_of([{}], ids=["d"], correct=[True])
     with pytest.raises(AdvCAMError, match="same images"):
@@ -180,7 +180,7 @@ def test_tables_that_do_not_belong_together_are_refused():
         BoxTable(("a",), torch.zeros(1, 254), torch.zeros(1))
 
 
-def test_bad_input_is_one_line_that_names_the_image(tmp_path):
+def test_bad_input_names_the_image(tmp_path):
     data, maps, predictions = small_data(3)
     bad_boxes = {
         "has no box": {**data.boxes, "001": []},
@@ -243,13 +243,13 @@ def test_pixel_ap_is_that_of_pooled_pixels():
     assert halves[0].value() == metric.value()
 
 
-def test_pixel_ap_refuses_what_is_no_mask():
+def test_bad_input_of_pixel_ap_raises():
     metric = PixelAP()
     for scores, truth, message in (
         (np.zeros((2, 2)), np.zeros((2, 3)), "differ in shape"),
         (np.full((1, 2), 1.5), np.zeros((1, 2)), "lie in"),
         (np.full((1, 2), np.nan), np.zeros((1, 2)), "lie in"),
-        (np.zeros((1, 2)), np.array([[0, 7]]), "a mask holds"),
+        (np.zeros((1, 2)), np.array([[0, 7]]), "a mask must hold"),
     ):
         with pytest.raises(AdvCAMError, match=message):
             metric.update(scores, truth)

@@ -9,10 +9,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from advcam_attr.analysis.samples import as_json
 from advcam_attr.climbing import recipes
 from advcam_attr.data.samples import SegmentationData, without_missing
-from advcam_attr.files import make_folder, replacing, write_json
+from advcam_attr.files import make_folder, replacing, to_json, write_json
 from advcam_attr.pipelines.analyze.images import IMAGE_ANALYSES, ImageOptions, Result, analyze_images
 from advcam_attr.pipelines.analyze.inputs import AnalysisInputs, read_inputs, toy_inputs
 from advcam_attr.pipelines.analyze.seeds import SEED_ANALYSES, SeedOptions, SeedRuns, analyze_seeds
@@ -148,7 +147,7 @@ def _write(results: Iterable[tuple[str, Result]], about: dict[str, Any], out: Pa
             else:
                 result.figure.save(file)
         content = {"analysis": name, "of": ANALYSES[name][0], **about, "result": result.numbers}
-        write_json(out / f"{name}.json", as_json(content))
+        write_json(out / f"{name}.json", to_json(content))
         for line in result.lines:
             logger.info(line)
         logger.info(f"{name} ({ANALYSES[name][0]}): {out / name}.png and .json")
