@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
+from logs import stop_recording
+
 
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:
     """Small nets are slower on two threads than on one, and much slower on a busy machine."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _no_recorders() -> Iterator[None]:
+    yield
+    stop_recording()
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,7 @@ from PIL import Image
 from advcam_attr.attr.cam import CAM
 from advcam_attr.data.toy import make_scenes
 from advcam_attr.pipelines.demo import DemoSettings, class_maps, label_maps, run_demo, small_net, train_net
+from logs import record_log
 
 TINY = DemoSettings(train=32, validation=6, test=8, size=48, epochs=1, shown=2)
 
@@ -19,8 +20,8 @@ TINY = DemoSettings(train=32, validation=6, test=8, size=48, epochs=1, shown=2)
 def test_what_it_writes(tmp_path):
     torch.manual_seed(11)
     state, threads = torch.get_rng_state(), torch.get_num_threads()
-    told: list[str] = []
-    result = run_demo(tmp_path / "demo", TINY, told.append)
+    told = record_log()
+    result = run_demo(tmp_path / "demo", TINY)
     assert torch.equal(torch.get_rng_state(), state)
     assert torch.get_num_threads() == threads
     assert any("training" in line for line in told)

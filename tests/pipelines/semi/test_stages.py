@@ -31,6 +31,7 @@ from advcam_attr.training import checkpoint as checkpoints
 from advcam_attr.training import train as training
 from advcam_attr.training.log import read_log
 from advcam_attr.types import AdvCAMError
+from logs import record_log
 from places import HELPERS
 from semi_run import FEW, SETTINGS, semi_scenes, small_net
 
@@ -42,8 +43,8 @@ def given(tmp_path_factory) -> SemiData:
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory, given) -> tuple[Path, list[str]]:
-    out, told = tmp_path_factory.mktemp("done"), []
-    train_semi(SETTINGS, small_net(), given, out, told.append)
+    out, told = tmp_path_factory.mktemp("done"), record_log()
+    train_semi(SETTINGS, small_net(), given, out)
     return out, told
 
 
@@ -122,9 +123,9 @@ def test_the_net_is_the_best_of_its_validations(done, given):
 
 
 def test_a_done_training_is_not_done_again(done, given):
-    out, told = done[0], []
+    out, told = done[0], record_log()
     before = (out / "cct.safetensors").stat().st_mtime_ns
-    train_semi(SETTINGS, small_net(), given, out, told.append)
+    train_semi(SETTINGS, small_net(), given, out)
     assert told == [f"{out / 'cct.safetensors'} is there: nothing to train"]
     assert (out / "cct.safetensors").stat().st_mtime_ns == before
     with pytest.raises(AdvCAMError, match="lr"):
@@ -186,15 +187,15 @@ def test_workers_change_nothing(done, given, tmp_path):
 def test_early_stop_and_a_stale_best_of_another_training(given, tmp_path, monkeypatch):
     measured = iter([0.3, 0.2, 0.1, 0.4, 0.3, 0.3, 0.3, 0.9])
     monkeypatch.setattr(semi, "mean_iou", lambda *args: next(measured))
-    told = []
+    told = record_log()
     settings = replace(SETTINGS, epochs=9, patience=2)
-    train_semi(settings, small_net(), given, tmp_path, told.append)
+    train_semi(settings, small_net(), given, tmp_path)
     records = read_log(tmp_path / "validation.jsonl")
     assert [r["val_miou"] for r in records] == [0.3, 0.2, 0.1, 0.4, 0.3, 0.3, 0.3]
     assert "no better net in 3 validations: the training ends" in told
     assert read_notes(tmp_path / "cct.safetensors")["step"] == "7"  # the last of the fourth epoch's two
     measured = iter([0.05, 0.06, 0.04])
-    train_semi(replace(SETTINGS, overwrite=True), small_net(), given, tmp_path, told.append)
+    train_semi(replace(SETTINGS, overwrite=True), small_net(), given, tmp_path)
     assert read_notes(tmp_path / "cct.safetensors")["val_miou"] == "0.06"
 
 
@@ -280,14 +281,14 @@ def test_scores_are_means_over_scales_and_mirror_images():
 
 def test_predictions_are_palette_images_and_go_on(done, given, tmp_path):
     net, _ = load_cct(done[0] / "cct.safetensors")
-    config, told = SemiPredictConfig(scales=(1.0,), workers=0, device="cpu", crf="deeplab"), []
-    write_predictions(config, net, given.val, tmp_path / "val", told.append)
+    config, told = SemiPredictConfig(scales=(1.0,), workers=0, device="cpu", crf="deeplab"), record_log()
+    write_predictions(config, net, given.val, tmp_path / "val")
     first = given.val.samples[0]
     image = Image.open(tmp_path / "val" / f"{first.id}.png")
     assert (image.mode, image.size) == ("P", Image.open(first.image).size)
     assert image.getpalette()[:63] == palette().ravel().tolist()[:63]
     (tmp_path / "val" / f"{first.id}.png").write_bytes(b"half")
-    write_predictions(config, net, given.val, tmp_path / "val", told.append)
+    write_predictions(config, net, given.val, tmp_path / "val")
     assert "predictions of 2 of 2 images; 1 are in" in told[-2]
     read_mask(tmp_path / "val" / f"{first.id}.png", 3)
     with pytest.raises(AdvCAMError, match="flip"):
@@ -432,13 +433,13 @@ def test_a_run_from_a_configuration(tmp_path):
     assert read == config
     with pytest.raises(AdvCAMError, match=r"cct.safetensors: train it first"):
         semi.predict(read)
-    told: list[str] = []
-    semi.train(read, told.append)
+    told = record_log()
+    semi.train(read)
     assert told[0].endswith("4 labelled images (train), 2 unlabelled ones (train_aug), with pseudo masks of "
                             f"{config.data.pseudo}")  # fmt: skip
-    folder = semi.predict(read, told.append)
+    folder = semi.predict(read)
     assert folder == tmp_path / "run" / "predictions_crf" / "val"
-    evaluation = semi.evaluate(read, told.append)
+    evaluation = semi.evaluate(read)
     assert len(evaluation.scope.ids) == 2
     assert json.loads((folder / "evaluation.json").read_text())["scores"]["mean_iou"] == evaluation.scores().mean_iou
     assert from_yaml(tmp_path / "run" / "config.json") == config

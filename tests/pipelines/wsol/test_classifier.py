@@ -32,6 +32,7 @@ from advcam_attr.training.fit import step_decay
 from advcam_attr.training.loading import TrainingBatches, load_batches
 from advcam_attr.training.log import read_log
 from advcam_attr.types import AdvCAMError, Sample
+from logs import record_log
 from places import HELPERS, ROOT
 
 QUICK = WSOLClassifierSettings(
@@ -78,9 +79,9 @@ def files(out: Path) -> dict[str, bytes]:
 
 
 def test_what_is_written(tmp_path, pictures):
-    told: list[str] = []
+    told = record_log()
     net = Tiny()
-    result = train_wsol_classifier(QUICK, net, pictures, part(pictures, 3), tmp_path, told.append)
+    result = train_wsol_classifier(QUICK, net, pictures, part(pictures, 3), tmp_path)
     names = {"classifier.safetensors", "checkpoint.pt", "log.jsonl", "validation.jsonl", "training.json"}
     assert {file.name for file in tmp_path.iterdir()} == names
     log = read_log(tmp_path / "log.jsonl")
@@ -158,8 +159,8 @@ def test_an_interrupted_training_ends_with_the_same_bytes(tmp_path, monkeypatch,
 def test_a_second_run_reads_the_net(tmp_path, pictures):
     first = train_wsol_classifier(QUICK, Tiny(), pictures, part(pictures, 3), tmp_path)
     before = files(tmp_path)
-    net, told = Tiny(), []
-    again = train_wsol_classifier(replace(QUICK, workers=1), net, pictures, part(pictures, 3), tmp_path, told.append)
+    net, told = Tiny(), record_log()
+    again = train_wsol_classifier(replace(QUICK, workers=1), net, pictures, part(pictures, 3), tmp_path)
     assert again == first
     assert told == [f"{tmp_path / 'classifier.safetensors'} is there: nothing to train"]
     assert files(tmp_path) == before

@@ -30,6 +30,7 @@ from advcam_attr.training.loading import TrainingBatches, load_batches
 from advcam_attr.training.log import read_log
 from advcam_attr.training.losses.classification import LOSSES
 from advcam_attr.types import AdvCAMError, Sample
+from logs import record_log
 from places import HELPERS, ROOT
 
 SETTINGS = ClassifierSettings(epochs=2, batch=4, crop=16, workers=0, backbone_lr=0.05, classifier_lr=0.5, device="cpu")
@@ -93,8 +94,8 @@ def files(out: Path) -> dict[str, bytes]:
 
 
 def test_what_is_written(tmp_path):
-    told: list[str] = []
-    result = train_classifier(SETTINGS, TinyCAM(), TRAIN, VAL, tmp_path, told.append)
+    told = record_log()
+    result = train_classifier(SETTINGS, TinyCAM(), TRAIN, VAL, tmp_path)
     names = {file.name for file in tmp_path.iterdir()}
     assert names == {
         "classifier.safetensors", "classifier.json", "checkpoint.pt", "log.jsonl", "validation.jsonl", "training.json",
@@ -225,9 +226,9 @@ def test_what_a_killed_process_left_is_removed(tmp_path):
 def test_a_second_run_does_nothing(tmp_path):
     first = train_classifier(SETTINGS, TinyCAM(), TRAIN, VAL, tmp_path)
     stamps = {file: file.stat().st_mtime_ns for file in tmp_path.iterdir()}
-    told: list[str] = []
+    told = record_log()
     net = TinyCAM()
-    again = train_classifier(replace(SETTINGS, workers=1), net, TRAIN, VAL, tmp_path, told.append)
+    again = train_classifier(replace(SETTINGS, workers=1), net, TRAIN, VAL, tmp_path)
     assert again == first
     assert told == [f"{tmp_path / 'classifier.safetensors'} is there: nothing to train"]
     assert stamps == {file: file.stat().st_mtime_ns for file in tmp_path.iterdir()}

@@ -37,6 +37,7 @@ from advcam_attr.runs.sharding import Shard
 from advcam_attr.training import train as training
 from advcam_attr.training.log import read_log
 from advcam_attr.types import AdvCAMError, ClassMaps, Sample
+from logs import record_log
 from places import HELPERS, ROOT
 from wrn38 import randomised
 
@@ -265,8 +266,8 @@ def test_an_interrupted_training_ends_with_the_same_bytes(small, world, run, tmp
 
 def test_a_second_run_does_nothing(small, world, run):
     stamps = {file: file.stat().st_mtime_ns for file in run.rglob("*")}
-    told: list[str] = []
-    refine_psa(replace(small, workers=1), world[1], world[0], run, told.append)
+    told = record_log()
+    refine_psa(replace(small, workers=1), world[1], world[0], run)
     assert stamps == {file: file.stat().st_mtime_ns for file in run.rglob("*")}
     assert any("nothing to train" in line for line in told)
     assert "5 are in" in told[-1]

@@ -40,6 +40,7 @@ from advcam_attr.runs.map_store import MapStore
 from advcam_attr.runs.sharding import Shard
 from advcam_attr.training.log import read_log
 from advcam_attr.types import AdvCAMError, ClassMaps, Sample
+from logs import record_log
 from places import HELPERS
 from refine_run import IRN, SETTINGS, scenes
 
@@ -63,8 +64,8 @@ def saliency(tmp_path_factory, given) -> Path:
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory, given, saliency) -> tuple[Path, list[str]]:
-    out, told = tmp_path_factory.mktemp("refined"), []
-    summary = refine(replace(ALL, saliency=saliency), given[1], given[0], out, told.append)
+    out, told = tmp_path_factory.mktemp("refined"), record_log()
+    summary = refine(replace(ALL, saliency=saliency), given[1], given[0], out)
     assert list(summary.steps) == ["seeds_crf", "masks", "masks_crf", "masks_saliency"]
     assert (summary.final, summary.images) == (out / "masks_saliency", 9)
     return out, told
@@ -149,8 +150,8 @@ def test_the_crf_raises_the_seeds_and_the_rule_leaves_pixels_out(done, given, sa
 def test_a_second_run_does_nothing(done, given, saliency):
     out, _ = done
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()}
-    told: list[str] = []
-    refine(replace(ALL, saliency=saliency), given[1], given[0], out, told.append)
+    told = record_log()
+    refine(replace(ALL, saliency=saliency), given[1], given[0], out)
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()} == before
     assert f"{out / 'irnet' / 'irnet.safetensors'} is there: nothing to train" in told
     assert sum("; 9 are in" in line for line in told) == 5
@@ -190,8 +191,8 @@ def test_a_run_that_is_stopped_ends_with_the_same_bytes(done, given, tmp_path, m
             patch.setattr(masks, "write_png", stopping(masks.write_png, 4 if where == "confident" else 13))
         with pytest.raises(Stop):
             refine_irn(IRN, seeds, data, tmp_path)
-    told: list[str] = []
-    refine_irn(IRN, seeds, data, tmp_path, told.append)
+    told = record_log()
+    refine_irn(IRN, seeds, data, tmp_path)
     assert any("going on from step" in line for line in told) == (where in ("checkpoint", "end of training"))
     for folder in ("confident", "irnet", "masks"):
         assert contents(tmp_path / folder) == contents(done[0] / folder)
@@ -208,10 +209,8 @@ def test_shares_together_are_the_whole(done, given, trained, tmp_path):
 
 
 def test_a_trained_net_needs_no_confident_labels(done, given, trained, tmp_path):
-    told: list[str] = []
-    refine_irn(
-        IRNSettings(trained=trained, pad_to=64, workers=2, device="cpu"), given[1], given[0], tmp_path, told.append
-    )
+    told = record_log()
+    refine_irn(IRNSettings(trained=trained, pad_to=64, workers=2, device="cpu"), given[1], given[0], tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"masks", "masks.json"}
     assert told[0] == f"IRN's net is {trained}"
     assert contents(tmp_path / "masks") == contents(done[0] / "masks")

@@ -28,6 +28,7 @@ from advcam_attr.refine.crf import DenseCRF, unary_from_logits
 from advcam_attr.training import train as trainings
 from advcam_attr.training.log import read_log
 from advcam_attr.types import AdvCAMError
+from logs import record_log
 from places import HELPERS
 from segmentation_run import SETTINGS, masked_scenes
 
@@ -41,9 +42,9 @@ def given(tmp_path_factory) -> Given:
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory, given) -> tuple[Path, list[str]]:
-    out, told = tmp_path_factory.mktemp("net"), []
+    out, told = tmp_path_factory.mktemp("net"), record_log()
     data, val, masks = given
-    summary = segment(SETTINGS, data, masks, [val], out, told.append)
+    summary = segment(SETTINGS, data, masks, [val], out)
     assert summary.weights == out / "deeplab" / "deeplab.safetensors"
     assert dict(summary.predictions) == {"val": out / "predictions" / "val"}
     return out, told
@@ -118,8 +119,8 @@ def test_killed_in_the_middle_of_a_checkpoint(done, given, tmp_path, monkeypatch
         train(SETTINGS, given, tmp_path)
     monkeypatch.undo()
     shutil.copy(tmp_path / "deeplab" / "checkpoint.pt", tmp_path / "deeplab" / f".{'0' * 32}.pt")  # kill -9 leaves it
-    told: list[str] = []
-    train(SETTINGS, given, tmp_path, told.append)
+    told = record_log()
+    train(SETTINGS, given, tmp_path)
     assert any("going on from step 2" in line for line in told)
     assert net_of(tmp_path) == net_of(done[0])
     assert not list((tmp_path / "deeplab").glob(".*"))
@@ -185,8 +186,8 @@ def test_another_training_is_refused_and_makes_way(done, given, tmp_path):
 def test_a_second_run_does_nothing(done, given):
     out, _ = done
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
-    told: list[str] = []
-    segment(SETTINGS, given[0], given[2], [given[1]], out, told.append)
+    told = record_log()
+    segment(SETTINGS, given[0], given[2], [given[1]], out)
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
     assert any("nothing to train" in line for line in told)
     assert any("3 are in" in line for line in told)
@@ -269,8 +270,8 @@ def test_masks_that_are_void_alone_are_left_out(given, tmp_path):
     shutil.copytree(given[2], masks)
     void = torch.full((56, 40), 255, dtype=torch.uint8)
     change(masks, "001", void)
-    told: list[str] = []
-    train(replace(SETTINGS, steps=2), given, tmp_path / "out", told.append, masks)
+    told = record_log()
+    train(replace(SETTINGS, steps=2), given, tmp_path / "out", masks)
     assert told[0] == "1 of 9 masks are void alone and left out: 001"
     assert "training the segmentation net on 8 images" in told[1]
     for sample in given[0].samples:
@@ -283,8 +284,8 @@ def test_masks_that_are_void_alone_are_left_out(given, tmp_path):
 
 
 def test_a_crop_larger_than_the_images_is_padded(given, tmp_path):
-    told: list[str] = []
-    train(replace(SETTINGS, steps=1, crop=97, scales=(0.5,)), given, tmp_path, told.append)
+    told = record_log()
+    train(replace(SETTINGS, steps=1, crop=97, scales=(0.5,)), given, tmp_path)
     assert "step 1 of 1: loss" in "\n".join(told)
 
 
