@@ -15,6 +15,7 @@ from advcam_attr import AdvCAMError, heads
 from advcam_attr.networks.authors import irn_weights
 from advcam_attr.networks.checkpoint import Checkpoint, load_weights, read_checkpoint
 from advcam_attr.networks.generators import load_generator
+from logs import record_log
 
 
 class IRNet(nn.Module):
