@@ -1,4 +1,4 @@
-"""Samples in; what classifiers train on, pairs of an input and its multi-hot labels, out."""
+"""Map-style datasets of images and class labels, on which classifiers train."""
 
 from __future__ import annotations
 
@@ -9,20 +9,18 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from advcam_attr.data.images import read_rgb
+from advcam_attr.data.images import read_rgb, read_stored_rgb
+from advcam_attr.data.shards import ShardData
 from advcam_attr.types import AdvCAMError, Sample
 
 
 class ClassificationDataset(Dataset[tuple[Tensor, Tensor]]):
-    """Photographs and the classes that they show.
+    """Images and multi-hot labels.
 
     Args:
         samples: at least one.
         num_classes: K.
-        transform: a picture in, a net's input out; see `advcam_attr.data.transforms.classifier_train`.
-
-    Raises:
-        AdvCAMError: there is no sample, or one has a label outside the classes.
+        transform: from an RGB image to a network input, e.g. `advcam_attr.data.transforms.classifier_train`.
 
     Example:
         >>> dataset = ClassificationDataset(data.samples, 20, classifier_train())  # doctest: +SKIP
@@ -43,15 +41,51 @@ class ClassificationDataset(Dataset[tuple[Tensor, Tensor]]):
         return len(self.samples)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        """The input ``(3, H, W)`` float32 of a sample and its labels ``(K,)`` float32.
-
-        Raises:
-            AdvCAMError: the photograph is missing or damaged.
-        """
+        """Return the input ``(3, H, W)`` float32 of a sample and its labels ``(K,)`` float32."""
         return self.transform(read_rgb(self.samples[index].image)), self.labels(index)
 
     def labels(self, index: int) -> Tensor:
-        """1 for each class of a sample and 0 for the others, ``(K,)`` float32; its photograph is not read."""
+        """Return the multi-hot labels ``(K,)`` float32 of a sample without reading its image."""
         labels = torch.zeros(self.num_classes)
         labels[list(self.samples[index].labels)] = 1
         return labels
+
+
+class SingleLabelDataset(Dataset[tuple[Tensor, Tensor]]):
+    """Images as stored (their EXIF orientation is not applied) and their one label each.
+
+    Args:
+        samples: at least one; each has one label.
+        num_classes: K.
+        transform: from an RGB image to a network input, e.g. `advcam_attr.data.transforms.wsol_train`.
+    """
+
+    def __init__(self, samples: Sequence[Sample], num_classes: int, transform: Callable[[Image.Image], Tensor]) -> None:
+        if not samples:
+            raise AdvCAMError("no images to classify: the split is empty")
+        for sample in samples:
+            if len(sample.labels) != 1 or not 0 <= sample.labels[0] < num_classes:
+                raise AdvCAMError(f"{sample.id} has the labels {sample.labels}; it should have one of {num_classes}")
+        self.samples, self.transform = tuple(samples), transform
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        """Return the input ``(3, H, W)`` float32 of a sample and its label, int64."""
+        sample = self.samples[index]
+        return self.transform(read_stored_rgb(sample.image)), torch.tensor(sample.labels[0])
+
+
+class ShardDataset(Dataset[tuple[Tensor, Tensor]]):
+    """As `SingleLabelDataset`, with the images in WebDataset shards."""
+
+    def __init__(self, data: ShardData, transform: Callable[[Image.Image], Tensor]) -> None:
+        self.data, self.transform = data, transform
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        """Return the input ``(3, H, W)`` float32 of an image and its label, int64."""
+        return self.transform(self.data.read(index)), torch.tensor(int(self.data.labels[index]))

@@ -1,8 +1,6 @@
-"""Photographs in; the inputs of classifiers, for training and validation, out.
+"""Image transforms of every training and evaluation, on PIL images and label maps.
 
-The values are those of IRN's and AdvCAM's classifier: the photograph's long side is drawn from 320..640 pixels
-(bicubic), then it is normalised, mirrored half of the time, and cut or padded to 512 x 512 pixels. Padding comes after
-normalisation, so that it is of the mean colour.
+Random numbers come from torch's generator, which data loaders seed in every worker.
 """
 
 from __future__ import annotations
@@ -22,24 +20,31 @@ from advcam_attr.data.images import MEAN, STD, normalised, to_bytes
 from advcam_attr.types import VOID, AdvCAMError
 
 
+def to_input(image: Image.Image, mean: Sequence[float] = MEAN, std: Sequence[float] = STD) -> Tensor:
+    """Convert an RGB image to a normalised network input ``(3, H, W)`` float32.
+
+    Example:
+        >>> to_input(Image.new("RGB", (4, 2), "white"), mean=(0.5,) * 3, std=(0.5,) * 3).shape
+        torch.Size([3, 2, 4])
+    """
+    return normalised(to_bytes(image), mean, std)
+
+
 def classifier_train(
     crop: int = 512,
     long_side: tuple[int, int] = (320, 640),
     mean: Sequence[float] = MEAN,
     std: Sequence[float] = STD,
 ) -> v2.Compose:
-    """The augmentation under which seed classifiers train: a picture in, ``(3, crop, crop)`` float32 out.
+    """Return the training augmentation of seed classifiers, from an RGB image to ``(3, crop, crop)`` float32.
 
-    Randomness comes from torch's generator, which data loaders seed anew in every worker.
+    As in IRN's and AdvCAM's code: random long side (bicubic), normalisation, horizontal flip, random crop. Padding
+    follows the normalisation, so it has the mean colour.
 
     Args:
         crop: side of the square in pixels.
-        long_side: least and greatest length of the picture's longer side, in pixels; each integer is as likely.
-        mean: of each channel, which is subtracted.
-        std: of each channel, which is divided by.
-
-    Raises:
-        AdvCAMError: lengths below 1, or the least above the greatest.
+        long_side: shortest and longest length of the longer side in pixels; every integer is equally likely.
+        mean, std: of each channel.
 
     Example:
         >>> classifier_train(crop=64)(Image.new("RGB", (100, 80))).shape
@@ -56,7 +61,7 @@ def classifier_train(
 
 
 def classifier_val(crop: int = 512, mean: Sequence[float] = MEAN, std: Sequence[float] = STD) -> v2.Compose:
-    """What seed classifiers are validated on: the picture's top left square, as it is; ``(3, crop, crop)`` float32.
+    """Return the validation transform of seed classifiers: the top left ``crop`` x ``crop`` pixels, not resized.
 
     Example:
         >>> classifier_val(crop=64)(Image.new("RGB", (100, 40), "white"))[0, [39, 40], 0]
@@ -65,43 +70,63 @@ def classifier_val(crop: int = 512, mean: Sequence[float] = MEAN, std: Sequence[
     return v2.Compose([v2.Lambda(partial(to_input, mean=mean, std=std)), TopLeftCropOrPad(crop)])
 
 
-def to_input(image: Image.Image, mean: Sequence[float] = MEAN, std: Sequence[float] = STD) -> Tensor:
-    """A picture as a net takes it, ``(3, H, W)`` float32.
+def wsol_train(
+    resize: int = 256, crop: int = 224, mean: Sequence[float] = MEAN, std: Sequence[float] = STD
+) -> v2.Compose:
+    """Return the training augmentation for localization: resize to a square, random crop, horizontal flip.
+
+    Choe et al., "Evaluating Weakly Supervised Object Localization Methods Right" (CVPR 2020): images become squares
+    (bilinear) whatever their aspect ratio.
+
+    Args:
+        resize: side of the square in pixels.
+        crop: side of the crop in pixels.
+        mean, std: of each channel.
 
     Example:
-        >>> to_input(Image.new("RGB", (4, 2), "white"), mean=(0.5,) * 3, std=(0.5,) * 3).shape
-        torch.Size([3, 2, 4])
+        >>> wsol_train(64, 56)(Image.new("RGB", (100, 80))).shape
+        torch.Size([3, 56, 56])
     """
-    return normalised(to_bytes(image), mean, std)
+    if not 1 <= crop <= resize:
+        raise AdvCAMError(f"a crop of {crop} pixels does not fit into a square of {resize}")
+    return v2.Compose(
+        [
+            v2.Resize((resize, resize)),
+            v2.RandomCrop(crop),
+            v2.RandomHorizontalFlip(0.5),
+            v2.Lambda(partial(to_input, mean=mean, std=std)),
+        ]
+    )
+
+
+def wsol_eval(size: int = 224, mean: Sequence[float] = MEAN, std: Sequence[float] = STD) -> v2.Compose:
+    """Return the evaluation transform for localization: the whole image resized to a square (bilinear), no crop.
+
+    Example:
+        >>> wsol_eval()(Image.new("RGB", (100, 80))).shape
+        torch.Size([3, 224, 224])
+    """
+    return v2.Compose([v2.Resize((size, size)), v2.Lambda(partial(to_input, mean=mean, std=std))])
 
 
 class RandomLongSide(nn.Module):
-    """Resize a picture so that its longer side is a random whole number of pixels (bicubic).
-
-    Args:
-        least: the shortest that it may become.
-        greatest: the longest that it may become, which may be drawn too.
-    """
+    """Resize an image so that its longer side has a random integer length between two bounds (bicubic)."""
 
     def __init__(self, least: int, greatest: int) -> None:
         super().__init__()
         if not 1 <= least <= greatest:
-            raise AdvCAMError(f"the long side is drawn from {least} to {greatest}; the first must be the smaller")
+            raise AdvCAMError(f"long_side is {least}, {greatest}; both must be positive, the smaller one first")
         self.least, self.greatest = least, greatest
 
     def forward(self, image: Image.Image) -> Image.Image:
-        """The picture, both sides at least 1 pixel."""
+        """Resize an image; both sides keep at least 1 pixel."""
         side = int(torch.randint(self.least, self.greatest + 1, ()))
         width, height = (max(1, int(length)) for length in np.round(np.array(image.size) * (side / max(image.size))))
         return v2.functional.resize(image, [height, width], InterpolationMode.BICUBIC)
 
 
 class TopLeftCropOrPad(nn.Module):
-    """The top left square of an image, with zeros right and below where it is too small.
-
-    Args:
-        size: side of the square in pixels.
-    """
+    """Crop the top left square of ``size`` pixels a side; pad with zeros to the right and below."""
 
     def __init__(self, size: int) -> None:
         super().__init__()
@@ -110,34 +135,25 @@ class TopLeftCropOrPad(nn.Module):
         self.size = size
 
     def forward(self, image: Tensor) -> Tensor:
-        """``(..., H, W)`` to ``(..., size, size)``."""
-        top, left = (self.begin(length) for length in image.shape[-2:])
-        return _window(image, top, left, self.size)
+        """Crop or pad ``(..., H, W)`` to ``(..., size, size)``."""
+        top, left = (self.offset(length) for length in image.shape[-2:])
+        window = image[..., max(top, 0) : top + self.size, max(left, 0) : left + self.size]
+        above, before = max(-top, 0), max(-left, 0)
+        below, after = self.size - above - window.shape[-2], self.size - before - window.shape[-1]
+        return F.pad(window, (before, after, above, below))
 
-    def begin(self, length: int) -> int:
-        """Where the window begins along a side; below 0 where the image begins within it."""
+    def offset(self, length: int) -> int:
+        """Return where the crop begins along a side; a negative number pads before the image."""
         return 0
 
 
 class RandomCropOrPad(TopLeftCropOrPad):
-    """A random square of an image; along a side that is too short for it, the image at a random place within zeros.
+    """Crop a random square; an image that is too short along a side lies at a random place within zeros."""
 
-    Args:
-        size: side of the square in pixels.
-    """
-
-    def begin(self, length: int) -> int:
-        """Any place in which the window and the image overlap as far as they can."""
+    def offset(self, length: int) -> int:
+        """Draw where the crop begins, with the largest possible overlap of crop and image."""
         slack = length - self.size
         return int(torch.randint(min(slack, 0), max(slack, 0) + 1, ()))
-
-
-def _window(image: Tensor, top: int, left: int, size: int) -> Tensor:
-    """The square that begins at a pixel, which may lie outside; what lies outside is 0."""
-    cropped = image[..., max(top, 0) : top + size, max(left, 0) : left + size]
-    above, before = max(-top, 0), max(-left, 0)
-    below, after = size - above - cropped.shape[-2], size - before - cropped.shape[-1]
-    return F.pad(cropped, (before, after, above, below))
 
 
 #: AdvCAM's scales for VOC (the authors' issue 9).
@@ -145,17 +161,12 @@ SEGMENTATION_SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0)
 
 
 class SegmentationTrain:
-    """The augmentation under which segmentation nets train.
-
-    Randomness comes from torch's generator, which data loaders seed anew for every item.
+    """Training augmentation of segmentation networks: random scale, random crop, horizontal flip.
 
     Args:
-        crop: side of the square in pixels; 321 for VOC, 481 for COCO. Where a scaled image is smaller, it is padded.
-        scales: of which one is drawn.
-        mean, std: of each channel; subtracted and divided by.
-
-    Raises:
-        AdvCAMError: a crop below 1, or scales that are none.
+        crop: side of the square in pixels; 321 for VOC, 481 for COCO. Smaller images are padded.
+        scales: factors, of which one is drawn.
+        mean, std: of each channel.
 
     Example:
         >>> image, labels = Image.new("RGB", (40, 30)), torch.ones(30, 40, dtype=torch.uint8)
@@ -184,16 +195,15 @@ class SegmentationTrain:
         )
 
     def __call__(self, image: Image.Image, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """A picture and its labels ``(H, W)`` uint8 to ``(3, crop, crop)`` float32 and ``(crop, crop)`` uint8."""
+        """Augment an RGB image and its label map ``(H, W)`` uint8 to ``(3, crop, crop)`` and ``(crop, crop)``."""
         pixels, mask = self.joint(tv_tensors.Image(to_input(image, *self.normalisation)), tv_tensors.Mask(labels))
         return pixels.as_subclass(Tensor).contiguous(), mask.as_subclass(Tensor).contiguous()
 
 
 class RandomScaleOf(nn.Module):
-    """Resize an image (bilinear, not smoothed) and its labels (nearest) by one of several factors.
+    """Resize an image (bilinear, not antialiased) and its label map (nearest) by one of several factors.
 
-    Args:
-        scales: the factors; sides are rounded down, to 1 pixel at least.
+    Sides are rounded down, to at least 1 pixel.
     """
 
     def __init__(self, scales: Sequence[float]) -> None:
@@ -201,7 +211,7 @@ class RandomScaleOf(nn.Module):
         self.scales = tuple(scales)
 
     def forward(self, image: Tensor, labels: tv_tensors.Mask) -> tuple[Tensor, Tensor]:
-        """``(3, H, W)`` and ``(H, W)`` to the same at another size."""
+        """Resize ``(3, H, W)`` and ``(H, W)``."""
         scale = self.scales[int(torch.randint(len(self.scales), ()))]
         size = [max(1, int(side * scale)) for side in image.shape[-2:]]
         return (
@@ -211,40 +221,33 @@ class RandomScaleOf(nn.Module):
 
 
 class PadRightAndBelow(nn.Module):
-    """Pad an image with 0 and its labels with void, to the right and below, to a square's side at least.
-
-    Args:
-        size: the side, in pixels.
-    """
+    """Pad an image with 0 and its label map with void, to the right and below, to at least ``size`` pixels a side."""
 
     def __init__(self, size: int) -> None:
         super().__init__()
         self.size = size
 
     def forward(self, image: Tensor, labels: tv_tensors.Mask) -> tuple[Tensor, Tensor]:
-        """``(3, H, W)`` and ``(H, W)`` to the same with sides of ``size`` or more."""
+        """Pad ``(3, H, W)`` and ``(H, W)``."""
         height, width = image.shape[-2:]
         padding = [0, 0, max(0, self.size - width), max(0, self.size - height)]
         return v2.functional.pad(image, padding, fill=0), v2.functional.pad(labels, padding, fill=VOID)
 
 
 class PairedAugmentation(nn.Module):
-    """Resize to a random long side, mirror half of the time, and cut a random square: CCT's augmentation.
+    """CCT's augmentation: random long side, horizontal flip and random crop of an image and its label map.
 
-    The photograph is resized by PIL's bicubic filter, its labels by the nearest pixel. What a photograph is too small
-    for is filled with the mean colour and with void; it then lies at a random place in the square.
+    The image is resized by PIL's bicubic filter, the labels by the nearest pixel. Images smaller than the crop lie at a
+    random place in it; the rest has the mean colour and void labels.
 
-    Departures from the released code: nearest pixels are those of the cells' centres (as PIL's), not of their corners,
-    so that labels are not shifted by half a pixel; and filling comes on all sides, not right and below only. Effect:
-    small.
+    Differences from the released code, both small in effect: nearest pixels are those of the cells' centres (as in
+    PIL), not of their corners, so labels are not shifted by half a pixel; padding is on all sides, not only to the
+    right and below.
 
     Args:
         crop: side of the square in pixels.
-        long_side: least and greatest length of the longer side in pixels; each integer is as likely.
-        mean, std: the normalisation.
-
-    Raises:
-        AdvCAMError: lengths below 1, or the least above the greatest.
+        long_side: shortest and longest length of the longer side in pixels; every integer is equally likely.
+        mean, std: of each channel.
 
     Example:
         >>> augment = PairedAugmentation(crop=64, long_side=(50, 80))
@@ -264,12 +267,12 @@ class PairedAugmentation(nn.Module):
         fill = {tv_tensors.Image: 0, tv_tensors.Mask: VOID}
         self.placed = v2.Compose([v2.RandomHorizontalFlip(0.5), v2.RandomCrop(crop, pad_if_needed=True, fill=fill)])
 
-    def forward(self, picture: Image.Image, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """A picture of ``W x H`` pixels and labels ``(H, W)`` uint8 to ``(3, S, S)`` float32 and ``(S, S)`` uint8."""
+    def forward(self, image: Image.Image, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Augment an RGB image and its label map ``(H, W)`` uint8 to ``(3, S, S)`` float32 and ``(S, S)`` uint8."""
         side = int(torch.randint(self.long_side[0], self.long_side[1] + 1, ()))
-        scale = side / max(picture.size)
-        size = [max(1, int(length * scale + 0.5)) for length in (picture.height, picture.width)]
-        resized = v2.functional.resize(picture, size, InterpolationMode.BICUBIC)
+        scale = side / max(image.size)
+        size = [max(1, int(length * scale + 0.5)) for length in (image.height, image.width)]
+        resized = v2.functional.resize(image, size, InterpolationMode.BICUBIC)
         mask = v2.functional.resize(tv_tensors.Mask(labels[None]), size, InterpolationMode.NEAREST_EXACT)
-        image, mask = self.placed(tv_tensors.Image(to_input(resized, self.mean, self.std)), mask)
-        return image.as_subclass(Tensor), mask.as_subclass(Tensor)[0]
+        x, mask = self.placed(tv_tensors.Image(to_input(resized, self.mean, self.std)), mask)
+        return x.as_subclass(Tensor), mask.as_subclass(Tensor)[0]

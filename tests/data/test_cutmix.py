@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from advcam_attr.data.wsol_transforms import Cut, CutMix, draw_cut, mixed, mixed_batches
+from advcam_attr.data.cutmix import Cut, CutMix, draw_cut, mixed, mixed_batches
 from advcam_attr.types import AdvCAMError
 
 

@@ -18,8 +18,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from advcam_attr.data.cutmix import mixed_batches
+from advcam_attr.data.datasets import ShardDataset, SingleLabelDataset
 from advcam_attr.data.shards import ShardData
-from advcam_attr.data.wsol_transforms import ShardDataset, SingleLabelDataset, mixed_batches, wsol_eval, wsol_train
+from advcam_attr.data.transforms import wsol_eval, wsol_train
 from advcam_attr.networks.checkpoint import load_weights, read_checkpoint
 from advcam_attr.networks.wsol import save_wsol_net
 from advcam_attr.networks.wsol_parts import WSOLNet, parameter_groups

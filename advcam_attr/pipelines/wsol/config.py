@@ -12,9 +12,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from advcam_attr.data.cutmix import CutMix
 from advcam_attr.data.samples import LocalizationData
 from advcam_attr.data.shards import ShardData
-from advcam_attr.data.wsol_transforms import CutMix
 from advcam_attr.metrics.localization import Contours
 from advcam_attr.networks.wsol import wsol_net
 from advcam_attr.networks.wsol_parts import Norms, WSOLNet

@@ -22,7 +22,7 @@ from torch import nn
 from advcam_attr.data.cub import read_cub
 from advcam_attr.data.samples import LocalizationData, per_class
 from advcam_attr.data.shards import read_shards
-from advcam_attr.data.wsol_transforms import wsol_train
+from advcam_attr.data.transforms import wsol_train
 from advcam_attr.networks.wsol import load_wsol_net
 from advcam_attr.networks.wsol_parts import WSOLNet, WSOLNetSpec
 from advcam_attr.pipelines.wsol.classifier import predicted_labels, train_wsol_classifier, wsol_items
