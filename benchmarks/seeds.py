@@ -38,7 +38,7 @@ from localization import THRESHOLDS, halve, mobilenet
 
 from advcam_attr.climbing.objective import TargetMinusOthers
 from advcam_attr.climbing.steps import ClippedStep
-from advcam_attr.data.class_names import read_known_classes
+from advcam_attr.data.class_names import read_class_map
 from advcam_attr.data.coco import CLASSES as COCO_CLASSES
 from advcam_attr.data.coco import read_coco
 from advcam_attr.data.images import read_rgb
@@ -105,7 +105,7 @@ def voc(options: argparse.Namespace) -> Iterator[Setting]:
     parts = [read_voc(options.data / "voc", split) for split in ("train", "val")]
     chosen = {s.id for s in halve(sorted(whole.samples, key=lambda s: s.id), options.half)}
     scored = replace(whole, samples=tuple(s for s in whole.samples if s.id in chosen))
-    known = read_known_classes(options.data / "coco/coco_to_imagenet.json", whole.classes, offset=1)
+    known = read_class_map(options.data / "coco/coco_to_imagenet.json", whole.classes, class_offset=1)
     for seed in options.seeds:
         net = cam_net(
             "timm/mobilenetv2_100", 20, model_args={"num_classes": 1001, "pad_type": "same"}, mean=[0.5], std=[0.5],

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from advcam_attr.data.class_names import read_known_classes
+from advcam_attr.data.class_names import read_class_map
 from advcam_attr.data.voc import CLASSES
 from advcam_attr.types import AdvCAMError
 
@@ -14,7 +14,7 @@ from advcam_attr.types import AdvCAMError
 def test_golden_names_of_both_data_sets(tmp_path):
     table = tmp_path / "known.json"
     table.write_text(json.dumps({"airplane": [404], "sofa": [831, 5], "zebra": [340], "cat": []}))
-    known = read_known_classes(table, CLASSES, offset=1)
+    known = read_class_map(table, CLASSES, class_offset=1)
     assert known == {CLASSES.index("aeroplane"): (405,), CLASSES.index("sofa"): (832, 6), CLASSES.index("cat"): ()}
 
 
@@ -22,7 +22,7 @@ def test_golden_names_of_both_data_sets(tmp_path):
     ("content", "message"),
     [
         ("{", "must be a JSON file"),
-        ("[1]", "must map names of classes"),
+        ("[1]", "must map class names"),
         ('{"cat": 3}', "'cat' must have a list"),
         ('{"cat": [-1]}', "'cat' must have a list"),
         ('{"cat": [true]}', "'cat' must have a list"),
@@ -33,14 +33,14 @@ def test_tables_that_cannot_be_used(tmp_path, content, message):
     table = tmp_path / "known.json"
     table.write_text(content)
     with pytest.raises(AdvCAMError, match=message):
-        read_known_classes(table, CLASSES)
+        read_class_map(table, CLASSES)
 
 
 def test_no_table(tmp_path):
-    with pytest.raises(AdvCAMError, match="no such table"):
-        read_known_classes(tmp_path / "known.json", CLASSES)
+    with pytest.raises(AdvCAMError, match="no such class map"):
+        read_class_map(tmp_path / "known.json", CLASSES)
 
 
 def test_the_real_table(data_root):
-    known = read_known_classes(data_root / "coco" / "coco_to_imagenet.json", CLASSES)
+    known = read_class_map(data_root / "coco" / "coco_to_imagenet.json", CLASSES)
     assert {CLASSES[place] for place in range(20)} - {CLASSES[place] for place in known} == {"person"}

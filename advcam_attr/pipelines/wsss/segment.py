@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from advcam_attr.data.class_names import read_known_classes
+from advcam_attr.data.class_names import read_class_map
 from advcam_attr.data.images import normalised, read_rgb, to_bytes
 from advcam_attr.data.labels import few
 from advcam_attr.data.samples import SegmentationData
@@ -399,7 +399,7 @@ class SegmentationSettings:
             AdvCAMError: it cannot be made, or the trained one has other classes.
         """
         if self.trained is None:
-            known = None if self.known is None else read_known_classes(self.known, classes, self.known_offset)
+            known = None if self.known is None else read_class_map(self.known, classes, self.known_offset)
             try:
                 return deeplab(
                     self.backbone, len(classes) + 1, model_args=self.model_args, checkpoint=self.checkpoint,

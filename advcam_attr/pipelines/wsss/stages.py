@@ -26,7 +26,7 @@ from torch import nn
 
 from advcam_attr.attr.adapters import base_of
 from advcam_attr.attr.advcam import as_base
-from advcam_attr.data.class_names import read_known_classes
+from advcam_attr.data.class_names import read_class_map
 from advcam_attr.data.masks import SaliencyFolder
 from advcam_attr.data.samples import SegmentationData, without_missing
 from advcam_attr.files import files_digest
@@ -74,7 +74,7 @@ def train(
         f"reading {data.root}: {_told(data)}" + ("" if val is None else f" to train on, {_told(val)} to validate on")
     )
     net = config.net
-    known = None if net.known is None else read_known_classes(path_of(net.known), data.classes, net.known_offset)
+    known = None if net.known is None else read_class_map(path_of(net.known), data.classes, net.known_offset)
     model = cam_net(
         net.backbone, len(data.classes), model_args=net.model_args,
         checkpoint=None if net.checkpoint is None else path_of(net.checkpoint), random_weights=net.random_weights,
