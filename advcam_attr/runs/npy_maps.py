@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from advcam_attr.data.labels import read_npy
+from advcam_attr.data.npy import read_npy
 from advcam_attr.files import write_bytes
 from advcam_attr.refine.seeds import strided_size
 from advcam_attr.runs.map_store import MapStore
@@ -81,7 +81,7 @@ def read_dictionary(path: str | Path, size: tuple[int, int] | None = None) -> Cl
         size: the image's height and width; needed where the dictionary has no maps, and checked where it has.
 
     Raises:
-        AdvCAMError: damaged, refused (see `advcam_attr.data.labels`), no such dictionary, or of another size.
+        AdvCAMError: damaged, rejected (see `advcam_attr.data.npy`), no such dictionary, or of another size.
     """
     content = read_npy(path)
     if not isinstance(content, dict):
