@@ -1,4 +1,4 @@
-"""The folder of ImageNet-1K (or ImageNetV2) in; its splits, with one class an image and the boxes there are, out."""
+"""ImageNet-1K and ImageNetV2: class folders, or a flat folder, with the boxes of XML annotations."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from advcam_attr.data.images import is_image, stored_size
-from advcam_attr.data.labels import few, read_elements
+from advcam_attr.data.labels import few, read_lines, read_xml
 from advcam_attr.data.samples import Box, LocalizationData, checked_box, clipped_box, image_ids
 from advcam_attr.types import AdvCAMError, Sample
 
-#: The splits, and how many photographs the published ones have; ``val2`` is ImageNetV2's Threshold0.7.
+#: The splits and the numbers of their published images; ``val2`` is ImageNetV2's Threshold0.7.
 SPLITS = {"train": 1281167, "val": 50000, "val2": 10000}
 
 #: Kaggle's list of classes: a synset and its words a line, in the order of the classes.
@@ -29,20 +29,21 @@ def read_imagenet(
 ) -> LocalizationData:
     """Read a split of ImageNet-1K from class folders, or from a flat folder of images with XML annotations.
 
-    The class of a synset is its place among the sorted synsets, of the list `MAPPING` if it is there and else of the
-    class folders. Folders named by numbers (ImageNetV2) are the classes of these numbers. Boxes of XML annotations are
-    copied, cut off at the last pixel; without annotations there are no boxes.
+    The class of a synset is its place among the sorted synsets of `MAPPING`, or of the class folders where there is no
+    such file. Folders with numeric names (ImageNetV2) are the classes of these numbers. Boxes of XML annotations are
+    clipped to the image.
 
     Args:
         root: the folder that `MAPPING` or the splits' folders are in.
-        split: ``train``, ``val``, or ``val2`` for ImageNetV2; another folder's name will do, too.
-        images: the folder of the images; else ``<split>``, ``Data/CLS-LOC/<split>`` or ``ILSVRC/Data/CLS-LOC/<split>``.
-        boxes: the folder of ``<id>.xml`` (or for ``val2`` the file `V2_BOXES`); else it is looked for at
-            ``Annotations/CLS-LOC/<split>`` and ``bbox/<split>``.
+        split: ``train``, ``val``, ``val2`` for ImageNetV2, or the name of another folder.
+        images: the folder of the images; default: ``<split>``, ``Data/CLS-LOC/<split>`` or
+            ``ILSVRC/Data/CLS-LOC/<split>``.
+        boxes: the folder of ``<id>.xml`` (of ``val2``, the file `V2_BOXES`); default: ``Annotations/CLS-LOC/<split>``
+            or ``bbox/<split>``, if present.
 
     Raises:
         AdvCAMError: there are no images, an image has no class, an annotation is missing, damaged or of another class,
-            or a box is not in its image.
+            or a box is outside of its image.
 
     Example:
         >>> data = read_imagenet("imagenet", "val")  # doctest: +SKIP
@@ -58,28 +59,26 @@ def read_imagenet(
     classes = class_folders(folder)
     if not classes:
         return _flat(folder, split, names, annotated)
-    synsets = list(names or {})
-    samples, ids = _in_folders(folder, classes, synsets)
+    samples, paths = _in_folders(folder, classes, list(names or {}))
     shown = tuple(names.values()) if names else tuple(classes)
     if annotated is None:
         return LocalizationData("imagenet", folder, split, shown, samples, {}, {})
     if annotated.is_file():
-        return _with_v2_boxes(folder, split, shown, samples, ids, annotated)
-    found = {sample.id: read_box_annotation(annotated / f"{sample.id}.xml") for sample in samples}
-    for sample in samples:
-        if sample.image.parent.name != found[sample.id][0]:
-            raise AdvCAMError(
-                f"{annotated / sample.id}.xml is of {found[sample.id][0]}, but the image is in {sample.image.parent}"
-            )
-    return _annotated("imagenet", folder, split, shown, samples, {id: about[1:] for id, about in found.items()})
+        found = _read_v2_boxes(annotated, samples, paths)
+    else:
+        found = {}
+        for sample in samples:
+            synset, size, truth = read_box_annotation(annotated / f"{sample.id}.xml")
+            if synset != sample.image.parent.name:
+                raise AdvCAMError(
+                    f"{annotated / sample.id}.xml is of {synset}, but the image is in {sample.image.parent}"
+                )
+            found[sample.id] = size, truth
+    return _with_boxes(folder, split, shown, samples, found)
 
 
 def find_images(root: Path, split: str) -> Path:
-    """The folder of a split's images.
-
-    Raises:
-        AdvCAMError: there is none.
-    """
+    """Return the folder of a split's images."""
     places = [root / split, *(root / above / "Data" / "CLS-LOC" / split for above in ("", "ILSVRC"))]
     places += [place / split for place in (root / "imagenet", root / "ILSVRC2012")]
     for place in places:
@@ -92,11 +91,7 @@ def find_images(root: Path, split: str) -> Path:
 
 
 def find_imagenet(root: str | Path) -> Path:
-    """The folder of ImageNet: a root with `MAPPING`, or with class folders in ``train`` or ``val``, or below it.
-
-    Raises:
-        AdvCAMError: there is none.
-    """
+    """Return the folder of ImageNet: a root with `MAPPING` or class folders in ``train`` or ``val``, or below it."""
     root = Path(root)
     for folder in (root, root / "imagenet", root / "ILSVRC2012"):
         if (folder / MAPPING).is_file() or (folder / "Data" / "CLS-LOC").is_dir():
@@ -110,21 +105,13 @@ def find_imagenet(root: str | Path) -> Path:
 
 
 def read_mapping(root: Path) -> dict[str, str] | None:
-    """The words of each synset, in the order of the sorted synsets; None without a list at ``root``.
-
-    Raises:
-        AdvCAMError: a line is not a synset and its words, or a synset comes twice.
-    """
-    path = next((p for p in (root / MAPPING, root / "imagenet" / MAPPING, root / "ILSVRC2012" / MAPPING)
-                 if p.is_file()), None)  # fmt: skip
+    """Read the words of each synset from `MAPPING`, in the order of the synsets; None where there is no such file."""
+    paths = (folder / MAPPING for folder in (root, root / "imagenet", root / "ILSVRC2012"))
+    path = next((path for path in paths if path.is_file()), None)
     if path is None:
         return None
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise AdvCAMError(f"cannot read {path}: it must be a text file") from error
     words: dict[str, str] = {}
-    for place, line in enumerate(lines, start=1):
+    for place, line in enumerate(read_lines(path, "list of classes"), start=1):
         synset, _, text = line.strip().partition(" ")
         if not synset:
             continue
@@ -135,10 +122,7 @@ def read_mapping(root: Path) -> dict[str, str] | None:
 
 
 def class_folders(folder: Path) -> list[str]:
-    """The class folders in a folder, in the order of the classes: numbers as numbers, synsets by name.
-
-    Raises:
-        AdvCAMError: the folder does not exist.
+    """Return the names of the class folders in the order of the classes: numbers by value, synsets by name.
 
     Example:
         >>> class_folders(Path("val2"))[:3]  # doctest: +SKIP
@@ -156,21 +140,25 @@ def _folders(folder: Path) -> list[str]:
     return [entry.name for entry in os.scandir(folder) if entry.is_dir()] if folder.is_dir() else []
 
 
+def _image_files(folder: Path) -> list[str]:
+    return sorted(entry.name for entry in os.scandir(folder) if is_image(Path(entry.name)))
+
+
 def _in_folders(folder: Path, classes: Sequence[str], synsets: Sequence[str]) -> tuple[tuple[Sample, ...], list[str]]:
-    """The samples of class folders, and their paths in the folder."""
+    """Return the samples of class folders, and their paths in the folder."""
     label: Callable[[str], int]
     if classes[0].isdecimal():
         label = int
     else:
         order = {synset: k for k, synset in enumerate(synsets or classes)}
-        strangers = [name for name in classes if name not in order]
-        if strangers:
-            raise AdvCAMError(f"{folder} has folders of synsets that {MAPPING} does not have ({few(strangers)})")
+        unknown = [name for name in classes if name not in order]
+        if unknown:
+            raise AdvCAMError(f"{folder} has folders of synsets that {MAPPING} does not have ({few(unknown)})")
         label = order.__getitem__
     paths: list[str] = []
     labels: list[int] = []
     for name in classes:
-        files = sorted(entry.name for entry in os.scandir(folder / name) if is_image(Path(entry.name)))
+        files = _image_files(folder / name)
         if classes[0].isdecimal():
             files.sort(key=lambda file: (len(file), file))  # 2.jpeg before 10.jpeg
         paths += [f"{name}/{file}" for file in files]
@@ -194,8 +182,8 @@ def _annotations(root: Path, split: str) -> Path | None:
 
 
 def _flat(folder: Path, split: str, names: Mapping[str, str] | None, annotated: Path | None) -> LocalizationData:
-    """Images side by side, whose annotations tell their classes."""
-    files = sorted(entry.name for entry in os.scandir(folder) if is_image(Path(entry.name)))
+    """Read images of one folder, with the classes of their annotations."""
+    files = _image_files(folder)
     if not files:
         raise AdvCAMError(f"no images and no class folders in {folder}")
     if annotated is None or annotated.is_file():
@@ -205,49 +193,49 @@ def _flat(folder: Path, split: str, names: Mapping[str, str] | None, annotated: 
         )
     ids = image_ids(files)
     found = {id: read_box_annotation(annotated / f"{id}.xml") for id in ids}
-    synsets = list(names or sorted({about[0] for about in found.values()}))
+    synsets = list(names or sorted({synset for synset, _, _ in found.values()}))
     order = {synset: k for k, synset in enumerate(synsets)}
-    strangers = {about[0] for about in found.values()} - order.keys()
-    if strangers:
-        raise AdvCAMError(f"{annotated} has synsets that {MAPPING} does not have ({few(sorted(strangers))})")
+    unknown = {synset for synset, _, _ in found.values()} - order.keys()
+    if unknown:
+        raise AdvCAMError(f"{annotated} has synsets that {MAPPING} does not have ({few(sorted(unknown))})")
     samples = tuple(Sample(id, folder / file, (order[found[id][0]],)) for id, file in zip(ids, files, strict=True))
     shown = tuple(names.values()) if names else tuple(synsets)
-    return _annotated("imagenet", folder, split, shown, samples, {id: about[1:] for id, about in found.items()})
+    return _with_boxes(folder, split, shown, samples, {id: about[1:] for id, about in found.items()})
 
 
-def _annotated(
-    name: str,
+def _with_boxes(
     folder: Path,
     split: str,
     classes: tuple[str, ...],
     samples: tuple[Sample, ...],
     found: Mapping[str, tuple[tuple[int, int], tuple[Box, ...]]],
 ) -> LocalizationData:
-    boxes = {id: about[1] for id, about in found.items()}
-    return LocalizationData(name, folder, split, classes, samples, boxes, {id: about[0] for id, about in found.items()})
+    """Return a split from the sizes and boxes by id."""
+    sizes = {id: size for id, (size, _) in found.items()}
+    return LocalizationData(
+        "imagenet", folder, split, classes, samples, {id: boxes for id, (_, boxes) in found.items()}, sizes
+    )
 
 
 def read_box_annotation(path: Path) -> tuple[str, tuple[int, int], tuple[Box, ...]]:
-    """The synset of an ImageNet annotation, the image's height and width, and its boxes.
+    """Read the synset, the image's height and width, and the boxes of an ImageNet annotation.
 
     Args:
-        path: an XML file as PASCAL VOC's: ``size``, and ``object`` with ``name`` and ``bndbox``.
+        path: an XML file as PASCAL VOC's, with ``size``, and ``object`` with ``name`` and ``bndbox``.
 
     Raises:
-        AdvCAMError: the file is missing or damaged, has no object or objects of several synsets, or a box is not in
-            the image.
+        AdvCAMError: the file is missing or damaged, has no object or objects of several synsets, or a box is outside
+            of the image.
     """
-    elements = read_elements(path)
+    root = read_xml(path)
     try:
-        size = {tags[-1]: int(text) for tags, text in elements if tags[:2] == ("annotation", "size") and len(tags) == 3}
-        height, width = size["height"], size["width"]
-        objects = [text for tags, text in elements if tags == ("annotation", "object", "name")]
-        corners: dict[str, list[float]] = {name: [] for name in ("xmin", "ymin", "xmax", "ymax")}
-        for tags, text in elements:
-            if len(tags) == 4 and tags[:3] == ("annotation", "object", "bndbox"):
-                corners[tags[3]].append(float(text))
-        published = list(zip(*corners.values(), strict=True))
-    except (KeyError, ValueError) as error:
+        height, width = (int(root.findtext(f"size/{side}", "")) for side in ("height", "width"))
+        objects = [(name.text or "").strip() for name in root.iterfind("object/name")]
+        published = [
+            [float(box.findtext(corner, "")) for corner in ("xmin", "ymin", "xmax", "ymax")]
+            for box in root.iterfind("object/bndbox")
+        ]
+    except ValueError as error:
         raise AdvCAMError(
             f"{path} is no annotation of ImageNet: it needs size, and objects with name and bndbox"
         ) from error
@@ -260,12 +248,12 @@ def read_box_annotation(path: Path) -> tuple[str, tuple[int, int], tuple[Box, ..
     return objects[0], (height, width), tuple(boxes)
 
 
-def _with_v2_boxes(
-    folder: Path, split: str, classes: tuple[str, ...], samples: tuple[Sample, ...], paths: Sequence[str], file: Path
-) -> LocalizationData:
-    """The boxes of ImageNetV2, by the paths of the images."""
+def _read_v2_boxes(
+    file: Path, samples: Sequence[Sample], paths: Sequence[str]
+) -> dict[str, tuple[tuple[int, int], tuple[Box, ...]]]:
+    """Read the boxes of ImageNetV2; return sizes and boxes by id."""
     found: dict[str, list[tuple[int, ...]]] = {}
-    for place, line in enumerate(file.read_text(encoding="utf-8-sig").splitlines(), start=1):
+    for place, line in enumerate(read_lines(file, "list of boxes"), start=1):
         path, *numbers = line.strip().split(",")
         try:
             corners = tuple(int(number) for number in numbers)
@@ -281,8 +269,8 @@ def _with_v2_boxes(
             f"{file} has no box for {len(missing)} of {len(paths)} images ({few(missing)}); the images of downloads "
             "since December 2020 have other names: rename them"
         )
-    boxes, sizes = {}, {}
+    truth = {}
     for sample, path in zip(samples, paths, strict=True):
-        sizes[sample.id] = stored_size(sample.image)
-        boxes[sample.id] = tuple(checked_box(box, sizes[sample.id], f"{file}, {path}") for box in found[path])
-    return LocalizationData("imagenet", folder, split, classes, samples, boxes, sizes)
+        size = stored_size(sample.image)
+        truth[sample.id] = size, tuple(checked_box(box, size, f"{file}, {path}") for box in found[path])
+    return truth
