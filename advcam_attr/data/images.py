@@ -1,15 +1,12 @@
-"""Paths and folders in, image files out; an image file in, an upright RGB picture out.
-
-Whatever a photograph comes as (rotated by EXIF, CMYK, 16-bit, grey, palette, with transparency), the nets
-see 8-bit RGB. What cannot be read is refused in one line that names the file.
-"""
+"""Image files: finding them, reading them as 8-bit RGB, their sizes, and conversion to tensors."""
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import io
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,20 +19,59 @@ from advcam_attr.types import AdvCAMError
 #: File name endings that count as images when a folder is searched.
 EXTENSIONS = (".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
-_WHITE = (255, 255, 255, 255)
+#: Pillow's decoders of these files. Others stay off: that of EPS, for one, starts Ghostscript.
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+
+#: Mean and standard deviation of RGB values in 0..1 over ImageNet.
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+@contextlib.contextmanager
+def open_image(
+    file: str | Path | io.BytesIO, *, name: object = None, noun: str = "image", formats: tuple[str, ...] = FORMATS
+) -> Iterator[Image.Image]:
+    """Open an image for the block that decodes it; any error of a decoder becomes one `AdvCAMError`.
+
+    Args:
+        file: a path, or the content of a file.
+        name: names a content in errors.
+        noun: describes the file in errors.
+        formats: the decoders to try.
+
+    Raises:
+        AdvCAMError: the file is missing, not an image of these formats, damaged, or a decompression bomb
+            (more than ``PIL.Image.MAX_IMAGE_PIXELS`` pixels).
+
+    Example:
+        >>> with open_image("photograph.jpg") as image:  # doctest: +SKIP
+        ...     image.load()
+    """
+    name = file if name is None else name
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(file, formats=formats) as image:
+                yield image
+    except AdvCAMError:
+        raise
+    except FileNotFoundError as error:
+        near = _nearest(Path(str(file)))
+        raise AdvCAMError(f"no such {'image file' if noun == 'image' else noun}: {name}{near}") from error
+    except UnidentifiedImageError as error:
+        article = "an" if noun[0] in "aeiou" else "a"
+        raise AdvCAMError(f"not {article} {noun} that can be read: {name}; convert it to JPEG or PNG") from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise AdvCAMError(f"{noun} {name} has more than {Image.MAX_IMAGE_PIXELS} pixels; make it smaller") from error
+    except Exception as error:  # decoders raise all kinds of errors on damaged files
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise AdvCAMError(f"cannot read {noun} {name} ({reason}): is it truncated or damaged?") from error
 
 
 def expand_images(paths: Iterable[str | Path]) -> list[Path]:
-    """Files and folders to the image files they stand for, in order, each file once.
+    """Return the image files that files and folders stand for, in order and unique.
 
-    Folders are searched recursively and in sorted order for files that end like an image (`EXTENSIONS`);
-    names that start with a dot are skipped. A file that is named itself is taken whatever it ends with.
-
-    Args:
-        paths: files and folders.
-
-    Returns:
-        The files. Of two names for one file, the first is kept.
+    Folders are searched recursively, in sorted order, for files with an ending in `EXTENSIONS`; hidden files and
+    folders are skipped. A file that is given itself may have any ending.
 
     Raises:
         AdvCAMError: a path does not exist, or a folder holds no image.
@@ -57,7 +93,7 @@ def expand_images(paths: Iterable[str | Path]) -> list[Path]:
 
 
 def is_image(path: Path) -> bool:
-    """Whether a file's name ends like an image's."""
+    """Return whether a file name ends like an image's."""
     return path.suffix.lower() in EXTENSIONS
 
 
@@ -78,77 +114,39 @@ def _nearest(path: Path) -> str:
 
 
 def read_rgb(path: str | Path) -> Image.Image:
-    """Read an image file as an upright 8-bit RGB picture.
+    """Read an image file as an upright 8-bit RGB image.
 
-    The EXIF orientation is applied; 16-bit greys are scaled to 8 bits; transparency is composited on white;
-    greyscale, palette, CMYK and YCbCr are converted. Of an animation, the first frame is taken. A 32-bit integer
-    grey is read as 8-bit where it stays within 0..255, else as 16-bit; a float grey as 0..1, else as 0..255.
-
-    Args:
-        path: an image file of any format that Pillow reads.
-
-    Returns:
-        A PIL image of mode ``RGB``.
+    The EXIF orientation is applied; transparency is composited on white; of an animation, the first frame is taken.
+    16-bit greys are scaled to 8 bits; a 32-bit integer grey is taken as 8-bit where it stays within 0..255, else as
+    16-bit; a float grey as 0..1, else as 0..255.
 
     Raises:
-        AdvCAMError: the file is missing, truncated, not an image, or of a kind that has no RGB reading.
+        AdvCAMError: the file is missing, damaged, not an image, or has no RGB reading.
 
     Example:
         >>> read_rgb("photograph.jpg").mode  # doctest: +SKIP
         'RGB'
     """
-    path = Path(path)
-    return _decoded(_existing(path), path, ImageOps.exif_transpose)
+    with open_image(path) as image:
+        image.load()
+        return _to_rgb(ImageOps.exif_transpose(image))
 
 
 def read_stored_rgb(path: str | Path) -> Image.Image:
-    """Read an image file as `read_rgb` does, but as it is stored: the EXIF orientation is not applied.
+    """Read an image file as `read_rgb` does, without applying the EXIF orientation.
 
-    Boxes and sizes of data sets are given in the stored pixels; some photographs of ImageNet have an orientation.
-
-    Raises:
-        AdvCAMError: as `read_rgb`.
+    Boxes and sizes of data sets refer to the stored pixels; some images of ImageNet have an orientation.
     """
-    path = Path(path)
-    return _decoded(_existing(path), path, _as_it_is)
+    with open_image(path) as image:
+        image.load()
+        return _to_rgb(image)
 
 
 def decode_stored_rgb(content: bytes, name: object) -> Image.Image:
-    """The picture of an image file's content, as `read_stored_rgb` reads it.
-
-    Args:
-        content: of a file of any format that Pillow reads.
-        name: what to call it in errors.
-
-    Raises:
-        AdvCAMError: as `read_rgb`.
-    """
-    return _decoded(io.BytesIO(content), name, _as_it_is)
-
-
-def _existing(path: Path) -> Path:
-    if not path.is_file():
-        raise AdvCAMError(f"no such image file: {path}{_nearest(path)}")
-    return path
-
-
-def _as_it_is(image: Image.Image) -> Image.Image:
-    return image
-
-
-def _decoded(file: Path | io.BytesIO, path: object, turn: Callable[[Image.Image], Image.Image]) -> Image.Image:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(file) as image:
-                image.load()
-                return _to_rgb(turn(image))
-    except UnidentifiedImageError as error:
-        raise AdvCAMError(f"not an image that can be read: {path}; convert it to JPEG or PNG") from error
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise AdvCAMError(f"image has more than {Image.MAX_IMAGE_PIXELS} pixels: {path}; make it smaller") from error
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
-        raise AdvCAMError(f"cannot read image {path} ({_one_line(error)}): is it truncated or damaged?") from error
+    """Decode the content of an image file as `read_stored_rgb` does; ``name`` names it in errors."""
+    with open_image(io.BytesIO(content), name=name) as image:
+        image.load()
+        return _to_rgb(image)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -156,12 +154,12 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         image = Image.fromarray(_grey_to_8_bit(np.asarray(image)))
     if image.has_transparency_data:
         image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, _WHITE), image)
+        image = Image.alpha_composite(Image.new("RGBA", image.size, (255, 255, 255, 255)), image)
     return image.convert("RGB")
 
 
 def _grey_to_8_bit(grey: np.ndarray) -> np.ndarray:
-    """Greys ``(H, W)`` of 16 or 32 bits to uint8."""
+    """Convert greys ``(H, W)`` of 16 or 32 bits to uint8."""
     low, high = float(grey.min()), float(grey.max())
     if grey.dtype.kind == "f":
         full = 1.0 if high <= 1 else 255.0
@@ -172,23 +170,38 @@ def _grey_to_8_bit(grey: np.ndarray) -> np.ndarray:
     return np.round(grey.astype(np.float64) * (255 / full)).astype(np.uint8)
 
 
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+#: EXIF orientations that swap width and height.
+_LYING = (5, 6, 7, 8)
 
 
-#: Of RGB values in 0..1, over ImageNet.
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+def image_size(path: str | Path) -> tuple[int, int]:
+    """Return height and width of the image that `read_rgb` would return, from the file's header.
+
+    Example:
+        >>> image_size("photograph.jpg")  # doctest: +SKIP
+        (375, 500)
+    """
+    with open_image(path) as image:
+        lying = image.getexif().get(ExifTags.Base.Orientation) in _LYING
+        return (image.width, image.height) if lying else (image.height, image.width)
+
+
+def size_if_readable(path: str | Path) -> tuple[int, int] | None:
+    """Return `image_size`, or None where the image cannot be read."""
+    try:
+        return image_size(path)
+    except AdvCAMError:
+        return None
+
+
+def stored_size(path: str | Path) -> tuple[int, int]:
+    """Return height and width of the image that `read_stored_rgb` would return, from the file's header."""
+    with open_image(path) as image:
+        return image.height, image.width
 
 
 def resize_to(image: Image.Image, scale: float) -> Image.Image:
-    """A picture scaled (bicubic), its sides rounded as IRN does: halves to the even number.
-
-    Args:
-        image: 8-bit, of ``W x H`` pixels.
-        scale: above 0.
-
-    Raises:
-        AdvCAMError: nothing would be left of it.
+    """Resize an image (bicubic) by a factor; as in IRN, sides are rounded to the nearest integer, halves to even.
 
     Example:
         >>> resize_to(Image.new("RGB", (333, 375)), 0.5).size
@@ -201,7 +214,7 @@ def resize_to(image: Image.Image, scale: float) -> Image.Image:
 
 
 def to_bytes(image: Image.Image) -> Tensor:
-    """An RGB picture as it is, ``(3, H, W)`` uint8.
+    """Convert an RGB image to ``(3, H, W)`` uint8.
 
     Example:
         >>> to_bytes(Image.new("RGB", (2, 1), "red")).tolist()
@@ -210,68 +223,16 @@ def to_bytes(image: Image.Image) -> Tensor:
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
 
 
-def normalised(pictures: Tensor, mean: Sequence[float] = MEAN, std: Sequence[float] = STD) -> Tensor:
-    """8-bit pictures ``(..., 3, H, W)`` to what a net takes: ``(value / 255 - mean) / std``, float32.
+def normalised(images: Tensor, mean: Sequence[float] = MEAN, std: Sequence[float] = STD) -> Tensor:
+    """Normalise 8-bit images ``(..., 3, H, W)`` to ``(value / 255 - mean) / std``, float32.
 
     Args:
-        pictures: uint8, on any device.
+        images: uint8, on any device.
         mean, std: of each channel, or one for all.
 
     Example:
         >>> normalised(torch.full((1, 3, 1, 1), 255, dtype=torch.uint8), (0.5,) * 3, (0.25,) * 3).flatten()
         tensor([2., 2., 2.])
     """
-    shift, scale = (torch.tensor(v, dtype=torch.float32, device=pictures.device)[:, None, None] for v in (mean, std))
-    return (pictures.float() / 255 - shift) / scale
-
-
-#: EXIF orientations that lay a picture on its side.
-_LYING = (5, 6, 7, 8)
-
-
-def image_size(path: str | Path) -> tuple[int, int]:
-    """Height and width of the picture that `advcam_attr.data.images.read_rgb` makes of a file.
-
-    The pixels are not read: a file whose end is missing still has a size.
-
-    Args:
-        path: an image file.
-
-    Raises:
-        AdvCAMError: the file is missing, or not an image.
-
-    Example:
-        >>> image_size("photograph.jpg")  # doctest: +SKIP
-        (375, 500)
-    """
-    (height, width), lying = _header(path)
-    return (width, height) if lying else (height, width)
-
-
-def size_if_readable(path: str | Path) -> tuple[int, int] | None:
-    """As `image_size`; None where there is no photograph that can be read, which whoever needs its pixels will tell."""
-    try:
-        return image_size(path)
-    except AdvCAMError:
-        return None
-
-
-def stored_size(path: str | Path) -> tuple[int, int]:
-    """Height and width of the picture that `advcam_attr.data.images.read_stored_rgb` makes of a file.
-
-    Raises:
-        AdvCAMError: the file is missing, or not an image.
-    """
-    return _header(path)[0]
-
-
-def _header(path: str | Path) -> tuple[tuple[int, int], bool]:
-    """Height and width as they are stored, and whether the EXIF orientation lays the picture on its side."""
-    try:
-        with Image.open(path) as image:
-            lying = image.getexif().get(ExifTags.Base.Orientation) in _LYING
-            return (image.height, image.width), lying
-    except FileNotFoundError as error:
-        raise AdvCAMError(f"no such image file: {path}") from error
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        raise AdvCAMError(f"not an image that can be read: {path}; convert it to JPEG or PNG") from error
+    shift, scale = (torch.tensor(v, dtype=torch.float32, device=images.device)[:, None, None] for v in (mean, std))
+    return (images.float() / 255 - shift) / scale

@@ -1,4 +1,7 @@
-"""A mask's file, or a sample, in; a label map ``(H, W)`` out: 0 the background, k + 1 class k, 255 void."""
+"""Label maps, saliency maps and binary object masks as image files.
+
+A label map is ``(H, W)`` uint8: 0 is the background, k + 1 is class k, 255 is void.
+"""
 
 from __future__ import annotations
 
@@ -9,18 +12,18 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, PngImagePlugin, UnidentifiedImageError
+from PIL import Image, PngImagePlugin
 from torch import Tensor
 from torch.nn import functional as F
 
-from advcam_attr.data.images import read_rgb, size_if_readable
+from advcam_attr.data.images import open_image, read_rgb, size_if_readable
 from advcam_attr.data.labels import few
 from advcam_attr.files import files_digest, write_bytes
 from advcam_attr.types import VOID, AdvCAMError, NoMaskError, Sample
 
 
 def palette() -> np.ndarray:
-    """The colours of PASCAL VOC's label maps, ``(256, 3)`` uint8.
+    """Return the colours of PASCAL VOC's label maps, ``(256, 3)`` uint8.
 
     Bit j of a label is bit 7 - j // 3 of the colour's channel j % 3 (the development kit's rule).
 
@@ -36,43 +39,41 @@ def palette() -> np.ndarray:
 
 
 def read_labels(path: str | Path, num_classes: int) -> Tensor:
-    """Read a label map, whatever labels it holds.
+    """Read a label map without checking its labels.
 
-    Palette and grey images hold the labels themselves. Where the labels were drawn out in the colours of `palette`
-    (an RGB image, or a palette that was packed anew by a tool that saves space), the colours are read back.
+    Palette and grey images hold the labels. RGB images, and palettes reordered by an optimiser, are decoded by the
+    colours of `palette`.
 
     Args:
-        path: a PNG, or a ``.mat`` file of the Semantic Boundaries Dataset (needs SciPy).
-        num_classes: K, without the background; colours count as those of 0..K and 255.
+        path: an image, or a ``.mat`` file of the Semantic Boundaries Dataset (needs SciPy).
+        num_classes: K, without the background; the colours of 0..K and 255 are decoded.
 
     Returns:
         ``(H, W)`` uint8.
 
     Raises:
-        AdvCAMError: the file is missing or damaged, or holds colours that are no class's.
+        AdvCAMError: the file is missing or damaged, or holds other colours.
 
     Example:
         >>> read_labels("masks/2007_000032.png", 20).unique()  # doctest: +SKIP
         tensor([ 0,  1, 15], dtype=torch.uint8)
     """
     path = Path(path)
-    if not path.is_file():
-        raise AdvCAMError(f"no such mask: {path}")
     return torch.from_numpy(_read_sbd(path) if path.suffix == ".mat" else _read_image(path, num_classes))
 
 
 def read_mask(path: str | Path, num_classes: int, size: tuple[int, int] | None = None) -> Tensor:
-    """Read a true label map: as `read_labels`, and checked.
+    """Read a true label map and check its labels and, if given, its size.
 
     Args:
         path, num_classes: as for `read_labels`.
-        size: the photograph's height and width, where they are to be checked.
+        size: height and width of the image.
 
     Returns:
         ``(H, W)`` uint8, in 0..K or 255.
 
     Raises:
-        AdvCAMError: as `read_labels`; the mask is of another size than the photograph, or holds labels above K.
+        AdvCAMError: as `read_labels`; or the size differs, or there are labels above K.
 
     Example:
         >>> read_mask("SegmentationClass/2007_000032.png", 20).unique()  # doctest: +SKIP
@@ -81,8 +82,8 @@ def read_mask(path: str | Path, num_classes: int, size: tuple[int, int] | None =
     labels = read_labels(path, num_classes)
     if size is not None and tuple(labels.shape) != tuple(size):
         raise AdvCAMError(
-            f"mask {path} is of {labels.shape[1]}x{labels.shape[0]} pixels and its photograph of "
-            f"{size[1]}x{size[0]}; they must be of one size"
+            f"mask {path} has {labels.shape[1]}x{labels.shape[0]} pixels and its image {size[1]}x{size[0]}; they must "
+            "be of one size"
         )
     counts = np.bincount(labels.numpy().ravel(), minlength=256)
     if counts[num_classes + 1 : VOID].any():
@@ -96,10 +97,10 @@ def read_mask(path: str | Path, num_classes: int, size: tuple[int, int] | None =
 
 @dataclass(frozen=True)
 class MaskFiles:
-    """Reads the true label map of a sample: the first of its files that is there.
+    """Reads the true label map of a sample from the first folder that has it.
 
     Attributes:
-        folders: of PNGs, or of SBD's ``.mat`` files, named as the samples.
+        folders: of PNGs, or of SBD's ``.mat`` files, named by the samples' ids.
         num_classes: K.
     """
 
@@ -107,16 +108,16 @@ class MaskFiles:
     num_classes: int
 
     def find(self, id: str) -> Path | None:
-        """The file of an id's mask, if it has one."""
+        """Return the mask file of an id, if there is one."""
         files = (folder / f"{id}{ending}" for folder in self.folders for ending in (".png", ".mat"))
         return next((file for file in files if file.is_file()), None)
 
     def __call__(self, sample: Sample) -> Tensor:
-        """The label map ``(H, W)`` uint8.
+        """Read the label map ``(H, W)`` uint8.
 
         Raises:
             NoMaskError: there is none.
-            AdvCAMError: it cannot be read or does not fit the photograph.
+            AdvCAMError: it is damaged, or its size is not the image's.
         """
         path = self.find(sample.id)
         if path is None:
@@ -125,15 +126,10 @@ class MaskFiles:
 
 
 def _read_image(path: Path, num_classes: int) -> np.ndarray:
-    try:
-        with Image.open(path) as image:
-            image.load()
-            mode, pixels, colours = image.mode, np.array(image), image.getpalette()
-            rgb = np.asarray(image.convert("RGB")) if mode in ("RGB", "RGBA") else None
-    except UnidentifiedImageError as error:
-        raise AdvCAMError(f"not a mask that can be read: {path}; masks are palette or grey PNGs") from error
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        raise AdvCAMError(f"cannot read mask {path} ({error}): is it truncated or damaged?") from error
+    with open_image(path, noun="mask") as image:
+        image.load()
+        mode, pixels, colours = image.mode, np.array(image), image.getpalette()
+        rgb = np.asarray(image.convert("RGB")) if mode in ("RGB", "RGBA") else None
     if rgb is not None:
         return _labels_of_colours(path, rgb, num_classes)
     if mode == "P" and colours is not None:
@@ -144,7 +140,7 @@ def _read_image(path: Path, num_classes: int) -> np.ndarray:
 
 
 def _labels_of_palette(pixels: np.ndarray, colours: np.ndarray, num_classes: int) -> np.ndarray:
-    """The indices, unless their colours are those of other classes: then what the colours say."""
+    """Return the indices; or where the palette has the colours of other classes, the labels of these colours."""
     used = np.flatnonzero(np.bincount(pixels.ravel(), minlength=1))
     if used[-1] >= len(colours) or (len(colours) > 1 and (colours == colours[0]).all()):
         return pixels
@@ -177,6 +173,8 @@ def _labels_by_colour(num_classes: int) -> dict[tuple[int, ...], int]:
 
 
 def _read_sbd(path: Path) -> np.ndarray:
+    if not path.is_file():
+        raise AdvCAMError(f"no such mask: {path}")
     try:
         from scipy.io import loadmat
     except ImportError as error:
@@ -185,32 +183,26 @@ def _read_sbd(path: Path) -> np.ndarray:
         ) from error
     try:
         labels = loadmat(path, squeeze_me=True, struct_as_record=False)["GTcls"].Segmentation
-    except Exception as error:  # damaged files make the parser raise whatever it happens to meet
+    except Exception as error:  # damaged files raise all kinds of errors
         raise AdvCAMError(f"cannot read mask {path}: not a GTcls file of the Semantic Boundaries Dataset") from error
     return np.array(labels, np.uint8)
 
 
-#: The endings of maps, in the order in which they are looked for.
-_ENDINGS = (".png", ".jpg", ".jpeg")
-
-#: How far the channels of a grey picture may differ: JPEG changes them a little.
+#: Largest difference of the channels of a grey image; JPEG changes them a little.
 _GREY = 24
 
-#: How far a map's proportions may be off its photograph's, besides a pixel of rounding.
-_PROPORTION = 0.02
+#: Largest relative difference of a map's aspect ratio from its image's, besides a pixel of rounding.
+_ASPECT = 0.02
 
 
 @dataclass(frozen=True)
 class SaliencyFolder:
-    """Reads saliency maps: 8-bit grey images (0 the background, 255 what stands out) that are named as the samples.
+    """Reads saliency maps: 8-bit grey images named by the samples' ids (0 is background, 255 is salient).
 
-    A map of another size than the photograph is resized to it (bilinear); one of other proportions is refused.
+    A map of another size is resized to the image (bilinear) if the aspect ratio is the same.
 
     Attributes:
         path: the folder.
-
-    Raises:
-        AdvCAMError: there is no such folder.
 
     Example:
         >>> saliency = SaliencyFolder("saliency")  # doctest: +SKIP
@@ -224,48 +216,42 @@ class SaliencyFolder:
             raise AdvCAMError(f"no such folder of saliency maps: {self.path}")
 
     def find(self, id: str) -> Path | None:
-        """The file of an id's map, if it has one."""
-        files = (Path(self.path) / f"{id}{ending}" for ending in _ENDINGS)
+        """Return the map file of an id, if there is one."""
+        files = (Path(self.path) / f"{id}{ending}" for ending in (".png", ".jpg", ".jpeg"))
         return next((file for file in files if file.is_file()), None)
 
     def digest(self, ids: Iterable[str]) -> str:
-        """What tells the maps of some images from others: 16 hexadecimal digits. Images without a map are passed over.
-
-        Raises:
-            AdvCAMError: a map cannot be read.
-        """
+        """Return a digest of 16 hexadecimal digits of the maps of some images; images without one are skipped."""
         return files_digest(file for id in ids if (file := self.find(id)) is not None)
 
     def __call__(self, sample: Sample, size: tuple[int, int]) -> Tensor:
-        """The saliency of a sample's pixels.
+        """Read the saliency of a sample's pixels.
 
         Args:
-            sample: whose.
-            size: the photograph's height and width.
+            sample: the sample.
+            size: height and width of its image.
 
         Returns:
             ``(H, W)`` float32 in 0..1.
 
         Raises:
-            AdvCAMError: there is no map, or it is damaged, coloured, or of other proportions than the photograph.
+            AdvCAMError: the map is missing, damaged, coloured, or has another aspect ratio.
         """
         file = self.find(sample.id)
         if file is None:
-            raise AdvCAMError(
-                f"no saliency map of {sample.id} in {self.path}: looked for {sample.id}{' and '.join(_ENDINGS[:2])}"
-            )
-        picture = read_rgb(file)
-        channels = np.asarray(picture).astype(int)
+            raise AdvCAMError(f"no saliency map of {sample.id} in {self.path}: looked for {sample.id}.png and .jpg")
+        image = read_rgb(file)
+        channels = np.asarray(image).astype(int)
         if int(np.ptp(channels, axis=-1).max()) > _GREY:
-            raise AdvCAMError(f"{file} is a colour picture; saliency maps are grey")
+            raise AdvCAMError(f"{file} is a colour image; saliency maps are grey")
         height, width = size
-        proportion = picture.height * width / (picture.width * height)
-        if abs(proportion - 1) > _PROPORTION + 1 / min(picture.size):
+        aspect = image.height * width / (image.width * height)
+        if abs(aspect - 1) > _ASPECT + 1 / min(image.size):
             raise AdvCAMError(
-                f"saliency map {file} is of {picture.width}x{picture.height} pixels, which are not the proportions of "
-                f"its photograph of {width}x{height}"
+                f"saliency map {file} has {image.width}x{image.height} pixels and its image {width}x{height}; the "
+                "proportions must be the same"
             )
-        saliency = torch.from_numpy(np.array(picture.convert("L"))).float() / 255
+        saliency = torch.from_numpy(np.array(image.convert("L"))).float() / 255
         if saliency.shape == size:
             return saliency
         return F.interpolate(saliency[None, None], size, mode="bilinear", align_corners=False)[0, 0]
@@ -273,11 +259,11 @@ class SaliencyFolder:
 
 @dataclass(frozen=True)
 class PixelMasks:
-    """The true pixels of an image, as OpenImages30k keeps them.
+    """The binary masks of an image, as in OpenImages30k.
 
     Attributes:
-        instances: one grey picture for each object; bright where the object is.
-        ignored: a grey picture, bright where nothing is known; or None.
+        instances: one grey image for each object, bright on the object.
+        ignored: a grey image, bright on ignored pixels; or None.
     """
 
     instances: tuple[Path, ...]
@@ -285,20 +271,17 @@ class PixelMasks:
 
 
 def read_pixel_truth(masks: PixelMasks, size: tuple[int, int] = (224, 224)) -> Tensor:
-    """Which pixels of an image are its objects', as the pixel-wise average precision (PxAP) of Choe et al. counts them.
+    """Read the true pixels of an image for the pixel average precision (PxAP) of Choe et al.
 
-    Each mask is resized by taking the nearest pixel above and left (OpenCV's ``INTER_NEAREST``); above half a grey
-    level is bright. Pixels of several objects are true; what is ignored is so only where no object is.
+    Masks are resized to the nearest pixel above and left (OpenCV's ``INTER_NEAREST``) and thresholded at half a grey
+    level. Ignored pixels that belong to an object are true.
 
     Args:
         masks: the files.
         size: height and width to resize to.
 
     Returns:
-        ``(H, W)`` uint8: 1 true, 0 false, 255 not counted.
-
-    Raises:
-        AdvCAMError: a file is missing or not an image, or there is no mask.
+        ``(H, W)`` uint8: 1 true, 0 false, 255 ignored.
     """
     if not masks.instances:
         raise AdvCAMError("an image without masks has no true pixels; leave it out of the list")
@@ -310,41 +293,29 @@ def read_pixel_truth(masks: PixelMasks, size: tuple[int, int] = (224, 224)) -> T
 
 
 def _bright(path: Path, size: tuple[int, int]) -> Tensor:
-    try:
-        with Image.open(path) as image:
-            grey = np.asarray(image.convert("L"))
-    except FileNotFoundError as error:
-        raise AdvCAMError(f"no such mask: {path}") from error
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        raise AdvCAMError(f"cannot read mask {path}: is it truncated or damaged?") from error
+    with open_image(path, noun="mask") as image:
+        grey = np.asarray(image.convert("L"))
     return F.interpolate(torch.from_numpy(grey.astype(np.float32))[None, None], size, mode="nearest")[0, 0] > 0.5
 
 
-#: The key of the PNG's text that names the settings.
+#: The key of the PNG's text that holds the digest of the settings.
 _KEY = "advcam_settings"
 
 
 def mask_path(folder: Path, id: str) -> Path:
-    """Where the mask of an image is, or would be.
-
-    Raises:
-        AdvCAMError: an id that cannot name a file.
-    """
+    """Return the path of the mask of an image; an id that cannot name a file raises `AdvCAMError`."""
     if not id or id.startswith(".") or any(c in id for c in "/\\\0"):
         raise AdvCAMError(f"image id {id!r} cannot name a file: use one without slashes that starts with no dot")
     return folder / f"{id}.png"
 
 
 def write_mask(path: Path, labels: Tensor, settings: str = "") -> None:
-    """Write a label map as an 8-bit palette PNG, whole or not at all; equal maps make equal bytes.
+    """Write a label map as an 8-bit palette PNG, atomically; equal maps make equal bytes.
 
     Args:
         path: the file; folders are made as needed.
-        labels: ``(H, W)`` uint8: 0 the background, k + 1 class k, 255 void.
-        settings: a digest of what the map depends on, kept in the file's text.
-
-    Raises:
-        AdvCAMError: the file cannot be written.
+        labels: ``(H, W)`` uint8.
+        settings: a digest of what the map depends on, stored in the file's text.
     """
     image = Image.fromarray(labels.cpu().numpy())
     image.putpalette(palette().ravel().tolist())
@@ -352,7 +323,7 @@ def write_mask(path: Path, labels: Tensor, settings: str = "") -> None:
 
 
 def write_png(path: Path, image: Image.Image, settings: str = "") -> None:
-    """Write a picture as PNG, whole or not at all, with a digest of what it depends on."""
+    """Write an image as PNG, atomically, with a digest of what it depends on."""
     about = PngImagePlugin.PngInfo()
     about.add_text(_KEY, settings)
     content = io.BytesIO()
@@ -361,10 +332,10 @@ def write_png(path: Path, image: Image.Image, settings: str = "") -> None:
 
 
 def png_settings(path: Path) -> str | None:
-    """The digest that `write_png` kept in a file, read from its header; None where there is no such file."""
+    """Return the digest that `write_png` stored, from the file's header; None where there is none."""
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             found = image.info.get(_KEY)
-    except (OSError, SyntaxError, ValueError):
+    except AdvCAMError:
         return None
     return found if isinstance(found, str) else None

@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from advcam_attr.data.images import open_image
 from advcam_attr.report.page import Entry, Frame, Section, heat_uri, most_telling, picture_uri
 from advcam_attr.tables.segmentation import Table
 from advcam_attr.types import AdvCAMError
@@ -87,7 +88,7 @@ def _entries(path: Path, record: dict[str, Any]) -> list[Entry]:
 
 def _picture(overlay: Path, size: list[int]) -> Image.Image:
     """The image as the model saw it: the first picture of the overlay."""
-    with Image.open(overlay) as drawing:
+    with open_image(overlay, formats=("PNG",)) as drawing:
         width = max(1, round(size[1] * _CELL / size[0]))
         return drawing.crop((_LEFT, _TOP, _LEFT + width, _TOP + _CELL)).copy()
 

@@ -117,7 +117,7 @@ def test_a_missing_file_has_a_nearest_name(tmp_path):
 def test_too_many_pixels_are_refused(tmp_path, monkeypatch):
     Image.new("1", (30, 30)).save(tmp_path / "vast.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 500)
-    with pytest.raises(AdvCAMError, match=r"more than 500 pixels: .*vast\.png"):
+    with pytest.raises(AdvCAMError, match=r"vast\.png has more than 500 pixels"):
         read_rgb(tmp_path / "vast.png")
 
 

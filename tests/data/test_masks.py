@@ -84,7 +84,7 @@ def test_labels_above_the_classes_are_refused(tmp_path):
 
 def test_other_bad_masks_are_refused(tmp_path):
     with_palette(LABELS, palette()).save(tmp_path / "m.png")
-    with pytest.raises(AdvCAMError, match=r"m\.png is of 4x3 pixels and its photograph of 8x6"):
+    with pytest.raises(AdvCAMError, match=r"m\.png has 4x3 pixels and its image 8x6"):
         read_mask(tmp_path / "m.png", 20, (6, 8))
     with pytest.raises(AdvCAMError, match=r"no such mask: .*none\.png"):
         read_mask(tmp_path / "none.png", 20)
@@ -125,9 +125,9 @@ def test_without_scipy_there_is_a_way_out(tmp_path, monkeypatch):
 def test_files_that_claim_to_be_enormous(tmp_path, monkeypatch):
     with_palette(LABELS, palette()).save(tmp_path / "m.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 5)
-    with pytest.raises(AdvCAMError, match=r"cannot read mask .*m\.png"):
+    with pytest.raises(AdvCAMError, match=r"m\.png has more than 5 pixels"):
         read_mask(tmp_path / "m.png", 20)
-    with pytest.raises(AdvCAMError, match=r"not an image that can be read: .*m\.png"):
+    with pytest.raises(AdvCAMError, match=r"m\.png has more than 5 pixels"):
         image_size(tmp_path / "m.png")
 
 

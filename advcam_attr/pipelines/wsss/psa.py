@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import v2
 
-from advcam_attr.data.images import normalised, read_rgb
+from advcam_attr.data.images import normalised, open_image, read_rgb
 from advcam_attr.data.masks import mask_path, write_png
 from advcam_attr.data.samples import SegmentationData
 from advcam_attr.data.transforms import RandomCropOrPad, to_input
@@ -382,13 +382,8 @@ def read_scores(path: Path, size: tuple[int, int]) -> Tensor:
     Raises:
         AdvCAMError: the file is missing, damaged, or of an image of another size.
     """
-    try:
-        with Image.open(path) as image:
-            rows = np.array(image)
-    except FileNotFoundError as error:
-        raise AdvCAMError(f"there are no label scores {path}: make them first") from error
-    except (OSError, SyntaxError, ValueError) as error:
-        raise AdvCAMError(f"cannot read the label scores {path}: damaged? remove it and make them again") from error
+    with open_image(path, noun="label score image") as image:
+        rows = np.array(image)
     if rows.ndim != 2 or rows.dtype != np.uint8 or rows.shape[1] != size[1] or rows.shape[0] % (2 * size[0]):
         raise AdvCAMError(f"the label scores {path} do not fit their image of {size[1]} x {size[0]}; remove the file")
     return torch.from_numpy(rows).float().div(255).reshape(-1, *size)

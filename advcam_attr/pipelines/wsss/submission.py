@@ -19,10 +19,9 @@ from pathlib import Path, PurePosixPath
 from typing import Literal, get_args
 
 import numpy as np
-from PIL import Image
 from torch import Tensor
 
-from advcam_attr.data.images import image_size, is_image
+from advcam_attr.data.images import image_size, is_image, open_image
 from advcam_attr.data.labels import few, read_list
 from advcam_attr.data.masks import mask_path, palette
 from advcam_attr.data.samples import SegmentationData
@@ -260,14 +259,14 @@ def _size_of(sample: Sample) -> tuple[int, int] | None:
 def _problem_of(content: bytes, size: tuple[int, int] | None) -> str | None:
     """What is wrong with a label map's file, or None."""
     try:
-        with Image.open(io.BytesIO(content), formats=["PNG"]) as image:
+        with open_image(io.BytesIO(content), formats=("PNG",)) as image:
             depth = content[24] if len(content) > 24 else 0
             if image.mode != "P" or depth != 8:
                 return f"is a PNG of mode {image.mode} and {depth} bits; the server takes palette PNGs of 8 bits"
             if size is not None and image.size[::-1] != size:
                 return f"is of {image.width}x{image.height} pixels and its photograph of {size[1]}x{size[0]}"
             labels, colours = np.array(image), np.reshape(image.getpalette() or [], (-1, 3))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+    except AdvCAMError:
         return "is no PNG that can be read"
     if strange := sorted(set(np.unique(labels).tolist()) - set(range(len(CLASSES) + 1))):
         return f"holds {_listed(strange)}; the server takes the labels 0 to {len(CLASSES)} only"
