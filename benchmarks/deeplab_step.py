@@ -22,7 +22,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from advcam_attr.networks.backbone import Backbone
 from advcam_attr.networks.deeplab import DeepLab, MultiScale, deeplab
+from advcam_attr.networks.resnet101 import RESNET101
 from advcam_attr.training.losses.segmentation import balanced_cross_entropy, resized_labels, summed_over_grids
 
 SCALES = (0.5, 0.75)
@@ -103,7 +105,7 @@ def main() -> None:
     x = torch.randn(options.batch, 3, options.crop, options.crop, device=options.device)
     labels = torch.randint(0, 21, (options.batch, options.crop, options.crop), device=options.device)
     labels = labels.to(torch.uint8)
-    own = deeplab(num_labels=21, random_weights=True, scales=scales).to(options.device)
+    own = deeplab(Backbone(RESNET101, random_weights=True), scales=scales).to(options.device)
     plain = plain_net().to(options.device)
     steps = {"plain": plain_step(plain, x, labels, scales), "own": own_step(own, x, labels)}
     for step in steps.values():

@@ -17,7 +17,8 @@ import torch
 
 from advcam_attr.cli.wsss import CONFIGURED
 from advcam_attr.data.masks import mask_path, read_mask
-from advcam_attr.networks.irnet import load_irnet
+from advcam_attr.networks.irnet import IRNET
+from advcam_attr.networks.net_file import load_net
 from advcam_attr.pipelines.config import config_of
 from advcam_attr.pipelines.seeds import seed_store
 from advcam_attr.pipelines.wsss.irn import edges
@@ -40,7 +41,7 @@ def main() -> None:
     labelled = [sample for sample in data.samples if sample.labels]
     chosen = [sample for sample in labelled if sample.id in options.ids] or labelled[:: max(1, len(labelled) // 6)][:6]
     refined, seeds = options.run / "refined" / options.method, seed_store(options.run / "seeds" / options.method)
-    net = load_irnet(refined / "irnet" / "irnet.safetensors")[0].eval()
+    net = load_net(refined / "irnet" / "irnet.safetensors", IRNET)[0].eval()
     walk, classes = config.refine.irn.walk, len(data.classes)
     rows: list[list[ImageArray]] = []
     for sample in chosen:

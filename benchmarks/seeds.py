@@ -47,6 +47,7 @@ from advcam_attr.data.toy import CLASS_NAMES, make_scenes
 from advcam_attr.data.transforms import to_input
 from advcam_attr.data.voc import read_voc
 from advcam_attr.metrics.evaluation import SeedEvaluation, compare_best
+from advcam_attr.networks.backbone import Backbone
 from advcam_attr.networks.cam_net import cam_net
 from advcam_attr.pipelines.demo import train_net
 from advcam_attr.pipelines.evaluate import evaluate_seeds
@@ -105,13 +106,18 @@ def voc(options: argparse.Namespace) -> Iterator[Setting]:
     parts = [read_voc(options.data / "voc", split) for split in ("train", "val")]
     chosen = {s.id for s in halve(sorted(whole.samples, key=lambda s: s.id), options.half)}
     scored = replace(whole, samples=tuple(s for s in whole.samples if s.id in chosen))
-    known = read_class_map(options.data / "coco/coco_to_imagenet.json", whole.classes, class_offset=1)
+    class_map = read_class_map(options.data / "coco/coco_to_imagenet.json", whole.classes, class_offset=1)
     for seed in options.seeds:
-        net = cam_net(
-            "timm/mobilenetv2_100", 20, model_args={"num_classes": 1001, "pad_type": "same"}, mean=[0.5], std=[0.5],
-            checkpoint=options.data / "weights/mobilenetv2_100_imagenet.safetensors", lowered_by="dilation",
-            train_from="classifier", seed=seed, known=known,
-        )  # fmt: skip
+        backbone = Backbone(
+            "timm/mobilenetv2_100",
+            {"num_classes": 1001, "pad_type": "same"},
+            mean=[0.5],
+            std=[0.5],
+            checkpoint=options.data / "weights/mobilenetv2_100_imagenet.safetensors",
+            stride_mode="dilation",
+            train_from="classifier",
+        )
+        net = cam_net(backbone, 20, seed=seed, class_map=class_map)
         settings = ClassifierSettings(
             epochs=10, batch=10, crop=320, long_side=(320, 480), classifier_lr=0.3, momentum=0.9, weight_decay=0.0,
             anchor=0.01, seed=seed, workers=0,

@@ -37,7 +37,7 @@ def main() -> None:
         torch.set_num_threads(options.threads)
     config = CONFIGURED.read(config_of(options.run))
     data, val = seeded_images(config), labelled_images(config)["val"]
-    base = replace(with_paths(config.segmentation, "checkpoint", "trained", "known"), crf=None)
+    base = replace(with_paths(config.segmentation, "checkpoint", "trained", "class_map"), crf=None)
     table = ["| seed | CAM's masks | AdvCAM's masks | difference (90 % interval over images) |", "|---|---|---|---|"]
     scores: dict[str, list[float]] = {"cam": [], "advcam": []}
     for seed in options.seeds:

@@ -8,22 +8,19 @@ names of the authors' files.
 
 from __future__ import annotations
 
-import dataclasses
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save
 from torch import Tensor, nn
 
-from advcam_attr.files import write_bytes
+from advcam_attr.networks.backbone import Backbone
 from advcam_attr.networks.checkpoint import Checkpoint, load_weights, read_checkpoint, without_prefix
+from advcam_attr.networks.net_file import NetKind, NetSpec
 from advcam_attr.networks.resnet38 import ResNet38
-from advcam_attr.networks.timm_trunk import Lowering, TimmTrunk, timm_trunk
+from advcam_attr.networks.timm_trunk import TimmTrunk, timm_trunk
 from advcam_attr.types import AdvCAMError
 
 #: PSA's trunk, which SEAM and SC-CAM have too.
@@ -35,18 +32,14 @@ _OTHER_HEADS = ("fc8", "fc8_20", "fc8_200")
 
 _ROOTS = ("conv1a.", "b2.", "bn7.", "f9.", "fc8.", "fc8_20.")
 
-#: The note of a file that says what net it is of.
-_NOTE = "affinity_net"
-
 
 @dataclass(frozen=True)
-class AffinityNetSpec:
+class AffinityNetSpec(NetSpec):
     """What an affinity net is made of, without its weights; see `affinity_net`."""
 
-    backbone: str = RESNET38
-    model_args: Mapping[str, Any] = field(default_factory=dict)
-    stride: int = 8
-    lowered_by: Lowering = "removal"
+    key: ClassVar[str] = "affinity_net"
+    title: ClassVar[str] = "affinity net"
+
     width: int = 64
 
 
@@ -127,7 +120,8 @@ class ResNet38Affinity(_AffinityHead, ResNet38):
 
     def __init__(self, width: int = 64) -> None:
         ResNet38.__init__(self, width)
-        self.spec = AffinityNetSpec(width=width)
+        backbone = Backbone(RESNET38, stride=8, stride_mode="removal")
+        self.spec = AffinityNetSpec(backbone.without_weights(self.mean, self.std), width)
         self._add_head((8 * width, 16 * width, 64 * width), width)
         self._freeze(self.stem)
 
@@ -148,7 +142,8 @@ class TimmAffinity(_AffinityHead):
 
     def __init__(self, spec: AffinityNetSpec, trunk: TimmTrunk) -> None:
         super().__init__()
-        self.spec, self.stride, self.mean, self.std = spec, trunk.stride, trunk.mean, trunk.std
+        self.spec = replace(spec, backbone=spec.backbone.without_weights(trunk.mean, trunk.std))
+        self.stride, self.mean, self.std = trunk.stride, trunk.mean, trunk.std
         model: Any = trunk.model
         try:
             self._indices = model.prune_intermediate_layers(3, prune_norm=True, prune_head=True)
@@ -159,7 +154,7 @@ class TimmAffinity(_AffinityHead):
                 raise ValueError(f"{len(taps)} stages")
         except (AttributeError, AssertionError, ValueError, RuntimeError) as error:
             raise AdvCAMError(
-                f"{spec.backbone} does not give the three feature maps that an affinity net reads; choose another"
+                f"{spec.backbone.name} does not give the three feature maps that an affinity net reads; choose another"
             ) from error
         self._add_head([tap.shape[1] for tap in taps], spec.width)
         self._freeze(())
@@ -174,27 +169,13 @@ class TimmAffinity(_AffinityHead):
 AffinityNet = ResNet38Affinity | TimmAffinity
 
 
-def affinity_net(
-    backbone: str = RESNET38,
-    *,
-    model_args: Mapping[str, Any] | None = None,
-    checkpoint: str | Path | None = None,
-    random_weights: bool = False,
-    stride: int = 8,
-    lowered_by: Lowering = "removal",
-    width: int = 64,
-    seed: int = 0,
-) -> AffinityNet:
+def affinity_net(backbone: Backbone | str = RESNET38, *, width: int = 64, seed: int = 0) -> AffinityNet:
     """Make an affinity net with a new head, to be trained.
 
     Args:
-        backbone: ``resnet38``, PSA's, or ``timm/NAME``: any that gives feature maps by stages.
-        model_args: keyword arguments of a timm model.
-        checkpoint: the trunk's weights. For ResNet-38 any file with its keys, e.g. of a trained SEAM or SC-CAM net;
-            heads in it are not read. For a timm model, its weights with its own classifier.
-        random_weights: a trunk as it is initialised; the same in every call.
-        stride: of the embeddings: 8 in PSA; 16 is four times as cheap. A timm model whose own is lower keeps it.
-        lowered_by: see `advcam_attr.networks.cam_net.cam_net`; not read for ResNet-38.
+        backbone: ``resnet38``, PSA's, or ``timm/NAME``: any that gives feature maps by stages. Stride 8 by removal, as
+            in PSA, unless it says otherwise; 16 is four times as cheap. The checkpoint of a ResNet-38 is any file with
+            its keys, e.g. of a trained SEAM or SC-CAM net; heads in it are not read.
         width: of the head, and of ResNet-38; 64 in PSA.
         seed: of the new weights; the global random state is left alone.
 
@@ -206,38 +187,38 @@ def affinity_net(
         AdvCAMError: an unknown backbone, weights that cannot be had or do not fit, a stride that the net cannot have.
 
     Example:
-        >>> net = affinity_net("timm/mobilenetv2_100", random_weights=True, stride=16)
+        >>> net = affinity_net(Backbone("timm/mobilenetv2_100", random_weights=True, stride=16))
         >>> net.stride, net(torch.zeros(1, 3, 64, 96)).shape
         (16, torch.Size([1, 448, 4, 6]))
     """
-    spec = AffinityNetSpec(backbone, dict(model_args or {}), stride, lowered_by, width)
-    if backbone != RESNET38:
-        return _make(spec, seed, {"checkpoint": checkpoint, "random_weights": random_weights})
-    if (checkpoint is None) != random_weights:
-        raise AdvCAMError("resnet38 needs a file of its trunk's weights (or random weights, which learn little)")
-    net = _make(spec, seed)
-    if checkpoint is not None:
-        _load_trunk(net, read_checkpoint(checkpoint))
-    return net
-
-
-def _make(spec: AffinityNetSpec, seed: int, weights: Mapping[str, Any] | None = None) -> AffinityNet:
-    if min(spec.stride, spec.width) < 1:
-        raise AdvCAMError(f"stride and width must be positive, got {spec.stride} and {spec.width}")
-    if spec.backbone == RESNET38:
-        if spec.stride != ResNet38.stride:
-            raise AdvCAMError(f"resnet38 has stride {ResNet38.stride}, not {spec.stride}")
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            return ResNet38Affinity(spec.width).eval()
-    if not spec.backbone.startswith("timm/"):
-        raise AdvCAMError(f"affinity nets are made of {RESNET38} or timm/NAME, not of {spec.backbone!r}")
-    trunk = timm_trunk(
-        spec.backbone, spec.model_args, weights or {"random_weights": True}, spec.stride, spec.lowered_by
-    )
+    backbone = Backbone.of(backbone, stride=8, stride_mode="removal")
+    backbone.require_unused("an affinity net", "train_from")
+    if width < 1:
+        raise AdvCAMError(f"the width must be positive, got {width}")
+    if backbone.name == RESNET38:
+        return _resnet38_affinity(backbone, width, seed)
+    if not backbone.is_timm:
+        raise AdvCAMError(f"affinity nets are made of {RESNET38} or timm/NAME, not of {backbone.name!r}")
+    trunk = timm_trunk(backbone)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return TimmAffinity(spec, trunk).eval()
+        return TimmAffinity(AffinityNetSpec(backbone, width), trunk).eval()
+
+
+def _resnet38_affinity(backbone: Backbone, width: int, seed: int) -> ResNet38Affinity:
+    if (backbone.checkpoint is None) != backbone.random_weights:
+        raise AdvCAMError("resnet38 needs a file of its trunk's weights (or random weights, which learn little)")
+    if backbone.stride not in ("auto", None, ResNet38.stride):
+        raise AdvCAMError(f"resnet38 has stride {ResNet38.stride}, not {backbone.stride}")
+    for name in ("mean", "std"):
+        if getattr(backbone, name) not in (None, getattr(ResNet38, name)):
+            raise AdvCAMError(f"resnet38 has a {name} of its own; leave it out")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        net = ResNet38Affinity(width).eval()
+    if backbone.checkpoint is not None:
+        _load_trunk(net, read_checkpoint(backbone.checkpoint))
+    return net
 
 
 def _load_trunk(net: AffinityNet, checkpoint: Checkpoint) -> None:
@@ -245,7 +226,7 @@ def _load_trunk(net: AffinityNet, checkpoint: Checkpoint) -> None:
     weights = without_prefix(checkpoint.weights, _ROOTS)
     own = {key: value for key, value in net.state_dict().items() if key.split(".")[0] in _HEAD}
     others = {key: value for key, value in weights.items() if key.split(".")[0] not in (*_HEAD, *_OTHER_HEADS)}
-    load_weights(net, replace(checkpoint, weights={**others, **own}), f"the trunk of {net.spec.backbone}")
+    load_weights(net, replace(checkpoint, weights={**others, **own}), f"the trunk of {net.spec.backbone.name}")
 
 
 def trained_parts(net: AffinityNet) -> TrainedParts:
@@ -262,48 +243,17 @@ def trained_parts(net: AffinityNet) -> TrainedParts:
     return parts
 
 
-def save_affinity_net(net: AffinityNet, path: Path) -> None:
-    """Write an affinity net's weights, and in a note what it is made of and its normalisation.
-
-    Args:
-        net: the net.
-        path: ends in ``.safetensors``; written whole or not at all.
-
-    Raises:
-        AdvCAMError: the file cannot be written.
-    """
-    about = dataclasses.asdict(net.spec) | {"mean": list(net.mean), "std": list(net.std)}
-    weights = {key: value.detach().cpu().contiguous() for key, value in net.state_dict().items()}
-    write_bytes(path, save(weights, {_NOTE: json.dumps(about)}))
-
-
-def load_affinity_net(path: str | Path) -> AffinityNet:
-    """Read a trained affinity net: one that was trained here, or the authors' ResNet-38 by its own keys.
-
-    No code of the file is run; a ``module.`` before all keys is taken off.
-
-    Returns:
-        The net, in eval mode, on the CPU, float32.
-
-    Raises:
-        AdvCAMError: a file that is missing, damaged, or not of an affinity net: keys that are missing or unexpected,
-            other shapes, or values that are not finite are named.
-
-    Example:
-        >>> net = load_affinity_net("resnet38_aff.pth")  # doctest: +SKIP
-    """
-    checkpoint = read_checkpoint(path)
-    if _NOTE not in checkpoint.metadata:
-        kernel = without_prefix(checkpoint.weights, _ROOTS).get("conv1a.weight")
-        net = _make(AffinityNetSpec(width=len(kernel) if kernel is not None and kernel.ndim else 64), seed=0)
-        load_weights(net, checkpoint, "PSA's AffinityNet")
-        return net
-    try:
-        about = dict(json.loads(checkpoint.metadata[_NOTE]))
-        mean, std = (tuple(float(v) for v in about.pop(what)) for what in ("mean", "std"))
-        spec = AffinityNetSpec(**about)
-    except (KeyError, TypeError, ValueError) as error:
-        raise AdvCAMError(f"{path} does not say which affinity net it is of; give one that was trained here") from error
-    net = _make(spec, 0, {"random_weights": True, "mean": mean, "std": std})
-    load_weights(net, checkpoint, spec.backbone)
+def _published(checkpoint: Checkpoint) -> AffinityNet:
+    """Read the authors' ResNet-38 by its own keys."""
+    kernel = without_prefix(checkpoint.weights, _ROOTS).get("conv1a.weight")
+    width = len(kernel) if kernel is not None and kernel.ndim else 64
+    net = _resnet38_affinity(Backbone(RESNET38, random_weights=True), width, seed=0)
+    load_weights(net, checkpoint, "PSA's AffinityNet")
     return net
+
+
+def _build(spec: AffinityNetSpec) -> AffinityNet:
+    return affinity_net(spec.backbone, width=spec.width)
+
+
+AFFINITY_NET = NetKind(AffinityNetSpec, _build, _published)

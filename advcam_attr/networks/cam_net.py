@@ -7,22 +7,19 @@ convolution as its classifier. The same is made here of any backbone.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 import torch
-from safetensors.torch import save
 from torch import Tensor, nn
 
-from advcam_attr.files import write_bytes
-from advcam_attr.networks.checkpoint import load_weights, read_checkpoint
-from advcam_attr.networks.load import LoadedModel, first_published, load_model
+from advcam_attr.networks.backbone import Backbone
+from advcam_attr.networks.checkpoint import load_weights
+from advcam_attr.networks.load import LoadedModel, first_published
+from advcam_attr.networks.net_file import NetKind, NetSpec
 from advcam_attr.networks.strides import execution_order, freeze_before, place_of, weight_owners
-from advcam_attr.networks.timm_trunk import Lowering, TimmTrunk, timm_trunk
+from advcam_attr.networks.timm_trunk import TimmTrunk, load_backbone, timm_trunk
 from advcam_attr.types import AdvCAMError
 
 #: IRN's backbone.
@@ -30,15 +27,18 @@ IRN_BACKBONE = "torchvision/resnet50"
 
 
 @dataclass(frozen=True)
-class CAMNetSpec:
+class CAMNetSpec(NetSpec):
     """What a CAM net is made of, without its weights; see `cam_net`."""
 
-    backbone: str
+    key: ClassVar[str] = "cam_net"
+    title: ClassVar[str] = "CAM net"
+
     num_classes: int
-    model_args: Mapping[str, Any] = field(default_factory=dict)
-    stride: int | None = 16
-    lowered_by: Lowering = "removal"
-    train_from: str | None = None
+
+    @property
+    def num_names(self) -> int:
+        """How many class names the network's file has."""
+        return self.num_classes
 
 
 class CAMNet(nn.Module):
@@ -58,7 +58,7 @@ class CAMNet(nn.Module):
         self, spec: CAMNetSpec, stride: int, channels: int, mean: Sequence[float], std: Sequence[float]
     ) -> None:
         super().__init__()
-        self.spec, self.stride = spec, stride
+        self.spec, self.stride = replace(spec, backbone=spec.backbone.without_weights(mean, std)), stride
         self.mean, self.std = tuple(mean), tuple(std)
         self.classifier = nn.Conv2d(channels, spec.num_classes, 1, bias=False)
 
@@ -92,15 +92,15 @@ class ResNet50CAM(CAMNet):
     """
 
     def __init__(self, spec: CAMNetSpec, resnet: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
-        stride = min(spec.stride or 32, 32)
+        stride = min(spec.backbone.max_stride or 32, 32)
         if stride not in (8, 16, 32):
-            raise AdvCAMError(f"{spec.backbone} has no output stride {stride}; there are 8, 16 and 32")
+            raise AdvCAMError(f"{spec.backbone.name} has no output stride {stride}; there are 8, 16 and 32")
         super().__init__(spec, stride, 2048, mean, std)
         net: Any = resnet
         net.avgpool = net.fc = nn.Identity()
         for layer in {8: (net.layer3, net.layer4), 16: (net.layer4,), 32: ()}[stride]:
             layer[0].conv2.stride = layer[0].downsample[0].stride = (1, 1)
-            for block in layer[1:] if spec.lowered_by == "dilation" else ():
+            for block in layer[1:] if spec.backbone.stride_mode == "dilation" else ():
                 block.conv2.dilation = block.conv2.padding = (2, 2)
         self.resnet50 = net
 
@@ -131,19 +131,11 @@ class TimmCAM(CAMNet):
 
 
 def cam_net(
-    backbone: str,
+    backbone: Backbone | str,
     num_classes: int,
     *,
-    model_args: Mapping[str, Any] | None = None,
-    checkpoint: str | Path | None = None,
-    random_weights: bool = False,
-    stride: int | None = 16,
-    lowered_by: Lowering = "removal",
-    train_from: str | None = None,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
     seed: int = 0,
-    known: Mapping[int, Sequence[int]] | None = None,
+    class_map: Mapping[int, Sequence[int]] | None = None,
 ) -> CAMNet:
     """Make a CAM net: a backbone's features, global average pooling, and a new 1 × 1 convolution without bias.
 
@@ -155,72 +147,59 @@ def cam_net(
     rest (2 × 2 patches without padding: ConvNeXt, DenseNet) go on dropping it in the strides that they keep.
 
     Args:
-        backbone: ``torchvision/resnet50``, IRN's; or ``timm/NAME``.
+        backbone: ``torchvision/resnet50``, IRN's; or ``timm/NAME``. Output stride 16 by removal, unless it says
+            otherwise. Its ``train_from`` may be ``"classifier"``, which trains the new convolution alone; None trains
+            all but the stem, as AdvCAM's copy of IRN does. The stem, which is all up to the first norm, is always
+            frozen (ResNet: conv1 and bn1).
         num_classes: K.
-        model_args: keyword arguments of the backbone as its weights need them, e.g. ``{"num_classes": 1001}``.
-        checkpoint: weights of the backbone and of its own classifier, which is dropped.
-        random_weights: a backbone as it is initialised; the same in every call.
-        stride: the output stride. A net whose own is at or below it is left as it is. None keeps the net's own.
-        lowered_by: ``"removal"`` sets the last strides to 1 and leaves all else (IRN, and so AdvCAM);
-            ``"dilation"`` also spreads the convolutions behind them, as timm's ``output_stride`` does (for
-            ``torchvision/resnet50``: as IRN's stride-8 option does).
-        train_from: the module of the backbone from which on weights are trained, e.g. ``"layer3"`` as in IRN;
-            ``"classifier"`` trains the new convolution alone. None trains all but the stem, as AdvCAM's copy of IRN
-            does. The stem, which is all up to the first norm, is always frozen (ResNet: conv1 and bn1).
-        mean, std: another normalisation than the backbone's own.
         seed: of the new convolution's weights (default initialisation); the global random state is left alone.
-        known: for some of the new classes, the classes of the backbone's own linear classifier that depict them. Their
-            weights start from the mean of these, less the mean of all of its classes; those of the other classes from
-            zero. It helps where images are few.
+        class_map: for some of the new classes, the classes of the backbone's own linear classifier that depict them.
+            Their weights start from the mean of these, less the mean of all of its classes; those of the other classes
+            from zero. It helps where images are few.
 
     Returns:
         The net, in eval mode, on the CPU; its ``stride`` is what was reached.
 
     Raises:
         AdvCAMError: an unknown name, weights that cannot be had or do not fit, a stride that the net cannot have, a
-            ``train_from`` that it does not have, or ``known`` classes that it does not have.
+            ``train_from`` that it does not have, or ``class_map`` classes that it does not have.
 
     Example:
-        >>> net = cam_net("timm/resnet18", 20, random_weights=True)
+        >>> net = cam_net(Backbone("timm/resnet18", random_weights=True), 20)
         >>> net.stride, net.features(torch.zeros(1, 3, 65, 64)).shape, net(torch.zeros(1, 3, 65, 64)).shape
         (16, torch.Size([1, 512, 5, 4]), torch.Size([1, 20]))
     """
     if num_classes < 1:
         raise AdvCAMError(f"a CAM net needs at least one class, got num_classes={num_classes}")
-    if stride is not None and stride < 1:
-        raise AdvCAMError(f"the output stride must be positive, got {stride}; None keeps the backbone's own")
-    if lowered_by not in ("removal", "dilation"):
-        raise AdvCAMError(f"strides are lowered by 'removal' or 'dilation', not by {lowered_by!r}")
-    spec = CAMNetSpec(backbone, num_classes, dict(model_args or {}), stride, lowered_by, train_from)
-    weights = {"checkpoint": checkpoint, "random_weights": random_weights, "mean": mean, "std": std}
+    backbone = Backbone.of(backbone, stride=16, stride_mode="removal")
+    spec = CAMNetSpec(backbone, num_classes)
     net: CAMNet
     size = 256
-    if backbone == IRN_BACKBONE:
-        loaded = _irn_resnet(spec, weights)
+    if backbone.name == IRN_BACKBONE:
+        loaded = _irn_resnet(backbone)
         own: Any = loaded.model.fc
         with _seeded(seed):
             net = ResNet50CAM(spec, loaded.model, loaded.preprocessing.mean or (), loaded.preprocessing.std or ())
-    elif backbone.startswith("timm/"):
-        trunk = timm_trunk(backbone, spec.model_args, weights, stride, lowered_by)
+    elif backbone.is_timm:
+        trunk = timm_trunk(backbone)
         size, own = trunk.size, trunk.classifier
         with _seeded(seed):
             net = TimmCAM(spec, trunk, trunk.mean, trunk.std)
     else:
-        raise AdvCAMError(f"CAM nets are made of {IRN_BACKBONE} or timm/NAME, not of {backbone!r}")
-    if known is not None:
-        start = known_weights(own, known, num_classes, net.classifier.in_channels, backbone)
+        raise AdvCAMError(f"CAM nets are made of {IRN_BACKBONE} or timm/NAME, not of {backbone.name!r}")
+    if class_map is not None:
+        start = mapped_weights(own, class_map, num_classes, net.classifier.in_channels, backbone.name)
         net.classifier.weight.data.copy_(start[:, :, None, None])
     _freeze(net, size)
     return net.eval()
 
 
-def _irn_resnet(spec: CAMNetSpec, weights: Mapping[str, Any]) -> LoadedModel:
+def _irn_resnet(backbone: Backbone) -> LoadedModel:
     """torchvision's ResNet-50, with its first ImageNet weights where none are given."""
-    published = weights["checkpoint"] is None and not weights["random_weights"]
-    options = {**weights, "random_weights": published or weights["random_weights"]}
-    loaded = load_model(spec.backbone, model_args=spec.model_args, **options)
+    published = backbone.checkpoint is None and not backbone.random_weights
+    loaded = load_backbone(replace(backbone, random_weights=True) if published else backbone)
     if published:
-        load_weights(loaded.model, first_published(spec.backbone), spec.backbone)
+        load_weights(loaded.model, first_published(backbone.name), backbone.name)
     return loaded
 
 
@@ -235,8 +214,9 @@ def _seeded(seed: int) -> Iterator[None]:
 def _freeze(net: CAMNet, size: int) -> None:
     """Take the gradient of the stem, and of what runs before ``train_from``."""
     order = execution_order(net, size=size)
-    wanted, within = net.spec.train_from, "resnet50" if net.spec.backbone == IRN_BACKBONE else "backbone"
-    first = 0 if wanted is None else place_of(wanted, order, within, net.spec.backbone)
+    backbone = net.spec.backbone
+    within = "resnet50" if backbone.name == IRN_BACKBONE else "backbone"
+    first = 0 if backbone.train_from is None else place_of(backbone.train_from, order, within, backbone.name)
     owners = weight_owners(net)
     norms = [order[name] for name in owners if name in order and _is_norm(net.get_submodule(name))]
     stem = min(norms or [min(order[name] for name in owners if name in order)])
@@ -251,14 +231,14 @@ class UnknownClassError(AdvCAMError):
     """A class that the backbone, or the new net, does not have."""
 
 
-def known_weights(
-    own: nn.Module, known: Mapping[int, Sequence[int]], classes: int, channels: int, backbone: str
+def mapped_weights(
+    own: nn.Module, class_map: Mapping[int, Sequence[int]], classes: int, channels: int, backbone: str
 ) -> Tensor:
-    """The mean weights of the known classes that depict each new class, less the mean of all known classes.
+    """The mean weights of the classes that depict each new class, less the mean of all classes.
 
     Args:
         own: the backbone's classifier, a linear one on its last maps.
-        known: for some of the new classes, the classes of ``own`` that depict them.
+        class_map: for some of the new classes, the classes of ``own`` that depict them.
         classes: K, how many new classes there are.
         channels: C, of the last maps.
         backbone: its name, for messages.
@@ -273,14 +253,14 @@ def known_weights(
     Example:
         >>> own = nn.Linear(2, 3)
         >>> _ = own.weight.data.copy_(torch.tensor([[3.0, 0.0], [0.0, 3.0], [0.0, 0.0]]))
-        >>> known_weights(own, {1: (0, 2)}, 2, 2, "timm/resnet18")
+        >>> mapped_weights(own, {1: (0, 2)}, 2, 2, "timm/resnet18")
         tensor([[ 0.0000,  0.0000],
                 [ 0.5000, -1.0000]])
     """
     if not isinstance(own, nn.Linear) or own.in_features != channels:
-        raise AdvCAMError(f"{backbone} has no linear classifier on its last maps to take known classes from")
+        raise AdvCAMError(f"{backbone} has no linear classifier on its last maps to map classes from")
     start = torch.zeros(classes, channels)
-    for new, depicting in known.items():
+    for new, depicting in class_map.items():
         wrong = [c for c in depicting if not 0 <= c < own.out_features]
         if wrong or not 0 <= new < classes:
             named = ", ".join(map(str, (wrong or [new])[:3])) + (
@@ -294,61 +274,4 @@ def known_weights(
     return start
 
 
-def save_cam_net(net: CAMNet, path: Path, classes: Sequence[str]) -> None:
-    """Write a CAM net's weights, and in the notes its architecture, normalisation and class names.
-
-    Args:
-        net: the net.
-        path: ends in ``.safetensors``; written whole or not at all.
-        classes: K names.
-
-    Raises:
-        AdvCAMError: the file cannot be written, or the names are not K.
-
-    Example:
-        >>> save_cam_net(net, Path("classifier.safetensors"), ["cat", "dog"])  # doctest: +SKIP
-    """
-    if len(classes) != net.spec.num_classes:
-        raise AdvCAMError(f"the net has {net.spec.num_classes} classes, but {len(classes)} names are given")
-    notes = {
-        "cam_net": json.dumps(dataclasses.asdict(net.spec)),
-        "classes": json.dumps(list(classes), ensure_ascii=False),
-        "mean": " ".join(map(str, net.mean)),
-        "std": " ".join(map(str, net.std)),
-    }
-    weights = {key: value.detach().cpu().contiguous() for key, value in net.state_dict().items()}
-    write_bytes(path, in_order(save(weights, notes)))
-
-
-def in_order(content: bytes) -> bytes:
-    """A safetensors file with its notes sorted, so that equal nets make equal files; the library shuffles them."""
-    size = int.from_bytes(content[:8], "little")
-    header = json.loads(content[8 : 8 + size])
-    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text + content[8 + size :]
-
-
-def load_cam_net(path: str | Path) -> tuple[CAMNet, tuple[str, ...]]:
-    """Read what `save_cam_net` wrote.
-
-    Returns:
-        The net, in eval mode, on the CPU, and the names of its classes.
-
-    Raises:
-        AdvCAMError: the file is missing, damaged, or not of a CAM net.
-
-    Example:
-        >>> net, classes = load_cam_net("classifier.safetensors")  # doctest: +SKIP
-    """
-    checkpoint = read_checkpoint(path)
-    try:
-        spec = CAMNetSpec(**json.loads(checkpoint.metadata["cam_net"]))
-        classes = tuple(map(str, json.loads(checkpoint.metadata["classes"])))
-        mean, std = ([float(v) for v in checkpoint.metadata[what].split()] for what in ("mean", "std"))
-    except (KeyError, TypeError, ValueError) as error:
-        raise AdvCAMError(f"{path} does not say which CAM net it is of; give one that was trained here") from error
-    net = cam_net(**vars(spec), random_weights=True, mean=mean, std=std)
-    load_weights(net, checkpoint, spec.backbone)
-    return net, classes
+CAM_NET = NetKind(CAMNetSpec, lambda spec: cam_net(spec.backbone, spec.num_classes))

@@ -6,25 +6,21 @@ encoder is a backbone at output stride 8 and a pyramid pooling module; decoders 
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import math
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save
 from torch import Tensor, nn
 
-from advcam_attr.files import write_bytes
-from advcam_attr.networks.cam_net import in_order
+from advcam_attr.networks.backbone import Backbone
 from advcam_attr.networks.cct_perturbations import AUXILIARY, PERTURBATIONS, Guide, Perturbation
 from advcam_attr.networks.checkpoint import Checkpoint, load_weights, read_checkpoint, without_prefix
-from advcam_attr.networks.timm_trunk import Lowering, TimmTrunk, timm_trunk
+from advcam_attr.networks.net_file import NetKind, NetSpec
+from advcam_attr.networks.timm_trunk import TimmTrunk, timm_trunk
 from advcam_attr.registry import lookup
 from advcam_attr.types import AdvCAMError
 
@@ -45,17 +41,21 @@ Norms = Literal["trained", "frozen"]
 
 
 @dataclass(frozen=True)
-class CCTSpec:
+class CCTSpec(NetSpec):
     """What a net is made of, without its weights; see `cct_net`."""
 
-    backbone: str
+    key: ClassVar[str] = "cct"
+    title: ClassVar[str] = "CCT net"
+
     num_classes: int
-    model_args: Mapping[str, Any] = field(default_factory=dict)
-    stride: int = 8
-    lowered_by: Lowering = "dilation"
     channels: int | None = None
     auxiliary: Mapping[str, int] = field(default_factory=lambda: dict(AUXILIARY))
     norms: Norms = "trained"
+
+    @property
+    def num_names(self) -> int:
+        """How many class names the network's file has."""
+        return self.num_classes - 1
 
 
 class PyramidPooling(nn.Module):
@@ -101,7 +101,8 @@ class CCT(nn.Module):
 
     def __init__(self, spec: CCTSpec, trunk: TimmTrunk) -> None:
         super().__init__()
-        self.spec, self.stride = spec, trunk.stride
+        self.spec = replace(spec, backbone=spec.backbone.without_weights(trunk.mean, trunk.std))
+        self.stride = trunk.stride
         self.mean, self.std = trunk.mean, trunk.std
         self.backbone, self._reader = trunk.model, trunk.reader
         channels = trunk.reader.channels
@@ -158,37 +159,25 @@ class CCT(nn.Module):
 
 
 def cct_net(
-    backbone: str,
+    backbone: Backbone | str,
     num_classes: int,
     *,
-    model_args: Mapping[str, Any] | None = None,
-    checkpoint: str | Path | None = None,
-    random_weights: bool = False,
-    stride: int = 8,
-    lowered_by: Lowering = "dilation",
     channels: int | None = None,
     auxiliary: Mapping[str, int] | None = None,
     norms: Norms = "trained",
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
     seed: int = 0,
 ) -> CCT:
     """Make a net for cross-consistency training.
 
     Args:
-        backbone: ``deepbase_resnet50``, the released code's, whose published weights are given as ``checkpoint``
+        backbone: ``deepbase_resnet50``, the released code's, whose published weights are given as its checkpoint
             (``3x3resnet50-imagenet.pth``); or ``timm/NAME``, with its own pretrained weights if nothing else is said.
+            Stride 8 by dilation, as in the released code, unless it says otherwise; a power of two.
         num_classes: K, the background included.
-        model_args: keyword arguments of the backbone as its weights need them.
-        checkpoint: weights of the backbone and of its own classifier, which is dropped.
-        random_weights: a backbone as it is initialised.
-        stride: the encoder's; a power of two. 8 in the released code.
-        lowered_by: ``"dilation"`` as in the released code, or ``"removal"``.
         channels: of the pyramid's branches and result; a quarter of the backbone's if None (ResNet-50: 512).
         auxiliary: how many decoders of each perturbation; the released code's 30 if None.
         norms: ``"trained"`` as in the released code; ``"frozen"`` keeps the statistics and affine weights of the
             backbone's batch norms as they are, e.g. for weights whose norms were folded into convolutions.
-        mean, std: another normalisation than the backbone's own.
         seed: of the new weights; the global random state is left alone.
 
     Returns:
@@ -200,7 +189,7 @@ def cct_net(
 
     Example:
         >>> few = {"dropout": 1, "feature_noise": 1}
-        >>> net = cct_net("timm/resnet18", 21, random_weights=True, auxiliary=few)
+        >>> net = cct_net(Backbone("timm/resnet18", random_weights=True), 21, auxiliary=few)
         >>> net(torch.zeros(2, 3, 64, 96)).shape, net(torch.zeros(2, 2, 3, 64, 64)).shape
         (torch.Size([2, 21, 64, 96]), torch.Size([2, 4, 21, 64, 64]))
     """
@@ -211,12 +200,12 @@ def cct_net(
             raise AdvCAMError(f"{name}: there cannot be {count} decoders")
     if num_classes < 2 or (channels is not None and channels < 1):
         raise AdvCAMError(f"a net of {num_classes} classes and {channels} channels; give 2 or more, and 1 or more")
-    doubling_steps(stride)
-    spec = CCTSpec(backbone, num_classes, dict(model_args or {}), stride, lowered_by, channels, counts, norms)
-    weights = {"checkpoint": checkpoint, "random_weights": random_weights, "mean": mean, "std": std}
-    trunk = _deep_base(spec, weights) if backbone == DEEP_BASE else _timm(spec, weights)
-    if trunk.stride != stride:
-        spec = dataclasses.replace(spec, stride=trunk.stride)
+    backbone = Backbone.of(backbone, stride=8, stride_mode="dilation")
+    backbone.require_unused("CCT", "train_from")
+    if backbone.max_stride is not None:
+        doubling_steps(backbone.max_stride)
+    trunk = _deep_base(backbone) if backbone.name == DEEP_BASE else _timm(backbone)
+    spec = CCTSpec(replace(backbone, stride=trunk.stride), num_classes, channels, counts, norms)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         net = CCT(spec, trunk)
@@ -227,25 +216,23 @@ def cct_net(
     return net.eval()
 
 
-def _timm(spec: CCTSpec, weights: Mapping[str, Any]) -> TimmTrunk:
-    if not spec.backbone.startswith("timm/"):
-        raise AdvCAMError(f"nets for CCT are made of {DEEP_BASE} or timm/NAME, not of {spec.backbone!r}")
-    return timm_trunk(spec.backbone, spec.model_args, weights, spec.stride, spec.lowered_by)
+def _timm(backbone: Backbone) -> TimmTrunk:
+    if not backbone.is_timm:
+        raise AdvCAMError(f"nets for CCT are made of {DEEP_BASE} or timm/NAME, not of {backbone.name!r}")
+    return timm_trunk(backbone)
 
 
-def _deep_base(spec: CCTSpec, weights: Mapping[str, Any]) -> TimmTrunk:
+def _deep_base(backbone: Backbone) -> TimmTrunk:
     """timm's ResNet-50 with the deep stem, and the published weights by their own names."""
-    if weights["checkpoint"] is None and not weights["random_weights"]:
+    if backbone.checkpoint is None and not backbone.random_weights:
         raise AdvCAMError(
             f"the weights of {DEEP_BASE} cannot be downloaded by name: give checkpoint 3x3resnet50-imagenet.pth, or "
             "random_weights, or another backbone, e.g. timm/resnet50d"
         )
-    if weights["checkpoint"] is not None and weights["random_weights"]:
-        raise AdvCAMError("a checkpoint and random weights exclude each other: give one of the two")
-    empty = {**weights, "checkpoint": None, "random_weights": True}
-    trunk = timm_trunk("timm/resnet50", {**_DEEP_BASE_ARGS, **spec.model_args}, empty, spec.stride, spec.lowered_by)
-    if weights["checkpoint"] is not None:
-        load_weights(trunk.model, deep_base_weights(read_checkpoint(weights["checkpoint"])), DEEP_BASE)
+    args = {**_DEEP_BASE_ARGS, **backbone.model_args}
+    trunk = timm_trunk(replace(backbone, name="timm/resnet50", model_args=args, checkpoint=None, random_weights=True))
+    if backbone.checkpoint is not None:
+        load_weights(trunk.model, deep_base_weights(read_checkpoint(backbone.checkpoint)), DEEP_BASE)
     return trunk
 
 
@@ -253,6 +240,7 @@ def deep_base_weights(checkpoint: Checkpoint) -> Checkpoint:
     """The published weights of the deep ResNet-50 by timm's names; its classifier is left out, all else is kept.
 
     Example:
+        >>> from pathlib import Path
         >>> keys = ["conv1.weight", "bn3.bias", "layer1.0.bn3.bias", "fc.weight"]
         >>> found = deep_base_weights(Checkpoint(Path("3x3resnet50.pth"), dict.fromkeys(keys, torch.zeros(1)), {}))
         >>> sorted(found.weights)
@@ -267,7 +255,7 @@ def deep_base_weights(checkpoint: Checkpoint) -> Checkpoint:
         for stem, _, rest in [key.partition(".")]
         if stem != "fc"
     }
-    return dataclasses.replace(checkpoint, weights=renamed)
+    return replace(checkpoint, weights=renamed)
 
 
 class Decoder(nn.Sequential):
@@ -351,59 +339,8 @@ def doubling_steps(stride: int) -> int:
     return steps
 
 
-def save_cct(net: CCT, path: Path, classes: Sequence[str], notes: Mapping[str, str] | None = None) -> None:
-    """Write a net's weights, and in the notes its architecture, normalisation and class names.
-
-    Args:
-        net: the net.
-        path: ends in ``.safetensors``; written whole or not at all.
-        classes: the names of the foreground classes, K - 1.
-        notes: more of them; `read_notes` gives them back.
-
-    Raises:
-        AdvCAMError: the file cannot be written, or the names are not K - 1.
-    """
-    if len(classes) + 1 != net.spec.num_classes:
-        raise AdvCAMError(f"the net has {net.spec.num_classes} classes, but {len(classes)} names and the background")
-    about = {
-        **(notes or {}),
-        "cct": json.dumps(dataclasses.asdict(net.spec)),
-        "classes": json.dumps(list(classes), ensure_ascii=False),
-        "mean": " ".join(map(str, net.mean)),
-        "std": " ".join(map(str, net.std)),
-    }
-    weights = {key: value.detach().cpu().contiguous() for key, value in net.state_dict().items()}
-    write_bytes(path, in_order(save(weights, about)))
+def _build(spec: CCTSpec) -> CCT:
+    return cct_net(spec.backbone, spec.num_classes, channels=spec.channels, auxiliary=spec.auxiliary, norms=spec.norms)
 
 
-def load_cct(path: str | Path) -> tuple[CCT, tuple[str, ...]]:
-    """Read what `save_cct` wrote.
-
-    Returns:
-        The net, in eval mode, on the CPU, and the names of its foreground classes.
-
-    Raises:
-        AdvCAMError: the file is missing, damaged, or not of such a net.
-
-    Example:
-        >>> net, classes = load_cct("run/semi/cct.safetensors")  # doctest: +SKIP
-    """
-    checkpoint = read_checkpoint(path)
-    try:
-        spec = CCTSpec(**json.loads(checkpoint.metadata["cct"]))
-        classes = tuple(map(str, json.loads(checkpoint.metadata["classes"])))
-        mean, std = ([float(v) for v in checkpoint.metadata[what].split()] for what in ("mean", "std"))
-    except (KeyError, TypeError, ValueError) as error:
-        raise AdvCAMError(f"{path} does not say which net it is of; give one that was trained by CCT here") from error
-    net = cct_net(**vars(spec), random_weights=True, mean=mean, std=std)
-    load_weights(net, checkpoint, f"CCT on {spec.backbone}")
-    return net, classes
-
-
-def read_notes(path: Path) -> Mapping[str, str]:
-    """The notes of a file that `save_cct` wrote; empty where there is no such file.
-
-    Raises:
-        AdvCAMError: the file is damaged.
-    """
-    return read_checkpoint(path).metadata if path.is_file() else {}
+CCT_NET = NetKind(CCTSpec, _build)

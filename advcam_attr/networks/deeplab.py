@@ -7,42 +7,42 @@ of dilated classifiers. The same is made here of any backbone.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save
 from torch import Tensor, nn
 
-from advcam_attr.files import write_bytes
 from advcam_attr.networks.authors import caffe_weights, is_caffe
-from advcam_attr.networks.cam_net import in_order, known_weights
-from advcam_attr.networks.checkpoint import Checkpoint, load_weights, read_checkpoint
+from advcam_attr.networks.backbone import Backbone
+from advcam_attr.networks.cam_net import mapped_weights
+from advcam_attr.networks.checkpoint import Checkpoint, load_weights
+from advcam_attr.networks.net_file import NetKind, NetSpec
 from advcam_attr.networks.resnet101 import RES2NETS, RESNET101, StrideIn, res2net_trunk, resnet_trunk, resnet_weights
 from advcam_attr.networks.strides import execution_order, freeze_before, place_of
-from advcam_attr.networks.timm_trunk import Lowering, MapReader, timm_trunk
+from advcam_attr.networks.timm_trunk import FeatureReader, timm_trunk
 from advcam_attr.types import AdvCAMError
 
 
 @dataclass(frozen=True)
-class DeepLabSpec:
+class DeepLabSpec(NetSpec):
     """What a DeepLab is made of, without its weights; see `deeplab`."""
 
-    backbone: str
+    key: ClassVar[str] = "deeplab"
+    title: ClassVar[str] = "DeepLab"
+
     num_labels: int
-    model_args: Mapping[str, Any] = field(default_factory=dict)
-    stride: int = 8
     stride_in: StrideIn = "3x3"
-    lowered_by: Lowering = "dilation"
     rates: tuple[int, ...] = (6, 12, 18, 24)
     scales: tuple[float, ...] = (0.5, 0.75)
-    train_from: str | None = None
+
+    @property
+    def num_names(self) -> int:
+        """How many class names the network's file has."""
+        return self.num_labels - 1
 
 
 class ASPP(nn.ModuleList):
@@ -109,7 +109,8 @@ class DeepLab(nn.Module):
         std: Sequence[float],
     ) -> None:
         super().__init__()
-        self.spec, self.stride, self.mean, self.std = spec, stride, tuple(mean), tuple(std)
+        self.spec = replace(spec, backbone=spec.backbone.without_weights(mean, std))
+        self.stride, self.mean, self.std = stride, tuple(mean), tuple(std)
         self.trunk, self.aspp = trunk, ASPP(channels, spec.num_labels, spec.rates)
         for norm in _norms(trunk):
             norm.requires_grad_(False)
@@ -160,7 +161,7 @@ class MultiScale(nn.Module):
         return (first, *others, greatest) if others else (first,)
 
 
-class Features(nn.Module):
+class BackboneFeatures(nn.Module):
     """A backbone's last maps.
 
     Args:
@@ -168,7 +169,7 @@ class Features(nn.Module):
         reader: how its maps are read.
     """
 
-    def __init__(self, model: nn.Module, reader: MapReader) -> None:
+    def __init__(self, model: nn.Module, reader: FeatureReader) -> None:
         super().__init__()
         self.model, self.reader = model, reader
 
@@ -178,22 +179,14 @@ class Features(nn.Module):
 
 
 def deeplab(
-    backbone: str = RESNET101,
+    backbone: Backbone | str = RESNET101,
     num_labels: int = 21,
     *,
-    model_args: Mapping[str, Any] | None = None,
-    checkpoint: str | Path | None = None,
-    random_weights: bool = False,
-    stride: int = 8,
     stride_in: StrideIn | None = None,
-    lowered_by: Lowering = "dilation",
     rates: Sequence[int] = (6, 12, 18, 24),
     scales: Sequence[float] = (0.5, 0.75),
-    train_from: str | None = None,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
     seed: int = 0,
-    known: Mapping[int, Sequence[int]] | None = None,
+    class_map: Mapping[int, Sequence[int]] | None = None,
 ) -> DeepLab:
     """Make a DeepLab-v2 with a new pyramid of classifiers.
 
@@ -204,23 +197,16 @@ def deeplab(
 
     Args:
         backbone: ``torchvision/resnet101``, the paper's; ``timm/NAME``; or ``res2net152_26w_4s`` or ``res2net152d``,
-            which timm has no name for.
+            which timm has no name for. Output stride 8 by dilation, unless it says otherwise. Its ``train_from`` may be
+            ``"aspp"``, which trains the pyramid alone; None trains all, as deeplab-pytorch does.
         num_labels: K, the background included.
-        model_args: keyword arguments of a timm backbone as its weights need them, e.g. ``{"num_classes": 1001}``.
-        checkpoint: weights of the backbone. Its own classifier, or the pyramid of a trained DeepLab, is dropped.
-        random_weights: a backbone as it is initialised; the same in every call.
-        stride: the output stride; 8 in DeepLab-v2. The rates count cells of this grid.
         stride_in: which convolution of a ResNet-101's bottleneck has the stride: ``"1x1"`` as in Caffe, ``"3x3"`` as in
             torchvision. By default as the weights were trained with, by their keys.
-        lowered_by: how a timm model's stride is lowered, by ``"dilation"`` or, where it has none, by ``"removal"``.
-        rates: the pyramid's dilations.
+        rates: the pyramid's dilations, in cells of the features.
         scales: those besides 1 that `MultiScale` adds; none leaves it out.
-        train_from: the module of the backbone from which on weights are trained, e.g. ``"layer3"``, ``"blocks.5"``;
-            ``"aspp"`` trains the pyramid alone. None trains all, as deeplab-pytorch does.
-        mean, std: another normalisation than the backbone's own.
         seed: of the pyramid's weights; the global random state is left alone.
-        known: for some of the labels, the classes of the backbone's own linear classifier that depict them; the pyramid
-            starts as a classifier of these, see `advcam_attr.networks.cam_net.known_weights`. It helps where
+        class_map: for some of the labels, the classes of the backbone's own linear classifier that depict them; the
+            pyramid starts as a classifier of these, see `advcam_attr.networks.cam_net.mapped_weights`. It helps where
             images are few.
 
     Returns:
@@ -228,48 +214,46 @@ def deeplab(
 
     Raises:
         AdvCAMError: an unknown name, weights that cannot be had or do not fit, a stride that the net cannot have, a
-            ``train_from`` that it does not have, or ``known`` classes that it does not have.
+            ``train_from`` that it does not have, or ``class_map`` classes that it does not have.
 
     Example:
-        >>> net = deeplab("timm/test_resnet", 21, random_weights=True)
+        >>> net = deeplab(Backbone("timm/test_resnet", random_weights=True), 21)
         >>> net(torch.zeros(1, 3, 65, 64)).shape, MultiScale(net).train()(torch.zeros(1, 3, 64, 64))[1].shape
         (torch.Size([1, 21, 9, 8]), torch.Size([1, 21, 4, 4]))
     """
-    _check(num_labels, rates, scales, stride)
-    args, own_rates, own_scales = dict(model_args or {}), tuple(map(int, rates)), tuple(map(float, scales))
-    spec = DeepLabSpec(
-        backbone, num_labels, args, stride, stride_in or "3x3", lowered_by, own_rates, own_scales, train_from
-    )
-    if backbone == RESNET101:
-        weights, own_place = resnet_weights(checkpoint, random_weights)
+    _check(num_labels, rates, scales)
+    backbone = Backbone.of(backbone, stride=8, stride_mode="dilation")
+    name = backbone.name
+    spec = DeepLabSpec(backbone, num_labels, stride_in or "3x3", tuple(map(int, rates)), tuple(map(float, scales)))
+    if name == RESNET101:
+        weights, own_place = resnet_weights(backbone)
         spec = replace(spec, stride_in=stride_in or own_place)
-        made = resnet_trunk(args, weights, stride, spec.stride_in)
-    elif backbone in RES2NETS:
-        made = res2net_trunk(backbone, args, checkpoint, random_weights, stride)
-    elif backbone.startswith("timm/"):
-        source = {"checkpoint": checkpoint, "random_weights": random_weights, "mean": mean, "std": std}
-        made = timm_trunk(backbone, args, source, stride, lowered_by)
+        made = resnet_trunk(backbone, weights, spec.stride_in)
+    elif name in RES2NETS:
+        made = res2net_trunk(backbone)
+    elif backbone.is_timm:
+        made = timm_trunk(backbone)
     else:
-        raise AdvCAMError(f"DeepLab is made of {RESNET101}, timm/NAME or {' or '.join(RES2NETS)}, not of {backbone!r}")
-    trunk = Features(made.model, made.reader)
+        raise AdvCAMError(f"DeepLab is made of {RESNET101}, timm/NAME or {' or '.join(RES2NETS)}, not of {name!r}")
+    trunk = BackboneFeatures(made.model, made.reader)
+    mean, std = backbone.mean or made.mean, backbone.std or made.std
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        net = DeepLab(spec, trunk, made.reader.channels, made.stride, mean or made.mean, std or made.std).eval()
-    if known is not None:
-        net.aspp.start_from(known_weights(made.classifier, known, num_labels, made.reader.channels, backbone))
-    if train_from is not None:
+        net = DeepLab(spec, trunk, made.reader.channels, made.stride, mean, std).eval()
+    if class_map is not None:
+        net.aspp.start_from(mapped_weights(made.classifier, class_map, num_labels, made.reader.channels, name))
+    if backbone.train_from is not None:
         order = execution_order(net, size=made.size)
-        freeze_before(net, order, place_of(train_from, order, "trunk.model", backbone))
+        freeze_before(net, order, place_of(backbone.train_from, order, "trunk.model", name))
     return net
 
 
-def _check(num_labels: int, rates: Sequence[int], scales: Sequence[float], stride: int) -> None:
+def _check(num_labels: int, rates: Sequence[int], scales: Sequence[float]) -> None:
     if num_labels < 2:
         raise AdvCAMError(f"DeepLab needs the background and at least one class, got num_labels={num_labels}")
-    if not rates or min(rates) < 1 or any(not scale > 0 for scale in scales) or stride < 1:
+    if not rates or min(rates) < 1 or any(not scale > 0 for scale in scales):
         raise AdvCAMError(
-            f"DeepLab: rates and the stride must be at least 1 and scales above 0, got rates {tuple(rates)}, scales "
-            f"{tuple(scales)}, stride {stride}"
+            f"DeepLab: rates must be at least 1 and scales above 0, got rates {tuple(rates)}, scales {tuple(scales)}"
         )
 
 
@@ -277,65 +261,10 @@ def _norms(net: nn.Module) -> list[nn.Module]:
     return [module for module in net.modules() if isinstance(module, nn.modules.batchnorm._NormBase)]
 
 
-def save_deeplab(net: DeepLab, path: Path, classes: Sequence[str]) -> None:
-    """Write a DeepLab's weights, and in the notes what it is made of, its normalisation and class names.
-
-    Args:
-        net: the net.
-        path: ends in ``.safetensors``; written whole or not at all; equal nets make equal files.
-        classes: K - 1 names, those of the foreground.
-
-    Raises:
-        AdvCAMError: the file cannot be written, or the names are not K - 1.
-
-    Example:
-        >>> save_deeplab(net, Path("deeplab.safetensors"), data.classes)  # doctest: +SKIP
-    """
-    if len(classes) + 1 != net.spec.num_labels:
-        raise AdvCAMError(
-            f"the net has {net.spec.num_labels} labels, the background among them, but {len(classes)} names are given"
-        )
-    notes = {
-        "deeplab": json.dumps(dataclasses.asdict(net.spec)),
-        "classes": json.dumps(list(classes), ensure_ascii=False),
-        "mean": " ".join(map(str, net.mean)),
-        "std": " ".join(map(str, net.std)),
-    }
-    weights = {key: value.detach().cpu().contiguous() for key, value in net.state_dict().items()}
-    write_bytes(path, in_order(save(weights, notes)))
-
-
-def load_deeplab(path: str | Path) -> tuple[DeepLab, tuple[str, ...]]:
-    """Read a trained DeepLab: what `save_deeplab` wrote, or a file of deeplab-pytorch's ResNet-101 with its pyramid.
-
-    Nothing of the file is ever run.
-
-    Returns:
-        The net, in eval mode, on the CPU, and the names of its foreground classes (none in deeplab-pytorch's files).
-
-    Raises:
-        AdvCAMError: the file is missing, damaged, or not of a DeepLab; keys that are missing or unknown are named.
-
-    Example:
-        >>> net, classes = load_deeplab("deeplab.safetensors")  # doctest: +SKIP
-    """
-    checkpoint = read_checkpoint(path)
-    if "deeplab" not in checkpoint.metadata and is_caffe(checkpoint):
-        return _from_caffe(checkpoint), ()
-    try:
-        spec = DeepLabSpec(**json.loads(checkpoint.metadata["deeplab"]))
-        classes = tuple(map(str, json.loads(checkpoint.metadata["classes"])))
-        mean, std = ([float(v) for v in checkpoint.metadata[what].split()] for what in ("mean", "std"))
-        net = deeplab(**vars(spec), random_weights=True, mean=mean, std=std)
-    except AdvCAMError:
-        raise
-    except (KeyError, TypeError, ValueError) as error:
-        raise AdvCAMError(f"{path} does not say which DeepLab it is of; give one that was trained here") from error
-    load_weights(net, checkpoint, f"DeepLab on {spec.backbone}")
-    return net, classes
-
-
-def _from_caffe(checkpoint: Checkpoint) -> DeepLab:
+def _published(checkpoint: Checkpoint) -> DeepLab:
+    """Read a file of deeplab-pytorch's ResNet-101 with its pyramid."""
+    if not is_caffe(checkpoint):
+        raise AdvCAMError(f"{checkpoint.path} does not say which DeepLab it holds; give a file that was trained here")
     found = caffe_weights(checkpoint)
     head = found.weights.get("aspp.0.weight")
     if head is None or not head.ndim:
@@ -343,7 +272,15 @@ def _from_caffe(checkpoint: Checkpoint) -> DeepLab:
             f"{checkpoint.path} is a backbone alone, without aspp.c0.weight; give it as the checkpoint of a training"
         )
     mean, std = ([float(v) for v in found.metadata[what].split()] for what in ("mean", "std"))
-    net = deeplab(RESNET101, max(2, len(head)), random_weights=True, stride_in="1x1", mean=mean, std=std)
+    net = deeplab(Backbone(RESNET101, random_weights=True, mean=mean, std=std), max(2, len(head)), stride_in="1x1")
     weights = {key if key.startswith("aspp.") else f"trunk.model.{key}": value for key, value in found.weights.items()}
     load_weights(net, replace(found, weights=weights), f"DeepLab on {RESNET101}")
     return net
+
+
+def _build(spec: DeepLabSpec) -> DeepLab:
+    options = {name: getattr(spec, name) for name in ("stride_in", "rates", "scales")}
+    return deeplab(spec.backbone, spec.num_labels, **options)
+
+
+DEEPLAB = NetKind(DeepLabSpec, _build, _published)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from advcam_attr.networks.authors import irn_weights
+from advcam_attr.networks.backbone import Backbone
 from advcam_attr.networks.cam_net import IRN_BACKBONE, CAMNet, cam_net
 from advcam_attr.networks.checkpoint import Checkpoint, load_weights, read_checkpoint, without_prefix
 from advcam_attr.networks.resnet38 import ResNet38
@@ -30,7 +31,7 @@ _ROOTS = ("conv1a.", "b2.", "bn7.", "fc8.", "fc8_20.", "f9.")
 def _irn(checkpoint: Checkpoint) -> Made:
     found = irn_weights(checkpoint)
     classes = max(1, _rows(found.checkpoint.weights, "classifier", 20))
-    return cam_net(IRN_BACKBONE, classes, random_weights=True), found.checkpoint, found.note
+    return cam_net(Backbone(IRN_BACKBONE, random_weights=True), classes), found.checkpoint, found.note
 
 
 def _seam(checkpoint: Checkpoint) -> Made:

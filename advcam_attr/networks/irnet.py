@@ -8,24 +8,24 @@ five feature maps of a frozen ResNet-50. The same branches are put here on any b
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import json
+import logging
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 import torch
-from safetensors.torch import save
 from torch import Tensor, nn
 
-from advcam_attr.files import write_bytes
 from advcam_attr.networks.authors import IRNWeights, each_once
-from advcam_attr.networks.cam_net import IRN_BACKBONE, CAMNet, CAMNetSpec, cam_net, in_order
-from advcam_attr.networks.checkpoint import Checkpoint, load_weights, read_checkpoint
+from advcam_attr.networks.backbone import Backbone
+from advcam_attr.networks.cam_net import IRN_BACKBONE, CAMNet, cam_net
+from advcam_attr.networks.checkpoint import Checkpoint, load_weights
+from advcam_attr.networks.net_file import NetKind, NetSpec
 from advcam_attr.networks.strides import shape_twin
 from advcam_attr.types import AdvCAMError
+
+log = logging.getLogger(__name__)
 
 #: The strides of a backbone's stages, before its last one is lowered to 16.
 _STAGE_STRIDES = (4, 8, 16, 32)
@@ -35,6 +35,14 @@ _STRIDES = (4, 8, 16, 16)
 
 #: The side of the image that maps are measured on.
 _SIZE = 256
+
+
+@dataclass(frozen=True)
+class IRNetSpec(NetSpec):
+    """What an IRN net is made of."""
+
+    key: ClassVar[str] = "irnet"
+    title: ClassVar[str] = "IRN net"
 
 
 class MeanShift(nn.Module):
@@ -73,7 +81,8 @@ class IRNet(nn.Module):
 
     def __init__(self, trunk: CAMNet, stages: Sequence[str], seed: int = 0) -> None:
         super().__init__()
-        name = trunk.spec.backbone
+        name = trunk.spec.backbone.name
+        self.spec = IRNetSpec(trunk.spec.backbone)
         trunk.classifier = nn.Identity()  # type: ignore[assignment]
         self.trunk, self.stages = trunk.eval().requires_grad_(False), tuple(stages)
         shapes = _tap_shapes(trunk, self.stages)
@@ -191,26 +200,18 @@ def _tap_shapes(trunk: CAMNet, stages: Sequence[str]) -> list[torch.Size]:
     with torch.no_grad():
         maps = _taps(twin, stages, torch.zeros(1, 3, _SIZE, _SIZE, device="meta"))
     if any(not isinstance(map, Tensor) or map.ndim != 4 for map in maps):
-        raise AdvCAMError(f"{trunk.spec.backbone} has stages that give no maps (N, C, h, w); choose another backbone")
+        raise AdvCAMError(
+            f"{trunk.spec.backbone.name} has stages that give no maps (N, C, h, w); choose another backbone"
+        )
     return [map.shape for map in maps]
 
 
-def irnet(
-    backbone: str = IRN_BACKBONE,
-    *,
-    model_args: Mapping[str, Any] | None = None,
-    checkpoint: str | Path | None = None,
-    random_weights: bool = False,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
-    seed: int = 0,
-) -> IRNet:
+def irnet(backbone: Backbone | str = IRN_BACKBONE, *, seed: int = 0) -> IRNet:
     """Make IRN's net on a backbone, whose last stride is removed as in the seed classifier.
 
     Args:
-        backbone: ``torchvision/resnet50``, IRN's; or ``timm/NAME`` of a net whose stages timm lists.
-        model_args, checkpoint, random_weights, mean, std: of the backbone; see
-            `advcam_attr.networks.cam_net.cam_net`. By default it has its ImageNet weights, as in IRN.
+        backbone: ``torchvision/resnet50``, IRN's; or ``timm/NAME`` of a net whose stages timm lists. By default it has
+            its ImageNet weights, as in IRN.
         seed: of the branches' weights.
 
     Returns:
@@ -220,28 +221,29 @@ def irnet(
         AdvCAMError: as `cam_net`; a backbone that has no maps of the strides 4, 8, 16 and 32.
 
     Example:
-        >>> net = irnet("timm/test_resnet", random_weights=True)
+        >>> net = irnet(Backbone("timm/test_resnet", random_weights=True))
         >>> [tuple(tap.shape[1:]) for tap in net.taps(torch.zeros(1, 3, 64, 96))]
         [(32, 16, 24), (32, 16, 24), (48, 8, 12), (192, 4, 6), (96, 4, 6)]
         >>> net(torch.zeros(1, 3, 64, 96)).shape
         torch.Size([1, 3, 16, 24])
     """
-    trunk = cam_net(
-        backbone, 1, model_args=model_args, checkpoint=checkpoint, random_weights=random_weights, mean=mean, std=std
-    )
+    backbone = Backbone.of(backbone)
+    if (backbone.stride, backbone.stride_mode, backbone.train_from) != (16, "removal", None):
+        raise AdvCAMError("IRN's backbone is frozen, with stride 16 by removal: leave its strides and train_from out")
+    trunk = cam_net(backbone, 1)
     return IRNet(trunk, tuple(_stages(trunk)), seed).eval()
 
 
 def _stages(trunk: Any) -> Iterator[str]:
     """The names of the stages of strides 4, 8, 16 and 32, in the trunk of a CAM net."""
-    if trunk.spec.backbone == IRN_BACKBONE:
+    if trunk.spec.backbone.name == IRN_BACKBONE:
         yield from (f"resnet50.layer{n}" for n in range(1, 5))
         return
     listed = {f["reduction"]: f["module"] for f in getattr(trunk.backbone, "feature_info", ())}
     for stride in _STAGE_STRIDES:
         if stride not in listed:
             raise AdvCAMError(
-                f"{trunk.spec.backbone} has no stage of stride {stride}, which IRN's branches need; "
+                f"{trunk.spec.backbone.name} has no stage of stride {stride}, which IRN's branches need; "
                 "choose a ResNet, a MobileNet, a ConvNeXt or the like"
             )
         yield f"backbone.{listed[stride]}"
@@ -262,54 +264,17 @@ _UNREAD = {
 }
 
 
-def save_irnet(net: IRNet, path: Path) -> None:
-    """Write IRN's net: the weights, and in the notes its backbone and normalisation.
-
-    Args:
-        net: the net.
-        path: ends in ``.safetensors``; written whole or not at all.
-
-    Raises:
-        AdvCAMError: the file cannot be written.
-    """
-    notes = {
-        "irnet": json.dumps(dataclasses.asdict(net.trunk.spec)),
-        "mean": " ".join(map(str, net.mean)),
-        "std": " ".join(map(str, net.std)),
-    }
-    weights = {key: value.detach().cpu().contiguous() for key, value in net.state_dict().items()}
-    write_bytes(path, in_order(save(weights, notes)))
+def _published(checkpoint: Checkpoint) -> IRNet:
+    """Read a file of the authors' code (``res50_irn.pth``)."""
+    found = irnet_weights(checkpoint)
+    net = irnet(Backbone(IRN_BACKBONE, random_weights=True))
+    load_weights(net, found.checkpoint, "IRN's net on ResNet-50")
+    if found.note:
+        log.info("%s", found.note)
+    return net
 
 
-def load_irnet(path: str | Path) -> tuple[IRNet, str]:
-    """Read IRN's net from a file that `save_irnet` wrote, or that its authors' code did (``res50_irn.pth``).
-
-    Nothing of the file is ever run. Authors' files are of ResNet-50; all keys have to fit but those that are further
-    names of the same tensors, or indices of paths.
-
-    Returns:
-        The net, in eval mode, on the CPU, and a line on keys that were not used (empty if there are none).
-
-    Raises:
-        AdvCAMError: the file is missing, damaged, or of another net.
-
-    Example:
-        >>> net, note = load_irnet("res50_irn.pth")  # doctest: +SKIP
-    """
-    checkpoint = read_checkpoint(path)
-    if "irnet" not in checkpoint.metadata:
-        found = irnet_weights(checkpoint)
-        net = irnet(random_weights=True)
-        load_weights(net, found.checkpoint, "IRN's net on ResNet-50")
-        return net, found.note
-    try:
-        spec = CAMNetSpec(**json.loads(checkpoint.metadata["irnet"]))
-        mean, std = ([float(v) for v in checkpoint.metadata[what].split()] for what in ("mean", "std"))
-    except (KeyError, TypeError, ValueError) as error:
-        raise AdvCAMError(f"{path} does not say which backbone it is of; give one that was trained here") from error
-    net = irnet(spec.backbone, model_args=spec.model_args, random_weights=True, mean=mean, std=std)
-    load_weights(net, checkpoint, f"IRN's net on {spec.backbone}")
-    return net, ""
+IRNET = NetKind(IRNetSpec, lambda spec: irnet(spec.backbone), _published)
 
 
 def irnet_weights(checkpoint: Checkpoint) -> IRNWeights:
@@ -319,7 +284,7 @@ def irnet_weights(checkpoint: Checkpoint) -> IRNWeights:
         AdvCAMError: two names of one tensor hold different weights.
 
     Example:
-        >>> import torch
+        >>> from pathlib import Path
         >>> keys = ["resnet50.layer1.0.bn1.bias", "stage2.0.0.bn1.bias", "edge_layers.5.bias", "fc_dp7.4.running_mean"]
         >>> tensors = {key: torch.zeros(1) for key in [*keys, "path_indices0"]}
         >>> found = irnet_weights(Checkpoint(Path("res50_irn.pth"), tensors, {}))

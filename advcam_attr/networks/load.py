@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 from PIL import Image
 from torch import Tensor, nn
 
+from advcam_attr.networks.backbone import channels
 from advcam_attr.networks.checkpoint import Checkpoint, load_weights, read_checkpoint
 from advcam_attr.networks.sources import Preprocessing, Request, build, is_factory
 from advcam_attr.types import AdvCAMError
@@ -158,24 +158,6 @@ def read_labels(path: str | Path) -> tuple[str, ...]:
     if "" in lines:
         raise AdvCAMError(f"line {lines.index('') + 1} of label file {path} is empty; it needs one class name a line")
     return tuple(lines)
-
-
-def channels(what: str, values: Sequence[float] | None) -> tuple[float, ...] | None:
-    """One number for each of the three channels.
-
-    Raises:
-        AdvCAMError: not one or three finite numbers, or a ``std`` that is not positive.
-
-    Example:
-        >>> channels("mean", [0.5])
-        (0.5, 0.5, 0.5)
-    """
-    if values is None:
-        return None
-    if len(values) not in (1, 3) or not all(math.isfinite(v) for v in values) or (what == "std" and min(values) <= 0):
-        needed = "positive numbers" if what == "std" else "numbers"
-        raise AdvCAMError(f"{what} takes one or three finite {needed}, got {' '.join(map(str, values))}")
-    return tuple(float(v) for v in values) * (3 // len(values))
 
 
 def _noted(what: str, checkpoint: Checkpoint | None) -> tuple[float, ...] | None:

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import nn
 
 from advcam_attr.networks.authors import caffe_weights, is_caffe
+from advcam_attr.networks.backbone import Backbone
 from advcam_attr.networks.checkpoint import Checkpoint, load_weights, read_checkpoint
 from advcam_attr.networks.load import first_published, load_model
-from advcam_attr.networks.timm_trunk import MapReader, TimmTrunk
+from advcam_attr.networks.timm_trunk import FeatureReader, TimmTrunk
 from advcam_attr.registry import lookup
 from advcam_attr.types import AdvCAMError
 
@@ -31,47 +30,41 @@ _STAGES = {
 }
 
 
-def resnet_weights(checkpoint: str | Path | None, random_weights: bool) -> tuple[Checkpoint | None, StrideIn]:
+def resnet_weights(backbone: Backbone) -> tuple[Checkpoint | None, StrideIn]:
     """The weights of a ResNet-101 by torchvision's names, and where they were trained with the stride.
 
-    Args:
-        checkpoint: by torchvision's names or deeplab-pytorch's; None are torchvision's ``IMAGENET1K_V1``.
-        random_weights: there are none.
+    Checkpoints are by torchvision's names or deeplab-pytorch's; without any, ``IMAGENET1K_V1`` is taken.
 
     Raises:
         AdvCAMError: the file cannot be read, or weights cannot be downloaded.
     """
-    if checkpoint is not None and random_weights:
-        raise AdvCAMError("a checkpoint and random weights exclude each other: give one of the two")
-    if random_weights:
+    if backbone.random_weights:
         return None, "3x3"
-    found = read_checkpoint(checkpoint) if checkpoint is not None else first_published(RESNET101)
+    found = first_published(RESNET101) if backbone.checkpoint is None else read_checkpoint(backbone.checkpoint)
     return (caffe_weights(found), "1x1") if is_caffe(found) else (found, "3x3")
 
 
-def resnet_trunk(
-    model_args: Mapping[str, Any], weights: Checkpoint | None, stride: int, stride_in: StrideIn
-) -> TimmTrunk:
+def resnet_trunk(backbone: Backbone, weights: Checkpoint | None, stride_in: StrideIn) -> TimmTrunk:
     """ResNet-101 with the strides and dilations of DeepLab-v2; its parts and names of weights are torchvision's.
 
     All blocks of a dilated stage have its dilation, the first one too, as in deeplab-pytorch. The max pool rounds up
     as in Caffe, a cell more than torchvision's where a side is even.
 
     Args:
-        model_args: keyword arguments of torchvision's ResNet-101.
+        backbone: its output stride is 8, 16 or 32.
         weights: from `resnet_weights`; those of a classifier or a pyramid are dropped.
-        stride: 8, 16 or 32.
         stride_in: which convolution of a bottleneck has its stride.
 
     Raises:
         AdvCAMError: another stride, or weights that do not fit.
     """
+    stride = backbone.max_stride or 32
     if stride not in _STAGES or stride_in not in ("1x1", "3x3"):
         raise AdvCAMError(
             f"{RESNET101} has the output strides 8, 16 and 32, in its '1x1' or '3x3' convolutions; "
             f"got {stride} in {stride_in!r}"
         )
-    loaded = load_model(RESNET101, model_args=model_args, random_weights=True)
+    loaded = load_model(RESNET101, model_args=backbone.model_args, random_weights=True)
     net: Any = loaded.model
     parts = ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4")
     trunk = nn.Sequential(OrderedDict((name, getattr(net, name)) for name in parts))
@@ -89,7 +82,7 @@ def resnet_trunk(
         kept = {key: value for key, value in weights.weights.items() if not key.startswith(("fc.", "aspp."))}
         load_weights(trunk, replace(weights, weights=kept), RESNET101)
         mean, std = _noted(weights, "mean") or mean, _noted(weights, "std") or std
-    return TimmTrunk(trunk, MapReader("forward", "NCHW", 2048, 0, stride), stride, 256, mean, std)
+    return TimmTrunk(trunk, FeatureReader("forward", "NCHW", 2048, 0, stride), stride, 256, mean, std)
 
 
 def _noted(weights: Checkpoint, name: str) -> tuple[float, ...]:
@@ -100,31 +93,23 @@ def _noted(weights: Checkpoint, name: str) -> tuple[float, ...]:
     return values if len(values) == 3 else ()
 
 
-def res2net_trunk(
-    name: str, model_args: Mapping[str, Any], checkpoint: str | Path | None, random_weights: bool, stride: int
-) -> TimmTrunk:
-    """A Res2Net-152 with an output stride, dilated as timm does it.
-
-    Args:
-        name: of `advcam_attr.networks.resnet101.RES2NETS`.
-        model_args: keyword arguments of timm's ResNet.
-        checkpoint: its weights, with a classifier of ``num_classes``, 1000 unless ``model_args`` says otherwise.
-        random_weights: there are none.
-        stride: 8, 16 or 32.
+def res2net_trunk(backbone: Backbone) -> TimmTrunk:
+    """A Res2Net-152 with an output stride of 8, 16 or 32, dilated as timm does it.
 
     Raises:
         AdvCAMError: no weights are given, or they do not fit.
     """
-    if (checkpoint is None) == (not random_weights):
+    name, stride, checkpoint = backbone.name, backbone.max_stride or 32, backbone.checkpoint
+    if (checkpoint is None) == (not backbone.random_weights):
         raise AdvCAMError(f"no weights of {name} are published with timm: give a checkpoint, or random weights")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        net: Any = res2net(name, output_stride=stride, **model_args)
+        net: Any = res2net(name, output_stride=stride, **backbone.model_args)
     if checkpoint is not None:
         load_weights(net, read_checkpoint(checkpoint), name)
     net.reset_classifier(0, "")
     mean, std = tuple(net.pretrained_cfg["mean"]), tuple(net.pretrained_cfg["std"])
-    return TimmTrunk(net.eval(), MapReader("forward", "NCHW", net.num_features, 0, stride), stride, 256, mean, std)
+    return TimmTrunk(net.eval(), FeatureReader("forward", "NCHW", net.num_features, 0, stride), stride, 256, mean, std)
 
 
 #: What tells these nets apart: ``d`` has a stem of three 3 × 3 convolutions and pools before its shortcuts (the

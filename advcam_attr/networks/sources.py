@@ -30,6 +30,10 @@ _NEED_WEIGHTS = "give --checkpoint FILE or --random-weights"
 _REFUSALS = (TypeError, ValueError, RuntimeError, AssertionError, AttributeError, KeyError)
 
 
+class ModelArgsError(AdvCAMError):
+    """Keyword arguments that a model's constructor rejects."""
+
+
 @dataclass(frozen=True)
 class Preprocessing:
     """How a picture becomes the model's input.
@@ -300,7 +304,7 @@ def _call(spec: str, factory: Callable[..., Any], args: Mapping[str, Any]) -> An
     try:
         inspect.signature(factory).bind(**args)
     except TypeError as error:
-        raise AdvCAMError(f"{spec} does not take the arguments {dict(args)}: {error}") from error
+        raise ModelArgsError(f"{spec} does not take the arguments {dict(args)}: {error}") from error
     with _same_weights_every_time():
         return factory(**args)
 
@@ -346,7 +350,7 @@ def _construction(spec: str, request: Request) -> Iterator[None]:
     except _REFUSALS as error:
         if not request.args and not request.input_size:
             raise
-        raise AdvCAMError(f"{spec} does not take the arguments {dict(request.args)}: {error}") from error
+        raise ModelArgsError(f"{spec} does not take the arguments {dict(request.args)}: {error}") from error
     finally:
         hub.setLevel(level)
 

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from advcam_attr.networks.backbone import Backbone
 from advcam_attr.networks.load import LoadedModel, load_model
+from advcam_attr.networks.sources import ModelArgsError
 from advcam_attr.networks.strides import output_stride, remove_strides
 from advcam_attr.types import AdvCAMError
-
-Lowering = Literal["removal", "dilation"]
 
 #: What models that are published for one image size need to take any, each family its own.
 _ANY_SIZE: tuple[dict[str, Any], ...] = (
@@ -23,12 +24,9 @@ _ANY_SIZE: tuple[dict[str, Any], ...] = (
     {"strict_img_size": False},
 )
 
-#: How `load_model` says that a model refuses its arguments.
-_REFUSED = "does not take the arguments"
-
 
 @dataclass(frozen=True)
-class MapReader:
+class FeatureReader:
     """How ``(N, C, h, w)`` is had of a timm model without classifier and pooling.
 
     Attributes:
@@ -70,7 +68,7 @@ class TimmTrunk:
     """
 
     model: nn.Module
-    reader: MapReader
+    reader: FeatureReader
     stride: int
     size: int
     mean: tuple[float, ...]
@@ -78,28 +76,20 @@ class TimmTrunk:
     classifier: nn.Module = field(default_factory=nn.Identity)
 
 
-def timm_trunk(
-    name: str, model_args: Mapping[str, Any], weights: Mapping[str, Any], stride: int | None, lowered_by: Lowering
-) -> TimmTrunk:
+def timm_trunk(backbone: Backbone) -> TimmTrunk:
     """Load a timm model, take its classifier and pooling off, and lower its output stride.
-
-    Args:
-        name: ``timm/NAME``.
-        model_args: keyword arguments of the model.
-        weights: the arguments of `load_model` that say where weights and normalisation come from.
-        stride: the output stride; a model whose own is at or below it is left as it is, None leaves all.
-        lowered_by: see `advcam_attr.networks.cam_net.cam_net`.
 
     Raises:
         AdvCAMError: the model cannot be loaded, has no maps, or cannot have the stride.
     """
-    dilated = lowered_by == "dilation" and stride is not None
+    name, stride = backbone.name, backbone.max_stride
+    dilated = backbone.stride_mode == "dilation" and stride is not None
     try:
-        loaded = _load(name, {**model_args, **({"output_stride": stride} if dilated else {})}, weights)
-    except AdvCAMError as error:
-        if not dilated or _REFUSED not in str(error):
+        loaded = _load(backbone, {"output_stride": stride} if dilated else {})
+    except ModelArgsError as error:
+        if not dilated:
             raise
-        raise AdvCAMError(f"{name} has no dilation for output stride {stride}; try lowered_by='removal'") from error
+        raise AdvCAMError(f"{name} has no dilation for output stride {stride}; try stride_mode='removal'") from error
     model: Any = loaded.model
     classifier = model.get_classifier()
     model.reset_classifier(0, "")
@@ -110,7 +100,7 @@ def timm_trunk(
     if stride is not None and reached > stride:
         if own is None or dilated or not remove_strides(model, stride, reader):
             raise AdvCAMError(
-                f"{name} has output stride {reached}, which cannot be lowered to {stride} by {lowered_by}; "
+                f"{name} has output stride {reached}, which cannot be lowered to {stride} by {backbone.stride_mode}; "
                 f"give stride={reached}, or another backbone"
             )
         reached = stride
@@ -118,14 +108,25 @@ def timm_trunk(
     return TimmTrunk(model, reader, reached, size, mean, std, classifier)
 
 
-def _load(name: str, args: dict[str, Any], weights: Mapping[str, Any]) -> LoadedModel:
-    for more in _ANY_SIZE if "img_size" not in args and _published_for_one_size(name) else ():
-        try:
-            return load_model(name, model_args={**args, **more}, **weights)
-        except AdvCAMError as error:
-            if _REFUSED not in str(error):
-                raise
-    return load_model(name, model_args=args, **weights)
+def _load(backbone: Backbone, args: Mapping[str, Any]) -> LoadedModel:
+    backbone = replace(backbone, model_args={**backbone.model_args, **args})
+    any_size = "img_size" not in backbone.model_args and _published_for_one_size(backbone.name)
+    for more in _ANY_SIZE if any_size else ():
+        with contextlib.suppress(ModelArgsError):
+            return load_backbone(replace(backbone, model_args={**backbone.model_args, **more}))
+    return load_backbone(backbone)
+
+
+def load_backbone(backbone: Backbone) -> LoadedModel:
+    """Load the whole classifier that a backbone is taken from."""
+    return load_model(
+        backbone.name,
+        model_args=backbone.model_args,
+        checkpoint=backbone.checkpoint,
+        random_weights=backbone.random_weights,
+        mean=backbone.mean,
+        std=backbone.std,
+    )
 
 
 def _published_for_one_size(name: str) -> bool:
@@ -138,7 +139,7 @@ def _published_for_one_size(name: str) -> bool:
     return bool(config and config.fixed_input_size)
 
 
-def _reader(name: str, model: Any, size: int) -> MapReader:
+def _reader(name: str, model: Any, size: int) -> FeatureReader:
     """The last maps of a model: what its forward gives, unless its features have the finer grid (VGG)."""
     twin = copy.deepcopy(model).to("meta").eval()
     image = torch.zeros(1, 3, size, size, device="meta")
@@ -153,11 +154,11 @@ def _reader(name: str, model: Any, size: int) -> MapReader:
     return min(found, key=lambda reader: reader.stride)
 
 
-def _reading(method: Any, out: Tensor, model: Any, size: int) -> MapReader:
+def _reading(method: Any, out: Tensor, model: Any, size: int) -> FeatureReader:
     if out.ndim == 3:
         prefix = int(getattr(model, "num_prefix_tokens", 0))
-        return MapReader(method, "NLC", out.shape[2], prefix, round(size / math.isqrt(out.shape[1] - prefix)))
+        return FeatureReader(method, "NLC", out.shape[2], prefix, round(size / math.isqrt(out.shape[1] - prefix)))
     widths = {model.num_features, getattr(model, "head_hidden_size", None)}
     if out.shape[3] in widths and out.shape[1] not in widths:
-        return MapReader(method, "NHWC", out.shape[3], 0, round(size / out.shape[1]))
-    return MapReader(method, "NCHW", out.shape[1], 0, round(size / out.shape[2]))
+        return FeatureReader(method, "NHWC", out.shape[3], 0, round(size / out.shape[1]))
+    return FeatureReader(method, "NCHW", out.shape[1], 0, round(size / out.shape[2]))

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
 import torch
-from safetensors.torch import save
 from torch import Tensor
 
-from advcam_attr.files import write_bytes
-from advcam_attr.networks.cam_net import in_order
+from advcam_attr.networks.backbone import Backbone, channels
 from advcam_attr.networks.checkpoint import Checkpoint, load_weights, read_checkpoint, without_prefix
-from advcam_attr.networks.load import channels
+from advcam_attr.networks.load import first_published
+from advcam_attr.networks.net_file import NetKind, load_net
 from advcam_attr.networks.strides import execution_order, freeze_before, place_of
 from advcam_attr.networks.timm_trunk import timm_trunk
-from advcam_attr.networks.wsol_parts import ARCHITECTURES, TELLTALES, Norms, TimmWSOL, WSOLNet, WSOLNetSpec
+from advcam_attr.networks.wsol_parts import ARCHITECTURES, SIGNATURE_KEYS, Norms, TimmWSOL, WSOLNet, WSOLNetSpec
 from advcam_attr.registry import nearest
 from advcam_attr.types import AdvCAMError
 
@@ -41,18 +39,7 @@ class Started(NamedTuple):
 
 
 def wsol_net(
-    backbone: str = "torchvision/resnet50",
-    num_classes: int = 200,
-    *,
-    model_args: Mapping[str, Any] | None = None,
-    checkpoint: str | Path | None = None,
-    random_weights: bool = False,
-    stride: int | None = 16,
-    train_from: str | None = None,
-    norms: Norms = "batch",
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
-    seed: int = 0,
+    backbone: Backbone | str = "torchvision/resnet50", num_classes: int = 200, *, norms: Norms = "batch", seed: int = 0
 ) -> WSOLNet:
     """Make a classifier whose class activation maps localize, to be trained.
 
@@ -62,18 +49,12 @@ def wsol_net(
 
     Args:
         backbone: ``torchvision/resnet50``, ``torchvision/inception_v3``, ``torchvision/vgg16``, or ``timm/NAME``.
+            Stride 16 gives maps of 14 × 14 cells at 224 pixels, 8 of 28 × 28 (Choe et al.'s ``large_feature_map``), by
+            removal; 16 unless it says otherwise. Norms before its ``train_from`` keep their running statistics; None
+            trains all, as Choe et al. do.
         num_classes: K.
-        model_args: keyword arguments of a timm model as its weights need them, e.g. ``{"num_classes": 1001}``.
-        checkpoint: weights to start from, by torchvision's (or for ``timm/NAME``, timm's) keys; a ``module.`` before
-            all of them is taken off.
-        random_weights: as initialised; the same in every call.
-        stride: 16 gives maps of 14 × 14 cells at 224 pixels, 8 of 28 × 28 (Choe et al.'s ``large_feature_map``). By
-            removal of the last strides, without dilation. timm models may have others; None keeps their own.
-        train_from: the module from which on weights are trained, e.g. ``"layer4"``, ``"blocks.5"``, ``"fc"``; norms
-            before it keep their running statistics. None trains all, as Choe et al. do.
         norms: ``"batch"`` as Choe et al.; ``"running"`` for weights whose norms hold no statistics (folded), or for
             small batches.
-        mean, std: another normalisation than the backbone's own.
         seed: of new weights; the global random state is left alone.
 
     Returns:
@@ -84,7 +65,7 @@ def wsol_net(
             ``train_from`` that it does not have.
 
     Example:
-        >>> net = wsol_net("timm/resnet18", 10, random_weights=True)
+        >>> net = wsol_net(Backbone("timm/resnet18", random_weights=True), 10)
         >>> net.stride, net(torch.zeros(1, 3, 64, 64)).shape
         (16, torch.Size([1, 10]))
     """
@@ -92,55 +73,46 @@ def wsol_net(
         raise AdvCAMError(f"a classifier needs at least one class, got num_classes={num_classes}")
     if norms not in get_args(Norms):
         raise AdvCAMError(f"norms use the statistics of {' or '.join(map(repr, get_args(Norms)))}, not of {norms!r}")
-    if checkpoint is not None and random_weights:
-        raise AdvCAMError("a checkpoint and random weights exclude each other: give one of the two")
-    spec = WSOLNetSpec(backbone, num_classes, dict(model_args or {}), stride, train_from, norms)
+    backbone = Backbone.of(backbone, stride=16, stride_mode="removal")
+    if backbone.stride_mode != "removal":
+        raise AdvCAMError("classifiers for localization have strides lowered by removal; leave stride_mode out")
+    spec = WSOLNetSpec(backbone, num_classes, norms)
     net: WSOLNet
     size = 256
-    if backbone in ARCHITECTURES:
-        net = _build(spec, seed)
-        net.mean, net.std = channels("mean", mean) or _MEAN, channels("std", std) or _STD
-        if checkpoint is not None:
-            start_from(net, read_checkpoint(checkpoint))
-        elif not random_weights:
-            start_from(net, _published(backbone))
-    elif backbone.startswith("timm/"):
-        weights = {"checkpoint": checkpoint, "random_weights": random_weights, "mean": mean, "std": std}
-        trunk = timm_trunk(backbone, spec.model_args, weights, stride, "removal")
+    if backbone.name in ARCHITECTURES:
+        net = _build_architecture(spec, seed)
+        net.mean, net.std = tuple(backbone.mean or _MEAN), tuple(backbone.std or _STD)
+        if backbone.checkpoint is not None:
+            start_from(net, read_checkpoint(backbone.checkpoint))
+        elif not backbone.random_weights:
+            start_from(net, first_published(backbone.name))
+    elif backbone.is_timm:
+        trunk = timm_trunk(backbone)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             net = TimmWSOL(spec, trunk)
         net.mean, net.std, size = trunk.mean, trunk.std, trunk.size
     else:
         raise AdvCAMError(
-            f"classifiers for localization are made of {', '.join(ARCHITECTURES)} or timm/NAME, not of {backbone!r}"
-            + nearest(backbone, ARCHITECTURES)
+            f"classifiers for localization are made of {', '.join(ARCHITECTURES)} or timm/NAME, not of "
+            f"{backbone.name!r}{nearest(backbone.name, ARCHITECTURES)}"
         )
-    _freeze(net, size)
+    net.spec = replace(spec, backbone=backbone.without_weights(net.mean, net.std))
+    if backbone.train_from is not None:
+        order = execution_order(net, size=size)
+        freeze_before(net, order, place_of(backbone.train_from, order, "backbone", backbone.name))
     return net.eval()
 
 
-def _build(spec: WSOLNetSpec, seed: int) -> WSOLNet:
-    if spec.model_args:
-        raise AdvCAMError(f"{spec.backbone} takes no model arguments for localization, got {dict(spec.model_args)}")
-    architecture: Any = ARCHITECTURES[spec.backbone]
+def _build_architecture(spec: WSOLNetSpec, seed: int) -> WSOLNet:
+    backbone = spec.backbone
+    if backbone.model_args:
+        raise AdvCAMError(f"{backbone.name} takes no model arguments for localization, got {dict(backbone.model_args)}")
+    architecture: Any = ARCHITECTURES[backbone.name]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         net: WSOLNet = architecture(spec)
     return net
-
-
-def _published(backbone: str) -> Checkpoint:
-    from torchvision.models import get_model_weights
-
-    start: Any = get_model_weights(backbone.partition("/")[2])["IMAGENET1K_V1"]
-    try:
-        return Checkpoint(Path(start.url), start.get_state_dict(progress=False, check_hash=True), {})
-    except OSError as error:
-        raise AdvCAMError(
-            f"the pretrained weights of {backbone} cannot be downloaded (no network?); "
-            "give a checkpoint or random weights"
-        ) from error
 
 
 def start_from(net: WSOLNet, checkpoint: Checkpoint) -> Started:
@@ -166,41 +138,13 @@ def start_from(net: WSOLNet, checkpoint: Checkpoint) -> Started:
     used: dict[str, Tensor] = {key: value for key, value in weights.items() if key not in unread}
     new = [key for key in own if key.startswith(net.head) and key not in used]
     filled = {**used, **{key: own[key] for key in new}}
-    load_weights(net, dataclasses.replace(checkpoint, weights=filled), net.spec.backbone)
+    load_weights(net, replace(checkpoint, weights=filled), net.spec.backbone.name)
     return Started(tuple(key for key in own if key in used), tuple(new), tuple(key for key in weights if key in unread))
 
 
-def _freeze(net: WSOLNet, size: int) -> None:
-    """Take the gradient of what runs before ``train_from``."""
-    if net.spec.train_from is not None:
-        order = execution_order(net, size=size)
-        freeze_before(net, order, place_of(net.spec.train_from, order, "backbone", net.spec.backbone))
-
-
-_NOTE = "wsol_net"
-
-
-def save_wsol_net(net: WSOLNet, path: Path, classes: Sequence[str]) -> None:
-    """Write a net's weights, and in the notes its architecture, normalisation and class names.
-
-    Args:
-        net: the net.
-        path: ends in ``.safetensors``; written whole or not at all.
-        classes: K names.
-
-    Raises:
-        AdvCAMError: the file cannot be written, or the names are not K.
-    """
-    if len(classes) != net.spec.num_classes:
-        raise AdvCAMError(f"the net has {net.spec.num_classes} classes, but {len(classes)} names are given")
-    notes = {
-        _NOTE: json.dumps(dataclasses.asdict(net.spec)),
-        "classes": json.dumps(list(classes), ensure_ascii=False),
-        "mean": " ".join(map(str, net.mean)),
-        "std": " ".join(map(str, net.std)),
-    }
-    weights = {key: value.detach().cpu().contiguous() for key, value in net.state_dict().items()}
-    write_bytes(path, in_order(save(weights, notes)))
+WSOL_NET = NetKind(
+    WSOLNetSpec, lambda spec: wsol_net(spec.backbone, spec.num_classes, norms=spec.norms), lambda c: _published(c)
+)
 
 
 def load_wsol_net(
@@ -209,8 +153,8 @@ def load_wsol_net(
     stride: int | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
-) -> tuple[WSOLNet, tuple[str, ...] | None]:
-    """Read a trained net: one that `save_wsol_net` wrote, or an authors' file of Choe et al. or of CutMix.
+) -> tuple[WSOLNet, tuple[str, ...]]:
+    """Read a trained net: one that `save_net` wrote, or an authors' file of Choe et al. or of CutMix.
 
     The latter are torch files with the weights under ``state_dict``, by torchvision's keys, with or without ``module.``
     before them; what they are of is told from the keys. CutMix's ResNet-50 was trained with a stride in layer4, which
@@ -219,11 +163,11 @@ def load_wsol_net(
     Args:
         path: the file.
         stride: 16 or 8, which authors' files of ResNet-50 and Inception-V3 do not tell; 16 if it is not given, which
-            is ``large_feature_map=False``. A net of `save_wsol_net` has its own.
+            is ``large_feature_map=False``. A net of `save_net` has its own.
         mean, std: another normalisation than the file's own, or than ImageNet's.
 
     Returns:
-        The net, in eval mode, on the CPU, and the names of its classes, or None where the file does not tell.
+        The net, in eval mode, on the CPU, and the names of its classes (none in authors' files).
 
     Raises:
         AdvCAMError: the file is missing, damaged or of another net, or its stride is another.
@@ -232,27 +176,25 @@ def load_wsol_net(
         >>> net, classes = load_wsol_net("classifier.safetensors")  # doctest: +SKIP
     """
     checkpoint = read_checkpoint(path)
-    if _NOTE not in checkpoint.metadata:
-        return _authors(checkpoint, stride, mean, std), None
-    try:
-        spec = WSOLNetSpec(**json.loads(checkpoint.metadata[_NOTE]))
-        classes = tuple(map(str, json.loads(checkpoint.metadata["classes"])))
-        noted = {what: [float(v) for v in checkpoint.metadata[what].split()] for what in ("mean", "std")}
-    except (KeyError, TypeError, ValueError) as error:
-        raise AdvCAMError(f"{path} does not say which classifier it is of; give one that was trained here") from error
-    if stride not in (None, spec.stride):
-        raise AdvCAMError(f"{path} was trained with output stride {spec.stride}, not {stride}")
-    net = wsol_net(**vars(spec), random_weights=True, mean=mean or noted["mean"], std=std or noted["std"])
-    load_weights(net, checkpoint, spec.backbone)
+    if WSOLNetSpec.key not in checkpoint.metadata:
+        return _published(checkpoint, stride, mean, std), ()
+    net, classes = load_net(checkpoint, WSOL_NET)
+    if stride not in (None, net.spec.backbone.stride):
+        raise AdvCAMError(f"{path} was trained with output stride {net.spec.backbone.stride}, not {stride}")
+    net.mean, net.std = channels("mean", mean) or net.mean, channels("std", std) or net.std
+    net.spec = replace(net.spec, backbone=net.spec.backbone.without_weights(net.mean, net.std))
     return net, classes
 
 
-def _authors(
-    checkpoint: Checkpoint, stride: int | None, mean: Sequence[float] | None, std: Sequence[float] | None
+def _published(
+    checkpoint: Checkpoint,
+    stride: int | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
 ) -> WSOLNet:
     roots = ("conv1.", "features.", "Conv2d_1a_3x3.", "layer1.")
     weights = without_prefix(checkpoint.weights, roots)
-    backbone = next((name for key, name in TELLTALES if key in weights), None)
+    backbone = next((name for key, name in SIGNATURE_KEYS if key in weights), None)
     head = weights.get("SPG_A4.weight" if backbone == "torchvision/inception_v3" else "fc.weight")
     if backbone is None or head is None:
         raise AdvCAMError(
@@ -264,6 +206,6 @@ def _authors(
         if stride not in (None, told):
             raise AdvCAMError(f"checkpoint {checkpoint.path} is of a VGG-16 of output stride {told}, not {stride}")
         stride = told
-    net = wsol_net(backbone, len(head), random_weights=True, stride=stride or 16, mean=mean, std=std)
-    load_weights(net, dataclasses.replace(checkpoint, weights=weights), backbone)
+    net = wsol_net(Backbone(backbone, random_weights=True, stride=stride or 16, mean=mean, std=std), len(head))
+    load_weights(net, replace(checkpoint, weights=weights), backbone)
     return net

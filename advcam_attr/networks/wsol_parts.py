@@ -8,7 +8,7 @@ gives maps of 14 × 14 cells, and stride 8 of 28 × 28.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -18,6 +18,7 @@ from torchvision.models.inception import BasicConv2d, InceptionA, InceptionB, In
 from torchvision.models.resnet import Bottleneck, ResNet
 from torchvision.models.vgg import cfgs, make_layers
 
+from advcam_attr.networks.net_file import NetSpec
 from advcam_attr.networks.timm_trunk import TimmTrunk
 from advcam_attr.types import AdvCAMError
 
@@ -27,15 +28,19 @@ Norms = Literal["batch", "running"]
 
 
 @dataclass(frozen=True)
-class WSOLNetSpec:
+class WSOLNetSpec(NetSpec):
     """What a classifier is made of, without its weights; see `advcam_attr.networks.wsol.wsol_net`."""
 
-    backbone: str
+    key: ClassVar[str] = "wsol_net"
+    title: ClassVar[str] = "localization classifier"
+
     num_classes: int
-    model_args: Mapping[str, Any] = field(default_factory=dict)
-    stride: int | None = 16
-    train_from: str | None = None
     norms: Norms = "batch"
+
+    @property
+    def num_names(self) -> int:
+        """How many class names the network's file has."""
+        return self.num_classes
 
 
 class WSOLNet(nn.Module):
@@ -75,16 +80,18 @@ class WSOLNet(nn.Module):
 
 
 def _checked_stride(spec: WSOLNetSpec) -> int:
-    if spec.stride not in (8, 16):
-        raise AdvCAMError(f"{spec.backbone} for localization has output stride 16 or 8, not {spec.stride}")
-    return spec.stride
+    stride = spec.backbone.max_stride
+    if stride not in (8, 16):
+        raise AdvCAMError(f"{spec.backbone.name} for localization has output stride 16 or 8, not {stride}")
+    return stride
 
 
 class ResNet50WSOL(WSOLNet, ResNet):
     """ResNet-50 whose layer4 has stride 1, without dilation; and layer3 too, for stride 8. Keys are torchvision's.
 
     Example:
-        >>> net = ResNet50WSOL(WSOLNetSpec("torchvision/resnet50", 3))
+        >>> from advcam_attr.networks.backbone import Backbone
+        >>> net = ResNet50WSOL(WSOLNetSpec(Backbone("torchvision/resnet50", stride=16), 3))
         >>> net.layer4[0].conv2.stride, net.layer3[0].conv2.stride
         ((1, 1), (2, 2))
     """
@@ -239,7 +246,8 @@ def parameter_groups(net: WSOLNet) -> tuple[list[nn.Parameter], list[nn.Paramete
     VGG-16, and the classifier of other nets.
 
     Example:
-        >>> slow, fast = parameter_groups(VGG16WSOL(WSOLNetSpec("torchvision/vgg16", 2)))
+        >>> from advcam_attr.networks.backbone import Backbone
+        >>> slow, fast = parameter_groups(VGG16WSOL(WSOLNetSpec(Backbone("torchvision/vgg16", stride=16), 2)))
         >>> len(slow), len(fast)
         (26, 4)
     """
@@ -257,8 +265,8 @@ ARCHITECTURES: dict[str, type[WSOLNet]] = {
     "torchvision/vgg16": VGG16WSOL,
 }
 
-#: What tells the authors' files of each from others.
-TELLTALES: Sequence[tuple[str, str]] = (
+#: A key that only the authors' files of each net have.
+SIGNATURE_KEYS: Sequence[tuple[str, str]] = (
     ("SPG_A4.weight", "torchvision/inception_v3"),
     ("conv6.weight", "torchvision/vgg16"),
     ("layer4.2.conv3.weight", "torchvision/resnet50"),

@@ -10,6 +10,7 @@ import torch
 
 from advcam_attr.data.masks import write_mask
 from advcam_attr.data.samples import SegmentationData
+from advcam_attr.networks.backbone import Backbone
 from advcam_attr.networks.cct import CCT, cct_net
 from advcam_attr.pipelines.semi.config import SemiSettings
 from advcam_attr.pipelines.semi.data import PseudoMasks, SemiData
@@ -24,7 +25,7 @@ FEW = {"vat": 1, "dropout": 1, "context_mask": 1, "feature_noise": 1}
 
 def small_net(seed: int = 0, auxiliary: dict[str, int] = FEW) -> CCT:
     """A net of three classes and the background, whose training steps take a tenth of a second."""
-    return cct_net("timm/test_resnet", 4, random_weights=True, auxiliary=auxiliary, channels=8, seed=seed)
+    return cct_net(Backbone("timm/test_resnet", random_weights=True), 4, auxiliary=auxiliary, channels=8, seed=seed)
 
 
 def semi_scenes(folder: Path) -> SemiData:

@@ -11,16 +11,18 @@ import torch.nn.functional as F
 from torch import nn
 
 from advcam_attr.networks.affinitynet import (
+    AFFINITY_NET,
     AffinityNet,
     ResNet38Affinity,
     TimmAffinity,
     affinity_net,
-    load_affinity_net,
-    save_affinity_net,
     trained_parts,
 )
+from advcam_attr.networks.backbone import Backbone
+from advcam_attr.networks.net_file import load_net, save_net
 from advcam_attr.networks.seam import SEAM
 from advcam_attr.types import AdvCAMError
+from build_net import build_net
 from wrn38 import randomised, slow_features, trunk_shapes
 
 HEAD = {"f8_3": (64, 512), "f8_4": (128, 1024), "f8_5": (256, 4096), "f9": (448, 448)}
@@ -84,7 +86,7 @@ def test_new_layers_are_initialised_as_in_psa():
 def test_the_authors_file(tmp_path):
     net = thin().float()
     torch.save({f"module.{key}": value for key, value in net.state_dict().items()}, tmp_path / "resnet38_aff.pth")
-    found = load_affinity_net(tmp_path / "resnet38_aff.pth")
+    found = load_net(tmp_path / "resnet38_aff.pth", AFFINITY_NET)[0]
     assert not found.training
     assert all(torch.equal(value, found.state_dict()[key]) for key, value in net.state_dict().items())
 
@@ -93,35 +95,35 @@ def test_files_that_do_not_fit(tmp_path):
     state = ResNet38Affinity(width=1).state_dict()
     torch.save({k: v for k, v in state.items() if k != "f8_5.weight"}, tmp_path / "a.pth")
     with pytest.raises(AdvCAMError, match=r"AffinityNet: 1 missing keys \(f8_5.weight\)"):
-        load_affinity_net(tmp_path / "a.pth")
+        load_net(tmp_path / "a.pth", AFFINITY_NET)[0]
     torch.save(state | {"fc8.weight": torch.zeros(2, 64, 1, 1)}, tmp_path / "b.pth")
     with pytest.raises(AdvCAMError, match=r"1 unexpected keys \(fc8.weight\)"):
-        load_affinity_net(tmp_path / "b.pth")
+        load_net(tmp_path / "b.pth", AFFINITY_NET)[0]
     torch.save({"net": nn.Linear(1, 1)}, tmp_path / "c.pth")
     with pytest.raises(AdvCAMError, match="could run code"):
-        load_affinity_net(tmp_path / "c.pth")
+        load_net(tmp_path / "c.pth", AFFINITY_NET)[0]
     with pytest.raises(AdvCAMError, match="no such checkpoint file"):
-        load_affinity_net(tmp_path / "d.pth")
+        load_net(tmp_path / "d.pth", AFFINITY_NET)[0]
 
 
 def test_the_trunk_of_another_net(tmp_path):
     """SEAM's file has the trunk, and layers f8_3, f8_4 and f9 of its own, which are not PSA's."""
     seam = SEAM(classes=3, width=2)
     torch.save(seam.state_dict(), tmp_path / "seam.pth")
-    net = affinity_net(checkpoint=tmp_path / "seam.pth", width=2)
-    new = affinity_net(random_weights=True, width=2)
+    net = affinity_net(Backbone("resnet38", checkpoint=tmp_path / "seam.pth"), width=2)
+    new = affinity_net(Backbone("resnet38", random_weights=True), width=2)
     for key, value in net.state_dict().items():
         source = new if key.split(".")[0] in HEAD else seam
         assert torch.equal(value, source.state_dict()[key]), key
     state = seam.state_dict()
     torch.save({"b8.weight": torch.zeros(1), **{k: v for k, v in state.items() if k != "bn7.bias"}}, tmp_path / "x.pth")
     with pytest.raises(AdvCAMError, match=r"trunk of resnet38: 1 missing keys \(bn7.bias\) and 1 unexpected .*b8"):
-        affinity_net(checkpoint=tmp_path / "x.pth", width=2)
+        affinity_net(Backbone("resnet38", checkpoint=tmp_path / "x.pth"), width=2)
 
 
 @pytest.mark.parametrize(("stride", "width"), [(16, 8), pytest.param(8, 64, marks=pytest.mark.slow)])
 def test_a_timm_backbone(tmp_path, stride, width):
-    net = affinity_net("timm/mobilenetv2_100", random_weights=True, stride=stride, width=width)
+    net = affinity_net(Backbone("timm/mobilenetv2_100", random_weights=True, stride=stride), width=width)
     assert isinstance(net, TimmAffinity)
     taps = net.stages(torch.rand(1, 3, 64, 96))
     assert [tap.shape[1] for tap in taps] == [32, 96, 320]
@@ -131,8 +133,8 @@ def test_a_timm_backbone(tmp_path, stride, width):
     expected = [F.elu(F.conv2d(F.adaptive_avg_pool2d(t, (64 // stride, 96 // stride)), w)) for t, w in
                 zip(net.stages(x), (net.f8_3.weight, net.f8_4.weight, net.f8_5.weight), strict=True)]  # fmt: skip
     torch.testing.assert_close(net(x), F.elu(F.conv2d(torch.cat(expected, 1), net.f9.weight)))
-    save_affinity_net(net, tmp_path / "net.safetensors")
-    same(load_affinity_net(tmp_path / "net.safetensors"), net)
+    save_net(tmp_path / "net.safetensors", net)
+    same(load_net(tmp_path / "net.safetensors", AFFINITY_NET)[0], net)
 
 
 def same(found: AffinityNet, net: AffinityNet) -> None:
@@ -144,14 +146,17 @@ def same(found: AffinityNet, net: AffinityNet) -> None:
 
 def test_written_and_read_again(tmp_path):
     for name in ("a", "b"):
-        save_affinity_net(thin().float(), tmp_path / f"{name}.safetensors")
+        save_net(tmp_path / f"{name}.safetensors", thin().float())
     assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
-    same(load_affinity_net(tmp_path / "a.safetensors"), thin().float())
+    same(load_net(tmp_path / "a.safetensors", AFFINITY_NET)[0], thin().float())
 
 
 def test_every_weight_that_is_trained_gets_a_gradient():
     """Else ranks that train together would wait for each other."""
-    for net in (ResNet38Affinity(width=1), affinity_net("timm/mobilenetv2_100", random_weights=True, width=4)):
+    for net in (
+        ResNet38Affinity(width=1),
+        affinity_net(Backbone("timm/mobilenetv2_100", random_weights=True), width=4),
+    ):
         net.train()(torch.rand(2, 3, 64, 64)).sum().backward()
         assert [name for name, p in net.named_parameters() if p.requires_grad and p.grad is None] == []
 
@@ -159,14 +164,14 @@ def test_every_weight_that_is_trained_gets_a_gradient():
 def test_the_global_random_state_is_left_alone():
     torch.manual_seed(0)
     state = torch.random.get_rng_state()
-    one, two = (affinity_net(random_weights=True, width=1, seed=seed) for seed in (1, 2))
+    one, two = (affinity_net(Backbone("resnet38", random_weights=True), width=1, seed=seed) for seed in (1, 2))
     assert torch.equal(torch.random.get_rng_state(), state)
     assert not torch.equal(one.f9.weight, two.f9.weight)
 
 
 def test_real_weights(data_root: Path):
     path = data_root / "weights" / "mobilenetv2_100_imagenet.safetensors"
-    net = affinity_net("timm/mobilenetv2_100", checkpoint=path, model_args={"num_classes": 1001}, stride=16)
+    net = affinity_net(Backbone("timm/mobilenetv2_100", checkpoint=path, model_args={"num_classes": 1001}, stride=16))
     with torch.no_grad():
         found = net(torch.rand(1, 3, 96, 64, generator=torch.Generator().manual_seed(0)))
     assert found.shape == (1, 448, 6, 4)
@@ -176,13 +181,13 @@ def test_real_weights(data_root: Path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, "resnet38 needs a file of its trunk's weights"),
-        ({"random_weights": True, "stride": 16}, "resnet38 has stride 8, not 16"),
-        ({"backbone": "resnet50"}, "made of resnet38 or timm/NAME, not of 'resnet50'"),
-        ({"backbone": "timm/nonesuch", "random_weights": True}, "unknown model"),
-        ({"random_weights": True, "width": 0}, "must be positive"),
+        ({"random_weights": False}, "resnet38 needs a file of its trunk's weights"),
+        ({"stride": 16}, "resnet38 has stride 8, not 16"),
+        ({"name": "resnet50"}, "made of resnet38 or timm/NAME, not of 'resnet50'"),
+        ({"name": "timm/nonesuch"}, "unknown model"),
+        ({"width": 0}, "must be positive"),
     ],
 )
 def test_nets_that_cannot_be_made(options, message):
     with pytest.raises(AdvCAMError, match=message):
-        affinity_net(**options)
+        build_net(affinity_net, **({"name": "resnet38"} | options))

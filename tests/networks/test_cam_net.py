@@ -10,10 +10,13 @@ import torch
 from torch import nn
 
 from advcam_attr import heads
-from advcam_attr.networks.cam_net import cam_net, load_cam_net, save_cam_net
+from advcam_attr.networks.backbone import Backbone
+from advcam_attr.networks.cam_net import CAM_NET, cam_net
 from advcam_attr.networks.load import load_model
+from advcam_attr.networks.net_file import load_net, save_net
 from advcam_attr.networks.strides import execution_order, output_stride, remove_strides
 from advcam_attr.types import AdvCAMError
+from build_net import build_net
 
 SIZES = ((96, 128), (65, 97))
 
@@ -140,7 +143,7 @@ MORE_DROPPING = [
     "name", PADDED + DROPPING + [pytest.param(name, marks=pytest.mark.slow) for name in MORE + MORE_DROPPING]
 )
 def test_backbones_at_stride_16(name):
-    net = cam_net(f"timm/{name}", 20, random_weights=True)
+    net = cam_net(Backbone(f"timm/{name}", random_weights=True), 20)
     assert net.stride == 16
     with torch.no_grad():
         for height, width in SIZES if name in PADDED + MORE else SIZES[:1]:
@@ -158,7 +161,7 @@ def test_a_void_surgery_changes_nothing():
     import timm
 
     name = "resnet18"
-    net = cam_net(f"timm/{name}", 20, random_weights=True, stride=32)
+    net = cam_net(Backbone(f"timm/{name}", random_weights=True, stride=32), 20)
     assert net.stride == 32
     plain = timm.create_model(name, num_classes=0, global_pool="").eval()
     plain.load_state_dict(net.backbone.state_dict())
@@ -167,8 +170,8 @@ def test_a_void_surgery_changes_nothing():
 
 
 def test_stride_8_and_dilation():
-    removed = cam_net("timm/resnet18", 20, random_weights=True, stride=8)
-    dilated = cam_net("timm/resnet18", 20, random_weights=True, stride=8, lowered_by="dilation")
+    removed = cam_net(Backbone("timm/resnet18", random_weights=True, stride=8), 20)
+    dilated = cam_net(Backbone("timm/resnet18", random_weights=True, stride=8, stride_mode="dilation"), 20)
     assert removed.stride == dilated.stride == 8
     assert removed.features(image(65, 96)).shape == dilated.features(image(65, 96)).shape == (1, 512, 9, 12)
     assert {m.dilation for m in removed.modules() if isinstance(m, nn.Conv2d)} == {(1, 1)}
@@ -176,7 +179,7 @@ def test_stride_8_and_dilation():
 
 
 def test_transformers_keep_their_stride():
-    net = cam_net("timm/vit_tiny_patch16_224", 20, random_weights=True)
+    net = cam_net(Backbone("timm/vit_tiny_patch16_224", random_weights=True), 20)
     assert net.stride == 16
     assert net.features(image(65, 96)).shape == (1, 192, 5, 6)
     assert heads.view(net).inspect(image(65, 96)).exactness == "exact"
@@ -185,14 +188,14 @@ def test_transformers_keep_their_stride():
 @pytest.mark.slow
 def test_patch_merging_keeps_its_stride():
     with pytest.raises(AdvCAMError, match="output stride 32, which cannot be lowered to 16 by removal; give stride=32"):
-        cam_net("timm/swin_tiny_patch4_window7_224", 20, random_weights=True)
-    swin = cam_net("timm/swin_tiny_patch4_window7_224", 20, random_weights=True, stride=None)
+        cam_net(Backbone("timm/swin_tiny_patch4_window7_224", random_weights=True), 20)
+    swin = cam_net(Backbone("timm/swin_tiny_patch4_window7_224", random_weights=True, stride=None), 20)
     assert swin.stride == 32
     assert swin.features(image(224, 224)).shape == (1, 768, 7, 7)
 
 
 def test_irns_net():
-    net = cam_net("torchvision/resnet50", 20, random_weights=True)
+    net = cam_net(Backbone("torchvision/resnet50", random_weights=True), 20)
     keys = set(net.state_dict())
     assert {key.split(".")[0] for key in keys} == {"resnet50", "classifier"}
     assert {key.split(".")[1] for key in keys if key.startswith("resnet50")} == {
@@ -209,7 +212,7 @@ def test_irns_net():
 
 
 def test_irns_stride_8():
-    net = cam_net("torchvision/resnet50", 20, random_weights=True, stride=8, lowered_by="dilation")
+    net = cam_net(Backbone("torchvision/resnet50", random_weights=True, stride=8, stride_mode="dilation"), 20)
     for layer in (net.resnet50.layer3, net.resnet50.layer4):
         assert [block.conv2.stride for block in layer] == [(1, 1)] * len(layer)
         assert [block.conv2.dilation for block in layer] == [(1, 1)] + [(2, 2)] * (len(layer) - 1)
@@ -221,19 +224,19 @@ def test_irns_stride_8():
 
 def test_train_from():
     stem = {"resnet50.conv1.weight", "resnet50.bn1.weight", "resnet50.bn1.bias"}
-    net = cam_net("torchvision/resnet50", 20, random_weights=True, train_from="layer3")
+    net = cam_net(Backbone("torchvision/resnet50", random_weights=True, train_from="layer3"), 20)
     assert {name.split(".")[1] for name in frozen(net)} == {"conv1", "bn1", "layer1", "layer2"}
     assert stem < frozen(net)
-    probe = cam_net("timm/resnet18", 20, random_weights=True, stride=None, train_from="classifier")
+    probe = cam_net(Backbone("timm/resnet18", random_weights=True, stride=None, train_from="classifier"), 20)
     assert {n for n, p in probe.named_parameters() if p.requires_grad} == {"classifier.weight"}
-    late = cam_net("timm/mobilenetv2_100", 20, random_weights=True, stride=None, train_from="blocks.5")
+    late = cam_net(Backbone("timm/mobilenetv2_100", random_weights=True, stride=None, train_from="blocks.5"), 20)
     trained = {n.split(".")[1] + "." + n.split(".")[2] for n, p in late.backbone.named_parameters(prefix="b")
                if p.requires_grad}  # fmt: skip
     assert trained == {"blocks.5", "blocks.6", "conv_head.weight", "bn2.weight", "bn2.bias"}
 
 
 def test_norms_use_their_running_statistics_in_training():
-    net = cam_net("timm/resnet18", 20, random_weights=True)
+    net = cam_net(Backbone("timm/resnet18", random_weights=True), 20)
     norms = [m for m in net.modules() if isinstance(m, nn.BatchNorm2d)]
     net.train()
     assert net.training
@@ -247,7 +250,7 @@ def test_norms_use_their_running_statistics_in_training():
 
 def test_the_new_layer_depends_on_the_seed_alone():
     state = torch.random.get_rng_state()
-    nets = [cam_net("timm/resnet18", 20, random_weights=True, stride=None, seed=seed) for seed in (0, 0, 1)]
+    nets = [cam_net(Backbone("timm/resnet18", random_weights=True, stride=None), 20, seed=seed) for seed in (0, 0, 1)]
     assert torch.equal(torch.random.get_rng_state(), state)
     weights = [net.classifier.weight for net in nets]
     assert torch.equal(weights[0], weights[1])
@@ -261,7 +264,9 @@ def test_golden_start_from_known_classes():
     """The mean of the known classes' weights, less the mean of all; nothing for a class that is not known."""
     own = load_model("timm/resnet18", model_args={"num_classes": 7}, random_weights=True).model.get_classifier().weight
     net = cam_net(
-        "timm/resnet18", 3, model_args={"num_classes": 7}, random_weights=True, known={0: (2, 5), 2: (6,)}, stride=None
+        Backbone("timm/resnet18", model_args={"num_classes": 7}, random_weights=True, stride=None),
+        3,
+        class_map={0: (2, 5), 2: (6,)},
     )
     expected = torch.stack([(own[2] + own[5]) / 2 - own.mean(0), torch.zeros(512), own[6] - own.mean(0)])
     assert torch.allclose(net.classifier.weight[:, :, 0, 0], expected, atol=1e-7)
@@ -271,19 +276,29 @@ def test_golden_start_from_known_classes():
 @pytest.mark.parametrize("known", [{0: (7,)}, {3: (1,)}, {0: (-1,)}])
 def test_known_classes_that_are_not_there(known):
     with pytest.raises(AdvCAMError, match="has 7 classes and the new net 3: there is no"):
-        cam_net("timm/resnet18", 3, model_args={"num_classes": 7}, random_weights=True, known=known)
+        cam_net(Backbone("timm/resnet18", model_args={"num_classes": 7}, random_weights=True), 3, class_map=known)
 
 
 def test_no_linear_classifier_to_start_from():
     with pytest.raises(AdvCAMError, match="no linear classifier on its last maps"):
-        cam_net("timm/vgg11", 3, random_weights=True, known={0: (1,)})
+        cam_net(Backbone("timm/vgg11", random_weights=True), 3, class_map={0: (1,)})
 
 
 def test_a_net_comes_back_from_its_file(tmp_path):
-    net = cam_net("timm/resnet18", 2, model_args={"num_classes": 7}, random_weights=True, std=[0.5],
-                  mean=[0.1, 0.2, 0.3], train_from="layer3", seed=3)  # fmt: skip
-    save_cam_net(net, tmp_path / "classifier.safetensors", ["cat", "dög"])
-    again, classes = load_cam_net(tmp_path / "classifier.safetensors")
+    net = cam_net(
+        Backbone(
+            "timm/resnet18",
+            model_args={"num_classes": 7},
+            random_weights=True,
+            std=[0.5],
+            mean=[0.1, 0.2, 0.3],
+            train_from="layer3",
+        ),
+        2,
+        seed=3,
+    )
+    save_net(tmp_path / "classifier.safetensors", net, ["cat", "dög"])
+    again, classes = load_net(tmp_path / "classifier.safetensors", CAM_NET)
     assert classes == ("cat", "dög")
     assert (again.spec, again.mean, again.std) == (net.spec, (0.1, 0.2, 0.3), (0.5, 0.5, 0.5))
     assert frozen(again) == frozen(net)
@@ -293,9 +308,9 @@ def test_a_net_comes_back_from_its_file(tmp_path):
 
 
 def test_equal_nets_make_equal_files(tmp_path):
-    net = cam_net("timm/resnet18", 2, random_weights=True, stride=None)
+    net = cam_net(Backbone("timm/resnet18", random_weights=True, stride=None), 2)
     for name in "abcd":
-        save_cam_net(net, tmp_path / name, ["cat", "dog"])
+        save_net(tmp_path / name, net, ["cat", "dog"])
     assert len({file.read_bytes() for file in tmp_path.iterdir()}) == 1
 
 
@@ -303,29 +318,29 @@ def test_other_files_are_refused(tmp_path):
     from safetensors.torch import save_file
 
     save_file({"weight": torch.zeros(1)}, tmp_path / "other.safetensors")
-    with pytest.raises(AdvCAMError, match=r"other\.safetensors does not say which CAM net it is of"):
-        load_cam_net(tmp_path / "other.safetensors")
+    with pytest.raises(AdvCAMError, match=r"other\.safetensors does not say which CAM net it holds"):
+        load_net(tmp_path / "other.safetensors", CAM_NET)
     with pytest.raises(AdvCAMError, match="no such checkpoint file"):
-        load_cam_net(tmp_path / "missing.safetensors")
+        load_net(tmp_path / "missing.safetensors", CAM_NET)
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"backbone": "timm/resnet19"}, "unknown model 'timm/resnet19'"),
-        ({"backbone": "resnet18"}, "are made of torchvision/resnet50 or timm/NAME, not of 'resnet18'"),
+        ({"name": "timm/resnet19"}, "unknown model 'timm/resnet19'"),
+        ({"name": "resnet18"}, "are made of torchvision/resnet50 or timm/NAME, not of 'resnet18'"),
         ({"num_classes": 0}, "at least one class"),
         ({"stride": 0}, "must be positive"),
         ({"stride": 5}, "output stride 32, which cannot be lowered to 5"),
-        ({"lowered_by": "magic"}, "'removal' or 'dilation'"),
+        ({"stride_mode": "magic"}, "'removal' or 'dilation'"),
         ({"train_from": "layer5"}, "no module 'layer5' to train from; did you mean 'layer"),
-        ({"backbone": "timm/densenet121", "lowered_by": "dilation"}, "has no dilation for output stride 16"),
-        ({"backbone": "torchvision/resnet50", "stride": 12}, "no output stride 12; there are 8, 16 and 32"),
+        ({"name": "timm/densenet121", "stride_mode": "dilation"}, "has no dilation for output stride 16"),
+        ({"name": "torchvision/resnet50", "stride": 12}, "no output stride 12; there are 8, 16 and 32"),
     ],
 )
 def test_what_cannot_be_made(arguments, message):
     with pytest.raises(AdvCAMError, match=message):
-        cam_net(**({"backbone": "timm/resnet18", "num_classes": 20, "random_weights": True} | arguments))
+        build_net(cam_net, **({"name": "timm/resnet18", "num_classes": 20} | arguments))
 
 
 def test_irns_start_without_network(monkeypatch):
@@ -339,7 +354,7 @@ def test_irns_start_without_network(monkeypatch):
 def test_real_weights(data_root):
     args = {"num_classes": 1001, "pad_type": "same"}
     file = data_root / "weights" / "mobilenetv2_100_imagenet.safetensors"
-    net = cam_net("timm/mobilenetv2_100", 20, model_args=args, checkpoint=file)
+    net = cam_net(Backbone("timm/mobilenetv2_100", model_args=args, checkpoint=file), 20)
     assert (net.mean, net.std, net.stride) == ((0.5,) * 3, (0.5,) * 3, 16)
     assert not any(key.startswith("backbone.classifier") for key in net.state_dict())
     assert heads.view(net).inspect(image(96, 128)).exactness == "exact"

@@ -11,8 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from advcam_attr.networks.backbone import Backbone
 from advcam_attr.networks.cct import (
     CCT,
+    CCT_NET,
     DEEP_BASE,
     Decoder,
     PyramidPooling,
@@ -20,9 +22,6 @@ from advcam_attr.networks.cct import (
     deep_base_weights,
     doubling_steps,
     icnr,
-    load_cct,
-    read_notes,
-    save_cct,
 )
 from advcam_attr.networks.cct_perturbations import (
     AUXILIARY,
@@ -38,7 +37,9 @@ from advcam_attr.networks.cct_perturbations import (
     contour_boxes,
 )
 from advcam_attr.networks.checkpoint import Checkpoint, load_weights
+from advcam_attr.networks.net_file import load_net, read_notes, save_net
 from advcam_attr.types import AdvCAMError
+from build_net import build_net
 
 EMPTY = Guide(torch.zeros(2, 32, 32, dtype=torch.bool))
 
@@ -301,7 +302,7 @@ def test_pyramid_is_means_over_regions():
 
 @pytest.fixture(scope="module")
 def released() -> CCT:
-    return cct_net(DEEP_BASE, 21, random_weights=True, channels=8)
+    return cct_net(Backbone(DEEP_BASE, random_weights=True), 21, channels=8)
 
 
 def test_released_net_has_its_shape(released):
@@ -332,7 +333,7 @@ def published(net: nn.Module) -> dict[str, torch.Tensor]:
 def test_published_weights_are_read_by_their_keys(tmp_path, released):
     net, weights = released, published(released.backbone)
     torch.save(weights, tmp_path / "3x3resnet50-imagenet.pth")
-    read = cct_net(DEEP_BASE, 21, checkpoint=tmp_path / "3x3resnet50-imagenet.pth", auxiliary={}, channels=8)
+    read = cct_net(Backbone(DEEP_BASE, checkpoint=tmp_path / "3x3resnet50-imagenet.pth"), 21, auxiliary={}, channels=8)
     for mine, theirs in (("conv1.3.weight", "conv2.weight"), ("bn1.bias", "bn3.bias"), ("conv1.4.weight", "bn2.weight"),
                          ("layer4.2.bn3.running_mean", "layer4.2.bn3.running_mean")):  # fmt: skip
         assert torch.equal(read.backbone.state_dict()[mine], weights[theirs].float())
@@ -346,7 +347,7 @@ def test_published_weights_are_read_by_their_keys(tmp_path, released):
 
 def test_pairs_are_what_the_parts_say():
     few = {"context_mask": 1, "object_mask": 2}
-    net = cct_net("timm/test_resnet", 4, random_weights=True, auxiliary=few, channels=8)
+    net = cct_net(Backbone("timm/test_resnet", random_weights=True), 4, auxiliary=few, channels=8)
     x = torch.rand(2, 2, 3, 32, 64)
     with torch.no_grad():
         found = net(x)
@@ -357,13 +358,13 @@ def test_pairs_are_what_the_parts_say():
         for n, decoder in enumerate(net.auxiliary):
             assert torch.equal(found[:, 2 + n], decoder(features, guide))
     assert found.shape == (2, 5, 4, 32, 64)
-    alone = cct_net("timm/test_resnet", 4, random_weights=True, auxiliary={}, channels=8)
+    alone = cct_net(Backbone("timm/test_resnet", random_weights=True), 4, auxiliary={}, channels=8)
     assert alone(x).shape == (2, 1, 4, 32, 64)
     assert [type(d.perturbation) for d in net.auxiliary] == [ContextMask, ObjectMask, ObjectMask]
 
 
 def test_guides_take_no_gradient_and_decoders_have_weights_of_their_own():
-    net = cct_net("timm/test_resnet", 4, random_weights=True, auxiliary={"context_mask": 2}, channels=8)
+    net = cct_net(Backbone("timm/test_resnet", random_weights=True), 4, auxiliary={"context_mask": 2}, channels=8)
     net(torch.rand(2, 2, 3, 32, 32))[:, 2].sum().backward()
     for untouched in (net.main, net.auxiliary[1]):
         assert not any(p.grad is not None and bool(p.grad.any()) for p in untouched.parameters())
@@ -373,7 +374,9 @@ def test_guides_take_no_gradient_and_decoders_have_weights_of_their_own():
 
 def test_norms_are_trained_or_frozen():
     for norms in ("trained", "frozen"):
-        net = cct_net("timm/test_resnet", 3, random_weights=True, auxiliary={}, channels=8, norms=norms).train()
+        net = cct_net(
+            Backbone("timm/test_resnet", random_weights=True), 3, auxiliary={}, channels=8, norms=norms
+        ).train()
         inner = [m for m in net.backbone.modules() if isinstance(m, nn.BatchNorm2d)]
         assert inner
         assert all(m.training == m.weight.requires_grad == (norms == "trained") for m in inner)
@@ -382,25 +385,29 @@ def test_norms_are_trained_or_frozen():
 
 def test_a_file_gives_the_net_back(tmp_path):
     few = {"dropout": 1, "cutout": 1}
-    net = cct_net("timm/test_resnet", 3, random_weights=True, auxiliary=few, channels=8, norms="frozen", seed=5)
-    save_cct(net, tmp_path / "a.safetensors", ["cat", "dog"], {"step": "3"})
-    back, classes = load_cct(tmp_path / "a.safetensors")
+    net = cct_net(
+        Backbone("timm/test_resnet", random_weights=True), 3, auxiliary=few, channels=8, norms="frozen", seed=5
+    )
+    save_net(tmp_path / "a.safetensors", net, ["cat", "dog"], {"step": "3"})
+    back, classes = load_net(tmp_path / "a.safetensors", CCT_NET)
     assert (back.spec, back.mean, back.std, classes) == (net.spec, net.mean, net.std, ("cat", "dog"))
     x = torch.rand(1, 3, 32, 32)
     assert torch.equal(back(x), net(x))
-    save_cct(back, tmp_path / "b.safetensors", ["cat", "dog"], {"step": "3"})
+    save_net(tmp_path / "b.safetensors", back, ["cat", "dog"], {"step": "3"})
     assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
     assert read_notes(tmp_path / "a.safetensors")["step"] == "3"
     assert read_notes(tmp_path / "none.safetensors") == {}
     (tmp_path / "c.safetensors").write_bytes((tmp_path / "a.safetensors").read_bytes()[:500])
     with pytest.raises(AdvCAMError, match="damaged"):
-        load_cct(tmp_path / "c.safetensors")
+        load_net(tmp_path / "c.safetensors", CCT_NET)
 
 
 def test_new_weights_depend_on_the_seed_alone():
     torch.manual_seed(1)
     before = torch.random.get_rng_state()
-    nets = [cct_net("timm/test_resnet", 3, random_weights=True, auxiliary={}, seed=seed) for seed in (0, 0, 1)]
+    nets = [
+        cct_net(Backbone("timm/test_resnet", random_weights=True), 3, auxiliary={}, seed=seed) for seed in (0, 0, 1)
+    ]
     assert torch.equal(before, torch.random.get_rng_state())
     weights = [net.main[0].weight for net in nets]
     assert torch.equal(weights[0], weights[1])
@@ -410,9 +417,9 @@ def test_new_weights_depend_on_the_seed_alone():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"backbone": DEEP_BASE, "random_weights": False}, "give checkpoint 3x3resnet50-imagenet.pth, or random"),
-        ({"backbone": DEEP_BASE, "checkpoint": "x.pth"}, "exclude each other"),
-        ({"backbone": "resnet50"}, "made of deepbase_resnet50 or timm/NAME"),
+        ({"name": DEEP_BASE, "random_weights": False}, "give checkpoint 3x3resnet50-imagenet.pth, or random"),
+        ({"name": DEEP_BASE, "checkpoint": "x.pth"}, "exclude each other"),
+        ({"name": "resnet50"}, "made of deepbase_resnet50 or timm/NAME"),
         ({"auxiliary": {"cutuot": 1}}, "cutout"),
         ({"auxiliary": {"vat": -1}}, "vat: there cannot be -1 decoders"),
         ({"stride": 12}, "power of two, got 12"),
@@ -421,13 +428,12 @@ def test_new_weights_depend_on_the_seed_alone():
     ],
 )
 def test_bad_requests_are_one_line(changes, message):
-    request = {"backbone": "timm/test_resnet", "num_classes": 3, "random_weights": True, **changes}
     with pytest.raises(AdvCAMError, match=message):
-        cct_net(**request)
+        build_net(cct_net, **({"name": "timm/test_resnet", "num_classes": 3} | changes))
 
 
 def test_sides_and_strides_must_fit():
-    net = cct_net("timm/test_resnet", 3, random_weights=True, auxiliary={}, channels=8)
+    net = cct_net(Backbone("timm/test_resnet", random_weights=True), 3, auxiliary={}, channels=8)
     with pytest.raises(AdvCAMError, match="33x32 pixels: sides must be multiples of 8"):
         net(torch.zeros(1, 3, 32, 33))
     assert [doubling_steps(stride) for stride in (1, 2, 32)] == [0, 1, 5]

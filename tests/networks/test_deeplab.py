@@ -12,21 +12,24 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from advcam_attr.networks.authors import CAFFE_MEAN
-from advcam_attr.networks.deeplab import ASPP, DeepLab, MultiScale, deeplab, load_deeplab, save_deeplab
+from advcam_attr.networks.backbone import Backbone
+from advcam_attr.networks.deeplab import ASPP, DEEPLAB, DeepLab, MultiScale, deeplab
 from advcam_attr.networks.load import load_model
+from advcam_attr.networks.net_file import load_net, save_net
 from advcam_attr.types import AdvCAMError
+from build_net import build_net
 
 DEPTHS = {2: 3, 3: 4, 4: 23, 5: 3}
 
 
 def small(**options) -> DeepLab:
-    return deeplab(**{"backbone": "timm/test_resnet", "num_labels": 4, "random_weights": True, "seed": 1} | options)
+    return build_net(deeplab, **({"name": "timm/test_resnet", "num_labels": 4, "seed": 1} | options))
 
 
 @pytest.fixture(scope="module")
 def resnet() -> DeepLab:
     """A DeepLab on ResNet-101 whose norms have something to say."""
-    net = deeplab(num_labels=3, random_weights=True, stride_in="1x1")
+    net = deeplab(Backbone("torchvision/resnet101", random_weights=True), num_labels=3, stride_in="1x1")
     generator = torch.Generator().manual_seed(0)
     for module in net.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
@@ -101,7 +104,7 @@ def rgb() -> Tensor:
 
 
 def test_caffe_weights_equal_the_equations(caffe_file, rgb):
-    net, classes = load_deeplab(caffe_file)
+    net, classes = load_net(caffe_file, DEEPLAB)
     assert (net.spec.num_labels, net.spec.stride_in, net.stride, classes) == (3, "1x1", 8, ())
     mean, std = (torch.tensor(v)[:, None, None] for v in (net.mean, net.std))
     bgr = (rgb - torch.tensor(CAFFE_MEAN)[:, None, None]).flip(1)
@@ -115,7 +118,7 @@ def test_caffe_weights_equal_the_equations(caffe_file, rgb):
 def test_torchvision_weights_equal_the_equations(resnet, caffe_file, rgb, tmp_path):
     keys = {key.removeprefix("trunk.model."): value for key, value in resnet.state_dict().items() if "aspp" not in key}
     torch.save(keys | {"fc.weight": torch.zeros(1000, 2048), "fc.bias": torch.zeros(1000)}, tmp_path / "resnet101.pth")
-    net = deeplab(num_labels=3, checkpoint=tmp_path / "resnet101.pth", seed=7)
+    net = deeplab(Backbone("torchvision/resnet101", checkpoint=tmp_path / "resnet101.pth"), num_labels=3, seed=7)
     assert net.spec.stride_in == "3x3"
     assert net.mean == (0.485, 0.456, 0.406)
     state = torch.load(caffe_file, weights_only=True)
@@ -125,11 +128,16 @@ def test_torchvision_weights_equal_the_equations(resnet, caffe_file, rgb, tmp_pa
         expected = equations(state, (rgb / 100).flip(1), "3x3")
         found = net(rgb / 100)
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
-    assert deeplab(num_labels=3, checkpoint=tmp_path / "resnet101.pth", stride_in="1x1").spec.stride_in == "1x1"
+    assert (
+        deeplab(
+            Backbone("torchvision/resnet101", checkpoint=tmp_path / "resnet101.pth"), num_labels=3, stride_in="1x1"
+        ).spec.stride_in
+        == "1x1"
+    )
 
 
 def test_a_caffe_backbone_begins_a_training_with_a_new_pyramid(caffe_file, resnet):
-    net = deeplab(num_labels=21, checkpoint=caffe_file)
+    net = deeplab(Backbone("torchvision/resnet101", checkpoint=caffe_file), num_labels=21)
     assert net.spec.stride_in == "1x1"
     assert net.mean == tuple(v / 255 for v in CAFFE_MEAN)
     assert torch.equal(net.trunk.model.layer4[2].conv2.weight, resnet.trunk.model.layer4[2].conv2.weight)
@@ -154,7 +162,7 @@ def test_wrong_caffe_files_are_refused_by_name(caffe_file, tmp_path, change, mes
     change(state)
     torch.save(state, tmp_path / "wrong.pth")
     with pytest.raises(AdvCAMError, match=message):
-        load_deeplab(tmp_path / "wrong.pth")
+        load_net(tmp_path / "wrong.pth", DEEPLAB)
 
 
 def test_weights_of_another_depth(tmp_path):
@@ -162,7 +170,7 @@ def test_weights_of_another_depth(tmp_path):
 
     torch.save(torchvision.models.resnet50(width_per_group=4).state_dict(), tmp_path / "resnet50.pth")
     with pytest.raises(AdvCAMError, match=r"does not fit torchvision/resnet101: .* missing keys"):
-        deeplab(checkpoint=tmp_path / "resnet50.pth")
+        deeplab(Backbone("torchvision/resnet101", checkpoint=tmp_path / "resnet50.pth"))
 
 
 def test_golden_aspp():
@@ -247,7 +255,7 @@ def test_golden_start_from_known_classes():
     own: Any = load_model("timm/test_resnet", model_args=args, random_weights=True).model
     weights = own.fc.weight.detach()
     plain = small(model_args=args, rates=(1, 2))
-    net = small(model_args=args, rates=(1, 2), known={1: (0, 4), 3: (2,)})
+    net = small(model_args=args, rates=(1, 2), class_map={1: (0, 4), 3: (2,)})
     for conv, before in zip(net.aspp, plain.aspp, strict=True):
         added = conv.weight - before.weight
         assert not added[[0, 2]].any()
@@ -255,13 +263,13 @@ def test_golden_start_from_known_classes():
         torch.testing.assert_close(added[3, :, 1, 1], (weights[2] - weights.mean(0)) / 2)
         assert int((added != 0).sum()) == 2 * added.shape[1]
     with pytest.raises(AdvCAMError, match="timm/test_resnet has 5 classes and the new net 4: there is no"):
-        small(model_args=args, known={1: (5,)})
+        small(model_args=args, class_map={1: (5,)})
     with pytest.raises(AdvCAMError, match="has no linear classifier"):
-        deeplab(num_labels=3, random_weights=True, known={1: (0,)})
+        deeplab(Backbone("torchvision/resnet101", random_weights=True), num_labels=3, class_map={1: (0,)})
 
 
 def test_the_strides_of_resnet101_stand_where_they_shall(resnet):
-    other = deeplab(num_labels=3, random_weights=True, stride=16)
+    other = deeplab(Backbone("torchvision/resnet101", random_weights=True, stride=16), num_labels=3)
     for net, stride_in in ((resnet, "conv1"), (other, "conv2")):
         layers = net.trunk.model
         assert getattr(layers.layer2[0], stride_in).stride == layers.layer2[0].downsample[0].stride == (2, 2)
@@ -277,16 +285,21 @@ def test_the_strides_of_resnet101_stand_where_they_shall(resnet):
 def test_other_backbones_have_the_stride():
     with torch.no_grad():
         for backbone in ("timm/res2net101_26w_4s", "res2net152_26w_4s"):
-            net = deeplab(backbone, 5, random_weights=True, model_args={"base_width": 4})
+            net = deeplab(Backbone(backbone, random_weights=True, model_args={"base_width": 4}), 5)
             assert net(torch.zeros(1, 3, 33, 41)).shape == (1, 5, 5, 6)
             assert net.stride == 8
 
 
 def test_real_weights(data_root):
     net = deeplab(
-        "timm/mobilenetv2_100", 21, model_args={"num_classes": 1001, "pad_type": "same"}, stride=16,
-        checkpoint=data_root / "weights" / "mobilenetv2_100_imagenet.safetensors",
-    )  # fmt: skip
+        Backbone(
+            "timm/mobilenetv2_100",
+            model_args={"num_classes": 1001, "pad_type": "same"},
+            stride=16,
+            checkpoint=data_root / "weights" / "mobilenetv2_100_imagenet.safetensors",
+        ),
+        21,
+    )
     assert (net.mean, net.std, net.stride) == ((0.5,) * 3, (0.5,) * 3, 16)
     with torch.no_grad():
         assert net(torch.zeros(1, 3, 64, 96)).shape == (1, 21, 4, 6)
@@ -294,35 +307,35 @@ def test_real_weights(data_root):
 
 def test_a_file_holds_the_net(tmp_path):
     net = small(rates=(1, 3), scales=(0.5,), stride=16, mean=(0.1, 0.2, 0.3))
-    save_deeplab(net, tmp_path / "a.safetensors", ["red", "green", "blue"])
-    save_deeplab(net, tmp_path / "b.safetensors", ["red", "green", "blue"])
+    save_net(tmp_path / "a.safetensors", net, ["red", "green", "blue"])
+    save_net(tmp_path / "b.safetensors", net, ["red", "green", "blue"])
     assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
-    again, classes = load_deeplab(tmp_path / "a.safetensors")
+    again, classes = load_net(tmp_path / "a.safetensors", DEEPLAB)
     assert classes == ("red", "green", "blue")
     assert (again.mean, again.std, again.stride) == (net.mean, net.std, 16)
     x = torch.randn(1, 3, 32, 40)
     with torch.no_grad():
         assert torch.equal(MultiScale(again).eval()(x), MultiScale(net).eval()(x))
-    with pytest.raises(AdvCAMError, match="has 4 labels, the background among them, but 4 names"):
-        save_deeplab(net, tmp_path / "c.safetensors", ["red", "green", "blue", "background"])
+    with pytest.raises(AdvCAMError, match="has 3 classes, but 4 names"):
+        save_net(tmp_path / "c.safetensors", net, ["red", "green", "blue", "background"])
     save_file({"weight": torch.zeros(1)}, tmp_path / "d.safetensors", {"deeplab": '{"backbone": 1}'})
-    with pytest.raises(AdvCAMError, match="does not say which DeepLab it is of"):
-        load_deeplab(tmp_path / "d.safetensors")
+    with pytest.raises(AdvCAMError, match="does not say which DeepLab it holds"):
+        load_net(tmp_path / "d.safetensors", DEEPLAB)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"backbone": "resnet101"}, "is made of torchvision/resnet101, timm/NAME or .*, not of 'resnet101'"),
+        ({"name": "resnet101"}, "is made of torchvision/resnet101, timm/NAME or .*, not of 'resnet101'"),
         ({"num_labels": 1}, "the background and at least one class"),
-        ({"backbone": "timm/test_resnet", "train_from": "aspq"}, "no module 'aspq' to train from; did you mean 'aspp'"),
-        ({"rates": ()}, "rates and the stride must be at least 1"),
+        ({"name": "timm/test_resnet", "train_from": "aspq"}, "no module 'aspq' to train from; did you mean 'aspp'"),
+        ({"rates": ()}, "rates must be at least 1"),
         ({"scales": (0.0,)}, "scales above 0"),
-        ({"backbone": "torchvision/resnet101", "stride": 4}, "has the output strides 8, 16 and 32"),
-        ({"backbone": "timm/densenet121"}, "has no dilation for output stride 8; try lowered_by='removal'"),
-        ({"backbone": "res2net152d", "random_weights": False}, "give a checkpoint, or random weights"),
-        ({"backbone": "torchvision/resnet101", "checkpoint": "x.pth"}, "exclude each other"),
-        ({"backbone": "torchvision/resnet101", "checkpoint": "x.pth", "random_weights": False}, "no such checkpoint"),
+        ({"name": "torchvision/resnet101", "stride": 4}, "has the output strides 8, 16 and 32"),
+        ({"name": "timm/densenet121"}, "has no dilation for output stride 8; try stride_mode='removal'"),
+        ({"name": "res2net152d", "random_weights": False}, "give a checkpoint, or random weights"),
+        ({"name": "torchvision/resnet101", "checkpoint": "x.pth"}, "exclude each other"),
+        ({"name": "torchvision/resnet101", "checkpoint": "x.pth", "random_weights": False}, "no such checkpoint"),
     ],
 )
 def test_what_cannot_be_made(options, message):

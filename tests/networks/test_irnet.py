@@ -10,9 +10,11 @@ import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 
+from advcam_attr.networks.backbone import Backbone
 from advcam_attr.networks.cam_net import CAMNetSpec, ResNet50CAM
 from advcam_attr.networks.checkpoint import Checkpoint, load_weights, read_checkpoint
-from advcam_attr.networks.irnet import IRNet, MeanShift, irnet, irnet_weights, load_irnet, save_irnet
+from advcam_attr.networks.irnet import IRNET, IRNet, MeanShift, irnet, irnet_weights
+from advcam_attr.networks.net_file import load_net, save_net
 from advcam_attr.types import AdvCAMError
 
 STAGES = tuple(f"resnet50.layer{n}" for n in range(1, 5))
@@ -24,7 +26,7 @@ def resnet(blocks: tuple[int, ...] = (1, 1, 1, 1)) -> nn.Module:
 
 def small(seed: int = 0) -> IRNet:
     torch.manual_seed(seed)
-    trunk = ResNet50CAM(CAMNetSpec("torchvision/resnet50", 1), resnet(), (0.5,) * 3, (0.5,) * 3)
+    trunk = ResNet50CAM(CAMNetSpec(Backbone("torchvision/resnet50", stride=16), 1), resnet(), (0.5,) * 3, (0.5,) * 3)
     return IRNet(trunk, STAGES, seed).eval()
 
 
@@ -142,7 +144,7 @@ def test_an_authors_file_of_resnet50_loads(tmp_path):
     torch.manual_seed(5)
     net = Authors((3, 4, 6, 3)).eval()
     torch.save(authors_file(net), tmp_path / "res50_irn.pth")
-    loaded, note = load_irnet(tmp_path / "res50_irn.pth")
+    loaded, note = load_net(tmp_path / "res50_irn.pth", IRNET)
     assert "path_indices0" in note
     with torch.no_grad():
         torch.testing.assert_close(loaded(image())[:, :1], net(image())[0], rtol=1e-4, atol=1e-4)
@@ -151,17 +153,17 @@ def test_an_authors_file_of_resnet50_loads(tmp_path):
 def test_a_file_of_more_than_weights_is_refused(tmp_path):
     torch.save({"net": IRNet}, tmp_path / "evil.pth")
     with pytest.raises(AdvCAMError, match="refused"):
-        load_irnet(tmp_path / "evil.pth")
+        load_net(tmp_path / "evil.pth", IRNET)
 
 
 def test_what_is_saved_comes_back(tmp_path):
-    net = irnet("timm/test_resnet", random_weights=True, mean=(0.1, 0.2, 0.3), seed=4)
+    net = irnet(Backbone("timm/test_resnet", random_weights=True, mean=(0.1, 0.2, 0.3)), seed=4)
     net.mean_shift.running_mean += 0.25
-    save_irnet(net, tmp_path / "irnet.safetensors")
-    again, note = load_irnet(tmp_path / "irnet.safetensors")
-    assert (note, again.mean, again.training) == ("", (0.1, 0.2, 0.3), False)
+    save_net(tmp_path / "irnet.safetensors", net)
+    again, classes = load_net(tmp_path / "irnet.safetensors", IRNET)
+    assert (classes, again.mean, again.training) == ((), (0.1, 0.2, 0.3), False)
     assert torch.equal(again(image()), net(image()))
-    save_irnet(again, tmp_path / "again.safetensors")
+    save_net(tmp_path / "again.safetensors", again)
     assert (tmp_path / "again.safetensors").read_bytes() == (tmp_path / "irnet.safetensors").read_bytes()
     assert read_checkpoint(tmp_path / "irnet.safetensors").metadata["irnet"]
 
@@ -190,7 +192,7 @@ def test_golden_mean_shift():
 
 
 def test_taps_of_a_finer_first_map_are_pooled_to_the_grid(tmp_path):
-    net = irnet("timm/test_efficientnet", random_weights=True)
+    net = irnet(Backbone("timm/test_efficientnet", random_weights=True))
     taps = net.taps(image(72, 88))
     assert [tuple(tap.shape[1:]) for tap in taps] == [(16, 36, 44), (24, 18, 22), (32, 9, 11), (48, 5, 6), (64, 5, 6)]
     normed = net.fc_edge1[:2](taps[0])
@@ -200,21 +202,21 @@ def test_taps_of_a_finer_first_map_are_pooled_to_the_grid(tmp_path):
 
 @pytest.mark.parametrize("name", ["mobilenetv2_100", "test_convnext", "vgg11"])
 def test_the_branches_sit_on_any_backbone_with_stages(name):
-    net = irnet(f"timm/{name}", random_weights=True)
+    net = irnet(Backbone(f"timm/{name}", random_weights=True))
     assert net(image(64, 96)).shape == (1, 3, 16, 24)
 
 
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "swin_tiny_patch4_window7_224"])
 def test_other_backbones_are_refused_in_one_line(name):
     with pytest.raises(AdvCAMError) as error:
-        irnet(f"timm/{name}", random_weights=True)
+        irnet(Backbone(f"timm/{name}", random_weights=True))
     assert name in str(error.value)
     assert "\n" not in str(error.value)
 
 
 def test_weights_come_from_the_seed_alone():
     state = torch.random.get_rng_state()
-    one, two, other = (irnet("timm/test_resnet", random_weights=True, seed=seed) for seed in (1, 1, 2))
+    one, two, other = (irnet(Backbone("timm/test_resnet", random_weights=True), seed=seed) for seed in (1, 1, 2))
     assert torch.equal(torch.random.get_rng_state(), state)
     assert torch.equal(one.fc_dp7[3].weight, two.fc_dp7[3].weight)
     assert not torch.equal(one.fc_dp7[3].weight, other.fc_dp7[3].weight)

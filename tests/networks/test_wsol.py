@@ -13,8 +13,10 @@ from torchvision.models.inception import InceptionB
 from torchvision.models.vgg import cfgs, make_layers
 
 from advcam_attr import heads
+from advcam_attr.networks.backbone import Backbone
 from advcam_attr.networks.checkpoint import Checkpoint
-from advcam_attr.networks.wsol import load_wsol_net, save_wsol_net, start_from, wsol_net
+from advcam_attr.networks.net_file import save_net
+from advcam_attr.networks.wsol import load_wsol_net, start_from, wsol_net
 from advcam_attr.networks.wsol_parts import (
     ARCHITECTURES,
     VGG16WSOL,
@@ -25,6 +27,7 @@ from advcam_attr.networks.wsol_parts import (
 )
 from advcam_attr.networks.wsol_parts import _InceptionBStride1 as InceptionBStride1
 from advcam_attr.types import AdvCAMError
+from build_net import build_net
 
 RESNET, INCEPTION, VGG = ARCHITECTURES
 MOBILENET = "timm/mobilenetv2_100"
@@ -73,7 +76,7 @@ def checkpoint(weights: dict[str, Tensor]) -> Checkpoint:
     + [(MOBILENET, 16, 14), pytest.param(MOBILENET, 8, 28, marks=pytest.mark.slow)],
 )
 def test_maps_have_14_or_28_cells_and_are_exact(backbone, stride, cells):
-    net = wsol_net(backbone, 5, random_weights=True, stride=stride)
+    net = wsol_net(Backbone(backbone, random_weights=True, stride=stride), 5)
     assert not net.training
     assert net.stride == stride
     x = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
@@ -90,7 +93,7 @@ def test_maps_have_14_or_28_cells_and_are_exact(backbone, stride, cells):
 
 def test_golden_class_maps_of_inception_are_its_last_convolution():
     """A bias of SPG_A4 shifts the whole map of its class."""
-    net = wsol_net(INCEPTION, 3, random_weights=True)
+    net = wsol_net(Backbone(INCEPTION, random_weights=True), 3)
     x = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(1))
     view = heads.view(net)
     before = view(x)
@@ -115,7 +118,7 @@ def test_the_strideless_block_of_inception_gives_the_strided_ones_cells():
 
 def test_the_strideless_resnet_gives_the_strided_ones_cells(resnet_weights):
     """Up to layer4's first block, whose strided output is every second cell."""
-    net = ResNet50WSOL(WSOLNetSpec(RESNET, 1000)).eval()
+    net = ResNet50WSOL(WSOLNetSpec(Backbone(RESNET, stride=16), 1000)).eval()
     theirs = resnet50().eval()
     net.load_state_dict(theirs.state_dict())
     x = torch.rand(1, 1024, 6, 6)
@@ -130,7 +133,7 @@ def test_the_strideless_resnet_gives_the_strided_ones_cells(resnet_weights):
 
 @pytest.mark.parametrize("stride", [8, 16])
 def test_inception_starts_from_torchvisions_weights_where_they_fit(inception_weights, stride):
-    net = InceptionV3WSOL(WSOLNetSpec(INCEPTION, 1000, stride=stride))
+    net = InceptionV3WSOL(WSOLNetSpec(Backbone(INCEPTION, stride=stride), 1000))
     before = {key: value.clone() for key, value in net.state_dict().items()}
     found = start_from(net, checkpoint({f"module.{key}": value for key, value in inception_weights.items()}))
     head = [f"SPG_{part}.{what}" for part in ("A3_1b.0", "A3_2b.0", "A4") for what in ("weight", "bias")]
@@ -149,7 +152,7 @@ def test_inception_starts_from_torchvisions_weights_where_they_fit(inception_wei
 
 
 def test_the_classifier_is_kept_where_it_has_as_many_classes(resnet_weights):
-    imagenet, birds = (ResNet50WSOL(WSOLNetSpec(RESNET, count)) for count in (1000, 200))
+    imagenet, birds = (ResNet50WSOL(WSOLNetSpec(Backbone(RESNET, stride=16), count)) for count in (1000, 200))
     found = start_from(imagenet, checkpoint(resnet_weights))
     assert (found.new, found.unread) == ((), ())
     assert torch.equal(imagenet.fc.weight, resnet_weights["fc.weight"])
@@ -163,7 +166,7 @@ def test_the_classifier_is_kept_where_it_has_as_many_classes(resnet_weights):
 @pytest.mark.parametrize("stride", [8, 16])
 def test_vgg_has_other_numbers_without_its_fourth_pool(stride):
     weights = vgg_weights()
-    net = VGG16WSOL(WSOLNetSpec(VGG, 3, stride=stride))
+    net = VGG16WSOL(WSOLNetSpec(Backbone(VGG, stride=stride), 3))
     found = start_from(net, checkpoint(weights))
     assert found.new == ("conv6.weight", "conv6.bias", "fc.weight", "fc.bias")
     assert found.unread == ("classifier.6.weight", "classifier.6.bias")
@@ -175,7 +178,7 @@ def test_vgg_has_other_numbers_without_its_fourth_pool(stride):
 def test_what_does_not_fit_is_named(resnet_weights):
     def refused(message, change):
         weights = {**resnet_weights, **change}
-        net = ResNet50WSOL(WSOLNetSpec(RESNET, 3))
+        net = ResNet50WSOL(WSOLNetSpec(Backbone(RESNET, stride=16), 3))
         before = net.conv1.weight.clone()
         with pytest.raises(AdvCAMError, match=message) as error:
             start_from(net, checkpoint({key: value for key, value in weights.items() if value is not None}))
@@ -191,7 +194,7 @@ def test_what_does_not_fit_is_named(resnet_weights):
 def test_the_head_is_the_same_in_every_call_and_randomness_is_left_alone():
     torch.manual_seed(5)
     state = torch.random.get_rng_state()
-    first, again, other = (wsol_net(VGG, 4, random_weights=True, seed=seed) for seed in (0, 0, 1))
+    first, again, other = (wsol_net(Backbone(VGG, random_weights=True), 4, seed=seed) for seed in (0, 0, 1))
     assert torch.equal(torch.random.get_rng_state(), state)
     assert torch.equal(first.fc.weight, again.fc.weight)
     assert not torch.equal(first.fc.weight, other.fc.weight)
@@ -206,7 +209,7 @@ def test_the_head_is_the_same_in_every_call_and_randomness_is_left_alone():
      (MOBILENET, {"fc"})],
 )  # fmt: skip
 def test_groups(backbone, fast):
-    net = wsol_net(backbone, 2, random_weights=True, stride=None if backbone == MOBILENET else 16)
+    net = wsol_net(Backbone(backbone, random_weights=True, stride=None if backbone == MOBILENET else 16), 2)
     names = {id(parameter): name.split(".")[0] for name, parameter in net.named_parameters()}
     slow_group, fast_group = parameter_groups(net)
     assert {names[id(parameter)] for parameter in fast_group} == fast
@@ -215,24 +218,26 @@ def test_groups(backbone, fast):
 
 
 def test_what_runs_before_a_module_is_frozen():
-    net = wsol_net(RESNET, 2, random_weights=True, train_from="layer4").train()
+    net = wsol_net(Backbone(RESNET, random_weights=True, train_from="layer4"), 2).train()
     trained = {name.split(".")[0] for name, parameter in net.named_parameters() if parameter.requires_grad}
     assert trained == {"layer4", "fc"}
     assert not net.bn1.training
     assert not net.layer3[0].bn1.training
     assert net.layer4[0].bn1.training, "as Choe et al., whose norms use the batch"
-    net = wsol_net(MOBILENET, 2, random_weights=True, stride=None, train_from="blocks.6", norms="running").train()
+    net = wsol_net(
+        Backbone(MOBILENET, random_weights=True, stride=None, train_from="blocks.6"), 2, norms="running"
+    ).train()
     trained = {".".join(name.split(".")[:3]) for name, parameter in net.named_parameters() if parameter.requires_grad}
     assert trained == {"backbone.blocks.6", "backbone.conv_head.weight", "backbone.bn2.weight", "backbone.bn2.bias",
                        "fc.weight", "fc.bias"}  # fmt: skip
     assert not any(m.training for m in net.modules() if isinstance(m, nn.BatchNorm2d))
     assert net.backbone.training
     with pytest.raises(AdvCAMError, match=r"has no module 'blocks.9' to train from"):
-        wsol_net(MOBILENET, 2, random_weights=True, stride=None, train_from="blocks.9")
+        wsol_net(Backbone(MOBILENET, random_weights=True, stride=None, train_from="blocks.9"), 2)
 
 
 def test_all_is_trained_unless_something_else_is_asked_for():
-    net = wsol_net(RESNET, 2, random_weights=True).train()
+    net = wsol_net(Backbone(RESNET, random_weights=True), 2).train()
     assert all(parameter.requires_grad for parameter in net.parameters())
     assert net.bn1.training
 
@@ -243,7 +248,7 @@ def test_all_is_trained_unless_something_else_is_asked_for():
         ({"num_classes": 0}, "at least one class"),
         ({"stride": 32}, "has output stride 16 or 8, not 32"),
         ({"norms": "group"}, "not of 'group'"),
-        ({"backbone": "torchvision/resnet18"}, "are made of torchvision/resnet50, .* or timm/NAME, not of"),
+        ({"name": "torchvision/resnet18"}, "are made of torchvision/resnet50, .* or timm/NAME, not of"),
         ({"checkpoint": "x.pth"}, "exclude each other"),
         ({"model_args": {"width": 2}}, "takes no model arguments"),
         ({"std": (0.0,)}, "std takes one or three"),
@@ -252,7 +257,7 @@ def test_all_is_trained_unless_something_else_is_asked_for():
 )
 def test_bad_arguments(arguments, message):
     with pytest.raises(AdvCAMError, match=message):
-        wsol_net(**{"backbone": RESNET, "num_classes": 2, "random_weights": True, **arguments})
+        build_net(wsol_net, **({"name": RESNET, "num_classes": 2} | arguments))
 
 
 # --- files ------------------------------------------------------------------------------------------------------------
@@ -266,18 +271,18 @@ def same(a: nn.Module, b: nn.Module) -> bool:
 @pytest.mark.parametrize(("backbone", "stride"), [(INCEPTION, 8), (MOBILENET, None)])
 def test_a_net_is_read_back(tmp_path, backbone, stride):
     options = {"stride": stride, "norms": "running", "mean": (0.5,), "std": (0.25,)}
-    net = wsol_net(backbone, 2, random_weights=True, **options)
-    save_wsol_net(net, tmp_path / "net.safetensors", ["gull", "wren"])
+    net = build_net(wsol_net, backbone, 2, **options)
+    save_net(tmp_path / "net.safetensors", net, ["gull", "wren"])
     found, classes = load_wsol_net(tmp_path / "net.safetensors")
     assert classes == ("gull", "wren")
     assert (found.spec, found.stride, found.mean, found.std) == (net.spec, net.stride, (0.5,) * 3, (0.25,) * 3)
     assert same(found, net)
     assert not found.training
     bytes_of = (tmp_path / "net.safetensors").read_bytes()
-    save_wsol_net(found, tmp_path / "net.safetensors", ["gull", "wren"])
+    save_net(tmp_path / "net.safetensors", found, ["gull", "wren"])
     assert (tmp_path / "net.safetensors").read_bytes() == bytes_of
     with pytest.raises(AdvCAMError, match="2 classes, but 1 names"):
-        save_wsol_net(net, tmp_path / "net.safetensors", ["gull"])
+        save_net(tmp_path / "net.safetensors", net, ["gull"])
     with pytest.raises(AdvCAMError, match=f"was trained with output stride {stride}, not 4"):
         load_wsol_net(tmp_path / "net.safetensors", stride=4)
 
@@ -286,7 +291,7 @@ def test_a_net_is_read_back(tmp_path, backbone, stride):
 @pytest.mark.parametrize(("backbone", "stride"), [(RESNET, 8), (INCEPTION, 16), (VGG, 8), (VGG, 16)])
 def test_authors_files_load_by_their_own_keys(tmp_path, backbone, stride, prefix):
     """As Choe et al. write them (and an optimizer, an epoch), and CutMix (all keys with ``module.``)."""
-    net = wsol_net(backbone, 4, random_weights=True, stride=stride, seed=3)
+    net = wsol_net(Backbone(backbone, random_weights=True, stride=stride), 4, seed=3)
     weights = {prefix + key: value for key, value in net.state_dict().items()}
     content = {
         "architecture": "net",
@@ -296,7 +301,7 @@ def test_authors_files_load_by_their_own_keys(tmp_path, backbone, stride, prefix
     }
     torch.save(content, tmp_path / "last_checkpoint.pth.tar")
     found, classes = load_wsol_net(tmp_path / "last_checkpoint.pth.tar", stride=stride)
-    assert classes is None
+    assert classes == ()
     assert (found.spec.backbone, found.stride) == (backbone, stride)
     assert same(found, net)
 
@@ -306,9 +311,9 @@ def test_files_of_other_nets_are_refused(tmp_path):
     with pytest.raises(AdvCAMError, match="is none of a ResNet-50, Inception-V3 or VGG-16 for localization"):
         load_wsol_net(tmp_path / "other.safetensors")
     save_file({"conv1.weight": torch.zeros(1)}, tmp_path / "noted.safetensors", {"wsol_net": "{}"})
-    with pytest.raises(AdvCAMError, match="does not say which classifier it is of"):
+    with pytest.raises(AdvCAMError, match="does not say which localization classifier it holds"):
         load_wsol_net(tmp_path / "noted.safetensors")
-    net = wsol_net(VGG, 2, random_weights=True, stride=8)
+    net = wsol_net(Backbone(VGG, random_weights=True, stride=8), 2)
     torch.save(net.state_dict(), tmp_path / "vgg.pth")
     with pytest.raises(AdvCAMError, match="is of a VGG-16 of output stride 8, not 16"):
         load_wsol_net(tmp_path / "vgg.pth", stride=16)
@@ -316,9 +321,17 @@ def test_files_of_other_nets_are_refused(tmp_path):
 
 def test_real_mobilenet_with_folded_norms(data_root):
     net = wsol_net(
-        MOBILENET, 10, model_args={"num_classes": 1001, "pad_type": "same"}, norms="running", stride=None,
-        checkpoint=data_root / "weights" / "mobilenetv2_100_imagenet.safetensors", mean=(0.5,), std=(0.5,),
-    )  # fmt: skip
+        Backbone(
+            MOBILENET,
+            model_args={"num_classes": 1001, "pad_type": "same"},
+            stride=None,
+            checkpoint=data_root / "weights" / "mobilenetv2_100_imagenet.safetensors",
+            mean=(0.5,),
+            std=(0.5,),
+        ),
+        10,
+        norms="running",
+    )
     assert (net.stride, net.mean) == (32, (0.5,) * 3)
     head = heads.view(net).inspect(torch.zeros(1, 3, 224, 224))
     assert (head.exactness, head.grid) == ("exact", (7, 7))

@@ -6,9 +6,9 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from advcam_attr.networks.backbone import Backbone, StrideMode
 from advcam_attr.networks.cct import CCT, DEEP_BASE, Norms, cct_net
 from advcam_attr.networks.cct_perturbations import AUXILIARY
-from advcam_attr.networks.timm_trunk import Lowering
 from advcam_attr.pipelines.config import path_of
 from advcam_attr.refine.crf import CRF_RECIPES
 from advcam_attr.registry import lookup
@@ -61,7 +61,7 @@ class SemiNetConfig:
         checkpoint: the backbone's weights. ``deepbase_resnet50`` needs ``3x3resnet50-imagenet.pth``.
         random_weights: start from a backbone as it is initialised.
         stride: the encoder's output stride, a power of two.
-        lowered_by: how the stride is reached.
+        stride_mode: how the stride is reached.
         channels: of the pooling pyramid's result; None is a quarter of the backbone's.
         auxiliary: how many decoders of each perturbation; without any, only what is labelled is learned.
         norms: the backbone's batch norms: ``"trained"`` as in CCT, or ``"frozen"``.
@@ -74,7 +74,7 @@ class SemiNetConfig:
     checkpoint: str | None = None
     random_weights: bool = False
     stride: int = 8
-    lowered_by: Lowering = "dilation"
+    stride_mode: StrideMode = "dilation"
     channels: int | None = None
     auxiliary: dict[str, int] = field(default_factory=lambda: dict(AUXILIARY))
     norms: Norms = "trained"
@@ -88,12 +88,19 @@ class SemiNetConfig:
         Raises:
             AdvCAMError: as `advcam_attr.networks.cct.cct_net`.
         """
+        backbone = Backbone(
+            self.backbone,
+            self.model_args,
+            None if self.checkpoint is None else path_of(self.checkpoint),
+            self.random_weights,
+            self.stride,
+            self.stride_mode,
+            mean=self.mean,
+            std=self.std,
+        )
         return cct_net(
-            self.backbone, classes, model_args=self.model_args,
-            checkpoint=None if self.checkpoint is None else path_of(self.checkpoint),
-            random_weights=self.random_weights, stride=self.stride, lowered_by=self.lowered_by, channels=self.channels,
-            auxiliary=self.auxiliary, norms=self.norms, mean=self.mean, std=self.std, seed=self.seed,
-        )  # fmt: skip
+            backbone, classes, channels=self.channels, auxiliary=self.auxiliary, norms=self.norms, seed=self.seed
+        )
 
 
 @dataclass(frozen=True)

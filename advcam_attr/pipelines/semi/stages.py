@@ -21,8 +21,9 @@ from advcam_attr.data.samples import SegmentationData
 from advcam_attr.data.transforms import PairedAugmentation
 from advcam_attr.files import write_bytes
 from advcam_attr.metrics.evaluation import MaskEvaluation
-from advcam_attr.networks.cct import CCT, load_cct, read_notes, save_cct
+from advcam_attr.networks.cct import CCT, CCT_NET
 from advcam_attr.networks.cct_perturbations import require_opencv
+from advcam_attr.networks.net_file import load_net, read_notes, save_net
 from advcam_attr.pipelines.config import path_of, recorded_config
 from advcam_attr.pipelines.evaluate import evaluate_masks, left_out, write_mask_evaluation
 from advcam_attr.pipelines.semi.config import SemiConfig, SemiSettings
@@ -59,7 +60,7 @@ def train(
         config: the run's.
 
     Returns:
-        The net's file; `advcam_attr.networks.cct.load_cct` reads it.
+        The net's file; `advcam_attr.networks.net_file.load_net` reads it.
 
     Raises:
         AdvCAMError: the data cannot be read, or as `train_semi`.
@@ -132,7 +133,7 @@ def train_semi(
         if validation is not None and validation.best() is not None:
             write_bytes(path, (out / BEST).read_bytes())
         else:
-            save_cct(net, path, data.labelled.classes)
+            save_net(path, net, data.labelled.classes)
 
     task = TrainingTask(
         name="CCT net",
@@ -205,7 +206,7 @@ class Validation:
         best = self.best()
         if best is None or measured > best:
             notes = {"val_miou": repr(measured), "step": str(step), "training": self._training()}
-            save_cct(self.net, self.out / BEST, self.data.classes, notes)
+            save_net(self.out / BEST, self.net, self.data.classes, notes)
         with json_log(self.out / "validation.jsonl", step) as log:
             log.write({"step": step, "epoch": epoch, "val_miou": measured, "training": self._training()})
         logger.info(f"epoch {epoch}: validation mIoU {100 * measured:.2f}")
@@ -251,7 +252,7 @@ def predict(
     if not file.is_file():
         raise AdvCAMError(f"there is no net {file}: train it first (advcam semi train)")
     data, folder = predicted(config)
-    net, classes = load_cct(file)
+    net, classes = load_net(file, CCT_NET)
     if classes != data.classes:
         raise AdvCAMError(f"{file} is of {len(classes)} other classes than {data.name}'s {len(data.classes)}")
     logger.info(f"reading {file}; predicting {len(data.samples)} images of {data.name} {data.split} to {folder}")

@@ -23,7 +23,7 @@ from advcam_attr.data.datasets import ShardDataset, SingleLabelDataset
 from advcam_attr.data.shards import ShardData
 from advcam_attr.data.transforms import wsol_eval, wsol_train
 from advcam_attr.networks.checkpoint import load_weights, read_checkpoint
-from advcam_attr.networks.wsol import save_wsol_net
+from advcam_attr.networks.net_file import save_net
 from advcam_attr.networks.wsol_parts import WSOLNet, parameter_groups
 from advcam_attr.pipelines.wsol.config import SETTINGS, WSOLClassifierSettings, WSOLData, described
 from advcam_attr.runs.runtime import Runtime
@@ -139,14 +139,14 @@ def train_wsol_classifier(
         ),
         checkpoint_every=settings.checkpoint_every,
         depends_on=described(settings, net, train_data, val_data),
-        save=lambda file: save_wsol_net(net, file, train_data.classes),
+        save=lambda file: save_net(file, net, train_data.classes),
         file=WEIGHTS,
         after_epoch=validate,
         schedule=step_decay(per_epoch, settings.decay_every),
         prepare=mix,
     )
     weights = train(task, out)
-    load_weights(net, read_checkpoint(weights), net.spec.backbone)
+    load_weights(net, read_checkpoint(weights), net.spec.backbone.name)
     return _result(weights, per_epoch * (settings.epochs - 1), settings.epochs if val_data is not None else None)
 
 

@@ -16,6 +16,7 @@ from advcam_attr.data.cutmix import CutMix
 from advcam_attr.data.samples import LocalizationData
 from advcam_attr.data.shards import ShardData
 from advcam_attr.metrics.localization import Contours
+from advcam_attr.networks.backbone import Backbone
 from advcam_attr.networks.wsol import wsol_net
 from advcam_attr.networks.wsol_parts import Norms, WSOLNet
 from advcam_attr.pipelines.config import path_of
@@ -114,19 +115,17 @@ class WSOLClassifierSettings:
         Raises:
             AdvCAMError: it cannot be made; see `wsol_net`.
         """
-        return wsol_net(
+        backbone = Backbone(
             self.backbone,
-            num_classes,
-            model_args=self.model_args,
-            checkpoint=self.checkpoint,
-            random_weights=self.random_weights,
-            stride=self.stride,
+            self.model_args,
+            self.checkpoint,
+            self.random_weights,
+            self.stride,
             train_from=self.train_from,
-            norms=self.norms,
             mean=self.mean,
             std=self.std,
-            seed=self.seed,
         )
+        return wsol_net(backbone, num_classes, norms=self.norms, seed=self.seed)
 
 
 #: Settings that a training does not depend on, or that the net's description says.

@@ -276,7 +276,7 @@ def _localization_net(
     if config.net is None and not path.is_file():
         raise AdvCAMError(f"there is no classifier {path}: train it first (advcam wsol classifier)")
     net, classes = load_wsol_net(path, stride=n.stride, mean=n.mean, std=n.std)
-    if net.spec.num_classes != len(data.classes) or classes not in (None, data.classes):
+    if net.spec.num_classes != len(data.classes) or classes not in ((), data.classes):
         raise AdvCAMError(f"{path} is of {net.spec.num_classes} other classes than {data.name}'s {len(data.classes)}")
     logger.info(f"reading {path}")
     return _Net(net, data, net.mean, net.std, n.layer)

@@ -25,8 +25,9 @@ from advcam_attr.data.samples import SegmentationData
 from advcam_attr.data.transforms import classifier_train, classifier_val
 from advcam_attr.files import write_json
 from advcam_attr.metrics.classification import AveragePrecision
-from advcam_attr.networks.cam_net import CAMNet, save_cam_net
+from advcam_attr.networks.cam_net import CAMNet
 from advcam_attr.networks.checkpoint import load_weights, read_checkpoint
+from advcam_attr.networks.net_file import save_net
 from advcam_attr.registry import lookup
 from advcam_attr.runs.provenance import require_same, weights_digest
 from advcam_attr.runs.runtime import Autocast, Runtime
@@ -54,7 +55,7 @@ class ClassifierResult:
     """A trained classifier.
 
     Attributes:
-        weights: the net's file; `advcam_attr.networks.cam_net.load_cam_net` reads it.
+        weights: the net's file; `advcam_attr.networks.net_file.load_net` reads it.
         steps: updates, in all.
         train_loss: the mean over the last epoch.
         val_loss: None without validation images.
@@ -118,7 +119,7 @@ def train_classifier(
 
     def save(file: Path) -> None:
         report.unlink(missing_ok=True)  # it tells of other weights
-        save_cam_net(net, file, train.classes)
+        save_net(file, net, train.classes)
 
     rest = [weights for name, weights in net.named_parameters() if not name.startswith("classifier.")]
     task = TrainingTask(
@@ -143,7 +144,7 @@ def train_classifier(
         tensorboard=settings.tensorboard,
     )
     weights = train_net(task, out)
-    load_weights(net, read_checkpoint(weights), net.spec.backbone)
+    load_weights(net, read_checkpoint(weights), net.spec.backbone.name)
     result = _reported(report, config)
     if result is None:
         result = _measured(task, weights, validated=val is not None)

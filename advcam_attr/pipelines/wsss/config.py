@@ -44,13 +44,13 @@ class NetConfig:
         checkpoint: the backbone's weights; or the generator's file. None takes the backbone's pretrained ones.
         random_weights: start from a backbone as it is initialised.
         stride: the output stride.
-        lowered_by: how the stride is reached.
+        stride_mode: how the stride is reached.
         train_from: the module from which on weights are trained; None trains all but the stem.
         mean, std: another normalisation than the backbone's own.
         seed: of the new classifier's weights.
-        known: a JSON file that says which classes of the backbone's own classifier depict the data's; the new
+        class_map: a JSON file that says which classes of the backbone's own classifier depict the data's; the new
             classifier starts from their weights (`advcam_attr.data.class_names`). None starts from random ones.
-        known_offset: is added to the file's classes; 1 for backbones whose class 0 is the background.
+        class_offset: is added to the file's classes; 1 for backbones whose class 0 is the background.
         generator: ``"irn"``, ``"seam"`` or ``"sc_cam"``: the authors' net, from ``checkpoint``, without training.
     """
 
@@ -59,13 +59,13 @@ class NetConfig:
     checkpoint: str | None = None
     random_weights: bool = False
     stride: int | None = 16
-    lowered_by: Literal["removal", "dilation"] = "removal"
+    stride_mode: Literal["removal", "dilation"] = "removal"
     train_from: str | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     seed: int = 0
-    known: str | None = None
-    known_offset: int = 0
+    class_map: str | None = None
+    class_offset: int = 0
     generator: str | None = None
 
 

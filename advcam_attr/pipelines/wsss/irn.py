@@ -26,8 +26,10 @@ from advcam_attr.data.images import normalised, read_rgb
 from advcam_attr.data.masks import mask_path, read_mask
 from advcam_attr.data.samples import SegmentationData
 from advcam_attr.data.transforms import RandomCropOrPad, classifier_val, to_input
+from advcam_attr.networks.backbone import Backbone
 from advcam_attr.networks.cam_net import IRN_BACKBONE
-from advcam_attr.networks.irnet import IRNet, irnet, load_irnet, save_irnet
+from advcam_attr.networks.irnet import IRNET, IRNet, irnet
+from advcam_attr.networks.net_file import load_net, save_net
 from advcam_attr.refine.affinity_labels import LABEL_THRESHOLDS, ir_label
 from advcam_attr.refine.crf import CRF_RECIPES
 from advcam_attr.refine.irn import (
@@ -100,8 +102,8 @@ def refine_irn(
     check_seeds(seeds, data)
     check_method(out / "masks", "irn", overwrite=settings.overwrite)
     if settings.trained is not None:
-        net, note = load_irnet(settings.trained)
-        logger.info(f"IRN's net is {settings.trained}" + (f" ({note})" if note else ""))
+        net = load_net(settings.trained, IRNET)[0]
+        logger.info(f"IRN's net is {settings.trained}")
     else:
         net = settings.make_net()
         make_confident(settings, seeds, data, out)
@@ -177,7 +179,7 @@ def train_irn(
 
     def save(path: Path) -> None:
         store_mean_displacement(net, data, s)
-        save_irnet(net, path)
+        save_net(path, net)
 
     task = TrainingTask(
         name="IRN net",
@@ -193,7 +195,7 @@ def train_irn(
         depends_on=plain(
             {
                 **{name: getattr(s, name) for name in _TRAINING},
-                **net_config(net, net.trunk.spec),
+                **net_config(net, net.spec),
                 "data": f"{data.name} {data.split}",
                 "images": listed(data),
                 "labels": digest,
@@ -202,7 +204,7 @@ def train_irn(
         save=save,
         file=WEIGHTS,
     )
-    return load_irnet(train(task, out / "irnet"))[0]
+    return load_net(train(task, out / "irnet"), IRNET)[0]
 
 
 def _loss_of(radius: int) -> Callable[[Tensor, Tensor], Tensor]:
@@ -305,7 +307,7 @@ def write_masks(
         return irn_labels(read.maps, edges(net, read.pixels.to(device), settings.pad_to), settings.walk)
 
     config = {"method": "irn", **dataclasses.asdict(settings.walk), "pad_to": settings.pad_to}
-    stage = seeded_stage("masks", out / "masks", config | net_config(net, net.trunk.spec), seeds, data, make)
+    stage = seeded_stage("masks", out / "masks", config | net_config(net, net.spec), seeds, data, make)
     with as_found(net):
         net.to(device).eval()
         run_stage(stage, data, workers=settings.workers, overwrite=settings.overwrite, shard=shard)
@@ -419,19 +421,14 @@ class IRNSettings:
         """IRN's net: the trained one, or one to be trained.
 
         Raises:
-            AdvCAMError: it cannot be made; see `irnet` and `load_irnet`.
+            AdvCAMError: it cannot be made; see `irnet` and `load_net`.
         """
         if self.trained is not None:
-            return load_irnet(self.trained)[0]
-        return irnet(
-            self.backbone,
-            model_args=self.model_args,
-            checkpoint=self.checkpoint,
-            random_weights=self.random_weights,
-            mean=self.mean,
-            std=self.std,
-            seed=self.seed,
+            return load_net(self.trained, IRNET)[0]
+        backbone = Backbone(
+            self.backbone, self.model_args, self.checkpoint, self.random_weights, mean=self.mean, std=self.std
         )
+        return irnet(backbone, seed=self.seed)
 
 
 def _named(name: str, exponent: float, background: float) -> IRNSettings:

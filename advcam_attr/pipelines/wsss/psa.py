@@ -24,14 +24,14 @@ from advcam_attr.data.masks import mask_path, write_png
 from advcam_attr.data.samples import SegmentationData
 from advcam_attr.data.transforms import RandomCropOrPad, to_input
 from advcam_attr.networks.affinitynet import (
+    AFFINITY_NET,
     RESNET38,
     AffinityNet,
     affinity_net,
-    load_affinity_net,
-    save_affinity_net,
     trained_parts,
 )
-from advcam_attr.networks.timm_trunk import Lowering
+from advcam_attr.networks.backbone import Backbone, StrideMode
+from advcam_attr.networks.net_file import load_net, save_net
 from advcam_attr.refine.affinity_labels import ALPHAS, psa_scores
 from advcam_attr.refine.crf import CRF_RECIPES
 from advcam_attr.refine.psa import affinity_labels, affinity_walk, affinity_walk_labels, pair_losses, walk_maps, weighed
@@ -151,10 +151,10 @@ def train_affinitynet(
                 "scores": digest,
             }
         ),
-        save=lambda path: save_affinity_net(net, path),
+        save=lambda path: save_net(path, net),
         file=WEIGHTS,
     )
-    return load_affinity_net(train(task, out / "affinitynet"))
+    return load_net(train(task, out / "affinitynet"), AFFINITY_NET)[0]
 
 
 def write_masks(
@@ -251,7 +251,7 @@ class PSASettings:
         random_weights: train from a trunk as it is initialised.
         trained: a file of an affinity net that is trained already; then none is trained.
         stride: pixels of a cell's side; 8.
-        lowered_by: how a timm model's stride is lowered.
+        stride_mode: how a timm model's stride is lowered.
         width: of the head, and of ResNet-38; 64.
         alphas: 4 and 32, the powers of the background's score for what is surely foreground and surely background.
         crf: the recipe of the CRF that these scores go through.
@@ -282,7 +282,7 @@ class PSASettings:
     random_weights: bool = False
     trained: str | Path | None = None
     stride: int = 8
-    lowered_by: Lowering = "removal"
+    stride_mode: StrideMode = "removal"
     width: int = 64
     alphas: tuple[float, float] = (ALPHAS[0], ALPHAS[1])
     crf: str = "psa"
@@ -340,20 +340,14 @@ class PSASettings:
         """The affinity net: the trained one, or one to be trained.
 
         Raises:
-            AdvCAMError: it cannot be made; see `affinity_net` and `load_affinity_net`.
+            AdvCAMError: it cannot be made; see `affinity_net` and `load_net`.
         """
         if self.trained is not None:
-            return load_affinity_net(self.trained)
-        return affinity_net(
-            self.backbone,
-            model_args=self.model_args,
-            checkpoint=self.checkpoint,
-            random_weights=self.random_weights,
-            stride=self.stride,
-            lowered_by=self.lowered_by,
-            width=self.width,
-            seed=self.seed,
+            return load_net(self.trained, AFFINITY_NET)[0]
+        backbone = Backbone(
+            self.backbone, self.model_args, self.checkpoint, self.random_weights, self.stride, self.stride_mode
         )
+        return affinity_net(backbone, width=self.width, seed=self.seed)
 
 
 #: By whose code they are; SEAM's differ from PSA's in five numbers.

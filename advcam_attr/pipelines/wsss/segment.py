@@ -23,10 +23,11 @@ from advcam_attr.data.images import normalised, read_rgb, to_bytes
 from advcam_attr.data.labels import few
 from advcam_attr.data.samples import SegmentationData
 from advcam_attr.data.transforms import SEGMENTATION_SCALES, SegmentationTrain
+from advcam_attr.networks.backbone import Backbone, StrideMode
 from advcam_attr.networks.cam_net import UnknownClassError
-from advcam_attr.networks.deeplab import DeepLab, MultiScale, deeplab, load_deeplab, save_deeplab
+from advcam_attr.networks.deeplab import DEEPLAB, DeepLab, MultiScale, deeplab
+from advcam_attr.networks.net_file import load_net, save_net
 from advcam_attr.networks.resnet101 import RESNET101, StrideIn
-from advcam_attr.networks.timm_trunk import Lowering
 from advcam_attr.pipelines.wsss.pseudo_masks import MaskedImages, look_at_masks
 from advcam_attr.refine.crf import CRF_RECIPES, DenseCRF, unary_from_logits
 from advcam_attr.registry import lookup
@@ -181,10 +182,10 @@ def train_segmentation(
                 "masks": found.digest,
             }
         ),
-        save=lambda path: save_deeplab(net, path, data.classes),
+        save=lambda path: save_net(path, net, data.classes),
         file=WEIGHTS,
     )
-    return load_deeplab(train(task, out / FOLDER))[0]
+    return load_net(train(task, out / FOLDER), DEEPLAB)[0]
 
 
 def _check_classes(net: DeepLab, data: SegmentationData) -> None:
@@ -293,14 +294,14 @@ class SegmentationSettings:
         model_args, checkpoint, random_weights, mean, std: of the backbone; ImageNet weights by default, as AdvCAM.
         stride: 8, the output stride.
         stride_in: ``"1x1"`` or ``"3x3"``, by default as the weights were trained.
-        lowered_by: how a timm backbone's stride is lowered.
+        stride_mode: how a timm backbone's stride is lowered.
         rates: 6, 12, 18 and 24, of the pyramid.
         msc: 0.5 and 0.75, the scales besides 1 at which the net sees each image; none for one scale.
         train_from: the module of the backbone from which on weights are trained; ``"aspp"`` trains the pyramid alone,
             and None all, as there.
-        known: a JSON file that says which classes of the backbone's own classifier depict the data's; the pyramid
+        class_map: a JSON file that says which classes of the backbone's own classifier depict the data's; the pyramid
             starts from their weights (`advcam_attr.data.class_names`). None starts from random ones, as there.
-        known_offset: is added to the file's classes; 1 for backbones whose class 0 is the background.
+        class_offset: is added to the file's classes; 1 for backbones whose class 0 is the background.
         trained: a file of a trained net; then none is trained.
         steps: 30000 updates (deeplab-pytorch: 20000).
         batch: 10 images an update, whatever the number of ranks. ("Batch 10" may mean 5 × 2 or 10 × 2 there.)
@@ -333,12 +334,12 @@ class SegmentationSettings:
     std: Sequence[float] | None = None
     stride: int = 8
     stride_in: StrideIn | None = None
-    lowered_by: Lowering = "dilation"
+    stride_mode: StrideMode = "dilation"
     rates: tuple[int, ...] = (6, 12, 18, 24)
     msc: tuple[float, ...] = (0.5, 0.75)
     train_from: str | None = None
-    known: str | Path | None = None
-    known_offset: int = 0
+    class_map: str | Path | None = None
+    class_offset: int = 0
     trained: str | Path | None = None
     steps: int = 30000
     batch: int = 10
@@ -379,11 +380,13 @@ class SegmentationSettings:
                 raise AdvCAMError(f"segmentation: {name} must lie between 0 and 16, got {getattr(self, name)}")
         if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
             raise AdvCAMError(f"segmentation: ema_decay must lie in [0, 1), got {self.ema_decay}; 0.999 is usual")
-        if self.known is None and self.known_offset:
-            raise AdvCAMError(f"segmentation: known_offset {self.known_offset} has no file to go with: give known too")
-        if self.known is not None and self.trained is not None:
+        if self.class_map is None and self.class_offset:
             raise AdvCAMError(
-                "segmentation: known is the start of a training, and trained needs none: give one of them"
+                f"segmentation: class_offset {self.class_offset} has no file to go with: give class_map too"
+            )
+        if self.class_map is not None and self.trained is not None:
+            raise AdvCAMError(
+                "segmentation: class_map is the start of a training, and trained needs none: give one of them"
             )
         lookup(self.loss, SEGMENTATION_LOSSES, "loss")
         if self.crf is not None:
@@ -399,20 +402,31 @@ class SegmentationSettings:
             AdvCAMError: it cannot be made, or the trained one has other classes.
         """
         if self.trained is None:
-            known = None if self.known is None else read_class_map(self.known, classes, self.known_offset)
+            class_map = None
+            if self.class_map is not None:
+                found = read_class_map(self.class_map, classes, self.class_offset)
+                class_map = {k + 1: depicting for k, depicting in found.items()}
+            backbone = Backbone(
+                self.backbone,
+                self.model_args,
+                self.checkpoint,
+                self.random_weights,
+                self.stride,
+                self.stride_mode,
+                self.train_from,
+                self.mean,
+                self.std,
+            )
             try:
                 return deeplab(
-                    self.backbone, len(classes) + 1, model_args=self.model_args, checkpoint=self.checkpoint,
-                    random_weights=self.random_weights, stride=self.stride, stride_in=self.stride_in,
-                    lowered_by=self.lowered_by, rates=self.rates, scales=self.msc, train_from=self.train_from,
-                    mean=self.mean, std=self.std, seed=self.seed,
-                    known=None if known is None else {k + 1: depicting for k, depicting in known.items()},
+                    backbone, len(classes) + 1, stride_in=self.stride_in, rates=self.rates, scales=self.msc,
+                    seed=self.seed, class_map=class_map,
                 )  # fmt: skip
             except UnknownClassError as error:
                 raise AdvCAMError(
-                    f"{error}; look at known ({self.known}) and known_offset ({self.known_offset})"
+                    f"{error}; look at class_map ({self.class_map}) and class_offset ({self.class_offset})"
                 ) from error
-        net, _ = load_deeplab(self.trained)
+        net, _ = load_net(self.trained, DEEPLAB)
         if net.spec.num_labels != len(classes) + 1:
             raise AdvCAMError(
                 f"{self.trained} tells {net.spec.num_labels - 1} classes apart; the data has {len(classes)}"

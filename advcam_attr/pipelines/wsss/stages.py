@@ -32,8 +32,10 @@ from advcam_attr.data.samples import SegmentationData, without_missing
 from advcam_attr.files import files_digest
 from advcam_attr.heads import view
 from advcam_attr.metrics.evaluation import MaskEvaluation
-from advcam_attr.networks.cam_net import CAMNet, cam_net, load_cam_net
+from advcam_attr.networks.backbone import Backbone
+from advcam_attr.networks.cam_net import CAM_NET, CAMNet, cam_net
 from advcam_attr.networks.generators import load_generator
+from advcam_attr.networks.net_file import load_net
 from advcam_attr.pipelines.config import path_of, recorded_config, with_paths
 from advcam_attr.pipelines.evaluate import evaluate_masks, left_out, write_mask_evaluation
 from advcam_attr.pipelines.seeds import SeedSettings, SeedSummary, make_seeds, seed_store
@@ -74,13 +76,21 @@ def train(
         f"reading {data.root}: {_told(data)}" + ("" if val is None else f" to train on, {_told(val)} to validate on")
     )
     net = config.net
-    known = None if net.known is None else read_class_map(path_of(net.known), data.classes, net.known_offset)
-    model = cam_net(
-        net.backbone, len(data.classes), model_args=net.model_args,
-        checkpoint=None if net.checkpoint is None else path_of(net.checkpoint), random_weights=net.random_weights,
-        stride=net.stride, lowered_by=net.lowered_by, train_from=net.train_from, mean=net.mean, std=net.std,
-        seed=net.seed, known=known,
-    )  # fmt: skip
+    class_map = None
+    if net.class_map is not None:
+        class_map = read_class_map(path_of(net.class_map), data.classes, net.class_offset)
+    backbone = Backbone(
+        net.backbone,
+        net.model_args,
+        None if net.checkpoint is None else path_of(net.checkpoint),
+        net.random_weights,
+        net.stride,
+        net.stride_mode,
+        net.train_from,
+        net.mean,
+        net.std,
+    )
+    model = cam_net(backbone, len(data.classes), seed=net.seed, class_map=class_map)
     with recorded_config(folder_of(config), config), measured(classifier_work(config, data), folder_of(config)):
         return train_classifier(config.classifier, model, data, val, folder_of(config, "classifier"))
 
@@ -151,7 +161,7 @@ def seed_net(
     path = folder_of(config, "classifier") / WEIGHTS
     if not path.is_file():
         raise AdvCAMError(f"there is no classifier {path}: train it first (advcam wsss classifier)")
-    net, classes = load_cam_net(path)
+    net, classes = load_net(path, CAM_NET)
     if classes != data.classes:
         raise AdvCAMError(f"{path} is of {len(classes)} other classes than {data.name}'s {len(data.classes)}")
     logger.info(f"reading {path}")
@@ -205,7 +215,7 @@ def segment_masks(
     """
     data, step = seeded_images(config), final_step(config.refine)
     tests = labelled_images(config)
-    settings = with_paths(config.segmentation, "checkpoint", "trained", "known")
+    settings = with_paths(config.segmentation, "checkpoint", "trained", "class_map")
     for method in config.seeds.methods:
         check_refined(config.refine, folder_of(config, "refined", method))
         if not folder_of(config, "refined", method, step).is_dir():

@@ -21,7 +21,9 @@ from advcam_attr.cli.parser import Parser
 from advcam_attr.data.masks import palette, read_mask, write_mask
 from advcam_attr.data.transforms import PairedAugmentation
 from advcam_attr.data.voc import read_voc
-from advcam_attr.networks.cct import cct_net, load_cct, read_notes
+from advcam_attr.networks.backbone import Backbone
+from advcam_attr.networks.cct import CCT_NET, cct_net
+from advcam_attr.networks.net_file import load_net, read_notes
 from advcam_attr.pipelines.semi import stages as semi
 from advcam_attr.pipelines.semi.config import SemiConfig, SemiDataConfig, SemiNetConfig, SemiPredictConfig, SemiSettings
 from advcam_attr.pipelines.semi.data import Pairs, PseudoMasks, SemiData, read_semi
@@ -116,7 +118,7 @@ def test_a_training_tells_its_terms_and_its_validation(done):
 def test_the_net_is_the_best_of_its_validations(done, given):
     out, _ = done
     best = max(r["val_miou"] for r in read_log(out / "validation.jsonl"))
-    net, classes = load_cct(out / "cct.safetensors")
+    net, classes = load_net(out / "cct.safetensors", CCT_NET)
     assert classes == given.labelled.classes
     assert validation_iou(net, given.val) == best
     assert float(read_notes(out / "cct.safetensors")["val_miou"]) == best
@@ -205,7 +207,7 @@ def test_without_validation_the_last_net_is_kept_and_all_is_as_it_was(given, tmp
     train_semi(settings, net, replace(given, val=None, pseudo=None), tmp_path)
     assert torch.equal(before, torch.random.get_rng_state())
     assert not net.training
-    kept, _ = load_cct(tmp_path / "cct.safetensors")
+    kept, _ = load_net(tmp_path / "cct.safetensors", CCT_NET)
     assert all(torch.equal(a, b) for a, b in zip(kept.parameters(), net.parameters(), strict=True))
     assert read_log(tmp_path / "log.jsonl")[0].keys() == {
         "step", "loss", "lr", "supervised", "consistency", "pairwise"
@@ -230,7 +232,7 @@ def test_two_ranks_share_a_training(tmp_path):
     assert run.returncode == 0, run.stderr[-2000:]
     assert [r["step"] for r in read_log(tmp_path / "out" / "log.jsonl")] == [0, 1, 2]
     assert len(read_log(tmp_path / "out" / "validation.jsonl")) == 3
-    load_cct(tmp_path / "out" / "cct.safetensors")
+    load_net(tmp_path / "out" / "cct.safetensors", CCT_NET)
 
 
 def test_labelled_images_alone_can_be_learned(given, tmp_path):
@@ -280,7 +282,7 @@ def test_scores_are_means_over_scales_and_mirror_images():
 
 
 def test_predictions_are_palette_images_and_go_on(done, given, tmp_path):
-    net, _ = load_cct(done[0] / "cct.safetensors")
+    net, _ = load_net(done[0] / "cct.safetensors", CCT_NET)
     config, told = SemiPredictConfig(scales=(1.0,), workers=0, device="cpu", crf="deeplab"), record_log()
     write_predictions(config, net, given.val, tmp_path / "val")
     first = given.val.samples[0]
@@ -453,10 +455,18 @@ def test_real_photographs_are_learned(data_root, tmp_path):
     data = read_semi(SemiDataConfig(str(root), labelled_count=20, unlabelled="train", pseudo=str(masks)))
     assert (len(data.labelled.samples), len(data.unlabelled.samples)) == (20, 50)
     net = cct_net(
-        "timm/mobilenetv2_100", 21, model_args={"num_classes": 1001, "pad_type": "same"}, mean=(0.5,), std=(0.5,),
-        checkpoint=data_root / "weights" / "mobilenetv2_100_imagenet.safetensors", norms="frozen", channels=64,
+        Backbone(
+            "timm/mobilenetv2_100",
+            model_args={"num_classes": 1001, "pad_type": "same"},
+            mean=(0.5,),
+            std=(0.5,),
+            checkpoint=data_root / "weights" / "mobilenetv2_100_imagenet.safetensors",
+        ),
+        21,
+        norms="frozen",
+        channels=64,
         auxiliary=dict.fromkeys(("vat", "dropout", "context_mask", "object_mask", "feature_drop"), 1),
-    )  # fmt: skip
+    )
     settings = SemiSettings(
         epochs=3, batch=4, crop=128, long_side=(128, 256), validate_every=3, workers=0, device="cpu"
     )

@@ -23,6 +23,7 @@ from advcam_attr.data.cub import read_cub
 from advcam_attr.data.samples import LocalizationData, per_class
 from advcam_attr.data.shards import read_shards
 from advcam_attr.data.transforms import wsol_train
+from advcam_attr.networks.backbone import Backbone
 from advcam_attr.networks.wsol import load_wsol_net
 from advcam_attr.networks.wsol_parts import WSOLNet, WSOLNetSpec
 from advcam_attr.pipelines.wsol.classifier import predicted_labels, train_wsol_classifier, wsol_items
@@ -46,7 +47,7 @@ class Tiny(WSOLNet):
     def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.spec, self.stride = WSOLNetSpec("tests/tiny", 2), 1
+        self.spec, self.stride = WSOLNetSpec(Backbone("tests/tiny", stride=16), 2), 1
         self.mean = self.std = (0.5,) * 3
         self.conv, self.norm, self.fc = nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.Linear(6, 2)
 

@@ -22,7 +22,9 @@ from safetensors.torch import load_file
 from torch import nn
 
 from advcam_attr.data.samples import SegmentationData
-from advcam_attr.networks.cam_net import CAMNet, CAMNetSpec, cam_net, load_cam_net
+from advcam_attr.networks.backbone import Backbone
+from advcam_attr.networks.cam_net import CAM_NET, CAMNet, CAMNetSpec, cam_net
+from advcam_attr.networks.net_file import load_net
 from advcam_attr.pipelines.wsss import classifier
 from advcam_attr.pipelines.wsss.classifier import ClassifierSettings, train_classifier
 from advcam_attr.training import train as training
@@ -41,7 +43,7 @@ class TinyCAM(CAMNet):
 
     def __init__(self) -> None:
         torch.manual_seed(0)
-        super().__init__(CAMNetSpec("tests/tiny", 2), 2, 6, (0.5,) * 3, (0.5,) * 3)
+        super().__init__(CAMNetSpec(Backbone("tests/tiny", stride=16), 2), 2, 6, (0.5,) * 3, (0.5,) * 3)
         self.backbone = nn.Sequential(
             nn.Conv2d(3, 4, 3, stride=2, padding=1), nn.BatchNorm2d(4), nn.ReLU(),
             nn.Conv2d(4, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU(), nn.Dropout(0.2),
@@ -473,15 +475,20 @@ def test_real_weights_on_real_photographs(data_root, tmp_path, monkeypatch):
     monkeypatch.undo()
     train = voc.read_voc(data_root / "voc", "train")
     net = cam_net(
-        "timm/mobilenetv2_100", 20, model_args={"num_classes": 1001, "pad_type": "same"}, train_from="blocks.5",
-        checkpoint=data_root / "weights" / "mobilenetv2_100_imagenet.safetensors",
-    )  # fmt: skip
+        Backbone(
+            "timm/mobilenetv2_100",
+            model_args={"num_classes": 1001, "pad_type": "same"},
+            train_from="blocks.5",
+            checkpoint=data_root / "weights" / "mobilenetv2_100_imagenet.safetensors",
+        ),
+        20,
+    )
     settings = ClassifierSettings(
         epochs=2, batch=8, crop=96, long_side=(96, 128), backbone_lr=0.02, classifier_lr=0.2, workers=0, device="cpu"
     )
     result = train_classifier(settings, net, replace(train, samples=train.samples[:32]), None, tmp_path)
     losses = [record["loss"] for record in read_log(tmp_path / "log.jsonl")]
     assert result.train_loss < 0.7 * losses[0]
-    again, classes = load_cam_net(result.weights)
+    again, classes = load_net(result.weights, CAM_NET)
     assert classes[0] == "aeroplane"
     assert all(torch.equal(a, b) for a, b in zip(again.state_dict().values(), net.state_dict().values(), strict=True))

@@ -18,7 +18,9 @@ from torch import Tensor, nn
 from advcam_attr.data.masks import mask_path, palette, png_settings, read_mask
 from advcam_attr.data.samples import SegmentationData
 from advcam_attr.metrics.segmentation import ConfusionMatrix
-from advcam_attr.networks.affinitynet import ResNet38Affinity, affinity_net, load_affinity_net
+from advcam_attr.networks.affinitynet import AFFINITY_NET, ResNet38Affinity, affinity_net
+from advcam_attr.networks.backbone import Backbone
+from advcam_attr.networks.net_file import load_net
 from advcam_attr.pipelines.evaluate import evaluate_masks
 from advcam_attr.pipelines.wsss.psa import (
     SETTINGS,
@@ -133,7 +135,7 @@ def test_what_is_written(world, run):
 
 def test_masks_equal_the_steps_one_by_one(world, run):
     data, seeds = world
-    net = load_affinity_net(run / "affinitynet" / "affinitynet.safetensors")
+    net = load_net(run / "affinitynet" / "affinitynet.safetensors", AFFINITY_NET)[0]
     for sample in data.samples[:2]:
         with Image.open(sample.image) as image:
             pixels = torch.from_numpy(np.asarray(image) / 255).permute(2, 0, 1)
@@ -177,7 +179,7 @@ def test_images_and_labels_are_cut_together(tmp_path):
     foreground = torch.from_numpy(pixels[..., 0] / 255).float()
     both = torch.stack([1 - foreground, foreground])
     write_scores(tmp_path / "0.png", torch.cat([both, both]))
-    net = affinity_net(random_weights=True, width=1)
+    net = affinity_net(Backbone("resnet38", random_weights=True), width=1)
     items = AffinityItems(replace(SMALL, crop=64, jitter=(0.0, 0.0, 0.0, 0.0)), net, data, tmp_path)
     seen = []
     for seed in range(8):
@@ -194,7 +196,7 @@ def test_images_and_labels_are_cut_together(tmp_path):
 
 
 def test_jitter_changes_colours_and_not_labels(world, run):
-    net = affinity_net(random_weights=True, width=1)
+    net = affinity_net(Backbone("resnet38", random_weights=True), width=1)
     drawn = []
     for jitter in ((0.0, 0.0, 0.0, 0.0), SMALL.jitter):
         items = AffinityItems(replace(SMALL, crop=64, jitter=jitter), net, world[0], run / "scores")
@@ -275,7 +277,7 @@ def test_a_second_run_does_nothing(small, world, run):
 
 def test_what_is_missing_damaged_or_of_other_settings_is_made_again(small, world, run, tmp_path):
     data, seeds = world
-    net = load_affinity_net(run / "affinitynet" / "affinitynet.safetensors")
+    net = load_net(run / "affinitynet" / "affinitynet.safetensors", AFFINITY_NET)[0]
     write_masks(small, net, seeds, data, tmp_path)
     whole = contents(tmp_path)
     assert {name: content for name, content in contents(run).items() if name.startswith("masks")} == whole
@@ -296,14 +298,14 @@ def test_what_is_missing_damaged_or_of_other_settings_is_made_again(small, world
 
 def test_shards_make_the_same_masks(small, world, run, tmp_path):
     data, seeds = world
-    net = load_affinity_net(run / "affinitynet" / "affinitynet.safetensors")
+    net = load_net(run / "affinitynet" / "affinitynet.safetensors", AFFINITY_NET)[0]
     for rank in (1, 0, 2):
         write_masks(small, net, seeds, data, tmp_path, shard=Shard(rank, 3))
     assert contents(tmp_path) == {name: c for name, c in contents(run).items() if name.startswith("masks")}
 
 
 def test_the_users_things_stay_as_they_were(small, world, run, tmp_path):
-    net = load_affinity_net(run / "affinitynet" / "affinitynet.safetensors").train()
+    net = load_net(run / "affinitynet" / "affinitynet.safetensors", AFFINITY_NET)[0].train()
     net.b6.eval()
     modes, state = [m.training for m in net.modules()], torch.random.get_rng_state()
     write_masks(small, net, world[1], world[0], tmp_path)
@@ -369,7 +371,7 @@ def maps_of(high_res: Tensor, *classes: int) -> ClassMaps:
 
 def test_a_map_of_another_size_than_its_image(small, world, run, tmp_path):
     data, seeds = changed(world, maps_of(torch.zeros(1, 9, 9), 1))
-    net = load_affinity_net(run / "affinitynet" / "affinitynet.safetensors")
+    net = load_net(run / "affinitynet" / "affinitynet.safetensors", AFFINITY_NET)[0]
     reason = r"1 images could not be made \(new: the maps of new are of 9 x 9 pixels and its image .* of 60 x 44; make"
     with pytest.raises(AdvCAMError, match="masks of " + reason):
         write_masks(small, net, seeds, data, tmp_path)
@@ -506,7 +508,9 @@ def test_two_ranks_make_what_one_makes(tmp_path):
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     for name, start in (("one", [sys.executable]), ("two", torchrun)):
         subprocess.run([*start, tmp_path / "run.py", tmp_path / "images", tmp_path / name], check=True, env=env)
-    one, two = (load_affinity_net(tmp_path / n / "affinitynet" / "affinitynet.safetensors") for n in ("one", "two"))
+    one, two = (
+        load_net(tmp_path / n / "affinitynet" / "affinitynet.safetensors", AFFINITY_NET)[0] for n in ("one", "two")
+    )
     for (name, weight), other in zip(one.named_parameters(), two.parameters(), strict=True):
         torch.testing.assert_close(weight, other, atol=1e-5, rtol=1e-4, msg=lambda m, name=name: f"{name}: {m}")
     losses = [[r["loss"] for r in read_log(tmp_path / n / "affinitynet" / "log.jsonl")] for n in ("one", "two")]

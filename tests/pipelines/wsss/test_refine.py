@@ -18,7 +18,9 @@ from PIL import Image
 from advcam_attr.data.masks import palette, read_mask
 from advcam_attr.data.samples import SegmentationData
 from advcam_attr.data.voc import read_voc
-from advcam_attr.networks.irnet import irnet, load_irnet, save_irnet
+from advcam_attr.networks.backbone import Backbone
+from advcam_attr.networks.irnet import IRNET, irnet
+from advcam_attr.networks.net_file import load_net, save_net
 from advcam_attr.pipelines.wsss import irn
 from advcam_attr.pipelines.wsss import refine as stages
 from advcam_attr.pipelines.wsss.irn import SETTINGS as NAMED
@@ -123,7 +125,7 @@ def test_what_is_written(done, given):
 def test_each_stage_is_its_function_of_the_stage_before(done, given):
     out, _ = done
     data, seeds = given
-    net = load_irnet(out / "irnet" / "irnet.safetensors")[0]
+    net = load_net(out / "irnet" / "irnet.safetensors", IRNET)[0]
     for sample in data.samples[:3]:
         pixels = torch.from_numpy(np.array(Image.open(sample.image))).permute(2, 0, 1)
         maps = seeds.read(sample.id)
@@ -200,7 +202,7 @@ def test_a_run_that_is_stopped_ends_with_the_same_bytes(done, given, tmp_path, m
 
 def test_shares_together_are_the_whole(done, given, trained, tmp_path):
     data, seeds = given
-    net = load_irnet(trained)[0]
+    net = load_net(trained, IRNET)[0]
     for rank in (1, 0):
         make_confident(IRN, seeds, data, tmp_path, shard=Shard(rank, 2))
         write_masks(IRN, net, seeds, data, tmp_path, shard=Shard(rank, 2))
@@ -258,7 +260,7 @@ def test_the_loss_falls_and_all_but_the_branches_stays_as_it_was(given, confiden
 
 def test_the_stored_mean_is_that_of_the_images_corners(trained, given):
     data, _ = given
-    net = load_irnet(trained)[0]
+    net = load_net(trained, IRNET)[0]
     mean = net.mean_shift.running_mean.clone()
     net.mean_shift.running_mean.zero_()
     corners = []
@@ -287,7 +289,7 @@ def striped(tmp_path) -> tuple[SegmentationData, Path]:
 @pytest.mark.parametrize("scales", [(1.0, 1.0), (0.5, 1.5)])
 def test_images_and_labels_are_augmented_alike(striped, scales):
     data, folder = striped
-    net = irnet("timm/test_resnet", random_weights=True, mean=(0.5,) * 3, std=(0.5,) * 3)
+    net = irnet(Backbone("timm/test_resnet", random_weights=True, mean=(0.5,) * 3, std=(0.5,) * 3))
     items = ConfidentItems(replace(IRN, crop=96, scales=scales), net, data, folder / "confident")
     seen = []
     for seed in range(6):
@@ -448,7 +450,7 @@ def test_two_ranks_share_all_stages(done, given, tmp_path):
     assert run.returncode == 0, run.stderr[-2000:]
     out, alone = tmp_path / "out", done[0]
     assert contents(out / "confident") == contents(alone / "confident")
-    shared, single = (load_irnet(o / "irnet" / "irnet.safetensors")[0].state_dict() for o in (out, alone))
+    shared, single = (load_net(o / "irnet" / "irnet.safetensors", IRNET)[0].state_dict() for o in (out, alone))
     for key in single:
         torch.testing.assert_close(shared[key], single[key], rtol=1e-4, atol=1e-5)
     assert len(contents(out / "masks")) == 9
@@ -457,8 +459,8 @@ def test_two_ranks_share_all_stages(done, given, tmp_path):
 
 
 def test_an_untrained_net_file_is_told(tmp_path):
-    net = irnet("timm/test_resnet", random_weights=True)
-    save_irnet(net, tmp_path / "net.safetensors")
+    net = irnet(Backbone("timm/test_resnet", random_weights=True))
+    save_net(tmp_path / "net.safetensors", net)
     assert torch.equal(
         IRNSettings(trained=tmp_path / "net.safetensors").make_net().fc_edge6.weight, net.fc_edge6.weight
     )
@@ -500,7 +502,7 @@ def test_real_photographs_and_weights(data_root, tmp_path):
         epochs=15, radius=5, edge_lr=1.0, workers=0, device="cpu",
     )  # fmt: skip
     summary = refine(RefineSettings(irn=settings, workers=0, device="cpu"), store, few, tmp_path / "out")
-    net = load_irnet(tmp_path / "out" / "irnet" / "irnet.safetensors")[0]
+    net = load_net(tmp_path / "out" / "irnet" / "irnet.safetensors", IRNET)[0]
     border, rest = [], []
     for sample in few.samples:
         assert set(read_mask(summary.final / f"{sample.id}.png", 20).unique().tolist()) == {0, sample.labels[0] + 1}

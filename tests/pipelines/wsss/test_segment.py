@@ -18,7 +18,8 @@ from PIL import Image
 from advcam_attr.data.images import normalised, read_rgb, to_bytes
 from advcam_attr.data.masks import palette, read_mask, write_mask
 from advcam_attr.data.samples import SegmentationData
-from advcam_attr.networks.deeplab import MultiScale, load_deeplab
+from advcam_attr.networks.deeplab import DEEPLAB, MultiScale
+from advcam_attr.networks.net_file import load_net
 from advcam_attr.pipelines.evaluate import evaluate_masks
 from advcam_attr.pipelines.wsss import segment as segmentation
 from advcam_attr.pipelines.wsss.pseudo_masks import look_at_masks
@@ -65,7 +66,7 @@ def test_what_is_written(done, given):
         "deeplab/deeplab.safetensors", "deeplab/checkpoint.pt", "deeplab/log.jsonl", "deeplab/training.json",
         "predictions/val.json", *(f"predictions/val/00{n}.png" for n in range(3)),
     }  # fmt: skip
-    net, classes = load_deeplab(out / "deeplab" / "deeplab.safetensors")
+    net, classes = load_net(out / "deeplab" / "deeplab.safetensors", DEEPLAB)
     assert classes == ("red", "green", "blue")
     assert net.spec.num_labels == 4
     with Image.open(out / "predictions" / "val" / "000.png") as mask:
@@ -194,7 +195,7 @@ def test_a_second_run_does_nothing(done, given):
 
 
 def test_logits_equal_their_slow_rederivation(done, given):
-    net = MultiScale(load_deeplab(done[0] / "deeplab" / "deeplab.safetensors")[0]).eval()
+    net = MultiScale(load_net(done[0] / "deeplab" / "deeplab.safetensors", DEEPLAB)[0]).eval()
     pixels = to_bytes(read_rgb(given[0].samples[0].image))
     total = torch.zeros(4, 40, 56)
     for scale in (0.75, 1.5):
@@ -211,7 +212,7 @@ def test_logits_equal_their_slow_rederivation(done, given):
 
 
 def test_predictions_after_the_crf(done, given, tmp_path):
-    net, _ = load_deeplab(done[0] / "deeplab" / "deeplab.safetensors")
+    net, _ = load_net(done[0] / "deeplab" / "deeplab.safetensors", DEEPLAB)
     one = replace(given[1], samples=given[1].samples[:1])
     folder = predict(replace(SETTINGS, crf="deeplab"), net, one, tmp_path)
     assert folder == tmp_path / "predictions" / "val_crf"
@@ -321,7 +322,7 @@ def test_the_papers_numbers():
         ({"ema_decay": 1.0}, "ema_decay must lie in"),
         ({"loss": "focal"}, "unknown loss 'focal'"),
         ({"crf": "deplab"}, "unknown CRF recipe 'deplab'; did you mean 'deeplab'"),
-        ({"known_offset": 1}, "known_offset 1 has no file to go with"),
+        ({"class_offset": 1}, "class_offset 1 has no file to go with"),
         ({"known": "known.json", "trained": "net.safetensors"}, "known is the start of a training"),
     ],
 )
@@ -333,10 +334,10 @@ def test_settings_that_mean_nothing(options, message):
 def test_known_classes_that_the_backbone_has_not(tmp_path):
     file = tmp_path / "known.json"
     file.write_text('{"red": [1], "green": [2, 3, 4, 5, 6]}')
-    settings = replace(SETTINGS, model_args={"num_classes": 3}, known=file, known_offset=1)
+    settings = replace(SETTINGS, model_args={"num_classes": 3}, class_map=file, class_offset=1)
     expected = (
         r"timm/test_resnet has 3 classes and the new net 3: there is no 3, 4, 5 and 2 more; "
-        r"look at known \(.*known\.json\) and known_offset \(1\)$"
+        r"look at class_map \(.*known\.json\) and class_offset \(1\)$"
     )
     with pytest.raises(AdvCAMError, match=expected):
         settings.make_net(("red", "green"))
@@ -351,7 +352,7 @@ def test_two_ranks_train_and_label_as_one(done, tmp_path):
     subprocess.run(
         [*torchrun, str(script), str(tmp_path / "scenes"), "9", str(tmp_path / "out")], check=True, env=environment
     )
-    two = load_deeplab(tmp_path / "out" / "deeplab" / "deeplab.safetensors")[0].state_dict()
-    for name, value in load_deeplab(done[0] / "deeplab" / "deeplab.safetensors")[0].state_dict().items():
+    two = load_net(tmp_path / "out" / "deeplab" / "deeplab.safetensors", DEEPLAB)[0].state_dict()
+    for name, value in load_net(done[0] / "deeplab" / "deeplab.safetensors", DEEPLAB)[0].state_dict().items():
         torch.testing.assert_close(two[name], value, rtol=1e-3, atol=1e-4)
     assert len(list((tmp_path / "out" / "predictions" / "val").glob("*.png"))) == 3

@@ -1,0 +1,161 @@
+"""Files of trained networks: safetensors whose metadata say what the network is made of.
+
+The metadata hold the network's spec as JSON under the name of its kind, and ``classes`` (JSON), ``mean`` and ``std``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar, Generic, TypeVar
+
+from safetensors.torch import save
+from torch import nn
+
+from advcam_attr.files import write_bytes
+from advcam_attr.networks.backbone import Backbone
+from advcam_attr.networks.checkpoint import Checkpoint, load_weights, read_checkpoint
+from advcam_attr.types import AdvCAMError
+
+#: What specs called the fields of `Backbone` before it existed.
+_FLAT_FIELDS = {
+    "backbone": "name",
+    "model_args": "model_args",
+    "stride": "stride",
+    "lowered_by": "stride_mode",
+    "train_from": "train_from",
+}
+
+S = TypeVar("S", bound="NetSpec")
+N = TypeVar("N", bound=nn.Module)
+
+
+@dataclass(frozen=True)
+class NetSpec:
+    """What a network is made of, without its weights. Networks have theirs as ``spec``.
+
+    Attributes:
+        key: the kind's name in the metadata of files.
+        title: the kind's name in messages.
+        backbone: without the source of its weights, with the normalization.
+    """
+
+    key: ClassVar[str]
+    title: ClassVar[str]
+
+    backbone: Backbone
+
+    @property
+    def num_names(self) -> int:
+        """How many class names the network's file has."""
+        return 0
+
+
+@dataclass(frozen=True)
+class NetKind(Generic[S, N]):
+    """A kind of network that files hold.
+
+    Attributes:
+        spec: the class of its specs.
+        build: makes the network of a spec, with random weights.
+        published: reads the authors' files, which have no spec; None if there are none.
+    """
+
+    spec: type[S]
+    build: Callable[[S], N]
+    published: Callable[[Checkpoint], N] | None = None
+
+
+def save_net(path: Path, net: nn.Module, classes: Sequence[str] = (), notes: Mapping[str, str] | None = None) -> None:
+    """Write a network's weights, and in the metadata its spec, normalization and class names; equal nets, equal files.
+
+    Args:
+        path: ends in ``.safetensors``; written whole or not at all.
+        net: has a ``spec``.
+        classes: the names of the foreground classes.
+        notes: further metadata; `read_notes` returns them.
+
+    Raises:
+        AdvCAMError: the file cannot be written, or the number of names is wrong.
+
+    Example:
+        >>> save_net(Path("classifier.safetensors"), net, ["cat", "dog"])  # doctest: +SKIP
+    """
+    spec: Any = net.spec
+    if len(classes) != spec.num_names:
+        raise AdvCAMError(f"the {spec.title} has {spec.num_names} classes, but {len(classes)} names are given")
+    metadata = {
+        **(notes or {}),
+        spec.key: json.dumps(dataclasses.asdict(spec)),
+        "classes": json.dumps(list(classes), ensure_ascii=False),
+        "mean": " ".join(map(str, spec.backbone.mean)),
+        "std": " ".join(map(str, spec.backbone.std)),
+    }
+    weights = {key: value.detach().cpu().contiguous() for key, value in net.state_dict().items()}
+    write_bytes(path, _with_sorted_metadata(save(weights, metadata)))
+
+
+def load_net(source: str | Path | Checkpoint, kind: NetKind[S, N]) -> tuple[N, tuple[str, ...]]:
+    """Read a network that `save_net` wrote, or an authors' file where the kind has such.
+
+    Args:
+        source: the file, or what `read_checkpoint` returned for it.
+        kind: e.g. `advcam_attr.networks.cam_net.CAM_NET`.
+
+    Returns:
+        The network, in eval mode, on the CPU, and the names of its foreground classes (none in authors' files).
+
+    Raises:
+        AdvCAMError: the file is missing, damaged, or of another network; keys that do not fit are named.
+
+    Example:
+        >>> net, classes = load_net("classifier.safetensors", CAM_NET)  # doctest: +SKIP
+    """
+    checkpoint = source if isinstance(source, Checkpoint) else read_checkpoint(source)
+    if kind.published is not None and kind.spec.key not in checkpoint.metadata:
+        return kind.published(checkpoint), ()
+    spec, classes = _read_spec(checkpoint, kind.spec)
+    net = kind.build(replace(spec, backbone=replace(spec.backbone, random_weights=True)))
+    load_weights(net, checkpoint, f"the {spec.title} on {spec.backbone.name}")
+    return net, classes
+
+
+def read_notes(path: Path) -> Mapping[str, str]:
+    """Return the metadata of a file that `save_net` wrote; empty if there is no such file."""
+    return read_checkpoint(path).metadata if path.is_file() else {}
+
+
+def _read_spec(checkpoint: Checkpoint, spec: type[S]) -> tuple[S, tuple[str, ...]]:
+    try:
+        found: dict[str, Any] = json.loads(checkpoint.metadata[spec.key])
+        if isinstance(found["backbone"], str):
+            found = _nested(found, checkpoint.metadata)
+        names = {field.name for field in dataclasses.fields(spec)}
+        fields = {key: value for key, value in found.items() if key in names}
+        classes = json.loads(checkpoint.metadata.get("classes", "[]"))
+        return spec(**{**fields, "backbone": Backbone(**found["backbone"])}), tuple(map(str, classes))
+    except (KeyError, TypeError, ValueError) as error:
+        raise AdvCAMError(
+            f"{checkpoint.path} does not say which {spec.title} it holds; give a file that was trained here"
+        ) from error
+
+
+def _nested(spec: Mapping[str, Any], metadata: Mapping[str, str]) -> dict[str, Any]:
+    """A spec of before version 0.2, with the backbone's fields in one place."""
+    backbone = {new: spec[old] for old, new in _FLAT_FIELDS.items() if old in spec}
+    for name in ("mean", "std"):
+        backbone[name] = spec[name] if name in spec else [float(v) for v in metadata[name].split()]
+    return {**spec, "backbone": backbone}
+
+
+def _with_sorted_metadata(content: bytes) -> bytes:
+    """A safetensors file with its metadata sorted; the library shuffles them."""
+    size = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + size])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + content[8 + size :]
