@@ -302,7 +302,7 @@ def test_authors_files_load_by_their_own_keys(tmp_path, backbone, stride, prefix
     torch.save(content, tmp_path / "last_checkpoint.pth.tar")
     found, classes = load_wsol_net(tmp_path / "last_checkpoint.pth.tar", stride=stride)
     assert classes == ()
-    assert (found.spec.backbone, found.stride) == (backbone, stride)
+    assert (found.spec.backbone.name, found.stride) == (backbone, stride)
     assert same(found, net)
 
 
