@@ -20,7 +20,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.patches import Rectangle
 
-from advcam_attr.cli.wsol import CONFIGURED
+from advcam_attr.cli.wsol import CONFIG
 from advcam_attr.data.class_names import in_classes_of
 from advcam_attr.data.images import read_stored_rgb
 from advcam_attr.networks.load import read_labels
@@ -38,7 +38,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--count", type=int, default=12)
     options = parser.parse_args()
-    config = CONFIGURED.read(options.run / "config.json")
+    config = CONFIG.read(options.run / "config.json")
     data = read_split(config.data, config.data.score)
     if config.net is not None and config.net.labels is not None:
         data, _ = in_classes_of(data, read_labels(path_of(config.net.labels)))

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from advcam_attr.cli.wsss import CONFIGURED
+from advcam_attr.cli.wsss import CONFIG
 from advcam_attr.data.masks import mask_path, read_mask
 from advcam_attr.networks.irnet import IRNET
 from advcam_attr.networks.net_file import load_net
@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("--method", default="advcam")
     parser.add_argument("--ids", nargs="*", default=[])
     options = parser.parse_args()
-    config = CONFIGURED.read(config_of(options.run))
+    config = CONFIG.read(config_of(options.run))
     data = read_split(config.data, config.data.seeds or config.data.train)
     labelled = [sample for sample in data.samples if sample.labels]
     chosen = [sample for sample in labelled if sample.id in options.ids] or labelled[:: max(1, len(labelled) // 6)][:6]

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from advcam_attr.cli.wsss import CONFIGURED
+from advcam_attr.cli.wsss import CONFIG
 from advcam_attr.metrics.evaluation import MaskEvaluation, compare
 from advcam_attr.pipelines.config import config_of, with_paths
 from advcam_attr.pipelines.evaluate import evaluate_masks
@@ -35,7 +35,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)
-    config = CONFIGURED.read(config_of(options.run))
+    config = CONFIG.read(config_of(options.run))
     data, val = seeded_images(config), labelled_images(config)["val"]
     base = replace(with_paths(config.segmentation, "checkpoint", "trained", "class_map"), crf=None)
     table = ["| seed | CAM's masks | AdvCAM's masks | difference (90 % interval over images) |", "|---|---|---|---|"]

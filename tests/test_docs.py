@@ -48,7 +48,7 @@ def test_links_between_pages_lead_somewhere():
 
 def test_commands_of_the_documentation_exist():
     """Of every ``advcam`` line in a shell block, the words that name a command, and the configuration."""
-    from advcam_attr.cli import COMMANDS
+    from advcam_attr.cli.main import COMMANDS
     from advcam_attr.cli.parser import Group
 
     checked = 0
@@ -115,7 +115,7 @@ def test_requests_that_leave_a_page_are_found(extensions, text, suffix, found):
 def test_the_command_line_reference_has_every_command_and_option(extensions):
     from cli_reference import commands, options_of, shared_options
 
-    from advcam_attr.cli import COMMANDS
+    from advcam_attr.cli.main import COMMANDS
     from advcam_attr.cli.parser import Group
 
     listed = dict(commands())

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from jsonargparse import Namespace
 
 from advcam_attr.cli.attribute import add_climb_options, overrides_of, settings_of
-from advcam_attr.cli.options import MODEL_HELP, numbers
-from advcam_attr.cli.parser import Command, Parser
+from advcam_attr.cli.parser import MODEL_HELP, Command, Parser, numbers
+from advcam_attr.types import AdvCAMError
 
 if TYPE_CHECKING:
     from advcam_attr.data.samples import SegmentationData
@@ -47,7 +47,6 @@ def _add_options(parser: Parser) -> None:
 
 def _run(options: Namespace) -> int:
     from advcam_attr.pipelines.analyze import run as analyze
-    from advcam_attr.types import AdvCAMError
 
     if options.list:
         print(analyze.listing())
@@ -68,7 +67,6 @@ def _analyze_images(names: tuple[str, ...], options: Namespace) -> None:
     from advcam_attr.data.images import expand_images
     from advcam_attr.pipelines.analyze import run as analyze
     from advcam_attr.pipelines.analyze.images import ImageOptions
-    from advcam_attr.types import AdvCAMError
 
     chosen = ImageOptions(None if options.at is None else tuple(options.at), options.perplexity, options.reach,
                           seed=options.seed)  # fmt: skip
@@ -91,7 +89,6 @@ def _analyze_data(names: tuple[str, ...], options: Namespace) -> None:
     from advcam_attr.pipelines.analyze import run as analyze
     from advcam_attr.pipelines.analyze.seeds import SeedOptions
     from advcam_attr.pipelines.seed_settings import SeedSettings
-    from advcam_attr.types import AdvCAMError
 
     given = [o for o in ("run", "data", "demo") if options[o]]
     if len(given) != 1 or options.images:
@@ -120,12 +117,12 @@ def _without_scales(options: Namespace) -> dict[str, Any]:
 def _of_run(options: Namespace, made: dict[str, Any]) -> tuple[Any, SegmentationData, SeedSettings]:
     """Net, data and settings of a run folder; the recipe is the run's, with the command line's changes."""
     from advcam_attr.attr.adapters import base_of
-    from advcam_attr.cli.wsss import CONFIGURED
+    from advcam_attr.cli.wsss import OPTIONS
     from advcam_attr.pipelines.config import config_of
     from advcam_attr.pipelines.seed_settings import SeedSettings
     from advcam_attr.pipelines.wsss import stages as wsss
 
-    config = CONFIGURED.read(config_of(Path(options.run)))
+    config = OPTIONS.read(config_of(Path(options.run)))
     config = replace(config, run=options.run)
     data = wsss.read_split(config.data, config.data.score)
     net, mean, std = wsss.seed_net(config, data)
@@ -140,7 +137,6 @@ def _of_data(options: Namespace, made: dict[str, Any]) -> tuple[Any, Segmentatio
     from advcam_attr.pipelines.seed_settings import SeedSettings
     from advcam_attr.pipelines.wsss.config import DataConfig
     from advcam_attr.pipelines.wsss.stages import read_split
-    from advcam_attr.types import AdvCAMError
 
     if options.model is None:
         raise AdvCAMError(f"{options.name} needs a --model whose classes are those of --data")

@@ -8,60 +8,64 @@ from typing import TYPE_CHECKING, Any
 
 from jsonargparse import ActionYesNo, Namespace
 
-from advcam_attr.cli.options import MODEL_HELP, add_model_options, model_choice, numbers, parse_parts, path_of
-from advcam_attr.cli.parser import Command, Parser, fail
+from advcam_attr.cli.parser import (
+    MODEL_HELP,
+    Command,
+    Parser,
+    add_model_options,
+    model_choice,
+    numbers,
+    parse_parts,
+    path_of,
+    several,
+)
+from advcam_attr.types import AdvCAMError
 
 if TYPE_CHECKING:
     from advcam_attr.pipelines.attribute import Settings
 
-#: What can become of an image, in words for users.
-_STATUS = {"written": "done", "kept": "kept from before", "failed": "failed"}
+#: The words for what can happen to an image.
+_STATUS = {"written": "done", "kept": "cached", "failed": "failed"}
 
 
 def _add_options(parser: Parser) -> None:
+    parser.usage = "%(prog)s IMAGE... --model MODEL [options]"
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files and folders of them")
     parser.add_argument("--model", type=str, required=True, metavar="MODEL", help=MODEL_HELP)
-    parser.add_argument(
-        "--out", type=str, default="advcam_out", metavar="DIR", help="folder of the results (default: %(default)s)"
-    )
-    parser.add_argument("--overwrite", action="store_true", help="do everything anew, whatever is in the folder")
+    text = "folder of the results (default: %(default)s)"
+    parser.add_argument("--out", type=str, default="advcam_out", metavar="DIR", help=text)
+    parser.add_argument("--overwrite", action="store_true", help="recompute everything, whatever is in the folder")
     add_climb_options(parser)
 
 
 def add_climb_options(parser: Parser) -> None:
-    """Declare what says how images are attributed, but for the model's name."""
+    """Declare how images are attributed, except for the model's name."""
     add_model_options(parser)
-    parser.add_argument("--random-weights", action="store_true", help="use the model without training")
+    parser.add_argument("--random-weights", action="store_true", help="use the model without pretrained weights")
     parser.add_argument("--labels", type=str, metavar="FILE", help="class names, one a line")
-    parser.add_argument("--target", action="append", metavar="CLASS",
-                        help="an index, a class name, or top1, top2, ...; may be repeated (default: top1)")  # fmt: skip
-    parser.add_argument(
-        "--base", type=str, default="cam", help="cam, grad_cam, grad_cam++ or layer_cam (default: %(default)s)"
-    )
+    text = "an index, a class name, or top1, top2, ...; may be repeated (default: top1)"
+    parser.add_argument("--target", action="append", metavar="CLASS", help=text)
+    text = "cam, grad_cam, grad_cam++ or layer_cam (default: %(default)s)"
+    parser.add_argument("--base", type=str, default="cam", help=text)
     parser.add_argument("--recipe", type=str, default="auto", help="auto, official or paper (default: %(default)s)")
     parser.add_argument("--steps", type=int, metavar="T", help="steps of the climb (default: the recipe's)")
-    parser.add_argument("--flip", action=ActionYesNo(no_prefix="no-"), default=None,
-                        help="climb the mirror image, too (default: the recipe's)")  # fmt: skip
+    text = "climb the mirror image, too (default: the recipe's)"
+    parser.add_argument("--flip", action=ActionYesNo(no_prefix="no-"), default=None, help=text)
     parser.add_argument("--scales", type=float, nargs="+", metavar="S", help="image scales (default: the recipe's)")
-    parser.add_argument("--set", action="append", metavar="KEY=VALUE",
-                        help="another part of the recipe, e.g. objective=target; may be repeated")  # fmt: skip
+    text = "another part of the recipe, e.g. objective=target; may be repeated"
+    parser.add_argument("--set", action="append", metavar="KEY=VALUE", help=text)
     parser.add_argument("--layer", type=str, metavar="NAME", help="module whose output is mapped (default: found)")
-    parser.add_argument("--saliency", type=str, metavar="DIR",
-                        help="a saliency detector's pictures, foreground light, named as the images")  # fmt: skip
-    parser.add_argument("--probability", choices=["softmax", "sigmoid"], default="softmax",
-                        help="what turns logits into probabilities (default: %(default)s)")  # fmt: skip
-    parser.add_argument(
-        "--device",
-        type=str,
-        default="auto",
-        help="cpu, cuda, cuda:1, ...; auto, the default, takes a GPU if there is one",
-    )
-    parser.add_argument(
-        "--batch-size", type=int, default=8, metavar="N", help="maps made at once (default: %(default)s)"
-    )
+    text = "saliency maps, foreground bright, named as the images"
+    parser.add_argument("--saliency", type=str, metavar="DIR", help=text)
+    text = "maps logits to probabilities (default: %(default)s)"
+    parser.add_argument("--probability", choices=["softmax", "sigmoid"], default="softmax", help=text)
+    text = "cpu, cuda, cuda:1, ...; auto, the default, takes a GPU if there is one"
+    parser.add_argument("--device", type=str, default="auto", help=text)
+    text = "maps made at once (default: %(default)s)"
+    parser.add_argument("--batch-size", type=int, default=8, metavar="N", help=text)
 
 
-def _run(options: Namespace) -> int:
+def _run(options: Namespace) -> None:
     from tqdm import tqdm
 
     from advcam_attr.data.images import expand_images
@@ -83,20 +87,14 @@ def _run(options: Namespace) -> int:
                     f"probability {at.probability[0]:.3f} -> {at.probability[-1]:.3f}: {Path(options.out, one.overlay)}"
                 )
     if len(images) == 1 and errors:
-        return fail(errors[0])
+        raise AdvCAMError(errors[0])
     print("; ".join(f"{what}: {counts[status]}" for status, what in _STATUS.items()) + f"; results in {options.out}")
     if errors:
-        more = f"; and {len(errors) - 5} more" if len(errors) > 5 else ""
-        return fail(f"{len(errors)} of {len(images)} images could not be used: {'; '.join(errors[:5])}{more}")
-    return 0
+        raise AdvCAMError(f"{len(errors)} of {len(images)} images could not be used: {several(errors)}")
 
 
 def settings_of(options: Namespace, model: str) -> Settings:
-    """What `add_climb_options` has declared.
-
-    Raises:
-        AdvCAMError: a part of the recipe is given in two ways.
-    """
+    """Return the settings that the options of `add_climb_options` give."""
     from advcam_attr.pipelines.attribute import Settings
 
     return Settings(
@@ -114,13 +112,7 @@ def settings_of(options: Namespace, model: str) -> Settings:
 
 
 def overrides_of(options: Namespace) -> dict[str, Any]:
-    """The recipe's parts that are given as options of their own and by ``--set``.
-
-    Raises:
-        AdvCAMError: a part is given both ways.
-    """
-    from advcam_attr.types import AdvCAMError
-
+    """Return the parts of the recipe that are given as options of their own and by ``--set``."""
     parts = parse_parts(options.set)
     given = {"steps": options.steps, "flip": options.flip, "scales": numbers(options.scales)}
     given = {key: value for key, value in given.items() if value is not None}
@@ -129,4 +121,4 @@ def overrides_of(options: Namespace) -> dict[str, Any]:
     return parts | given
 
 
-COMMAND = Command("map where a model sees classes in images", _add_options, _run)
+COMMAND = Command("map the evidence of classes in images", _add_options, _run)

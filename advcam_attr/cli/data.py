@@ -1,4 +1,4 @@
-"""``advcam data``: what there is of a data set."""
+"""``advcam data``: checks of data sets on disk."""
 
 from __future__ import annotations
 
@@ -10,10 +10,9 @@ from advcam_attr.cli.parser import Command, Group, Parser
 
 
 def _add_check(parser: Parser) -> None:
-    parser.add_argument(
-        "root", metavar="ROOT", help="folder of PASCAL VOC, MS COCO, CUB, ImageNet or lists of Choe et al., or above it"
-    )
-    parser.add_argument("--deep", action="store_true", help="open every picture and mask, too")
+    text = "folder of PASCAL VOC, MS COCO, CUB, ImageNet or the lists of Choe et al., or above it"
+    parser.add_argument("root", metavar="ROOT", help=text)
+    parser.add_argument("--deep", action="store_true", help="open every image and mask, too")
     parser.add_argument("--workers", type=int, default=0, metavar="N", help="processes that open them (default: none)")
 
 
@@ -27,5 +26,5 @@ def _check(options: Namespace) -> int:
 
 GROUP = Group(
     "data sets on disk",
-    {"check": Command("tell what is there, what is missing, and counts by split and class", _add_check, _check)},
+    {"check": Command("list what is there and what is missing, with counts by split and class", _add_check, _check)},
 )

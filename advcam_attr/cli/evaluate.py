@@ -1,4 +1,4 @@
-"""``advcam evaluate``: scores of what is on disk."""
+"""``advcam evaluate``: scores of results on disk."""
 
 from __future__ import annotations
 
@@ -7,21 +7,19 @@ from pathlib import Path
 
 from jsonargparse import Namespace
 
-from advcam_attr.cli.options import add_archive_options, path_of
-from advcam_attr.cli.parser import Command, Group, Parser, fail
+from advcam_attr.cli.parser import Command, Group, Parser, add_archive_options, path_of
 
 
 def _add_seeds(parser: Parser) -> None:
     parser.add_argument("run", metavar="RUN", help="run folder of advcam wsss, wherever it was made")
 
 
-def _seeds(options: Namespace) -> int:
-    from advcam_attr.cli.wsss import CONFIGURED
+def _seeds(options: Namespace) -> None:
+    from advcam_attr.cli.wsss import OPTIONS
     from advcam_attr.pipelines.config import config_of
     from advcam_attr.pipelines.wsss.score import evaluate
 
-    evaluate(replace(CONFIGURED.read(config_of(Path(options.run))), run=options.run))
-    return 0
+    evaluate(replace(OPTIONS.read(config_of(Path(options.run))), run=options.run))
 
 
 def _add_masks(parser: Parser) -> None:
@@ -29,11 +27,11 @@ def _add_masks(parser: Parser) -> None:
     parser.add_argument("--root", type=str, required=True, metavar="DIR", help="folder of the data set")
     parser.add_argument("--kind", choices=["voc", "coco"], default="voc", help="of data set (default: %(default)s)")
     parser.add_argument("--split", type=str, default="train", help="images to score (default: %(default)s)")
-    parser.add_argument("--allow-missing", action="store_true", help="score the others where label maps are missing")
+    parser.add_argument("--allow-missing", action="store_true", help="ignore images without a label map")
     parser.add_argument("--out", type=str, metavar="DIR", help="folder for evaluation.json (default: FOLDER's parent)")
 
 
-def _masks(options: Namespace) -> int:
+def _masks(options: Namespace) -> None:
     from advcam_attr.pipelines.evaluate import evaluate_masks, left_out, write_mask_evaluation
     from advcam_attr.pipelines.wsss.config import DataConfig
     from advcam_attr.pipelines.wsss.stages import read_split
@@ -47,8 +45,7 @@ def _masks(options: Namespace) -> int:
     print(f"mIoU {100 * scores.mean_iou:.1f}, precision {100 * scores.precision:.1f}, recall {100 * scores.recall:.1f}")
     for line in left_out(found.scope):
         print(line)
-    print(f"wrote {write_mask_evaluation(found, Path(options.out) if options.out else folder.parent)}")
-    return 0
+    print(f"wrote {write_mask_evaluation(found, path_of(options.out) or folder.parent)}")
 
 
 def _add_submission(parser: Parser) -> None:
@@ -56,21 +53,21 @@ def _add_submission(parser: Parser) -> None:
     add_archive_options(parser)
 
 
-def _submission(options: Namespace) -> int:
+def _submission(options: Namespace) -> None:
     from advcam_attr.pipelines.wsss.submission import check_submitted
+    from advcam_attr.types import AdvCAMError
 
     problems = check_submitted(Path(options.file), path_of(options.list), path_of(options.images))
     if problems:
-        return fail(f"{options.file} is nothing for the test server: {'; '.join(problems)}")
-    print(f"{options.file} is what PASCAL VOC's test server takes")
-    return 0
+        raise AdvCAMError(f"{options.file} is no valid submission: {'; '.join(problems)}")
+    print(f"{options.file} is a valid submission to PASCAL VOC's test server")
 
 
 GROUP = Group(
-    "scores of what is on disk",
+    "scores of results on disk",
     {
         "seeds": Command("score the seeds of a run, beside the paper's tables", _add_seeds, _seeds),
-        "masks": Command("score label maps on a data set's masks", _add_masks, _masks),
+        "masks": Command("score label maps against a data set's masks", _add_masks, _masks),
         "submission": Command("check an archive for PASCAL VOC's test server", _add_submission, _submission),
     },
 )

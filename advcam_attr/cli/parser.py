@@ -1,177 +1,285 @@
-"""Commands in; a parser of their command lines, and its errors in the words of users, out."""
+"""Parsers of the command line: sub-commands that declare their options on first use, and one-line errors."""
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import re
-import sys
-from argparse import HelpFormatter
+from argparse import SUPPRESS, Action, HelpFormatter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
-from typing import Any, NoReturn
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
 
-from jsonargparse import ArgumentParser, Namespace
+import yaml
+from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
+
+from advcam_attr.registry import nearest
+from advcam_attr.types import AdvCAMError
+
+if TYPE_CHECKING:
+    from advcam_attr.pipelines.model import ModelChoice
+
+C = TypeVar("C")
+
+MODEL_HELP = "timm/NAME, torchvision/NAME or package.module:factory"
 
 
-class UsageError(Exception):
-    """A command line that cannot be understood."""
-
-
-class Parser(ArgumentParser):
-    """A parser whose errors are one line, with the nearest option for a misspelt one."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, allow_abbrev=False, formatter_class=HelpFormatter, **kwargs)
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        raise UsageError(message) from ex
+class UsageError(AdvCAMError):
+    """A command line or configuration file that does not parse."""
 
 
 @dataclass(frozen=True)
 class Command:
-    """What can be asked for by one word.
+    """A command.
 
     Attributes:
-        text: what it does, for the help.
-        add_options: declares its options.
-        run: does it, given the options; returns the exit code.
+        help: Summary for the help.
+        add_options: Declares its options; imports nothing heavy.
+        run: Runs it and returns the exit code; None is 0.
     """
 
-    text: str
+    help: str
     add_options: Callable[[Parser], None]
-    run: Callable[[Namespace], int]
+    run: Callable[[Namespace], int | None]
 
 
 @dataclass(frozen=True)
 class Group:
-    """Commands that a word of their own goes before."""
+    """Commands below a common first word."""
 
-    text: str
-    commands: Mapping[str, Command]
-
-
-def fail(message: str) -> int:
-    """Tell an error of the user in one line; the exit code."""
-    print(f"advcam: error: {' '.join(message.split())}", file=sys.stderr)
-    return 2
+    help: str
+    commands: Mapping[str, Command | Group]
 
 
-class CommandLine:
-    """A tree of commands and a command line in; what it asks for out.
+class _Formatter(HelpFormatter):
+    def __init__(self, prog: str, **kwargs: Any) -> None:
+        super().__init__(prog, **{"max_help_position": 40, **kwargs})
 
-    Options are declared of the command that is asked for alone, as that may import what others need not wait for.
+
+class Parser(ArgumentParser):
+    """A parser that declares the options of its command when it is first used, and raises `UsageError`."""
+
+    def __init__(self, command: Command | Group | None = None, **kwargs: Any) -> None:
+        super().__init__(allow_abbrev=False, formatter_class=_Formatter, **kwargs)
+        self.children: dict[str, Parser] = {}
+        self.config: type[Any] | None = None
+        self._command = command
+
+    def declared(self) -> Parser:
+        """Return the parser itself with its sub-commands or options."""
+        command, self._command = self._command, None
+        if isinstance(command, Group):
+            subcommands = self.add_subcommands(dest="command", metavar="COMMAND", title="commands", description=None)
+            for name, child in command.commands.items():
+                parser = self.children[name] = Parser(child, description=child.help)
+                subcommands.add_subcommand(name, parser, help=child.help)
+                parser.prog = f"{self.prog} {name}"
+        elif command is not None:
+            command.add_options(self)
+            self.add_argument("--quiet", action="store_true", help="show warnings and results only")
+            self.add_argument("--verbose", action="store_true", help="show debugging messages, too")
+        return self
+
+    def parse_args(self, args: Sequence[str], *rest: Any, **kwargs: Any) -> Namespace:
+        """Parse words, which are compared with the known options and commands first."""
+        self.declared()
+        self._check_words(args)
+        return super().parse_args(args, *rest, **kwargs)
+
+    def validate(self, namespace: Namespace, *rest: Any, **kwargs: Any) -> None:
+        """Check the values of all options, and that the required ones are given."""
+        missing = [
+            typed(a) for a in self._actions if a.required and not self.children and namespace.get(a.dest) is None
+        ]
+        if missing:
+            needs = f"{self.prog.partition(' ')[2]} needs {' and '.join(missing)}"
+            raise UsageError(needs + (", or --config FILE" if "--config" in self._option_string_actions else ""))
+        super().validate(namespace, *rest, **kwargs)
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Raise the library's message as a `UsageError`."""
+        raise UsageError(message) from ex
+
+    def check_keys(self, values: Mapping[str, Any], section: str = "") -> None:
+        """Compare the keys of a configuration file with the known options."""
+        known = {a.dest[len(section) :].partition(".")[0] for a in self._actions if a.dest.startswith(section)}
+        for key, value in values.items():
+            name = f"{section}{key}"
+            if key not in known:
+                raise UsageError(f"the configuration has no {name!r}{nearest(key, known)}")
+            if name in self.groups and isinstance(value, Mapping):
+                self.check_keys(value, f"{name}.")
+
+    def _check_words(self, words: Sequence[str]) -> None:
+        if self.children and not words:
+            raise UsageError(f"give a command: {', '.join(self.children)}; see {self.prog} --help")
+        for word in words:
+            if word == "--":
+                return
+            option = word.partition("=")[0]
+            if option.startswith("--") and not self._knows(option):
+                options = [o for a in self._actions if a.help is not SUPPRESS for o in a.option_strings]
+                raise UsageError(f"unknown option {option}{nearest(option, options)}")
+            if self.children and not word.startswith("-"):
+                if word not in self.children:
+                    what = f"{self.prog} command".partition(" ")[2]
+                    raise UsageError(f"unknown {what} {word!r}{nearest(word, self.children)}")
+                return
+
+    def _knows(self, option: str) -> bool:
+        """Whether an option exists, or is an item of a dictionary or of an optional section."""
+        containers = (o for o, a in self._option_string_actions.items() if a.dest not in self.groups)
+        return option in self._option_string_actions or any(option.startswith(f"{o}.") for o in containers)
+
+
+class _ConfigFile(ActionConfigFile):
+    """The option ``--config``, whose file is checked for unknown keys before it is applied."""
+
+    def __call__(self, parser: Parser, namespace: Namespace, value: str, option_string: str | None = None) -> None:
+        from advcam_attr.pipelines.config import check_keys as check_renamed
+
+        try:
+            values = yaml.safe_load(Path(value).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise UsageError(f"no such configuration: {value} ({error.strerror})") from error
+        except (UnicodeDecodeError, yaml.YAMLError) as error:
+            raise UsageError(f"{value} is not a YAML file: {error}") from error
+        if not isinstance(values, Mapping):
+            raise UsageError(f"{value} holds no configuration: it takes KEY: VALUE lines")
+        if parser.config is not None:
+            check_renamed(parser.config, values)
+        parser.check_keys(values)
+        super().__call__(parser, namespace, value, option_string)
+
+
+class ConfigOptions(Generic[C]):
+    """``--config FILE`` and the values of a configuration as options.
 
     Args:
-        commands: by name.
-        description: for the help.
-        version: what ``--version`` prints.
-        argv: the command line.
+        kind: Dataclass of the configuration, as ``module:name``; imported when a command needs it.
+        example: A file of it.
     """
 
-    def __init__(
-        self, commands: Mapping[str, Command | Group], description: str, version: str, argv: Sequence[str]
-    ) -> None:
-        self.argv = list(argv)
-        self._commands: dict[tuple[str, ...], Command] = {}
-        self._parsers: dict[tuple[str, ...], Parser] = {}
-        top = self._add((), Parser(prog="advcam", description=description))
-        top.add_argument("--version", action="version", version=version)
-        self._add_commands((), commands)
+    def __init__(self, kind: str, example: str) -> None:
+        self._kind, self._example = kind, example
 
-    def parse(self) -> tuple[Command, Namespace]:
-        """The command that is asked for, and its options.
+    def options(self, *sections: str) -> Callable[[Parser], None]:
+        """Return what declares ``--config`` and all values; the help shows ``run`` and these sections alone."""
+
+        def add_options(parser: Parser) -> None:
+            first = len(parser._actions)
+            text = f"YAML file of these values and of the other stages', e.g. {self._example}"
+            parser.add_argument("--config", action=_ConfigFile, metavar="FILE", help=text)
+            parser.config = self._load()
+            parser.add_class_arguments(parser.config, None)
+            parser.usage = "%(prog)s [--config FILE] [options]"
+            shown = ("run", *sections)
+            for action in parser._actions[first + 1 :]:
+                _describe(action, action.dest.partition(".")[0] in shown and action.dest not in parser.groups)
+            for name, group in parser.groups.items():
+                group.title, group.description = (name, None)
+
+        return add_options
+
+    def of(self, options: Namespace) -> C:
+        """Return the configuration among a command's parsed options."""
+        kind = self._load()
+        return kind(**{field.name: options[field.name] for field in dataclasses.fields(kind)})
+
+    def read(self, path: Path) -> C:
+        """Return the configuration that a run folder keeps.
 
         Raises:
-            UsageError: it cannot be understood; the message is one line for users.
-            SystemExit: help or the version was asked for, and printed.
+            AdvCAMError: The file is damaged.
         """
-        path = self._path()
+        parser = Parser(Command("", self.options(), lambda options: None), prog=f"advcam {path}")
         try:
-            options = self._parsers[path].parse_args(self.argv[len(path) :])
-        except UsageError as error:
-            raise UsageError(self._explain(str(error))) from error
-        except UnicodeDecodeError as error:
-            raise UsageError("the configuration is not UTF-8 text") from error
-        return self._commands[path], options
+            return self.of(parser.instantiate(parser.parse_args(["--config", str(path)])))
+        except (AdvCAMError, TypeError) as error:
+            raise AdvCAMError(
+                f"{path} is damaged ({error}); run a stage again, with --config, to rewrite it"
+            ) from error
 
-    def _add(self, path: tuple[str, ...], parser: Parser) -> Parser:
-        self._parsers[path] = parser
-        return parser
-
-    def _add_commands(self, path: tuple[str, ...], commands: Mapping[str, Command | Group]) -> None:
-        subcommands = self._parsers[path].add_subcommands(dest="command", metavar="COMMAND")
-        for name, command in commands.items():
-            here = (*path, name)
-            parser = self._add(here, Parser(prog=" ".join(("advcam", *here)), description=command.text))
-            if isinstance(command, Command):
-                self._commands[here] = command
-                if self.argv[: len(here)] == list(here):
-                    command.add_options(parser)
-            subcommands.add_subcommand(name, parser, help=command.text)
-            parser.prog = " ".join(("advcam", *here))
-        for name, command in commands.items():
-            if isinstance(command, Group):
-                self._add_commands((*path, name), command.commands)
-
-    def _path(self) -> tuple[str, ...]:
-        """The words that the command line begins with and that name a command."""
-        path: tuple[str, ...] = ()
-        for word in self.argv:
-            if (*path, word) not in self._parsers:
-                break
-            path = (*path, word)
-        return path
-
-    def _below(self, path: tuple[str, ...]) -> list[str]:
-        return [known[-1] for known in self._parsers if len(known) == len(path) + 1 and known[: len(path)] == path]
-
-    def _explain(self, message: str) -> str:
-        """A parser's message in the words of the command line."""
-        message = " ".join(message.split())
-        path = self._path()
-        parser, known = self._parsers[path], self._below(path)
-        here = " ".join(("advcam", *path))
-        if unknown := re.match(r"unrecognized arguments: (\S+)", message):
-            name = unknown[1].split("=")[0]
-            close = get_close_matches(name, [o for a in parser._actions for o in a.option_strings], n=1)
-            return f"unknown option {name}" + (f"; did you mean {close[0]}?" if close else f"; see {here} --help")
-        if choice := re.match(r"argument (\S+): invalid choice: '(.*)' \(choose from (.*)\)", message):
-            word = choice[2]
-            if choice[1].startswith("-"):
-                return f"{choice[1]} takes one of {choice[3]}, got {word!r}"
-            close = get_close_matches(word, known, n=1)
-            asked = " ".join((*path, "command")) if path else "command"
-            return f"unknown {asked} {word!r}; " + (
-                f"did you mean {close[0]}?" if close else f"there are {', '.join(known)}"
-            )
-        if "command" in message and "expected" in message and known:
-            return f"give a command: {', '.join(known)}; see {here} --help"
-        if missing := re.match(r"the following arguments are required: (.+)", message):
-            names = missing[1].split(", ")
-            or_config = ", or --config FILE" if "--config" in parser._option_string_actions else ""
-            return " ".join(path) + " needs " + " and ".join(_as_typed(name, parser) for name in names) + or_config
-        if missing := re.match(r'Parser key "config": File does not exist: (.+)', message):
-            return f"no such configuration: {missing[1]}"
-        if unknown := re.match(r"Option '([\w.]+)' is not accepted", message):
-            name = unknown[1].split(".")[0]
-            close = get_close_matches(name, {a.dest.split(".")[0] for a in parser._actions}, n=1)
-            return f"the configuration has no part {name!r}" + (f"; did you mean {close[0]!r}?" if close else "")
-        if unknown := re.match(r"Group '([\w.]+)' does not accept option '(\w+)'", message):
-            known = [a.dest.rsplit(".", 1)[-1] for a in parser._actions if a.dest.startswith(unknown[1] + ".")]
-            close = get_close_matches(unknown[2], known, n=1)
-            return f"{unknown[1]} has no value {unknown[2]!r}; " + (
-                f"did you mean {close[0]!r}?" if close else f"there are {', '.join(known)}"
-            )
-        if wrong := re.match(r'Parser key "([\w.]+)"[^:]*: (?:Expected an? (.+?)\. )?Got value: (.*)', message):
-            kind = {"<class 'int'>": "a whole number", "<class 'float'>": "a number", "<class 'dict'>": "JSON, {...}"}
-            name = _as_typed(wrong[1], parser)
-            return f"{name} takes {kind.get(wrong[2], wrong[2])}, got {wrong[3]}"
-        return message
+    def _load(self) -> Any:
+        module, _, name = self._kind.partition(":")
+        return getattr(import_module(module), name)
 
 
-def _as_typed(name: str, parser: Parser) -> str:
-    """An argument's name as users type it."""
-    action = next((a for a in parser._actions if a.dest == name), None)
-    if action is None:
-        return name
+def _describe(action: Action, shown: bool) -> None:
+    """Shorten the help of a configuration's value to one sentence and its default; hide other sections'."""
+    if action.dest == "print_config":
+        action.help, action.metavar = "print the configuration that results and exit", ""
+    elif not shown:
+        action.help = SUPPRESS
+    else:
+        text = re.split(r"\.\s+(?=[A-Z])|;", " ".join((action.help or "").split()).replace("`", ""))[0].rstrip(".")
+        default = "" if action.default in (None, {}, False, SUPPRESS) else f" (default: {action.default})"
+        action.help = f"{text}{default}".replace("%", "%%")
+        action.metavar = action.metavar or "VALUE"
+
+
+def typed(action: Action) -> str:
+    """Return an option's name as it is typed."""
     return action.option_strings[0] if action.option_strings else str(action.metavar)
+
+
+def add_model_options(parser: Parser) -> None:
+    """Declare how a model is loaded."""
+    parser.add_argument("--model-args", type=dict[str, Any], default={}, metavar="JSON",
+                        help="""arguments of the model, e.g. '{"num_classes": 20}'""")  # fmt: skip
+    parser.add_argument("--checkpoint", type=str, metavar="FILE", help="weights: safetensors, or torch's plain weights")
+    parser.add_argument("--input-size", type=int, metavar="PIXELS", help="input size (default: the model's own)")
+    for name in ("mean", "std"):
+        text = f"{name} of the normalization: one or three numbers (default: the model's own)"
+        parser.add_argument(f"--{name}", type=float, nargs="+", metavar="X", help=text)
+
+
+def add_archive_options(parser: Parser) -> None:
+    """Declare what an archive for a test server is compared with."""
+    parser.add_argument("--list", type=str, metavar="LIST", help="the images' ids: ImageSets/Segmentation/test.txt")
+    parser.add_argument("--images", type=str, metavar="DIR", help="folder of the images, whose sizes are compared")
+
+
+def model_choice(spec: str, options: Namespace, random_weights: bool, labels: str | None = None) -> ModelChoice:
+    """Return the model that a specification and `add_model_options` name."""
+    from advcam_attr.pipelines.model import ModelChoice
+
+    return ModelChoice(
+        spec,
+        model_args=options.model_args,
+        checkpoint=path_of(options.checkpoint),
+        random_weights=random_weights,
+        labels=path_of(labels),
+        mean=numbers(options.mean),
+        std=numbers(options.std),
+        input_size=options.input_size,
+    )
+
+
+def path_of(text: str | None) -> Path | None:
+    return None if text is None else Path(text)
+
+
+def numbers(values: Sequence[float] | None) -> tuple[float, ...] | None:
+    return None if values is None else tuple(values)
+
+
+def parse_parts(items: Sequence[str] | None) -> dict[str, Any]:
+    """Parse the parts of a recipe from ``KEY=VALUE`` items; values are JSON where they parse as such."""
+    parts: dict[str, Any] = {}
+    for item in items or []:
+        key, equals, value = item.partition("=")
+        if not equals or not key:
+            raise AdvCAMError(f"--set takes KEY=VALUE, got {item!r}")
+        try:
+            parts[key] = json.loads(value)
+        except ValueError:
+            parts[key] = value
+    return parts
+
+
+def several(errors: Sequence[str]) -> str:
+    """Join the first five messages and count the others."""
+    return "; ".join(errors[:5]) + (f"; and {len(errors) - 5} more" if len(errors) > 5 else "")

@@ -3,84 +3,71 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from jsonargparse import Namespace
 
-from advcam_attr.cli.configured import Configured
-from advcam_attr.cli.parser import Command, Group, Parser, fail
+from advcam_attr.cli.parser import Command, ConfigOptions, Group, Parser, several
+from advcam_attr.types import AdvCAMError
 
 if TYPE_CHECKING:
     from advcam_attr.pipelines.seeds import SeedSummary
     from advcam_attr.pipelines.wsol.config import WSOLConfig
 
-
-def _load() -> type[WSOLConfig]:
-    from advcam_attr.pipelines.wsol.config import WSOLConfig
-
-    return WSOLConfig
+OPTIONS: ConfigOptions[WSOLConfig] = ConfigOptions("advcam_attr.pipelines.wsol.config:WSOLConfig", "configs/cub.yaml")
 
 
-CONFIGURED: Configured[WSOLConfig] = Configured(_load, "wsol", "configs/cub.yaml")
-
-
-def _stage(run: Callable[[WSOLConfig, Namespace], int]) -> Callable[[Namespace], int]:
-    def command(options: Namespace) -> int:
-        return run(CONFIGURED.of(options), options)
-
-    return command
-
-
-def _classifier(config: WSOLConfig, options: Namespace) -> int:
+def _classifier(options: Namespace) -> None:
     from advcam_attr.pipelines.wsol import run as wsol
 
-    for subject, result in wsol.train(config).items():
+    for subject, result in wsol.train(OPTIONS.of(options)).items():
         if result.val_top1 is not None:
             print(f"{subject.name}, seed {subject.seed}: validation top-1 {100 * result.val_top1:.1f}")
-    return 0
-
-
-def _maps(config: WSOLConfig, options: Namespace) -> int:
-    from advcam_attr.pipelines.wsol import run as wsol
-
-    return _code(wsol.make_maps(config, overwrite=options.overwrite, show_progress=sys.stderr.isatty()))
-
-
-def _evaluate(config: WSOLConfig, options: Namespace) -> int:
-    from advcam_attr.pipelines.wsol import run as wsol
-
-    wsol.evaluate(config)
-    return 0
-
-
-def _run(config: WSOLConfig, options: Namespace) -> int:
-    from advcam_attr.pipelines.wsol import run as wsol
-
-    return _code(wsol.run(config, show_progress=sys.stderr.isatty()))
-
-
-def _code(summaries: Iterable[SeedSummary]) -> int:
-    failed = [f"{id}: {reason}" for one in summaries for id, reason in one.failed]
-    if not failed:
-        return 0
-    more = f"; and {len(failed) - 5} more" if len(failed) > 5 else ""
-    return fail(f"{len(failed)} maps could not be made: {'; '.join(failed[:5])}{more}")
 
 
 def _add_map_options(parser: Parser) -> None:
-    CONFIGURED.add_options(parser)
-    parser.add_argument("--overwrite", action="store_true", help="make all maps anew, whatever is in the folder")
+    OPTIONS.options("data", "net", "name", "maps", "runtime")(parser)
+    parser.add_argument("--overwrite", action="store_true", help="recompute all maps, whatever is in the folder")
+
+
+def _maps(options: Namespace) -> None:
+    from advcam_attr.pipelines.wsol import run as wsol
+
+    progress = sys.stderr.isatty()
+    _require_all(wsol.make_maps(OPTIONS.of(options), overwrite=options.overwrite, show_progress=progress))
+
+
+def _evaluate(options: Namespace) -> None:
+    from advcam_attr.pipelines.wsol import run as wsol
+
+    wsol.evaluate(OPTIONS.of(options))
+
+
+def _run(options: Namespace) -> None:
+    from advcam_attr.pipelines.wsol import run as wsol
+
+    _require_all(wsol.run(OPTIONS.of(options), show_progress=sys.stderr.isatty()))
+
+
+def _require_all(summaries: Iterable[SeedSummary]) -> None:
+    failed = [f"{id}: {reason}" for one in summaries for id, reason in one.failed]
+    if failed:
+        raise AdvCAMError(f"{len(failed)} maps could not be made: {several(failed)}")
 
 
 GROUP = Group(
     "weakly supervised localization, stage by stage",
     {
-        "classifier": Command("train the classifiers on image labels", CONFIGURED.add_options, _stage(_classifier)),
-        "maps": Command("make maps of every image's class, by CAM and AdvCAM", _add_map_options, _stage(_maps)),
-        "evaluate": Command(
-            "score the maps' boxes, beside the paper's tables", CONFIGURED.add_options, _stage(_evaluate)
+        "classifier": Command(
+            "train the classifiers on image labels",
+            OPTIONS.options("data", "classifier", "trainings", "seeds", "runtime"),
+            _classifier,
         ),
-        "run": Command("all stages, one after the other", CONFIGURED.add_options, _stage(_run)),
+        "maps": Command("make maps of every image's class, by CAM and AdvCAM", _add_map_options, _maps),
+        "evaluate": Command(
+            "score the maps' boxes, beside the paper's tables", OPTIONS.options("data", "score", "runtime"), _evaluate
+        ),
+        "run": Command("run all stages", OPTIONS.options("data", "runtime"), _run),
     },
 )

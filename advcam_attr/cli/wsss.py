@@ -3,133 +3,110 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jsonargparse import Namespace
 
-from advcam_attr.cli.configured import Configured
-from advcam_attr.cli.options import add_archive_options, path_of
-from advcam_attr.cli.parser import Command, Group, Parser
+from advcam_attr.cli.parser import Command, ConfigOptions, Group, Parser, add_archive_options, path_of
 
 if TYPE_CHECKING:
     from advcam_attr.pipelines.wsss.config import WSSSConfig
 
-
-def _load() -> type[WSSSConfig]:
-    from advcam_attr.pipelines.wsss.config import WSSSConfig
-
-    return WSSSConfig
+OPTIONS: ConfigOptions[WSSSConfig] = ConfigOptions("advcam_attr.pipelines.wsss.config:WSSSConfig", "configs/voc.yaml")
 
 
-CONFIGURED: Configured[WSSSConfig] = Configured(_load, "wsss", "configs/voc.yaml")
-
-
-def _stage(run: Callable[[WSSSConfig, Namespace], int]) -> Callable[[Namespace], int]:
-    def command(options: Namespace) -> int:
-        return run(CONFIGURED.of(options), options)
-
-    return command
-
-
-def _classifier(config: WSSSConfig, options: Namespace) -> int:
+def _classifier(options: Namespace) -> None:
     from advcam_attr.pipelines.wsss import stages as wsss
 
-    result = wsss.train(config)
+    result = wsss.train(OPTIONS.of(options))
     if result.val_map is not None:
         print(f"validation mAP {100 * result.val_map:.1f}, loss {result.val_loss:.4f}")
-    return 0
 
 
-def _seeds(config: WSSSConfig, options: Namespace) -> int:
+def _add_seed_options(parser: Parser) -> None:
+    OPTIONS.options("data", "seeds", "runtime")(parser)
+    parser.add_argument("--overwrite", action="store_true", help="recompute all maps, whatever is in the folder")
+
+
+def _seeds(options: Namespace) -> None:
     from advcam_attr.pipelines.wsss import stages as wsss
 
+    config = OPTIONS.of(options)
     wsss.require_all(wsss.seeds(config, overwrite=options.overwrite, show_progress=sys.stderr.isatty()))
-    return 0
 
 
 def _add_refine_options(parser: Parser) -> None:
-    CONFIGURED.add_options(parser)
+    OPTIONS.options("data", "refine", "runtime")(parser)
     parser.add_argument("--method", choices=["irn", "psa"], help="in place of refine.method")
-    parser.add_argument("--crf", action="store_true", help="put the seeds through a dense CRF, too: Table I's + CRF")
+    parser.add_argument("--crf", action="store_true", help="refine the seeds by a dense CRF, too: Table I's + CRF")
     parser.add_argument("--saliency", type=str, metavar="DIR", help="in place of refine.saliency: maps named as images")
 
 
-def _refine(config: WSSSConfig, options: Namespace) -> int:
+def _refine(options: Namespace) -> None:
     from advcam_attr.pipelines.wsss import stages as wsss
 
+    config = OPTIONS.of(options)
     changes: dict[str, Any] = {"method": options.method, "saliency": options.saliency}
     changes = {name: value for name, value in changes.items() if value is not None}
     changes |= {"crf": ("seeds",)} if options.crf else {}
     wsss.refine_seeds(replace(config, refine=replace(config.refine, **changes)))
-    return 0
 
 
-def _segment(config: WSSSConfig, options: Namespace) -> int:
+def _segment(options: Namespace) -> None:
     from advcam_attr.pipelines.wsss import stages as wsss
 
-    wsss.segment_masks(config)
-    return 0
+    wsss.segment_masks(OPTIONS.of(options))
 
 
-def _evaluate(config: WSSSConfig, options: Namespace) -> int:
+def _evaluate(options: Namespace) -> None:
     from advcam_attr.pipelines.wsss.score import evaluate
 
-    evaluate(config)
-    return 0
+    evaluate(OPTIONS.of(options))
 
 
 def _add_run_options(parser: Parser) -> None:
-    CONFIGURED.add_options(parser)
-    parser.add_argument("--dry-run", action="store_true", help="tell what is done and what is left, and do nothing")
+    OPTIONS.options("data", "runtime")(parser)
+    parser.add_argument("--dry-run", action="store_true", help="list what is done and what is left, and do nothing")
 
 
-def _run(config: WSSSConfig, options: Namespace) -> int:
+def _run(options: Namespace) -> None:
     from advcam_attr.pipelines.wsss import run as wsss_run
 
+    config = OPTIONS.of(options)
     if options.dry_run:
         print(wsss_run.plan_run(config))
     else:
         wsss_run.run(config, show_progress=sys.stderr.isatty())
-    return 0
 
 
 def _add_submission(parser: Parser) -> None:
-    parser.add_argument(
-        "predictions", metavar="DIR", help="of label maps: .../segmentation/advcam/predictions/test_crf"
-    )
+    text = "folder of label maps: .../segmentation/advcam/predictions/test_crf"
+    parser.add_argument("predictions", metavar="DIR", help=text)
     parser.add_argument("--to", type=str, required=True, metavar="FILE", help="the archive, e.g. results.tgz")
-    parser.add_argument("--competition", choices=["comp5", "comp6"], default="comp6",
-                        help="comp5: of VOC's data alone; comp6: also of others (default: %(default)s)")  # fmt: skip
+    text = "comp5: trained on VOC's data alone; comp6: on other data, too (default: %(default)s)"
+    parser.add_argument("--competition", choices=["comp5", "comp6"], default="comp6", help=text)
     add_archive_options(parser)
 
 
-def _submission(options: Namespace) -> int:
+def _submission(options: Namespace) -> None:
     from advcam_attr.pipelines.wsss.submission import submit
 
     folder, archive = Path(options.predictions), Path(options.to)
     submit(folder, archive, path_of(options.list), path_of(options.images), options.competition)
-    return 0
-
-
-def _add_seed_options(parser: Parser) -> None:
-    CONFIGURED.add_options(parser)
-    parser.add_argument("--overwrite", action="store_true", help="make all maps anew, whatever is in the folder")
 
 
 def _add_export(parser: Parser) -> None:
     parser.add_argument("seeds", metavar="SEEDS", help="folder of one method's maps, e.g. runs/voc/seeds/advcam")
     parser.add_argument("--to", type=str, required=True, metavar="DIR", help="folder for one ID.npy an image")
-    parser.add_argument("--format", choices=["irn", "psa"], default="irn", help="whose (default: %(default)s)")
+    parser.add_argument("--format", choices=["irn", "psa"], default="irn", help="(default: %(default)s)")
 
 
-def _export(options: Namespace) -> int:
+def _export(options: Namespace) -> None:
     from advcam_attr.pipelines.wsss.stages import export_seeds
 
     export_seeds(Path(options.seeds), Path(options.to), options.format)
-    return 0
 
 
 def _add_import(parser: Parser) -> None:
@@ -137,26 +114,29 @@ def _add_import(parser: Parser) -> None:
     parser.add_argument("--to", type=str, required=True, metavar="SEEDS", help="e.g. runs/theirs/seeds/advcam")
 
 
-def _import(options: Namespace) -> int:
+def _import(options: Namespace) -> None:
     from advcam_attr.pipelines.wsss.stages import import_seeds
 
     import_seeds(Path(options.folder), Path(options.to))
-    return 0
 
 
 GROUP = Group(
     "weakly supervised segmentation, stage by stage",
     {
-        "classifier": Command("train the classifier on image labels", CONFIGURED.add_options, _stage(_classifier)),
-        "seeds": Command("make localization maps of every image's classes", _add_seed_options, _stage(_seeds)),
-        "refine": Command("make pseudo ground truth of the maps, by IRN or PSA", _add_refine_options, _stage(_refine)),
+        "classifier": Command(
+            "train the classifier on image labels", OPTIONS.options("data", "net", "classifier", "runtime"), _classifier
+        ),
+        "seeds": Command("make localization maps of every image's classes", _add_seed_options, _seeds),
+        "refine": Command("make pseudo masks of the maps, by IRN or PSA", _add_refine_options, _refine),
         "segment": Command(
-            "train segmentation nets on it, label and score val", CONFIGURED.add_options, _stage(_segment)
+            "train segmentation nets on the masks, predict and score val",
+            OPTIONS.options("data", "segmentation", "runtime"),
+            _segment,
         ),
         "evaluate": Command(
-            "score all that there is, beside the paper's tables", CONFIGURED.add_options, _stage(_evaluate)
+            "score all results, beside the paper's tables", OPTIONS.options("data", "score", "runtime"), _evaluate
         ),
-        "run": Command("all of these stages, from pictures to the paper's tables", _add_run_options, _stage(_run)),
+        "run": Command("run all stages, from images to the paper's tables", _add_run_options, _run),
         "submission": Command("pack label maps for PASCAL VOC's test server", _add_submission, _submission),
         "export": Command("write maps as IRN's or PSA's .npy files", _add_export, _export),
         "import": Command("read maps from IRN's or PSA's .npy files", _add_import, _import),

@@ -12,7 +12,7 @@ from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
-from advcam_attr.cli import COMMANDS
+from advcam_attr.cli.main import COMMANDS
 from advcam_attr.cli.parser import Command, Group, Parser
 
 #: What the parser library adds by itself, and that only tells about itself.

@@ -1,8 +1,9 @@
-"""The command line: what it does, and that every error of a user is one line, with exit code 2 and nothing written."""
+"""The command line: results of its commands; errors of one line, with exit code 2 and nothing written."""
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -11,10 +12,11 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from PIL import Image
 from safetensors.torch import save_file
 
-from advcam_attr import cli
+from advcam_attr.cli import main as cli
 from advcam_attr.data.toy import make_scenes
 from advcam_attr.networks import sources
 from advcam_attr.pipelines.demo import small_net
@@ -53,19 +55,40 @@ def refused(capsys, *argv: object) -> str:
 # --- what it does -----------------------------------------------------------------------------------------------------
 
 
-def test_help_and_version(capsys):
-    for argv in (["--help"], ["attribute", "--help"], ["inspect", "--help"], ["demo", "--help"], ["census", "--help"]):
-        code, out, err = run(capsys, *argv)
-        assert (code, err) == (0, "")
-        assert out.startswith("usage: " + " ".join(["advcam", *argv[:-1]]))
-    assert run(capsys, "--version")[1].startswith("advcam ")
+def leaves(command=None, words=()):
+    """The words of every command and of every group."""
+    yield list(words)
+    for name, child in (cli.COMMANDS if command is None else getattr(command, "commands", {})).items():
+        yield from leaves(child, (*words, name))
 
 
-def test_the_module_is_the_command():
-    done = subprocess.run(
-        [sys.executable, "-m", "advcam_attr", "--version"], capture_output=True, text=True, check=True
+@pytest.mark.parametrize("words", leaves(), ids=" ".join)
+def test_help_is_one_screen(capsys, monkeypatch, words):
+    monkeypatch.setenv("COLUMNS", "100")
+    code, out, err = run(capsys, *words, "--help")
+    assert (code, err) == (0, "")
+    assert out.startswith("usage: " + " ".join(["advcam", *words]))
+    assert out.count("\n") <= 60
+    assert "==SUPPRESS==" not in out
+
+
+def test_help_imports_no_torch():
+    code = "\n".join(
+        [
+            "import sys",
+            "from advcam_attr.cli.main import main",
+            f"for words in {list(leaves())}:",
+            "    assert main([*words, '--help']) == 0",
+            "    assert 'torch' not in sys.modules, words",
+        ]
     )
-    assert done.stdout.startswith("advcam ")
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+
+
+def test_version_of_the_module_and_the_command(capsys):
+    assert run(capsys, "--version")[1].startswith("advcam ")
+    argv = [sys.executable, "-m", "advcam_attr", "--version"]
+    assert subprocess.run(argv, capture_output=True, text=True, check=True).stdout.startswith("advcam ")
 
 
 @pytest.mark.parametrize(
@@ -98,12 +121,12 @@ def test_attribute_files_and_folders(capsys, folder):
     code, out, err = run(capsys, *argv)
     assert (code, err) == (0, "")
     assert "scene0.png: class " in out
-    assert out.endswith("done: 2; kept from before: 0; failed: 0; results in results\n")
+    assert out.endswith("done: 2; cached: 0; failed: 0; results in results\n")
     record = json.loads((folder / "results" / "scene1.json").read_text())
     assert record["targets"][-1]["index"] == 3
     assert len(record["targets"][-1]["scores"][0]["logit"]) == 2
     code, out, _ = run(capsys, *argv)
-    assert (code, out) == (0, "done: 0; kept from before: 2; failed: 0; results in results\n")
+    assert (code, out) == (0, "done: 0; cached: 2; failed: 0; results in results\n")
 
 
 def test_all_options_arrive(capsys, folder):
@@ -153,36 +176,77 @@ def test_inspect_goes_on_after_a_model_that_cannot_be_had(capsys):
     assert err.startswith("advcam: error: unknown model 'timm/test_resnett'; did you mean 'test_resnet'")
 
 
-def test_census(capsys, folder):
-    code, out, err = run(capsys, "census", "--filter", "torchvision/squeezenet*", "--out", "models.md")
-    assert (code, err) == (0, "")
-    assert out == "torchvision: 2 exact\n"
-    assert "torchvision/squeezenet1_1" in (folder / "models.md").read_text()
-
-
 # --- every error of a user is one line --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("argv", "message"),
+    ("argv", "words"),
     [
-        ([], "give a command: attribute, inspect, demo, census"),
-        (["atribute"], "unknown command 'atribute'; did you mean attribute?"),
-        (["frobnicate"], "unknown command 'frobnicate'; there are attribute, inspect, demo, census"),
-        (["--verison"], "unknown option --verison; did you mean --version?"),
-        (["attribute", "x.png"], "attribute needs --model"),
-        (["attribute", "--model", "timm/x"], "attribute needs IMAGE"),
-        (["attribute", "x.png", *NET, "--step", "3"], "unknown option --step; did you mean --steps?"),
-        (["attribute", "x.png", *NET, "--chekpoint=a"], "unknown option --chekpoint; did you mean --checkpoint?"),
-        (["attribute", "x.png", *NET, "--zzz"], "unknown option --zzz; see advcam attribute --help"),
-        (["attribute", "x.png", *NET, "--steps", "q"], "--steps takes a whole number, got q"),
-        (["attribute", "x.png", *NET, "--scales", "1", "q"], "--scales takes a number, got q"),
-        (["attribute", "x.png", *NET, "--model-args", "{a"], "--model-args takes JSON, {...}, got {a"),
-        (["attribute", "x.png", *NET, "--probability", "tanh"], "--probability takes one of 'softmax', 'sigmoid'"),
+        ([], ["command", "attribute, inspect, demo"]),
+        (["atribute"], ["unknown command 'atribute'", "'attribute'"]),
+        (["frobnicate"], ["unknown command 'frobnicate'", "attribute"]),
+        (["wsss"], ["command", "classifier, seeds"]),
+        (["wsss", "sed"], ["unknown wsss command 'sed'", "'seeds'"]),
+        (["--verison"], ["--verison", "'--version'"]),
+        (["attribute", "x.png"], ["needs --model"]),
+        (["attribute", "--model", "timm/x"], ["needs IMAGE"]),
+        (["attribute", "x.png", *NET, "--step", "3"], ["--step;", "'--steps'"]),
+        (["attribute", "x.png", *NET, "--chekpoint=a"], ["--chekpoint", "'--checkpoint'"]),
+        (["attribute", "x.png", *NET, "--zzz"], ["--zzz"]),
+        (["attribute", "x.png", *NET, "--steps", "q"], ["steps", "int", "q"]),
+        (["attribute", "x.png", *NET, "--steps"], ["--steps"]),
+        (["attribute", "x.png", *NET, "--scales", "1", "q"], ["scales", "float", "q"]),
+        (["attribute", "x.png", *NET, "--model-args", "{a"], ["model_args", "dict", "{a"]),
+        (["attribute", "x.png", *NET, "--probability", "tanh"], ["--probability", "'tanh'", "'softmax', 'sigmoid'"]),
+        (["report", "run", "other"], ["other"]),
     ],
 )
-def test_lines_that_cannot_be_understood(capsys, folder, argv, message):
-    assert refused(capsys, *argv).startswith(message)
+def test_lines_that_do_not_parse(capsys, folder, argv, words):
+    message = refused(capsys, *argv)
+    assert [word for word in words if word not in message] == []
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (None, ["config.yaml", "no such configuration"]),
+        (b"\xff\xfe", ["config.yaml"]),
+        (b"run: {", ["config.yaml", "YAML"]),
+        (b"run", ["config.yaml"]),
+        (b"run: r", ["--data.root"]),
+        (b"runn: r", ["'runn'", "'run'"]),
+        (b"data: {rot: here}", ["'data.rot'", "'root'"]),
+        (b"{run: r, data: {root: here, kind: lvis}}", ["data.kind", "lvis"]),
+    ],
+)
+def test_configurations_that_do_not_parse(capsys, folder, text, words):
+    if text is not None:
+        Path("config.yaml").write_bytes(text)
+    message = refused(capsys, "wsss", "seeds", "--config", "config.yaml")
+    assert [word for word in words if word not in message] == []
+
+
+def test_values_of_other_stages_are_read(capsys, folder):
+    """The help of a stage hides the other stages' sections, but one file and the options serve them all."""
+    Path("config.yaml").write_text("{run: r, data: {root: here}, refine: {method: psa}}")
+    argv = ["--config", "config.yaml", "--seeds.overrides.steps", 3, "--classifier.epochs", 2, "--print_config"]
+    code, out, err = run(capsys, "wsss", "seeds", *argv)
+    assert (code, err) == (0, "")
+    config = yaml.safe_load(out)
+    assert config["refine"]["method"] == "psa"
+    assert config["classifier"]["epochs"] == 2
+    assert config["seeds"]["overrides"] == {"steps": 3}
+
+
+@pytest.mark.parametrize(("flags", "shown"), [([], "info"), (["--quiet"], ""), (["--verbose"], "debug info")])
+def test_levels_of_the_log(capsys, monkeypatch, flags, shown):
+    def log(options):
+        logging.getLogger("advcam_attr.pipelines").debug("debug")
+        logging.getLogger("advcam_attr.pipelines").info("info")
+
+    monkeypatch.setitem(cli.COMMANDS, "demo", replace(cli.COMMANDS["demo"], run=log))
+    assert run(capsys, "demo", *flags)[1].split() == shown.split()
+    assert logging.getLogger("advcam_attr").handlers == []
 
 
 @pytest.mark.parametrize(
@@ -251,7 +315,7 @@ def test_images_that_cannot_be_used(capsys, folder):
     assert refused(capsys, *argv, "bad.jpg").startswith("not an image that can be read: bad.jpg")
     code, out, err = run(capsys, *argv, "bad.jpg", "pictures")
     assert code == 2
-    assert "done: 2; kept from before: 0; failed: 1; results in advcam_out" in out
+    assert "done: 2; cached: 0; failed: 1; results in advcam_out" in out
     assert err.startswith("advcam: error: 1 of 3 images could not be used: not an image that can be read: bad.jpg")
     assert err.count("\n") == 1
     assert sorted(file.name for file in Path("advcam_out").glob("*.json")) == ["scene0.json", "scene1.json"]

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from advcam_attr import cli
+from advcam_attr.cli import main as cli
 from advcam_attr.data.cub import read_cub
 from advcam_attr.data.masks import write_mask
 from advcam_attr.files import write_json

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from advcam_attr import cli
+from advcam_attr.cli import main as cli
 from advcam_attr.data.samples import SegmentationData
 from advcam_attr.data.toy import CLASS_NAMES, make_scenes
 from advcam_attr.data.voc import read_voc

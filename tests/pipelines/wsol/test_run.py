@@ -14,8 +14,8 @@ from places import ROOT
 
 pytest.importorskip("cv2")
 
-from advcam_attr import cli
-from advcam_attr.cli.wsol import CONFIGURED
+from advcam_attr.cli import main as cli
+from advcam_attr.cli.wsol import OPTIONS
 from advcam_attr.data.class_names import in_classes_of, match_names
 from advcam_attr.data.cub import read_cub
 from advcam_attr.metrics.bootstrap import Interval
@@ -120,7 +120,7 @@ def test_from_pictures_to_tables(capsys, folder):
     assert out.count("is there: nothing to train") == 2
     assert out.count("0 written, 2 kept") == 6
     assert maps == {file: file.read_bytes() for file in maps}
-    kept = CONFIGURED.read(folder / "run/config.json")
+    kept = OPTIONS.read(folder / "run/config.json")
     assert kept.data.root == "$BIRDS"
     assert subjects_of(kept) == subjects_of(wsol_config(folder / "config.yaml"))
 
@@ -145,7 +145,7 @@ def test_seeds_are_averaged_and_their_spread_is_told():
 
 
 def wsol_config(path: Path):
-    return CONFIGURED.of(CONFIGURED._parser().parse_path(str(path)))
+    return OPTIONS.read(path)
 
 
 def test_methods_are_what_table_x_calls_them(folder):

@@ -11,7 +11,7 @@ from random import Random
 import pytest
 from PIL import Image
 
-from advcam_attr import cli
+from advcam_attr.cli import main as cli
 from tiny_voc import write_voc
 
 TINY = "random_weights: true, mean: [0.5], std: [0.25]"

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from advcam_attr import cli
+from advcam_attr.cli import main as cli
 from advcam_attr.cli import semi
-from advcam_attr.cli.wsss import CONFIGURED
+from advcam_attr.cli.wsss import OPTIONS
 from advcam_attr.pipelines.config import config_of
 from advcam_attr.pipelines.semi.config import SemiNetConfig, SemiSettings
 from advcam_attr.pipelines.wsss.segment import SETTINGS
@@ -101,7 +101,7 @@ def test_from_pictures_to_tables(capsys, folder):
     assert run(capsys, "evaluate", "--run", "theirs", "--seeds.methods", "[advcam]")[0] == 0
     theirs = json.loads((folder / "theirs/seeds/advcam/evaluation.json").read_text())
     assert theirs["scores"]["mean_iou"] == pytest.approx(before, abs=1e-6)
-    assert CONFIGURED.read(config_of(Path("run"))).data.root == "$PICTURES"
+    assert OPTIONS.read(config_of(Path("run"))).data.root == "$PICTURES"
 
 
 def test_seeds_become_masks(capsys, folder):
@@ -214,14 +214,14 @@ def test_what_cannot_be_used_is_one_line(capsys, folder, monkeypatch):
 def test_other_settings_are_told(capsys, folder):
     assert run(capsys, "classifier")[0] == 0
     assert "epochs was 1, is 2" in refused(capsys, "classifier", "--classifier.epochs", "2")
-    assert CONFIGURED.read(config_of(Path("run"))).classifier.epochs == 1
+    assert OPTIONS.read(config_of(Path("run"))).classifier.epochs == 1
     assert run(capsys, "seeds", "--seeds.methods", "[advcam]")[0] == 0
     for typo in (["--seeds.recipe", "oto"], ["--seeds.overrides", "{stepz: 2}"], ["--seeds.base", "cem"]):
         assert "did you mean" in refused(capsys, "seeds", *typo)
     assert not Path("run/seeds/cam").exists(), "a typo is told before anything is made"
     message = refused(capsys, "seeds", "--seeds.methods", "[advcam]", "--seeds.overrides", "{steps: 2}")
     assert "recipe.steps was 1, is 2" in message
-    assert CONFIGURED.read(config_of(Path("run"))).seeds.overrides == {"steps": 1}
+    assert OPTIONS.read(config_of(Path("run"))).seeds.overrides == {"steps": 1}
     assert run(capsys, "seeds", "--seeds.methods", "[advcam]", "--seeds.scales", "[1.0]", "--overwrite")[0] == 0
 
 
@@ -254,19 +254,19 @@ def test_saliency_reaches_the_climb_alone(capsys, folder):
 
 @pytest.mark.parametrize("name", ["voc", "coco", "voc_small"])
 def test_shipped_configurations_are_valid(name):
-    config = CONFIGURED.read(CONFIGS / f"{name}.yaml")
+    config = OPTIONS.read(CONFIGS / f"{name}.yaml")
     assert config.seeds.methods == ("cam", "advcam")
     assert replace(config, run="elsewhere").run == "elsewhere"
 
 
 @pytest.mark.parametrize("name", ["voc", "coco"])
 def test_the_segmentation_of_shipped_configurations_is_the_papers(name):
-    assert CONFIGURED.read(CONFIGS / f"{name}.yaml").segmentation == SETTINGS[name]
+    assert OPTIONS.read(CONFIGS / f"{name}.yaml").segmentation == SETTINGS[name]
 
 
 @pytest.mark.parametrize("name", ["semi_voc", "semi_small"])
 def test_shipped_configurations_of_cct_are_valid(name):
-    config = semi.CONFIGURED.read(CONFIGS / f"{name}.yaml")
+    config = semi.OPTIONS.read(CONFIGS / f"{name}.yaml")
     assert config.data.pseudo is not None
     if name == "semi_voc":
         assert config.training == SemiSettings()
