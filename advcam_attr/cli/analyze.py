@@ -21,6 +21,7 @@ _TOY_IMAGES, _TOY_DATA = 12, 60
 
 
 def _add_options(parser: Parser) -> None:
+    parser.usage = "%(prog)s NAME [IMAGE...] [options]"
     parser.add_argument("name", nargs="?", metavar="NAME", help="one of --list, or several between commas")
     parser.add_argument("images", nargs="*", metavar="IMAGE", help="image files and folders of them")
     parser.add_argument("--list", action="store_true", help="tell all analyses")

@@ -54,8 +54,14 @@ class Group:
 
 
 class _Formatter(HelpFormatter):
+    """Help in two columns, without the options that `ConfigOptions` hides."""
+
     def __init__(self, prog: str, **kwargs: Any) -> None:
-        super().__init__(prog, **{"max_help_position": 40, **kwargs})
+        super().__init__(prog, **{"max_help_position": 36, **kwargs})
+
+    def add_argument(self, action: Action) -> None:
+        if not is_hidden(action):
+            super().add_argument(action)
 
 
 class Parser(ArgumentParser):
@@ -120,7 +126,7 @@ class Parser(ArgumentParser):
                 return
             option = word.partition("=")[0]
             if option.startswith("--") and not self._knows(option):
-                options = [o for a in self._actions if a.help is not SUPPRESS for o in a.option_strings]
+                options = [o for a in self._actions if not is_hidden(a) for o in a.option_strings]
                 raise UsageError(f"unknown option {option}{nearest(option, options)}")
             if self.children and not word.startswith("-"):
                 if word not in self.children:
@@ -175,11 +181,11 @@ class ConfigOptions(Generic[C]):
             parser.config = self._load()
             parser.add_class_arguments(parser.config, None)
             parser.usage = "%(prog)s [--config FILE] [options]"
-            shown = ("run", *sections)
             for action in parser._actions[first + 1 :]:
-                _describe(action, action.dest.partition(".")[0] in shown and action.dest not in parser.groups)
+                section, *names = action.dest.split(".")
+                _describe(parser, action, hidden=section not in ("run", "print_config", *sections) or len(names) > 1)
             for name, group in parser.groups.items():
-                group.title, group.description = (name, None)
+                group.title, group.description = (name if name[0].islower() else "run"), None
 
         return add_options
 
@@ -207,17 +213,26 @@ class ConfigOptions(Generic[C]):
         return getattr(import_module(module), name)
 
 
-def _describe(action: Action, shown: bool) -> None:
-    """Shorten the help of a configuration's value to one sentence and its default; hide other sections'."""
+def _describe(parser: Parser, action: Action, hidden: bool) -> None:
+    """Shorten the help of a configuration's value, and list the keys of a nested section in one line."""
+    text, keys = action.help or "", [a.dest for a in parser._actions if a.dest.startswith(f"{action.dest}.")]
     if action.dest == "print_config":
-        action.help, action.metavar = "print the configuration that results and exit", ""
-    elif not shown:
-        action.help = SUPPRESS
+        text, action.metavar = "print the resulting configuration and exit", ""
+    elif keys and action.dest in parser.groups:
+        hidden = hidden or "." not in action.dest
+        text = ", ".join(dict.fromkeys(key[len(action.dest) + 1 :].partition(".")[0] for key in keys))
+        action.metavar = ".KEY"
     else:
-        text = re.split(r"\.\s+(?=[A-Z])|;", " ".join((action.help or "").split()).replace("`", ""))[0].rstrip(".")
-        default = "" if action.default in (None, {}, False, SUPPRESS) else f" (default: {action.default})"
-        action.help = f"{text}{default}".replace("%", "%%")
+        text = re.split(r"\.\s+(?=[A-Z])|;", " ".join(text.split()).replace("`", ""))[0].rstrip(".")
+        text += "" if action.default in (None, {}, False, SUPPRESS) else f" (default: {action.default})"
         action.metavar = action.metavar or "VALUE"
+    action.help = text.replace("%", "%%")
+    action.hidden = hidden  # type: ignore[attr-defined]
+
+
+def is_hidden(action: Action) -> bool:
+    """Return whether the help leaves an option out: it belongs to another stage or to a nested section."""
+    return getattr(action, "hidden", False)
 
 
 def typed(action: Action) -> str:

@@ -11,7 +11,7 @@ import torch
 from matplotlib import pyplot
 from torch import nn
 
-from advcam_attr import cli, heads
+from advcam_attr import heads
 from advcam_attr.analysis.amplification import amplification, plot_amplification
 from advcam_attr.analysis.class_gains import class_gains, plot_class_gains
 from advcam_attr.analysis.failures import image_gains
@@ -27,6 +27,7 @@ from advcam_attr.analysis.samples import concatenate
 from advcam_attr.analysis.score_curves import plot_score_curves, score_curves
 from advcam_attr.analysis.seed_curves import plot_seed_curves, seed_curve
 from advcam_attr.analysis.trajectories import embed, plot_trajectories, require_all, trajectories
+from advcam_attr.cli import main as cli
 from advcam_attr.climbing import climb, recipes
 from advcam_attr.metrics.evaluation import Scope, SeedEvaluation
 from advcam_attr.metrics.seeds import ImageCounts, ThresholdSweep
