@@ -1,4 +1,4 @@
-"""Sphinx: Markdown pages, notebooks and docstrings in; pages that open offline out."""
+"""Sphinx configuration: Markdown pages, notebooks and docstrings as pages that open offline."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TeX in; MathML, which browsers set by themselves, out: no script, no font, no request."""
+"""TeX as MathML, which browsers render without scripts, fonts or requests."""
 
 from __future__ import annotations
 

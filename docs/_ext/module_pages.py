@@ -1,4 +1,4 @@
-"""``.. modules:: PACKAGE`` in; a section with the docstrings of each module of the package, whatever they are, out."""
+"""The directives ``modules`` (docstrings of a package, module by module) and ``public-names`` (its ``__all__``)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class _Directive(SphinxDirective):
 
 
 class Modules(_Directive):
-    """A section a module; a package's own docstring stands first."""
+    """A section a module, after the package's own docstring."""
 
     required_arguments = 1
 
@@ -37,7 +37,7 @@ class Modules(_Directive):
 
 
 class PublicNames(_Directive):
-    """What a package's ``__all__`` names, each with the first line of its docstring."""
+    """The names of a package's ``__all__``, each with the first line of its docstring."""
 
     required_arguments = 1
 
@@ -52,7 +52,7 @@ class PublicNames(_Directive):
 
 
 def _bars_are_bars(app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
-    """Docstrings write |x| for sizes; in reStructuredText bars would begin a substitution."""
+    """Escape the bars of |x| in docstrings, which would begin a substitution in reStructuredText."""
     for i, line in enumerate(lines):
         if not line.lstrip().startswith((">>>", "...", "|")):
             parts = re.split(r"(``[^`]+``|`[^`]+`)", line)

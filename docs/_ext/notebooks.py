@@ -1,4 +1,4 @@
-"""The notebooks of ``examples/`` in; pages under ``docs/examples/`` (not in git) out."""
+"""Copies of the notebooks of ``examples/`` as pages under ``docs/examples/`` (not in git)."""
 
 from __future__ import annotations
 

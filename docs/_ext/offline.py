@@ -1,4 +1,4 @@
-"""Built pages in; an error that names every script, style, font or picture they would fetch from elsewhere, out."""
+"""A check that built pages fetch no script, style, font or image from other hosts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from sphinx.application import Sphinx
 from sphinx.errors import ExtensionError
 
-#: What a browser fetches without being asked: the tags, and their attributes that hold an address.
+#: What a browser fetches by itself: tags, and their attributes that hold an address.
 _FETCHED = {
     "script": ("src",), "link": ("href",), "img": ("src", "srcset"), "source": ("src", "srcset"), "iframe": ("src",),
     "video": ("src", "poster"), "audio": ("src",), "object": ("data",), "embed": ("src",), "use": ("href",),
@@ -48,7 +48,7 @@ class _Requests(HTMLParser):
 
 
 def requests_of(text: str, suffix: str) -> list[str]:
-    """The addresses elsewhere that a browser would fetch for a file of this suffix."""
+    """Return the addresses on other hosts that a browser would fetch for a file of this suffix."""
     if suffix == ".css":
         return _IN_STYLE.findall(text)
     if suffix == ".js":
@@ -59,7 +59,7 @@ def requests_of(text: str, suffix: str) -> list[str]:
 
 
 def requests_under(folder: Path) -> list[str]:
-    """``FILE: ADDRESS`` for every such address in the pages, styles and scripts of a folder."""
+    """Return ``FILE: ADDRESS`` for every such address in the pages, styles and scripts of a folder."""
     files = sorted(f for f in folder.rglob("*") if f.suffix in (".html", ".css", ".js"))
     return [f"{f.relative_to(folder)}: {url}" for f in files for url in requests_of(f.read_text("utf-8"), f.suffix)]
 
