@@ -15,6 +15,7 @@ from advcam_attr.data.coco import read_coco
 from advcam_attr.data.samples import SegmentationData
 from advcam_attr.data.voc import read_voc
 from advcam_attr.files import write_bytes, write_json
+from advcam_attr.runs.run_log import run_log
 from advcam_attr.runs.sharding import shard_of
 from advcam_attr.types import AdvCAMError
 
@@ -112,7 +113,10 @@ def config_of(run: Path) -> Path:
 
 @contextmanager
 def recorded_config(run: Path, config: Any) -> Iterator[None]:
-    """Write a run's configuration into its folder; restore the earlier one if the block raises `AdvCAMError`."""
+    """Write a run's configuration into its folder, and the package's log to its ``run.log``.
+
+    The earlier configuration is restored if the block raises `AdvCAMError`.
+    """
     path = run / CONFIG
     if shard_of().rank != 0:
         yield
@@ -120,7 +124,8 @@ def recorded_config(run: Path, config: Any) -> Iterator[None]:
     before = path.read_bytes() if path.is_file() else None
     write_json(path, json.loads(json.dumps(dataclasses.asdict(config), default=str)))
     try:
-        yield
+        with run_log(run):
+            yield
     except AdvCAMError:
         if before is not None:
             write_bytes(path, before)

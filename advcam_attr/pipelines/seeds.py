@@ -17,7 +17,6 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from tqdm.auto import tqdm
 
 from advcam_attr.climbing import recipes
 from advcam_attr.data.samples import SegmentationData
@@ -25,7 +24,8 @@ from advcam_attr.pipelines.seed_batches import SeedMaker
 from advcam_attr.pipelines.seed_settings import SeedSettings, described
 from advcam_attr.runs.map_store import FLAT_LIMIT, MapHeader, MapStore
 from advcam_attr.runs.prefetch import plan_batches
-from advcam_attr.runs.provenance import ImageList, image_sizes, read_record, same_settings
+from advcam_attr.runs.progress_bar import progress_bar
+from advcam_attr.runs.provenance import ImageList, check_settings, image_sizes, read_record
 from advcam_attr.runs.sharding import Shard, choose_device, shard_of
 from advcam_attr.types import AdvCAMError, Sample
 
@@ -164,7 +164,7 @@ def _run(
     check_ids(data)
     config = described(settings, net, data, sweep)
     nothing_there = next((out / "maps").rglob("*.safetensors"), None) is None
-    digest = same_settings(out / "seeds.json", config, overwrite=settings.overwrite or nothing_there)
+    digest = check_settings(out / "seeds.json", config, overwrite=settings.overwrite or nothing_there)
     stores = _stores(out, folders, digest, len(data.samples))
     sizes, unreadable = image_sizes(data.samples, out / "sizes.json", settings.workers)
     batches = plan_batches(
@@ -181,9 +181,7 @@ def _run(
     highest = max((s for s in data.samples if s.labels), key=lambda s: s.labels[-1], default=data.samples[0])
     written = 0
     with (
-        tqdm(
-            total=count, initial=count - left, desc="seeds", unit="image", disable=not show_progress or shard.rank > 0
-        ) as bar,
+        progress_bar(count, "seeds", initial=count - left) as bar,
         placed(net, device),
     ):
         for batch in SeedMaker(net, settings, list(stores), sizes, device, highest).batches(todo):

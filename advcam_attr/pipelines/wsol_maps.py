@@ -18,7 +18,6 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from advcam_attr.attr.advcam import AdvCAM
 from advcam_attr.data.images import normalised, to_bytes
@@ -29,7 +28,8 @@ from advcam_attr.pipelines.wsol_map_settings import WSOLMapSettings, described
 from advcam_attr.refine.seeds import GridMaps
 from advcam_attr.runs.map_store import FLAT_LIMIT, MapStore
 from advcam_attr.runs.prefetch import plan_batches, prefetched
-from advcam_attr.runs.provenance import ImageList, read_record, same_settings
+from advcam_attr.runs.progress_bar import progress_bar
+from advcam_attr.runs.provenance import ImageList, check_settings, read_record
 from advcam_attr.runs.sharding import Shard, choose_device, shard_of
 from advcam_attr.types import AdvCAMError, ClimbStep, Sample
 
@@ -88,7 +88,7 @@ def make_wsol_maps(
     maker = _Maker(net, settings, device, data.samples)
     nothing_there = next((out / "maps").rglob("*.safetensors"), None) is None
     overwrite = settings.overwrite or nothing_there
-    digest = same_settings(out / "maps.json", described(settings, net, data), overwrite=overwrite)
+    digest = check_settings(out / "maps.json", described(settings, net, data), overwrite=overwrite)
     store = MapStore(out / "maps", settings=digest, layout="flat" if len(data.samples) <= FLAT_LIMIT else "spread")
     store.remove_dead()
     batches = plan_batches([settings.size] * len(data.samples), [1] * len(data.samples), settings.batch)
@@ -102,7 +102,7 @@ def make_wsol_maps(
     )
     failed: list[tuple[str, str]] = []
     with (
-        tqdm(total=count, initial=count - left, unit="image", disable=not show_progress or shard.rank > 0) as bar,
+        progress_bar(count, "maps", initial=count - left) as bar,
         placed(net, device),
     ):
         for read in prefetched(maker.read, todo, workers=settings.workers):

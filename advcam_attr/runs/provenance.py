@@ -62,7 +62,7 @@ def net_config(net: nn.Module, spec: Any) -> dict[str, Any]:
     return {**dataclasses.asdict(spec), "mean": net.mean, "std": net.std, "weights": weights_digest(net)}
 
 
-def same_settings(path: Path, config: Mapping[str, Any], *, overwrite: bool = False) -> str:
+def check_settings(path: Path, config: Mapping[str, Any], *, overwrite: bool = False) -> str:
     """Remember what the results of a folder depend on, or check that it is what is remembered.
 
     Args:
@@ -86,7 +86,7 @@ def same_settings(path: Path, config: Mapping[str, Any], *, overwrite: bool = Fa
 
 
 def read_record(path: Path) -> dict[str, Any] | None:
-    """What `same_settings` wrote: ``digest`` and ``settings``; None where there is nothing of the kind."""
+    """What `check_settings` wrote: ``digest`` and ``settings``; None where there is nothing of the kind."""
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

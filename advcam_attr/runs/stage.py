@@ -25,7 +25,8 @@ from advcam_attr.files import remove_leftovers
 from advcam_attr.refine.seeds import strided_size
 from advcam_attr.runs.map_store import MapReader
 from advcam_attr.runs.prefetch import prefetched
-from advcam_attr.runs.provenance import read_record, require_same, same_settings
+from advcam_attr.runs.progress_bar import progress_bar
+from advcam_attr.runs.provenance import check_settings, read_record, require_same
 from advcam_attr.runs.sharding import Shard, shard_of, shard_of_launch
 from advcam_attr.types import AdvCAMError, ClassMaps, Sample
 
@@ -88,7 +89,7 @@ def run_stage(
     """
     shard, begin, folder = shard_of() if shard is None else shard, time.monotonic(), stage.folder
     nothing_there = next(folder.glob("*.png"), None) is None
-    digest = same_settings(record_path(folder), plain(stage.depends_on), overwrite=overwrite or nothing_there)
+    digest = check_settings(record_path(folder), to_json(stage.depends_on), overwrite=overwrite or nothing_there)
     mine = shard.take(data.samples)
     todo = [s for s in mine if overwrite or png_settings(mask_path(folder, s.id)) != digest]
     logger.info(
@@ -103,15 +104,17 @@ def run_stage(
         except AdvCAMError as error:
             return error
 
-    for sample, content in zip(todo, prefetched(read, todo, workers=workers), strict=True):
-        try:
-            if isinstance(content, AdvCAMError):
-                raise content
-            labels = stage.make(content)
-        except AdvCAMError as error:
-            failed.append((sample.id, str(error)))
-            continue
-        stage.write(mask_path(folder, sample.id), labels, digest)
+    with progress_bar(len(mine), stage.what, initial=len(mine) - len(todo)) as bar:
+        for sample, content in zip(todo, prefetched(read, todo, workers=workers), strict=True):
+            try:
+                if isinstance(content, AdvCAMError):
+                    raise content
+                labels = stage.make(content)
+            except AdvCAMError as error:
+                failed.append((sample.id, str(error)))
+            else:
+                stage.write(mask_path(folder, sample.id), labels, digest)
+            bar.update()
     if todo:
         made = len(todo) - len(failed)
         logger.info(f"{shard}: {made} {stage.what} written, {made / max(time.monotonic() - begin, 1e-9):.2f} images/s")
@@ -226,13 +229,13 @@ def check_seeds(seeds: MapReader, data: SegmentationData) -> None:
         )
 
 
-def listed(data: SegmentationData) -> str:
+def fingerprint(data: SegmentationData) -> str:
     """How many images, and what tells their list from others."""
     ids = "".join(f"{sample.id}\n" for sample in data.samples)
     return f"{len(data.samples)}, {hashlib.sha256(ids.encode()).hexdigest()[:8]}"
 
 
-def plain(config: Mapping[str, Any]) -> dict[str, Any]:
+def to_json(config: Mapping[str, Any]) -> dict[str, Any]:
     """Settings as JSON gives them back."""
     return dict(json.loads(json.dumps(config, default=str)))
 

@@ -20,7 +20,9 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from advcam_attr.files import make_folder, remove_leftovers
-from advcam_attr.runs.provenance import read_record, same_settings
+from advcam_attr.runs.progress_bar import progress_bar
+from advcam_attr.runs.provenance import check_settings, read_record
+from advcam_attr.runs.run_log import first_rank_logs
 from advcam_attr.runs.runtime import Runtime
 from advcam_attr.runs.sharding import Shard, shard_of_launch
 from advcam_attr.training.checkpoint import own_randomness, read_training, restore, save_checkpoint
@@ -124,7 +126,7 @@ def train(
     if task.batch % (shard.world * task.grad_accum):
         parts = f" in {task.grad_accum} parts each" if task.grad_accum > 1 else ""
         raise AdvCAMError(f"a batch of {task.batch} cannot be shared by {shard.world} ranks{parts}")
-    with own_randomness(device), as_found(task.net), process_group(shard, device):
+    with first_rank_logs(shard), own_randomness(device), as_found(task.net), process_group(shard, device):
         make_folder(out)
         return _train(task, out, shard, device)
 
@@ -141,7 +143,7 @@ def _train(
         for old in (record, file, kept):
             old.unlink(missing_ok=True)
     gather(None)
-    digest = same_settings(record, task.depends_on)
+    digest = check_settings(record, task.depends_on)
     stored = read_training(kept) if not file.is_file() and kept.is_file() else None
     if stored is not None and stored["config"] != {"digest": digest}:
         raise AdvCAMError(f"{kept} is of another training than {record}; remove it to start anew")
@@ -166,7 +168,7 @@ def _train(
         task.net.load_state_dict(training.ema.module.state_dict())
     if shard.rank == 0:
         task.save(file)
-        logger.info(f"wrote {file}")
+    logger.info(f"wrote {file}")
     gather(None)  # no rank goes on before the file is there
     return file
 
@@ -207,10 +209,12 @@ def _steps(
     board = out / "tensorboard" if task.tensorboard else None
     with ExitStack() as stack:
         log = stack.enter_context(training_log(out / "log.jsonl", begun, board)) if shard.rank == 0 else None
+        bar = stack.enter_context(progress_bar(steps, f"training the {task.name}", "steps", initial=begun))
         for record in records:
             if log is not None:
                 log.write({"step": record.step, "loss": record.loss, "lr": list(record.lr), **record.parts})
             losses.append(record.loss)
+            bar.update(loss=record.loss)
             reached = _mark(task, training.step)
             if reached:
                 speed = (training.step - begun) * task.batch / max(time.monotonic() - clock, 1e-9)

@@ -17,7 +17,7 @@ from advcam_attr.files import write_json
 from advcam_attr.pipelines.wsol.evaluate import evaluate_wsol
 from advcam_attr.refine.seeds import GridMaps
 from advcam_attr.runs.map_store import MapStore
-from advcam_attr.runs.provenance import same_settings
+from advcam_attr.runs.provenance import check_settings
 from tiny_voc import write_voc
 from tiny_wsol import photograph, write_cub
 
@@ -113,7 +113,7 @@ def localization_run(folder: Path, subject: str = "cam/seed0", methods: tuple[st
         write_json(run / "config.json", {"data": {"root": str(root), "kind": "cub", "score": "test"}, "net": None})
     for method in methods:
         out = run / subject / "maps" / method
-        digest = same_settings(out / "maps.json", {"method": method})
+        digest = check_settings(out / "maps.json", {"method": method})
         store = MapStore(out / "maps", settings=digest)
         for label, (id, boxes) in enumerate(BIRDS.items()):
             heat = torch.full((1, *BIRD_SIZES[id]), -0.5)

@@ -10,7 +10,7 @@ import pytest
 
 from advcam_attr.pipelines.evaluate import REPORT
 from advcam_attr.runs.map_store import MapStore
-from advcam_attr.runs.provenance import same_settings
+from advcam_attr.runs.provenance import check_settings
 from report_runs import TIGHT, Page, localization_run, refused, report, score_boxes, semi_run
 from tiny_wsol import write_lists
 
@@ -77,7 +77,7 @@ def test_a_localization_run_that_is_not_finished(capsys, located):
 def test_maps_of_older_settings_count_as_missing(capsys, located):
     score_boxes(located)
     out = located / "cam/seed0/maps/advcam"
-    digest = same_settings(out / "maps.json", {"method": "another"}, overwrite=True)
+    digest = check_settings(out / "maps.json", {"method": "another"}, overwrite=True)
     maps = MapStore(out / "maps").read_grids(TIGHT)
     MapStore(out / "maps", settings=digest).write(TIGHT, maps)
     page = report(capsys, located)

@@ -1,4 +1,4 @@
-"""A configuration of CCT in; the stages with their rates, the plan of a run, Table VI and ``report.json``, out."""
+"""Runs of semi-supervised segmentation by CCT: stages, plan, Table VI and ``report.json``."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from advcam_attr.pipelines.config import path_of
 from advcam_attr.pipelines.semi import stages as semi
 from advcam_attr.pipelines.semi.config import SemiConfig
 from advcam_attr.pipelines.semi.data import read_semi
-from advcam_attr.pipelines.work import Work, duration, files_done, measured, plan, steps_done
+from advcam_attr.runs.progress import Progress, masks_progress, progress_table, training_progress
+from advcam_attr.runs.progress_bar import duration
 from advcam_attr.runs.sharding import shard_of, shard_of_launch
 from advcam_attr.runs.stage import wait_for_ranks
 from advcam_attr.tables.segmentation import table_vi
@@ -22,35 +23,28 @@ from advcam_attr.training.log import read_log
 logger = logging.getLogger(__name__)
 
 
-def training_work(config: SemiConfig) -> Work:
-    """The training, in steps; one that ends early counts as done.
+def planned_stages(config: SemiConfig) -> list[Progress]:
+    """Return the progress of a run's stages; a training that ended early counts as done.
 
     Raises:
-        AdvCAMError: the data cannot be read.
+        AdvCAMError: the data cannot be read, or no split to predict is named.
     """
     steps = len(read_semi(config.data).unlabelled.samples) // config.training.batch * config.training.epochs
-    return Work("training", "training", "steps", steps, steps_done(path_of(config.run) / "cct", semi.WEIGHTS, steps))
-
-
-def prediction_work(config: SemiConfig) -> Work:
-    """The label maps, an image each.
-
-    Raises:
-        AdvCAMError: no split is named, or it cannot be read.
-    """
     data, folder = semi.predicted(config)
-    kind = "predictions" if config.predict.crf is None else "predictions after the CRF"
-    done = files_done(folder, [f"{sample.id}.png" for sample in data.samples])
-    return Work(f"{kind} of {data.split}", kind, "images", len(data.samples), done)
+    name = "predictions" if config.predict.crf is None else "predictions after the CRF"
+    return [
+        training_progress("training", path_of(config.run) / "cct", semi.WEIGHTS, steps),
+        masks_progress(f"{name} of {data.split}", folder, data.samples),
+    ]
 
 
 def plan_run(config: SemiConfig) -> str:
-    """What of a run is done and what is left; nothing is written. See `advcam_attr.pipelines.work.plan`.
+    """What of a run is done and what is left; nothing is written.
 
     Raises:
         AdvCAMError: the data cannot be read.
     """
-    return plan([training_work(config), prediction_work(config)], path_of(config.run))
+    return progress_table(planned_stages(config))
 
 
 def train(
@@ -61,8 +55,7 @@ def train(
     Raises:
         AdvCAMError: as there.
     """
-    with measured(training_work(config), path_of(config.run)):
-        return semi.train(config)
+    return semi.train(config)
 
 
 def evaluate(
@@ -76,8 +69,7 @@ def evaluate(
     Raises:
         AdvCAMError: there is no net yet, or as `advcam_attr.pipelines.semi.stages.predict` and `evaluate`.
     """
-    with measured(prediction_work(config), path_of(config.run)):
-        folder = semi.predict(config)
+    folder = semi.predict(config)
     data, _ = semi.predicted(config)
     wait_for_ranks(folder, data)
     if shard_of().rank:

@@ -32,7 +32,7 @@ from advcam_attr.pipelines.semi.predict import validation_iou, write_predictions
 from advcam_attr.runs.provenance import read_record, weights_digest
 from advcam_attr.runs.runtime import Runtime
 from advcam_attr.runs.sharding import shard_of_launch
-from advcam_attr.runs.stage import listed, plain
+from advcam_attr.runs.stage import fingerprint, to_json
 from advcam_attr.training.distributed import gather
 from advcam_attr.training.fit import Group, Optimizer
 from advcam_attr.training.log import json_log, read_log
@@ -108,11 +108,11 @@ def train_semi(
     s, shard = settings, shard_of_launch()
     _check(s, net, data, shard.world)
     weak = data.pseudo is not None and bool(net.auxiliary)
-    depends_on = plain({
+    depends_on = to_json({
         **{key: value for key, value in dataclasses.asdict(s).items() if key not in _FREE},
         **dataclasses.asdict(net.spec), "mean": net.mean, "std": net.std, "initial_weights": weights_digest(net),
-        "labelled": listed(data.labelled), "unlabelled": listed(data.unlabelled),
-        "val": None if data.val is None else listed(data.val),
+        "labelled": fingerprint(data.labelled), "unlabelled": fingerprint(data.unlabelled),
+        "val": None if data.val is None else fingerprint(data.val),
         "masks": masks_digest(data.labelled.samples, data.labelled.mask, s.workers),
         "pseudo": masks_digest(data.unlabelled.samples, data.pseudo, s.workers) if data.pseudo else None,
     })  # fmt: skip

@@ -46,11 +46,11 @@ from advcam_attr.runs.stage import (
     check_made,
     check_method,
     check_seeds,
-    listed,
-    plain,
+    fingerprint,
     ready_to_train,
     run_stage,
     seeded_stage,
+    to_json,
 )
 from advcam_attr.training.distributed import gather
 from advcam_attr.training.fit import Group, Optimizer
@@ -142,12 +142,12 @@ def train_affinitynet(
         batch=s.batch,
         checkpoint_every=s.checkpoint_every,
         runtime=Runtime(s.device, s.workers, s.autocast, seed=s.seed, overwrite=s.overwrite),
-        depends_on=plain(
+        depends_on=to_json(
             {
                 **{name: getattr(s, name) for name in _TRAINING},
                 **net_config(net, net.spec),
                 "data": f"{data.name} {data.split}",
-                "images": listed(data),
+                "images": fingerprint(data),
                 "scores": digest,
             }
         ),

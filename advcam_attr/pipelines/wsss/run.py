@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from itertools import product
 
 from advcam_attr.data.samples import SegmentationData
-from advcam_attr.pipelines.work import Work, duration, plan
+from advcam_attr.pipelines.wsss.classifier import WEIGHTS as CLASSIFIER_WEIGHTS
 from advcam_attr.pipelines.wsss.config import WSSSConfig, folder_of
-from advcam_attr.pipelines.wsss.refine import check_refined
+from advcam_attr.pipelines.wsss.refine import check_refined, final_step
 from advcam_attr.pipelines.wsss.score import evaluate
-from advcam_attr.pipelines.wsss.segment import recipes_of
+from advcam_attr.pipelines.wsss.segment import FOLDER, WEIGHTS, predictions_folder, recipes_of
 from advcam_attr.pipelines.wsss.stages import (
     labelled_images,
     read_split,
@@ -23,14 +23,9 @@ from advcam_attr.pipelines.wsss.stages import (
     segment_masks,
     train,
 )
-from advcam_attr.pipelines.wsss.work import (
-    classifier_work,
-    prediction_work,
-    refine_work,
-    seeds_work,
-    training_work,
-)
 from advcam_attr.runs.map_store import MapStore
+from advcam_attr.runs.progress import Progress, maps_progress, masks_progress, progress_table, training_progress
+from advcam_attr.runs.progress_bar import duration
 from advcam_attr.runs.sharding import shard_of, shard_of_launch
 from advcam_attr.runs.stage import PATIENCE
 from advcam_attr.types import AdvCAMError
@@ -38,32 +33,40 @@ from advcam_attr.types import AdvCAMError
 logger = logging.getLogger(__name__)
 
 
-def works(config: WSSSConfig) -> list[Work]:
-    """The parts of a run in their order; the evaluation, which takes seconds and is done anew each time, is none.
+def planned_stages(config: WSSSConfig) -> list[Progress]:
+    """Return the progress of a run's stages in order, but for the evaluation, which takes seconds.
 
     Raises:
         AdvCAMError: the data cannot be read.
     """
-    data, tests, methods = seeded_images(config), labelled_images(config), config.seeds.methods
-    found = []
+    samples, tests, methods = seeded_images(config).samples, labelled_images(config), config.seeds.methods
+    stages = []
     if config.net.generator is None:
-        found.append(classifier_work(config, read_split(config.data, config.data.train)))
-    found += [seeds_work(config, method, data) for method in methods]
-    found += [refine_work(config, method, data) for method in methods]
+        images = len(read_split(config.data, config.data.train).samples)
+        steps = images // config.classifier.batch * config.classifier.epochs
+        stages.append(training_progress("classifier", folder_of(config, "classifier"), CLASSIFIER_WEIGHTS, steps))
     for method in methods:
-        found += [] if config.segmentation.trained else [training_work(config, method)]
-        both = product(tests.values(), recipes_of(config.segmentation))
-        found += [prediction_work(config, method, test, recipe) for test, recipe in both]
-    return found
+        stages.append(maps_progress(f"seeds {method}", folder_of(config, "seeds", method, "maps"), samples))
+    for method in methods:
+        folder = folder_of(config, "refined", method, final_step(config.refine))
+        stages.append(masks_progress(f"refine {method}", folder, samples))
+    for method in methods:
+        out, name = folder_of(config, "segmentation", method), f"segment {method}: "
+        if not config.segmentation.trained:
+            stages.append(training_progress(name + "training", out / FOLDER, WEIGHTS, config.segmentation.steps))
+        for test, crf in product(tests.values(), recipes_of(config.segmentation)):
+            folder = predictions_folder(out, test.split, crf)
+            stages.append(masks_progress(name + folder.name, folder, test.samples))
+    return stages
 
 
 def plan_run(config: WSSSConfig) -> str:
-    """What of a run is done and what is left; nothing is written. See `advcam_attr.pipelines.work.plan`.
+    """What of a run is done and what is left; nothing is written.
 
     Raises:
         AdvCAMError: the data cannot be read.
     """
-    return plan(works(config), folder_of(config))
+    return progress_table(planned_stages(config))
 
 
 def run(config: WSSSConfig, *, show_progress: bool = False) -> None:

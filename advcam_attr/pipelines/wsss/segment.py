@@ -34,7 +34,7 @@ from advcam_attr.registry import lookup
 from advcam_attr.runs.provenance import net_config
 from advcam_attr.runs.runtime import Autocast, Runtime
 from advcam_attr.runs.sharding import Shard, choose_device, shard_of, shard_of_launch
-from advcam_attr.runs.stage import LabelStage, listed, plain, run_stage, wait_for_ranks
+from advcam_attr.runs.stage import LabelStage, fingerprint, run_stage, to_json, wait_for_ranks
 from advcam_attr.training.fit import Group, Optimizer
 from advcam_attr.training.losses.segmentation import SEGMENTATION_LOSSES, summed_over_grids
 from advcam_attr.training.train import TrainingTask, as_found, train
@@ -173,12 +173,12 @@ def train_segmentation(
         ema_decay=s.ema_decay,
         checkpoint_every=s.checkpoint_every,
         runtime=Runtime(s.device, s.workers, s.autocast, seed=s.seed, overwrite=s.overwrite),
-        depends_on=plain(
+        depends_on=to_json(
             {
                 **{name: getattr(s, name) for name in _TRAINING},
                 **net_config(net, net.spec),
                 "data": f"{data.name} {data.split}",
-                "images": listed(data),
+                "images": fingerprint(data),
                 "masks": found.digest,
             }
         ),

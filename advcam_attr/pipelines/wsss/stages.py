@@ -9,7 +9,7 @@ there. The folder of a run:
 - ``segmentation/cam/``, ``segmentation/advcam/``: a net that has learnt from that, and its label maps
   (`advcam_attr.pipelines.wsss.segment`);
 - ``tables.md``, ``report.json``: the paper's tables with this run's rows (`advcam_attr.pipelines.wsss.score`);
-- ``rates.json``: how fast it went (`advcam_attr.pipelines.work`).
+- ``run.log``: what the stages logged, with times.
 """
 
 from __future__ import annotations
@@ -39,21 +39,13 @@ from advcam_attr.networks.net_file import load_net
 from advcam_attr.pipelines.config import path_of, recorded_config, with_paths
 from advcam_attr.pipelines.evaluate import evaluate_masks, left_out, write_mask_evaluation
 from advcam_attr.pipelines.seeds import SeedSettings, SeedSummary, make_seeds, seed_store
-from advcam_attr.pipelines.work import measured
 from advcam_attr.pipelines.wsss.classifier import WEIGHTS, ClassifierResult, train_classifier
 from advcam_attr.pipelines.wsss.config import DataConfig, WSSSConfig, folder_of
 from advcam_attr.pipelines.wsss.refine import RefineSummary, check_refined, final_step, refine
 from advcam_attr.pipelines.wsss.segment import SegmentationSettings, predict, recipes_of, trained_net
-from advcam_attr.pipelines.wsss.work import (
-    classifier_work,
-    prediction_work,
-    refine_work,
-    seeds_work,
-    training_work,
-)
 from advcam_attr.runs.map_store import MapStore
 from advcam_attr.runs.npy_maps import export_maps, import_maps, npy_files
-from advcam_attr.runs.provenance import read_record, same_settings
+from advcam_attr.runs.provenance import check_settings, read_record
 from advcam_attr.runs.sharding import shard_of_launch
 from advcam_attr.types import AdvCAMError
 
@@ -91,7 +83,7 @@ def train(
         net.std,
     )
     model = cam_net(backbone, len(data.classes), seed=net.seed, class_map=class_map)
-    with recorded_config(folder_of(config), config), measured(classifier_work(config, data), folder_of(config)):
+    with recorded_config(folder_of(config), config):
         return train_classifier(config.classifier, model, data, val, folder_of(config, "classifier"))
 
 
@@ -125,8 +117,7 @@ def seeds(config: WSSSConfig, *, overwrite: bool = False, show_progress: bool = 
             chosen = replace(chosen, saliency=detector if method == "advcam" else None)
             out = folder_of(config, "seeds", method)
             logger.info(f"making {method} seeds in {out}")
-            with measured(seeds_work(config, method, data), folder_of(config)):
-                summaries.append(make_seeds(net, data, out, chosen, show_progress=show_progress))
+            summaries.append(make_seeds(net, data, out, chosen, show_progress=show_progress))
     return summaries
 
 
@@ -192,8 +183,7 @@ def refine_seeds(
         for method, store in stores.items():
             out = folder_of(config, "refined", method)
             logger.info(f"refining {method} seeds by {settings.method} in {out}")
-            with measured(refine_work(config, method, data), folder_of(config)):
-                summaries[method] = refine(settings, store, data, out)
+            summaries[method] = refine(settings, store, data, out)
             logger.info(str(summaries[method]))
     return summaries
 
@@ -236,12 +226,10 @@ def _segmented(
     out = folder_of(config, "segmentation", method)
     masks = folder_of(config, "refined", method, final_step(config.refine))
     logger.info(f"segmenting in {out} by what a net learns from {masks}")
-    with measured(training_work(config, method), folder_of(config)):
-        net = trained_net(settings, data, masks, out)
+    net = trained_net(settings, data, masks, out)
     found: dict[str, MaskEvaluation] = {}
     for (name, test), recipe in product(tests.items(), recipes_of(settings)):
-        with measured(prediction_work(config, method, test, recipe), folder_of(config)):
-            folder = predict(replace(settings, crf=recipe), net, test, out)
+        folder = predict(replace(settings, crf=recipe), net, test, out)
         if name == "val" and shard_of_launch().rank == 0:
             evaluation = found[folder.name] = evaluate_masks(folder, test)
             for line in left_out(evaluation.scope):
@@ -279,7 +267,7 @@ def import_seeds(
     config = {"imported": folder.resolve().as_posix(), "content": files_digest(npy_files(folder))}
     record = read_record(seeds / "seeds.json")
     again = record is not None and record["settings"].get("imported") == config["imported"]
-    digest = same_settings(seeds / "seeds.json", config, overwrite=again)
+    digest = check_settings(seeds / "seeds.json", config, overwrite=again)
     count = import_maps(folder, MapStore(seeds / "maps", settings=digest))
     logger.info(f"read {count} files of {folder} into {seeds}")
 

@@ -1,0 +1,57 @@
+"""The log of a run folder; which processes log."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from advcam_attr.files import make_folder
+from advcam_attr.runs.sharding import Shard, shard_of
+
+#: The log's name in its run folder.
+LOG = "run.log"
+
+PACKAGE = logging.getLogger("advcam_attr")
+
+
+@contextmanager
+def run_log(folder: Path) -> Iterator[None]:
+    """Append the package's log, with times, to ``run.log`` of a run folder; the first process alone writes.
+
+    Args:
+        folder: created if missing; nested calls for the same folder write each record once.
+    """
+    path = str((folder / LOG).resolve())
+    if shard_of().rank or any(getattr(handler, "baseFilename", None) == path for handler in PACKAGE.handlers):
+        yield
+        return
+    make_folder(folder)
+    handler, level = logging.FileHandler(path, encoding="utf-8", delay=True), PACKAGE.level
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%d %H:%M:%S"))
+    PACKAGE.addHandler(handler)
+    if not PACKAGE.isEnabledFor(logging.INFO):
+        PACKAGE.setLevel(logging.INFO)
+    try:
+        yield
+    except BaseException as error:
+        message = f"{type(error).__name__}: {error}"
+        handler.handle(PACKAGE.makeRecord(PACKAGE.name, logging.ERROR, path, 0, message, (), None))
+        raise
+    finally:
+        PACKAGE.setLevel(level)
+        PACKAGE.removeHandler(handler)
+        handler.close()
+
+
+@contextmanager
+def first_rank_logs(shard: Shard) -> Iterator[None]:
+    """Log warnings and errors only on all ranks but the first."""
+    level = PACKAGE.level
+    if shard.rank:
+        PACKAGE.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        PACKAGE.setLevel(level)
