@@ -1,23 +1,23 @@
 """AdvCAM: anti-adversarially manipulated attributions, as Captum attributions over any image classifier."""
 
-from __future__ import annotations
+import importlib as _importlib
+import typing as _typing
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
+if _typing.TYPE_CHECKING:
     from advcam_attr.attr import CAM, CaptumBase, GradCAM, GradCAMPlusPlus, LayerCAM
     from advcam_attr.attr.advcam import AdvCAM
-    from advcam_attr.climbing.recipes import Recipe
+    from advcam_attr.climbing.recipes import Recipe, list_recipes
+    from advcam_attr.heads import inspect
     from advcam_attr.types import AdvCAMError, ClimbStep
 
 __version__ = "0.1.0"
 
 __all__ = [
     "AdvCAM", "AdvCAMError", "CAM", "CaptumBase", "ClimbStep", "GradCAM", "GradCAMPlusPlus", "LayerCAM", "Recipe",
+    "inspect", "list_recipes",
 ]  # fmt: skip
 
-#: Where each public name lives. It is imported when it is first used: ``advcam --help`` need not wait for torch.
+#: The module of each public name, imported when the name is first used: ``advcam --help`` does not wait for torch.
 _HOMES = {
     "AdvCAM": "attr.advcam",
     "AdvCAMError": "types",
@@ -28,14 +28,16 @@ _HOMES = {
     "GradCAMPlusPlus": "attr",
     "LayerCAM": "attr",
     "Recipe": "climbing.recipes",
+    "inspect": "heads",
+    "list_recipes": "climbing.recipes",
 }
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> _typing.Any:
     if name in _HOMES:
-        return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+        return getattr(_importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted([*__all__, "__version__"])

@@ -1,7 +1,7 @@
-"""The few shared dataclasses, and the letters in which every tensor's shape is written.
+"""Shared dataclasses and errors, and the letters in which every tensor's shape is written.
 
-N images, R rows (one row is one image and one class), V views of a row (1, or 2 for an image and its
-mirror image), B = R·V views in a batch, K classes, C channels, H, W the image, h, w the map's grid.
+N images, R samples (one image and one class each), V views of a sample (1, or 2 for an image and its mirror
+image), B = R·V views in a batch, K classes, C channels, H, W the image, h, w the map's grid.
 """
 
 from __future__ import annotations
@@ -27,25 +27,32 @@ class NoMaskError(AdvCAMError):
 
 @dataclass(frozen=True)
 class ClimbStep:
-    """What one climbing step saw; all tensors are detached.
+    """One step of a climb (gradient ascent on the class score); all tensors are detached.
 
     Attributes:
-        index: 0 for the clean image, then 1, 2, ...
-        x: the climbed images, ``(R, V, C, H, W)``, float32.
+        index: 0 for the clean image, then 1, 2, ..., ``steps``, at each scale.
+        x: the perturbed images, ``(R, V, C, H, W)``, float32.
         logits: the class scores at ``x``, ``(R, V, K)``.
-        maps: the base attribution at ``x`` (or what the base accumulates in its place), its views brought back and
-            summed, ``(R, h, w)``.
-        objective: what the step climbs, ``(R,)``.
-        climbing: which rows had not reached their end before this step, ``(R,)``, bool: their maps count; the others
-            stand still.
+        maps: the base attribution at ``x`` (or the base's ``accumulated`` maps), its views flipped back and summed,
+            ``(R, h, w)``.
+        view_maps: the maps of each view before that, ``(R, V, h, w)``.
+        objective: the score whose gradient was followed, ``(R,)``.
+        climbing: which samples had not stopped before this step, ``(R,)``, bool; maps of the others do not count.
+        steps: how many steps follow the clean image at this scale.
+        scale: factor of the image's size.
+        weight: of this scale's maps in the sum over scales.
     """
 
     index: int
     x: Tensor
     logits: Tensor
     maps: Tensor
+    view_maps: Tensor
     objective: Tensor
     climbing: Tensor
+    steps: int = 0
+    scale: float = 1.0
+    weight: float = 1.0
 
 
 @dataclass(frozen=True)

@@ -58,7 +58,7 @@ def truth(setting: Setting) -> Saliency:
 
 def variants(setting: Setting, changes: dict[str, Any]) -> dict[str, tuple[dict[str, Any], Saliency | None]]:
     """For each row of the table, what it changes of the recipe, and its saliency."""
-    others = changes.pop("objective", TargetMinusOthers("mean", strongest=5, guarded=True))
+    others = changes.pop("objective", TargetMinusOthers("mean", top_k=5, gate_others=True))
     alone: dict[str, Any] = {**changes, "objective": "target"}
     both = {**changes, "objective": others}
     return {

@@ -219,7 +219,7 @@ def overrides(options: argparse.Namespace) -> dict[str, Any]:
     if "clipped" in parts:
         parts["step_rule"] = ClippedStep(*parts.pop("clipped"))
     if "others" in parts:
-        parts["objective"] = TargetMinusOthers("mean", strongest=5, weight=parts.pop("others"), guarded=True)
+        parts["objective"] = TargetMinusOthers("mean", top_k=5, weight=parts.pop("others"), gate_others=True)
     return parts
 
 

@@ -70,7 +70,7 @@ def amplification(
         >>> from advcam_attr.types import ClimbStep
         >>> maps = torch.tensor([[[4.0, 1.0, 0.1]]]), torch.tensor([[[8.0, 3.0, 9.0]]])
         >>> none = torch.empty(0)
-        >>> found = amplification(ClimbStep(t, none, none, m, none, none) for t, m in enumerate(maps))
+        >>> found = amplification(ClimbStep(t, none, none, m, m, none, none) for t, m in enumerate(maps))
         >>> found.ratio.tolist(), found.growth().tolist()
         ([[1.0, 2.0], [1.0, 3.0]], [1.0, 1.5])
     """

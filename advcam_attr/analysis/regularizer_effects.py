@@ -16,7 +16,6 @@ from advcam_attr.analysis.samples import rounded
 from advcam_attr.climbing.loop import totals
 from advcam_attr.climbing.objective import RectifiedTargetMinusOthers, Target, TargetMinusOthers
 from advcam_attr.climbing.state import Aggregate, Objective, Plan
-from advcam_attr.climbing.steps import never
 from advcam_attr.climbing.views import add
 from advcam_attr.types import AdvCAMError, ClimbStep
 from advcam_attr.viz.axes import CYCLE, figure, show_image, style_axes
@@ -45,7 +44,7 @@ def variant(plan: Plan, name: str) -> Plan:
         plan,
         objective=without_others(plan.objective) if alone else plan.objective,
         regularizers=() if name in (NONE, OTHERS) else plan.regularizers,
-        stop=never,
+        stop=None,
     )
 
 

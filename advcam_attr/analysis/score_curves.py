@@ -66,7 +66,7 @@ def score_curves(
         >>> from advcam_attr.types import ClimbStep
         >>> maps = torch.tensor([[[4.0, 1.0, 0.0]]]), torch.tensor([[[4.0, 3.0, 0.0]]])
         >>> none, all_climb = torch.empty(0), torch.tensor([True])
-        >>> found = score_curves((ClimbStep(t, none, none, m, none, all_climb) for t, m in enumerate(maps)), (1, 3), points=3)
+        >>> found = score_curves((ClimbStep(t, none, none, m, m, none, all_climb) for t, m in enumerate(maps)), (1, 3), points=3)
         >>> found.cam.tolist(), found.advcam.tolist()
         ([[1.0, 0.25, 0.0]], [[1.0, 0.5, 0.0]])
     """  # noqa: E501

@@ -1,10 +1,10 @@
-"""AdvCAM as a Captum attribution: images and classes in, the maps of a climb, summed, out."""
+"""AdvCAM as a Captum attribution: the maps of a climb, summed."""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import torch
 import torch.nn.functional as F
@@ -32,11 +32,24 @@ from advcam_attr.attr.grad_cam import GradCAM
 from advcam_attr.attr.grad_cam_plus_plus import GradCAMPlusPlus
 from advcam_attr.attr.layer_cam import LayerCAM
 from advcam_attr.climbing import recipes
-from advcam_attr.climbing.loop import climb, to_grid, totals
-from advcam_attr.climbing.state import Base
+from advcam_attr.climbing.loop import climb, to_grid, totals, unclimbed
+from advcam_attr.climbing.state import (
+    Aggregate,
+    Base,
+    Clamp,
+    Mask,
+    Objective,
+    Regularizer,
+    StepRule,
+    Stop,
+    Views,
+)
 from advcam_attr.heads import HeadView, undisturbed
 from advcam_attr.registry import lookup, require_callable
 from advcam_attr.types import AdvCAMError, ClimbStep
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 BASES: dict[str, type[MapAttribution]] = {
     "cam": CAM,
@@ -45,30 +58,46 @@ BASES: dict[str, type[MapAttribution]] = {
     "layer_cam": LayerCAM,
 }
 
-#: Options of AdvCAM's constructor that belong to the machine, not to the recipe.
-_EXECUTION = ("autocast", "channels_last")
+
+class AttributeOptions(TypedDict, total=False):
+    """The keyword options of `AdvCAM.attribute` and `AdvCAM.attribute_classes`."""
+
+    steps: int | None
+    saliency: Tensor | None
+    internal_batch_size: int | None
+    output: Output
+    normalize: bool
+    show_progress: bool
+    on_step: Callable[[ClimbStep], None] | None
 
 
 class AdvCAM(MapAttribution):
-    """AdvCAM (Lee et al., TPAMI 2022): CAMs of an image climbed up its class score, summed over the steps.
+    """AdvCAM (Lee et al., TPAMI 2022): class maps of an image perturbed towards its class, summed over the steps.
 
-    Each step moves the image up the objective (the target's logit, less that of other classes, less a penalty for
-    changing what is lit already; Eqs. 6 and 7) and the maps of all steps are summed (Eq. 4). The model needs no
-    retraining. Zero steps give the base attribution.
+    The image is perturbed by gradient ascent on the objective (the target's logit, less that of other classes, less a
+    penalty for changes of activated cells; Eqs. 6 and 7), and the maps of all steps are summed (Eq. 4)::
 
-    Deviations from the released code are those of the recipe; ``recipe="official"`` has none but the resizing of the
-    image to other scales, which happens on the tensor (bicubic, antialiased) and not on the 8-bit picture.
+        total = 0
+        for step in AdvCAM(model).climb(images, target):  # one forward and one backward a step
+            total = total + step.maps
+
+    The model needs no retraining. Zero steps give the base attribution. Deviations from the released code are those of
+    the recipe; ``recipe="official"`` has one: the image is resized to other scales as a tensor (bicubic, antialiased),
+    not as an 8-bit image.
 
     Args:
         model: a classifier that takes ``(N, C, H, W)`` and returns logits ``(N, K)``.
         layer: the module, or its name, whose output is mapped; None finds it.
         base: ``"cam"``, ``"grad_cam"``, ``"grad_cam++"``, ``"layer_cam"``; one of their classes or instances; a Captum
             attribution (class or instance); or a callable ``(activations, target) -> (B, h, w)``. A callable may have
-            a method ``accumulated`` of the same form, whose maps are summed in place of its own (those are climbed and
-            restricted), and ``taps``, names of modules whose outputs it finds in ``activations.taps``.
-        recipe: ``"auto"``, ``"official"``, ``"paper"`` or a `advcam_attr.climbing.recipes.Recipe`.
-        **overrides: parts of the recipe by name, e.g. ``steps=20, flip=True, scales=(0.5, 1.0)``; and ``autocast``
-            (True, or a dtype) and ``channels_last`` (True lays the images out so; move the model there yourself).
+            a method ``accumulated`` of the same form, whose maps are summed in place of its own, and ``taps``, names
+            of modules whose outputs it finds in ``activations.taps``.
+        recipe: ``"auto"``, ``"official"``, ``"paper"``, ... or a `Recipe`.
+        steps, scales, flip, objective, regularizers, mask, step_rule, clamp, aggregate: in place of the recipe's; None
+            takes the recipe's. See `Recipe`.
+        stop: in place of the recipe's; None takes all steps.
+        autocast: compute in bfloat16 (True) or another dtype, where torch's autocast does.
+        channels_last: lay the images out so; move the model there yourself.
 
     Example:
         >>> import torch
@@ -88,14 +117,30 @@ class AdvCAM(MapAttribution):
         *,
         base: str | Base | MapAttribution | Attribution | type[Attribution] = "cam",
         recipe: str | recipes.Recipe = "auto",
-        **overrides: Any,
+        steps: int | None = None,
+        scales: float | Iterable[float] | None = None,
+        flip: bool | str | Views | None = None,
+        objective: str | Objective | None = None,
+        regularizers: float | str | Regularizer | Sequence[float | str | Regularizer] | None = None,
+        mask: float | str | Mask | None = None,
+        step_rule: float | str | StepRule | None = None,
+        clamp: str | Clamp | None = None,
+        stop: float | str | Stop | None = "recipe",
+        aggregate: str | Aggregate | None = None,
+        autocast: bool | torch.dtype = False,
+        channels_last: bool = False,
     ) -> None:
         super().__init__(model, layer)
         self.view = HeadView(self.view.model, layer, getattr(base, "taps", ()))
-        execution = {name: overrides.pop(name) for name in _EXECUTION if name in overrides}
-        self.recipe = recipes.get(recipe, **overrides)
-        self.autocast = _autocast_dtype(execution.get("autocast", False))
-        self.channels_last = bool(execution.get("channels_last", False))
+        given = {
+            "steps": steps, "scales": scales, "flip": flip, "objective": objective, "regularizers": regularizers,
+            "mask": mask, "step_rule": step_rule, "clamp": clamp, "aggregate": aggregate,
+        }  # fmt: skip
+        changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+        changes |= {} if stop == "recipe" else {"stop": stop}
+        self.recipe = recipes.get(recipe, **changes)
+        self.autocast = _autocast_dtype(autocast)
+        self.channels_last = channels_last
         self.base, self.needs_class_weights = as_base(base, self.view)
 
     def __repr__(self) -> str:
@@ -119,20 +164,20 @@ class AdvCAM(MapAttribution):
         """Climb each image's class and sum the maps.
 
         Args:
-            inputs: images as the model takes them, ``(N, C, H, W)``, or a 1-tuple of them.
+            inputs: normalised images, ``(N, C, H, W)``, or a 1-tuple of them.
             target: the class of each image: an int for all, or N of them (list or tensor); negative ones count from
                 the end.
-            additional_forward_args: further arguments of the model's forward; tensors with N entries go along with
+            additional_forward_args: further arguments of the model's forward; tensors with N entries are indexed with
                 the images.
-            steps: in place of the recipe's.
-            saliency: an external detector's foreground, ``(1 or N, H, W)``, bool or in [0, 1]; what it calls background
-                (at most 0.5) may not change (section 4.4).
-            internal_batch_size: at most so many images (views count) in one forward; the result is the same.
+            steps: in place of the recipe's; 0 is the base attribution of the image alone.
+            saliency: an external detector's foreground, ``(1 or N, H, W)``, bool or in [0, 1]; its background (at most
+                0.5) should not change (section 4.4).
+            internal_batch_size: the most images (views count) in one forward; the result is the same.
             output: ``"image"``: ``(N, 1, H, W)``; ``"native"``: ``(N, 1, h, w)``, on the grid of the image's own
-                scale; ``"input"``: ``(N, C, H, W)``, shared out equally among the channels.
+                scale; ``"input"``: ``(N, C, H, W)``, divided equally among the channels.
             normalize: drop negative values and divide by each map's peak (Eq. 4).
-            show_progress: a progress bar, one tick a step.
-            on_step: called with every `advcam_attr.types.ClimbStep`.
+            show_progress: a progress bar, one tick per step.
+            on_step: called with every `ClimbStep`.
 
         Returns:
             The maps, float32, detached and contiguous, in a 1-tuple if the inputs were.
@@ -141,34 +186,27 @@ class AdvCAM(MapAttribution):
             TypeError, AdvCAMError (a ValueError): inputs, target or an option that cannot be used.
         """
         images, boxed = check_images(inputs)
-        options = check_output(output, internal_batch_size)
-        indices = check_targets(target, len(images))
-        image_of = torch.arange(len(images), device=images.device)
-        maps = self._climb_rows(
-            images, indices, image_of, as_arguments(additional_forward_args), steps=steps, saliency=saliency,
-            internal_batch_size=internal_batch_size, show_progress=show_progress, on_step=on_step,
+        maps = self._attribute(
+            images, check_targets(target, len(images)), None, additional_forward_args, steps=steps, saliency=saliency,
+            internal_batch_size=internal_batch_size, output=output, normalize=normalize, show_progress=show_progress,
+            on_step=on_step,
         )  # fmt: skip
-        result = finish(maps, images, options, normalize)
-        return (result,) if boxed else result
+        return (maps,) if boxed else maps
 
     def attribute_classes(
         self,
         inputs: Tensor,
         classes: Sequence[Iterable[int]],
         additional_forward_args: Any = None,
-        *,
-        output: Output = "image",
-        normalize: bool = False,
-        **options: Any,
+        **options: Unpack[AttributeOptions],
     ) -> list[Tensor]:
-        """Climb several classes of each image; the classes of an image share its first forward.
+        """Climb several classes of each image.
 
         Args:
             inputs: ``(N, C, H, W)``.
             classes: for each image, its classes.
             additional_forward_args: as for `attribute`.
-            output, normalize: as for `attribute`.
-            **options: further keyword arguments of `attribute`.
+            **options: as for `attribute`.
 
         Returns:
             For each image, the maps of its classes, ``(classes, 1, H, W)``.
@@ -177,101 +215,144 @@ class AdvCAM(MapAttribution):
             TypeError, AdvCAMError (a ValueError): as `attribute`, and no class for an image.
         """
         images, _ = check_images(inputs)
-        checked = check_output(output, options.get("internal_batch_size"))
         lists = [list(one) for one in classes]
         if len(lists) != len(images) or not all(lists):
             raise AdvCAMError(f"classes must hold at least one class for each of {len(images)} images, got {lists}")
-        indices = [i for one in lists for i in check_targets(one, len(one))]
-        counts = torch.tensor([len(one) for one in lists])
-        image_of = torch.arange(len(images)).repeat_interleave(counts).to(images.device)
-        known = {"steps": None, "saliency": None, "internal_batch_size": None, "show_progress": False, "on_step": None}
         for name in options:
-            if name not in known:
+            if name not in AttributeOptions.__annotations__:
                 raise TypeError(f"attribute_classes has no option {name!r}")
-        maps = self._climb_rows(images, indices, image_of, as_arguments(additional_forward_args), **(known | options))
-        return list(finish(maps, images, checked, normalize).split(counts.tolist()))
+        target = [i for one in lists for i in check_targets(one, len(one))]
+        counts = [len(one) for one in lists]
+        image_of = torch.arange(len(images)).repeat_interleave(torch.tensor(counts)).to(images.device)
+        return list(self._attribute(images, target, image_of, additional_forward_args, **options).split(counts))
 
-    def _climb_rows(
+    def climb(
+        self,
+        inputs: Tensor | tuple[Tensor],
+        target: Any = None,
+        additional_forward_args: Any = None,
+        *,
+        steps: int | None = None,
+        saliency: Tensor | None = None,
+        image_of: Tensor | None = None,
+    ) -> Iterator[ClimbStep]:
+        """Climb each sample's class and yield every step, scale by scale, the clean image first.
+
+        Args:
+            inputs: normalised images, ``(N, C, H, W)``, or a 1-tuple of them.
+            target: the class of each sample, as for `attribute`.
+            additional_forward_args, steps, saliency: as for `attribute`.
+            image_of: the image of each sample, ``(R,)``, where images have several classes or none; None is one sample
+                per image.
+
+        Example:
+            >>> import torch
+            >>> from advcam_attr import AdvCAM
+            >>> net = torch.nn.Sequential(
+            ...     torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(1),
+            ...     torch.nn.Flatten(), torch.nn.Linear(4, 2),
+            ... )
+            >>> advcam = AdvCAM(net, steps=2, scales=(0.5, 1.0), stop=None)
+            >>> [(step.scale, step.index) for step in advcam.climb(torch.rand(1, 3, 16, 16), target=1)]
+            [(0.5, 0), (0.5, 1), (0.5, 2), (1.0, 0), (1.0, 1), (1.0, 2)]
+
+        Raises:
+            TypeError, AdvCAMError (a ValueError): inputs, target or an option that cannot be used.
+        """
+        recipe = self.recipe if steps is None else self.recipe.with_(steps=steps)
+        images, _ = check_images(inputs)
+        rows = torch.arange(len(images), device=images.device) if image_of is None else image_of
+        indices = check_targets(target, len(rows))
+        walk = self._climb(images, indices, rows, additional_forward_args, recipe, saliency)
+        while True:
+            with undisturbed(self.view.model):
+                step = next(walk, None)
+            if step is None:
+                return
+            yield step
+
+    def _climb(
         self,
         images: Tensor,
         indices: Sequence[int],
         image_of: Tensor,
-        extra: Sequence[Any],
-        *,
-        steps: int | None,
+        additional_forward_args: Any,
+        recipe: recipes.Recipe,
         saliency: Tensor | None,
-        internal_batch_size: int | None,
-        show_progress: bool,
-        on_step: Callable[[ClimbStep], None] | None,
-    ) -> Tensor:
-        """The aggregated maps of all rows on the grid of the image's own scale, ``(R, h, w)``."""
-        steps = self.recipe.steps if steps is None else recipes.check_steps(steps)
-        with undisturbed(self.view.model), self._precision(images):
-            images = images.clone() if images.is_inference() else images
-            background = check_background(saliency, images)
-            head = self._head(images, extra)
-            target = in_range(indices, head.classes, images.device)
-            views = self.recipe.plan(self.base, steps).views.spread(images[:1]).shape[1]
-            chunks = _chunks(image_of, internal_batch_size, views)
-            ticks = sum(self.recipe.schedule(steps, s)[0] + 1 for s in self.recipe.scales) * len(chunks)
-            parts: list[Tensor] = []
-            with tqdm(total=ticks, desc="AdvCAM", unit="step", disable=not show_progress) as bar:
+    ) -> Iterator[ClimbStep]:
+        images = images.clone() if images.is_inference() else images
+        extra = as_arguments(additional_forward_args)
+        background = check_background(saliency, images)
+        target = in_range(indices, self._head(images, extra).classes, images.device)
+        plan = recipe.plan(self.base)
+        used, local = image_of.unique(return_inverse=True)
+        for scale in plan.scales:
+            steps, weight = plan.schedule(plan.steps, scale)
+            shared = steps == 0 and len(used) < len(image_of)
+            rows = used if shared else image_of
+            x = self._scaled(images[rows], scale)
+            views = plan.views.spread(x[:1]).shape[1]
+            options: dict[str, Any] = {
+                "background": None if background is None else to_grid(background[image_of], (x.shape[2], x.shape[3])),
+                "extra": take_rows(extra, rows.repeat_interleave(views), len(images)),
+                "autocast": self.autocast,
+            }
+            walk: Iterable[ClimbStep] = (
+                [unclimbed(self.view, x, target, local, plan, **options)]
+                if shared
+                else climb(self.view, x, target, plan, steps=steps, **options)
+            )
+            for step in walk:
+                yield replace(step, scale=scale, weight=weight)
 
-                def tick(step: ClimbStep) -> None:
+    def _attribute(
+        self,
+        images: Tensor,
+        indices: Sequence[int],
+        image_of: Tensor | None,
+        additional_forward_args: Any,
+        *,
+        steps: int | None = None,
+        saliency: Tensor | None = None,
+        internal_batch_size: int | None = None,
+        output: Output = "image",
+        normalize: bool = False,
+        show_progress: bool = False,
+        on_step: Callable[[ClimbStep], None] | None = None,
+    ) -> Tensor:
+        """The maps of all samples, summed over steps and scales, ``(R, 1, H, W)`` or as ``output`` says."""
+        check_output(output, internal_batch_size)
+        image_of = torch.arange(len(images), device=images.device) if image_of is None else image_of
+        recipe = self.recipe if steps is None else self.recipe.with_(steps=steps)
+        recipe = recipe.unclimbed() if recipe.steps == 0 else recipe
+        plan = recipe.plan(self.base)
+        views = plan.views.spread(images[:1]).shape[1]
+        at_once = len(image_of) if internal_batch_size is None else max(1, internal_batch_size // views)
+        chunks = torch.arange(len(image_of), device=images.device).split(at_once)
+        ticks = sum(plan.schedule(plan.steps, scale)[0] + 1 for scale in plan.scales) * len(chunks)
+        parts: list[Tensor] = []
+        with (
+            undisturbed(self.view.model),
+            tqdm(total=ticks, desc="AdvCAM", unit="step", disable=not show_progress) as bar,
+        ):
+            grid = self._head(images, as_arguments(additional_forward_args)).grid
+            for rows in chunks:
+                target = [indices[row] for row in rows.tolist()]
+                walk = self._climb(images, target, image_of[rows], additional_forward_args, recipe, saliency)
+                summed: Tensor | None = None
+                for step, total in totals(walk, plan.aggregate):
                     bar.update()
                     if on_step is not None:
                         on_step(step)
-
-                for rows in chunks:
-                    parts.append(
-                        self._climb_chunk(
-                            images, background, target[rows], image_of[rows], extra, steps, head.grid, tick
-                        )
-                    )
-        return torch.cat(parts)
-
-    def _climb_chunk(
-        self,
-        images: Tensor,
-        background: Tensor | None,
-        target: Tensor,
-        image_of: Tensor,
-        extra: Sequence[Any],
-        steps: int,
-        grid: tuple[int, int],
-        tick: Callable[[ClimbStep], None],
-    ) -> Tensor:
-        """The aggregated maps of some rows over all scales, ``(R, h, w)``."""
-        plan = self.recipe.plan(self.base, steps)
-        used, local = image_of.unique(return_inverse=True)
-        several = len(used) < len(image_of)
-        total: Tensor | None = None
-        for scale in self.recipe.scales:
-            scaled = self._scaled(images[used], scale)
-            outside = None if background is None else background[image_of]
-            if outside is not None:
-                outside = to_grid(outside, (scaled.shape[2], scaled.shape[3]))
-            views = plan.views.spread(scaled[:1]).shape[1]
-            rows = take_rows(extra, image_of.repeat_interleave(views), len(images))
-            count, weight = self.recipe.schedule(steps, scale)
-            walk = climb(
-                self.view, scaled, target, plan, steps=count, background=outside,
-                image_of=local if several else None, extra=rows,
-            )  # fmt: skip
-            for step, summed in totals(walk, self.recipe.aggregate):  # noqa: B007
-                tick(step)
-            if summed.shape[1:] != grid:
-                summed = resize(summed[:, None], grid)[:, 0]
-            total = weight * summed if total is None else total + weight * summed
-        assert total is not None
-        return total
+                    if step.index == step.steps:
+                        maps = total if total.shape[1:] == grid else resize(total[:, None], grid)[:, 0]
+                        summed = step.weight * maps if summed is None else summed + step.weight * maps
+                assert summed is not None
+                parts.append(summed)
+        return finish(torch.cat(parts), images, output, normalize)
 
     def _scaled(self, images: Tensor, scale: float) -> Tensor:
-        """The images at another scale, in the layout that was asked for.
-
-        Raises:
-            AdvCAMError: the model takes one size only.
-        """
+        """The images at another scale, in the memory format of the constructor."""
         if scale != 1:
             config = getattr(self.view.model, "pretrained_cfg", None) or {}
             if config.get("fixed_input_size", False):
@@ -283,16 +364,6 @@ class AdvCAM(MapAttribution):
             images = F.interpolate(images, size, mode="bicubic", align_corners=False, antialias=True)
         return images.contiguous(memory_format=torch.channels_last) if self.channels_last else images
 
-    def _precision(self, images: Tensor) -> contextlib.AbstractContextManager[Any]:
-        if self.autocast is None:
-            return contextlib.nullcontext()
-        return torch.autocast(images.device.type, dtype=self.autocast)
-
-
-def _chunks(image_of: Tensor, internal_batch_size: int | None, views: int) -> list[Tensor]:
-    rows = torch.arange(len(image_of), device=image_of.device)
-    return [rows] if internal_batch_size is None else list(rows.split(max(1, internal_batch_size // views)))
-
 
 def _autocast_dtype(value: Any) -> torch.dtype | None:
     if isinstance(value, bool):
@@ -303,12 +374,7 @@ def _autocast_dtype(value: Any) -> torch.dtype | None:
 
 
 def as_base(base: Any, view: HeadView) -> tuple[Base, bool]:
-    """A base attribution from whatever names or is one, and whether it needs class weights.
-
-    Raises:
-        TypeError: it is none.
-        AdvCAMError: an unknown name.
-    """
+    """Return a base attribution from its name, class, instance or callable, and whether it needs class weights."""
     found = lookup(base, BASES, "base")
     if isinstance(found, MapAttribution) or (isinstance(found, type) and issubclass(found, MapAttribution)):
         return found.maps, found.needs_class_weights

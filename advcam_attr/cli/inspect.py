@@ -13,12 +13,6 @@ if TYPE_CHECKING:
     from advcam_attr.heads import Head
     from advcam_attr.networks.load import LoadedModel
 
-_CAM = {
-    "exact": "exact: the mean of a class's map plus a constant is its logit",
-    "linearised": "linearised: the class weights are the derivative of the logit, for each image its own",
-    "none": "there is none; --base grad_cam, layer_cam and grad_cam++ work on this grid",
-}
-
 
 def _add_options(parser: Parser) -> None:
     parser.add_argument("models", nargs="+", metavar="MODEL", help=MODEL_HELP)
@@ -59,20 +53,12 @@ def inspection(loaded: LoadedModel, head: Head) -> str:
             " only (other sizes need --input-size or --model-args)" if loaded.fixed_size else "; other sizes work too"
         )
         size = f"{prepared.size[0]} x {prepared.size[1]} pixels{other}"
-    lines = {
-        "head": f"{head.kind}, {head.classes} classes",
-        "layer": f"{head.layer or 'between modules'} ({head.layout})",
-        "grid": f"{head.grid[0]} x {head.grid[1]} cells of {head.channels} channels, "
-        f"stride {head.stride[0]:g} x {head.stride[1]:g}",
-        "CAM": _CAM[head.exactness],
-        "input": size,
-    }
+    lines = {"input": size}
     if prepared.mean is not None and prepared.std is not None:
         mean, std = (" ".join(f"{value:g}" for value in values) for values in (prepared.mean, prepared.std))
         lines["normalised"] = f"mean {mean}, std {std}"
-    if head.exactness != "exact":
-        lines["note"] = head.note
-    return "\n".join([loaded.name, *(f"  {name:<12}{text}" for name, text in lines.items())])
+    about = [*str(head).splitlines(), *(f"{name:<11} {text}" for name, text in lines.items())]
+    return "\n".join([loaded.name, *(f"  {line}" for line in about)])
 
 
 COMMAND = Command("describe a model's head and the CAM methods it supports; needs no weights", _add_options, _run)

@@ -1,4 +1,4 @@
-"""Adversarial climbing: a classifier, images and classes in; a stream of `ClimbStep` out."""
+"""Gradient ascent on the class score: AdvCAM's loop, its parts and its recipes."""
 
 from advcam_attr.climbing.loop import climb
 from advcam_attr.climbing.objective import OBJECTIVES, RectifiedTargetMinusOthers, Target, TargetMinusOthers
@@ -11,18 +11,17 @@ from advcam_attr.climbing.steps import (
     CleanRange,
     ClippedStep,
     CurrentRange,
-    L2Step,
+    LinfStep,
     MarginGrowth,
-    MaxNormStep,
     NoClamp,
     RawStep,
+    RMSStep,
     SignStep,
-    never,
 )
 
 __all__ = [
     "CLAMPS", "MASKS", "OBJECTIVES", "REGULARIZERS", "STEP_RULES", "STOPS",
-    "CleanRange", "ClimbState", "ClippedStep", "CurrentRange", "L2Step", "MarginGrowth", "MaxNormStep", "NoClamp",
+    "CleanRange", "ClimbState", "ClippedStep", "CurrentRange", "RMSStep", "MarginGrowth", "LinfStep", "NoClamp",
     "NoMask", "Plan", "RawStep", "RectifiedTargetMinusOthers", "RestrictHighAttributions", "SignStep", "Target",
-    "TargetMinusOthers", "ThresholdMask", "Views", "climb", "never",
+    "TargetMinusOthers", "ThresholdMask", "Views", "climb",
 ]  # fmt: skip

@@ -1,22 +1,18 @@
-"""Images and classes in; one `ClimbStep` after the other out.
-
-The climb knows nothing of files, Captum or plots. Everything that consumes it (aggregation, figures, reports) is a loop
-over it.
-"""
+"""AdvCAM's loop: gradient ascent on the class score (Eqs. 3, 6 and 7), one `ClimbStep` at a time."""
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from advcam_attr.climbing.objective import target_logits
-from advcam_attr.climbing.state import Aggregate, Base, ClimbState, Plan
-from advcam_attr.climbing.steps import never
+from advcam_attr.climbing.state import Aggregate, ClimbState, Plan
 from advcam_attr.heads import Activations, HeadView, undisturbed
 from advcam_attr.types import AdvCAMError, ClimbStep
 
@@ -29,30 +25,29 @@ def climb(
     *,
     steps: int,
     background: Tensor | None = None,
-    image_of: Tensor | None = None,
     extra: Sequence[Any] = (),
+    autocast: torch.dtype | None = None,
 ) -> Iterator[ClimbStep]:
-    """Climb the score of each row and yield every step, the clean image first: ``steps + 1`` of them.
+    """Climb: raise each sample's class score by gradient ascent on its image; yield every step, the clean image first.
 
-    Rows are independent: nothing of one row enters another. A step is one forward and one backward to the images; the
-    last has no backward. Eqs. 3, 6 and 7 of the paper. A row that the plan stops stands still from then on, and its
-    later maps do not count (``ClimbStep.climbing``); when all rows have stopped, the last step is repeated as it is.
+    There are ``steps + 1`` of them, each one forward and (but for the last) one backward to the images. Samples are
+    independent. A sample that ``plan.stop`` ends keeps its image, and its later maps do not count
+    (``ClimbStep.climbing``).
 
     Args:
         view: the classifier.
-        x: the images, ``(N, C, H, W)``, float32; left as they are.
-        target: the class of each row, ``(R,)``; R is N unless ``image_of`` is given.
-        plan: the parts that vary.
-        steps: how many steps are taken.
-        background: where a saliency detector sees background, ``(R, H, W)``, bool; joins the mask (section 4.4).
-        image_of: the image of each row, ``(R,)``, where images have several classes; these share the first forward.
-        extra: further arguments of the forward, as for one image, or tensors with one entry a row and view.
+        x: the image of each sample, ``(R, C, H, W)``, float32; not modified.
+        target: the class of each sample, ``(R,)``.
+        plan: the parts that vary; its own steps and scales are not read.
+        steps: the number of steps.
+        background: a saliency detector's background, ``(R, H, W)``, bool; joins the mask (section 4.4).
+        extra: further arguments of the forward; tensors have one entry per sample and view.
+        autocast: the precision of torch's autocast.
 
     Example:
         >>> import torch
         >>> from advcam_attr import heads
-        >>> from advcam_attr.climbing import recipes
-        >>> from advcam_attr.climbing import climb
+        >>> from advcam_attr.climbing import climb, recipes
         >>> net = torch.nn.Sequential(
         ...     torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(1),
         ...     torch.nn.Flatten(), torch.nn.Linear(4, 2),
@@ -62,171 +57,156 @@ def climb(
         >>> [(step.index, tuple(step.maps.shape)) for step in walk]
         [(0, (1, 6, 6)), (1, (1, 6, 6)), (2, (1, 6, 6)), (3, (1, 6, 6))]
     """
-    images = plan.views.spread(x)
-    clean = images if image_of is None else images[image_of]
-    rows = clean
-    start: tuple[Tensor, Tensor] | None = None
+    clean = images = plan.views.spread(x)
     climbing = torch.ones(len(clean), dtype=torch.bool, device=clean.device)
-    pace = torch.ones(len(clean), device=clean.device, dtype=clean.dtype)
-    scores: Tensor | None = None
+    step_scale = torch.ones(len(clean), dtype=clean.dtype, device=clean.device)
+    start: tuple[Tensor, Tensor] | None = None
+    before: Tensor | None = None
     memo: dict[str, Tensor] = {}
     for index in range(steps + 1):
-        last = index == steps
-        with undisturbed(view.model):
-            if index == 0 and image_of is not None and _sharing_pays(image_of):
-                seen = _shared_start(view, images, target, image_of, plan, background, extra, last)
-            else:
-                leaf = rows.detach().requires_grad_()
-                acts = view(leaf.flatten(0, 1), *extra, memo=memo, to_images=not last)
-                seen = _evaluate(index, leaf, acts, target, plan, start, background, last)
-                del acts, leaf
-            start = start or (seen.step.logits, seen.base)
-            step = replace(seen.step, climbing=climbing)
-            climbing = climbing & seen.step.climbing
-            if seen.gradient is not None:
-                before, scores = scores, target_logits(step.logits, target)
-                pace = pace if before is None else torch.where((scores < before).any(1), pace * plan.backoff, pace)
-                moved = pace[:, None, None, None, None] * plan.step_rule(seen.gradient, clean)
-                stepped = plan.clamp(rows + moved, rows, clean)
-                rows = torch.where(climbing[:, None, None, None, None], stepped, rows)
+        with undisturbed(view.model), _precision(x, autocast):
+            leaf = images.detach().requires_grad_()
+            acts = view(leaf.flatten(0, 1), *extra, memo=memo, to_images=index < steps)
+            state = _state(index, leaf, acts, target, plan, start, background)
+            score = _score(plan, state, ascend=index < steps)
+            step = _step(plan, state, score, climbing, steps)
+            start = start or (step.logits, state.maps.detach())
+            if plan.stop is not None:
+                climbing = climbing & ~plan.stop(state).detach()
+            if index < steps:
+                (gradient,) = torch.autograd.grad(score.sum(), leaf)
+                now = target_logits(step.logits, target)
+                step_scale, before = _shrunk(step_scale, plan.backoff, before, now), now
+                moved = images + _per_image(step_scale) * plan.step_rule(gradient, clean)
+                images = torch.where(_per_image(climbing), plan.clamp(moved, images, clean), images)
+            del leaf, acts, state, score  # the graph does not outlive its step
         yield step
-        if plan.stop is not never and not bool(climbing.any()):
+        if plan.stop is not None and not bool(climbing.any()):
             yield from (replace(step, index=i, climbing=climbing) for i in range(index + 1, steps + 1))
             return
 
 
-class _Seen(NamedTuple):
-    """What one step sees; ``step.climbing`` is which rows go on after it."""
-
-    step: ClimbStep
-    #: The base's maps, detached, ``(R, h, w)``.
-    base: Tensor
-    #: Of the objective to the images, ``(R, V, C, H, W)``; None after the last step.
-    gradient: Tensor | None
-
-
-def _evaluate(
-    index: int,
-    leaf: Tensor,
-    acts: Activations,
+def unclimbed(
+    view: HeadView,
+    x: Tensor,
     target: Tensor,
+    image_of: Tensor,
     plan: Plan,
-    start: tuple[Tensor, Tensor] | None,
-    background: Tensor | None,
-    last: bool,
-    keep: bool = False,
-) -> _Seen:
-    """One step of rows whose forward is done; ``start`` holds the clean image's logits and base maps."""
-    each = target.repeat_interleave(leaf.shape[1])
-    base = _checked(plan.base(acts, each), (len(each), *acts.head.grid), "base", plan.base)
-    maps = plan.views.merge(plan.transform(base, acts, each).unflatten(0, leaf.shape[:2]))
-    logits = acts.logits.unflatten(0, leaf.shape[:2])
-    mask = _checked(plan.mask(maps.detach()), tuple(maps.shape), "mask", plan.mask)
-    if background is not None:
-        mask = mask | to_grid(background, (maps.shape[1], maps.shape[2]))
-    start_logits, start_maps = (logits.detach(), maps.detach()) if start is None else start
-    state = ClimbState(index, leaf, logits, maps, target, start_logits, start_maps, mask, acts)
-    score = _checked(plan.objective(state), tuple(target.shape), "objective", plan.objective)
-    if not score.requires_grad and not last:
-        raise AdvCAMError(
-            f"objective {plan.objective!r} has no gradient to the images: it must be made of the state's tensors"
-        )
-    for regularizer in plan.regularizers:
-        score = score - _checked(regularizer(state), tuple(target.shape), "regularizer", regularizer)
-    over = plan.stop(state).detach()
-    shown = maps.detach() if plan.accumulated is None else _accumulated(plan, plan.accumulated, acts, each, len(target))
-    step = ClimbStep(index, leaf.detach(), logits.detach(), shown, score.detach(), ~over)
-    gradient = None if last else torch.autograd.grad(score.sum(), leaf, retain_graph=keep)[0]
-    return _Seen(step, maps.detach(), gradient)
+    *,
+    background: Tensor | None = None,
+    extra: Sequence[Any] = (),
+    autocast: torch.dtype | None = None,
+) -> ClimbStep:
+    """Return the only step of a climb of zero steps, where samples share images: one forward for all their classes.
 
-
-def _accumulated(plan: Plan, maps_of: Base, acts: Activations, each: Tensor, rows: int) -> Tensor:
-    """The maps that are accumulated in place of the base's, ``(R, h, w)``."""
-    merge = plan.views.merge_accumulated or plan.views.merge
-    with torch.no_grad():
-        maps = _checked(maps_of(acts, each), (len(each), *acts.head.grid), "accumulated map", maps_of)
-        return merge(maps.unflatten(0, (rows, -1)))
-
-
-def _checked(value: Any, shape: tuple[int, ...], what: str, part: Any) -> Tensor:
-    """What a part of the plan gave, if it has the shape it should."""
-    if not isinstance(value, Tensor) or tuple(value.shape) != shape:
-        got = tuple(value.shape) if isinstance(value, Tensor) else repr(value)
-        raise AdvCAMError(f"{what} {part!r} must give a tensor of shape {shape}, got {got}")
-    return value
+    Args:
+        view, target, plan, background, autocast: as for `climb`.
+        x: the images, ``(N, C, H, W)``.
+        image_of: the image of each sample, ``(R,)``; each image has at least one.
+        extra: further arguments of the forward; tensors have one entry per image and view.
+    """
+    images = plan.views.spread(x)
+    place = torch.stack([(image_of[:row] == image).sum() for row, image in enumerate(image_of)])
+    first = torch.stack([(image_of == image).nonzero()[0, 0] for image in range(len(images))])
+    with undisturbed(view.model), _precision(x, autocast):
+        acts = view(images.flatten(0, 1), *extra, to_images=False)
+        steps = []
+        for j in range(int(place.max()) + 1):  # the j-th class of each image, or its first where it has fewer
+            chosen = first.clone()
+            chosen[image_of[place == j]] = (place == j).nonzero()[:, 0]
+            outside = None if background is None else background[chosen]
+            state = _state(0, images, acts, target[chosen], plan, None, outside)
+            climbing = torch.ones(len(images), dtype=torch.bool, device=images.device)
+            steps.append(_step(plan, state, _score(plan, state, ascend=False), climbing, 0))
+    picked = list(zip(place.tolist(), image_of.tolist(), strict=True))
+    fields = ("x", "logits", "maps", "view_maps", "objective", "climbing")
+    gathered: dict[str, Any] = {f: torch.stack([getattr(steps[j], f)[n] for j, n in picked]) for f in fields}
+    return replace(steps[0], **gathered)
 
 
 def totals(walk: Iterable[ClimbStep], aggregate: Aggregate) -> Iterator[tuple[ClimbStep, Tensor]]:
-    """Each step of a climb, and the running total of its maps, ``(R, h, w)`` (Eq. 4).
+    """Yield each step with the running total of its scale's maps, ``(R, h, w)`` (Eq. 4).
 
-    Rows that the plan has stopped keep their total.
-
-    Args:
-        walk: from `climb`.
-        aggregate: what a step's maps are added by.
+    Samples that have stopped keep their total.
     """
     total: Tensor | None = None
     for step in walk:
+        if step.index == 0:
+            total = None
         added = aggregate(total, step.maps)
         total = added if total is None else torch.where(step.climbing[:, None, None], added, total)
         yield step, total
 
 
 def to_grid(background: Tensor, grid: tuple[int, int]) -> Tensor:
-    """A background mask ``(R, H, W)`` on another grid: cells that are mostly background, ``(R, h, w)``."""
+    """Return the cells of a grid that are mostly background: ``(R, H, W)`` to ``(R, h, w)``."""
     return F.adaptive_avg_pool2d(background[:, None].float(), grid)[:, 0] > 0.5
 
 
-def _sharing_pays(image_of: Tensor) -> bool:
-    """Whether one forward and a backward a slot for all images beats a forward and a backward a row.
-
-    A backward to the images costs about 1.4 forwards.
-    """
-    per_image = image_of.bincount()
-    shared = len(per_image) * (1 + 1.4 * int(per_image.max()))
-    return len(per_image) < len(image_of) and shared < 2.4 * len(image_of)
-
-
-def _shared_start(
-    view: HeadView,
-    images: Tensor,
+def _state(
+    index: int,
+    x: Tensor,
+    acts: Activations,
     target: Tensor,
-    image_of: Tensor,
     plan: Plan,
+    start: tuple[Tensor, Tensor] | None,
     background: Tensor | None,
-    extra: Sequence[Any],
-    last: bool,
-) -> _Seen:
-    """The first step of all rows from one forward of the images: the j-th class of every image is one backward."""
-    slot = torch.stack([(image_of[:row] == image).sum() for row, image in enumerate(image_of)])
-    leaf = images.detach().requires_grad_()
-    first = torch.stack([(image_of == image).nonzero()[0, 0] for image in range(len(images))])
-    acts = view(
-        leaf.flatten(0, 1),
-        *[a[_first_views(first, leaf.shape[1])] if _a_row(a, image_of, leaf) else a for a in extra],
-        to_images=not last,
-    )
-    seen: list[_Seen] = []
-    slots = int(slot.max()) + 1
-    for j in range(slots):
-        at = first.clone()
-        at[image_of[slot == j]] = (slot == j).nonzero()[:, 0]
-        outside = None if background is None else background[at]
-        seen.append(_evaluate(0, leaf, acts, target[at], plan, None, outside, last, keep=j + 1 < slots))
-    pick = [(int(j), int(image)) for j, image in zip(slot, image_of, strict=True)]
-    fields = ("x", "logits", "maps", "objective", "climbing")
-    step = ClimbStep(0, *(torch.stack([getattr(seen[j].step, name)[image] for j, image in pick]) for name in fields))
-    base = torch.stack([seen[j].base[image] for j, image in pick])
-    if last:
-        return _Seen(step, base, None)
-    gradients = [(seen[j].gradient, image) for j, image in pick]
-    return _Seen(step, base, torch.stack([g[image] for g, image in gradients if g is not None]))
+) -> ClimbState:
+    """The state of a step after its forward; ``start`` holds the clean image's logits and maps."""
+    each = target.repeat_interleave(x.shape[1])
+    base = _checked(plan.base(acts, each), (len(each), *acts.head.grid), "base", plan.base)
+    view_maps = plan.transform(base, acts, each).unflatten(0, x.shape[:2])
+    maps = plan.views.merge(view_maps)
+    logits = acts.logits.unflatten(0, x.shape[:2])
+    mask = _checked(plan.mask(maps.detach()), tuple(maps.shape), "mask", plan.mask)
+    if background is not None:
+        mask = mask | to_grid(background, (maps.shape[1], maps.shape[2]))
+    start_logits, start_maps = start or (logits.detach(), maps.detach())
+    return ClimbState(index, x, logits, maps, view_maps, target, start_logits, start_maps, mask, acts)
 
 
-def _a_row(argument: Any, image_of: Tensor, leaf: Tensor) -> bool:
-    """Whether a further argument of the forward has one entry a row and view."""
-    return isinstance(argument, Tensor) and argument.ndim > 0 and len(argument) == len(image_of) * leaf.shape[1]
+def _score(plan: Plan, state: ClimbState, *, ascend: bool) -> Tensor:
+    """The objective minus the regularizers, ``(R,)``."""
+    shape = tuple(state.target.shape)
+    score = _checked(plan.objective(state), shape, "objective", plan.objective)
+    if ascend and not score.requires_grad:
+        raise AdvCAMError(
+            f"objective {plan.objective!r} has no gradient to the images: it must be made of the state's tensors"
+        )
+    for regularizer in plan.regularizers:
+        score = score - _checked(regularizer(state), shape, "regularizer", regularizer)
+    return score
 
 
-def _first_views(first: Tensor, views: int) -> Tensor:
-    return (first[:, None] * views + torch.arange(views, device=first.device)).flatten()
+def _step(plan: Plan, state: ClimbState, score: Tensor, climbing: Tensor, steps: int) -> ClimbStep:
+    maps, view_maps = state.maps, state.view_maps
+    if plan.accumulated is not None:
+        acts, each = state.activations, state.target.repeat_interleave(state.x.shape[1])
+        with torch.no_grad():
+            found = plan.accumulated(acts, each)
+            found = _checked(found, (len(each), *acts.head.grid), "accumulated map", plan.accumulated)
+            view_maps = found.unflatten(0, state.x.shape[:2])
+            maps = (plan.views.merge_accumulated or plan.views.merge)(view_maps)
+    x, logits, maps, view_maps, score = (t.detach() for t in (state.x, state.logits, maps, view_maps, score))
+    return ClimbStep(state.index, x, logits, maps, view_maps, score, climbing, steps)
+
+
+def _shrunk(step_scale: Tensor, backoff: float, before: Tensor | None, now: Tensor) -> Tensor:
+    """The factors of the step sizes, smaller where the last step lowered the target's logit in a view."""
+    return step_scale if before is None else torch.where((now < before).any(1), step_scale * backoff, step_scale)
+
+
+def _per_image(values: Tensor) -> Tensor:
+    return values[:, None, None, None, None]
+
+
+def _precision(x: Tensor, autocast: torch.dtype | None) -> contextlib.AbstractContextManager[Any]:
+    return contextlib.nullcontext() if autocast is None else torch.autocast(x.device.type, dtype=autocast)
+
+
+def _checked(value: Any, shape: tuple[int, ...], what: str, part: Any) -> Tensor:
+    """What a part of the plan returned, if it has the shape it should."""
+    if not isinstance(value, Tensor) or tuple(value.shape) != shape:
+        got = tuple(value.shape) if isinstance(value, Tensor) else repr(value)
+        raise AdvCAMError(f"{what} {part!r} must give a tensor of shape {shape}, got {got}")
+    return value

@@ -1,4 +1,4 @@
-"""A step's state in; the score that is climbed, one a row, out."""
+"""Objectives: the score that gradient ascent raises, one per sample."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from advcam_attr.heads import at_least_float32
 
 
 def target_logits(logits: Tensor, target: Tensor) -> Tensor:
-    """The logit of each row's class in each view: ``(R, V, K)``, ``(R,)`` to ``(R, V)``."""
+    """Return the logit of each sample's class in each view: ``(R, V, K)``, ``(R,)`` to ``(R, V)``."""
     return logits.gather(2, target[:, None, None].expand(-1, logits.shape[1], 1))[..., 0]
 
 
 def target_logit(logits: Tensor, target: Tensor) -> Tensor:
-    """The logit of each row's class, its views summed: ``(R, V, K)``, ``(R,)`` to ``(R,)``."""
+    """Return the logit of each sample's class, summed over its views: ``(R, V, K)``, ``(R,)`` to ``(R,)``."""
     return target_logits(logits, target).sum(1)
 
 
@@ -34,51 +34,51 @@ class Target:
 class TargetMinusOthers:
     """The target logit minus other classes' (Eq. 7 with ``reduce="sum"``).
 
-    With C classes the sum has C - 1 terms and drowns the target when C is large; a mean, or the mean of the strongest,
+    With C classes the sum has C - 1 terms and drowns the target when C is large; a mean, of all or of the highest,
     does not depend on C.
 
     Attributes:
         reduce: how the other logits become one number.
-        strongest: only this many, the largest at each step; None takes all.
+        top_k: only the k highest at each step; None takes all.
         classes: only these classes; None takes all. The target itself never counts.
         weight: of the other classes.
-        guarded: leave the others out of rows whose target scores less than on the clean image, until it has recovered.
-            Classes that share the target's features would otherwise take it down with them.
+        gate_others: drop the other classes from samples whose target scores less than on the clean image, until it has
+            recovered: classes that share the target's features would otherwise lower it, too.
     """
 
     reduce: Literal["sum", "mean"] = "sum"
-    strongest: int | None = None
+    top_k: int | None = None
     classes: tuple[int, ...] | None = None
     weight: float = 1.0
-    guarded: bool = False
+    gate_others: bool = False
 
     def __post_init__(self) -> None:
         if self.reduce not in ("sum", "mean"):
             raise ValueError(f'reduce must be "sum" or "mean", got {self.reduce!r}')
-        if self.strongest is not None and self.strongest < 1:
-            raise ValueError(f"strongest must be at least 1, got {self.strongest}")
+        if self.top_k is not None and self.top_k < 1:
+            raise ValueError(f"top_k must be at least 1, got {self.top_k}")
 
     def __call__(self, state: ClimbState) -> Tensor:
-        if not self.guarded:
+        if not self.gate_others:
             return self.of(state.logits, state.target)
         start, wanted = (target_logits(logits, state.target) for logits in (state.start_logits, state.logits))
         stands = (wanted.detach() >= start).all(1)
         return torch.where(stands, self.of(state.logits, state.target), wanted.sum(1))
 
     def of(self, scores: Tensor, target: Tensor) -> Tensor:
-        """The objective of scores ``(R, V, K)``: ``(R,)``."""
+        """Return the objective of scores ``(R, V, K)``: ``(R,)``."""
         wanted = target_logit(scores, target)
         allowed = torch.ones_like(scores, dtype=torch.bool)
         if self.classes is not None:
             allowed = torch.zeros_like(allowed)
             allowed[..., list(self.classes)] = True
         allowed = allowed.scatter(2, target[:, None, None].expand(-1, scores.shape[1], 1), False)
-        if self.strongest is None:
+        if self.top_k is None:
             others = scores.masked_fill(~allowed, 0).sum(2)
             count = allowed.sum(2)
         else:
             ranked = scores.masked_fill(~allowed, -torch.inf)
-            top = ranked.topk(min(self.strongest, scores.shape[2]), dim=2).values
+            top = ranked.topk(min(self.top_k, scores.shape[2]), dim=2).values
             count = top.isfinite().sum(2)
             others = top.masked_fill(~top.isfinite(), 0).sum(2)
         if self.reduce == "mean":
@@ -93,7 +93,7 @@ class RectifiedTargetMinusOthers:
     Cells where a class is negative have no gradient. Needs class weights that are the same for every image.
 
     Attributes:
-        others: how the other classes enter.
+        others: the objective that is applied to the rectified scores.
     """
 
     others: TargetMinusOthers = TargetMinusOthers("sum")
@@ -111,6 +111,6 @@ OBJECTIVES = {
     "target": Target(),
     "minus_sum": TargetMinusOthers("sum"),
     "minus_mean": TargetMinusOthers("mean"),
-    "minus_top5": TargetMinusOthers("mean", strongest=5),
+    "minus_top5": TargetMinusOthers("mean", top_k=5),
     "released": RectifiedTargetMinusOthers(),
 }

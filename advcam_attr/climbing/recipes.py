@@ -1,9 +1,9 @@
-"""A recipe's name and changes to it in; all that varies in AdvCAM, as one frozen object with its sources, out."""
+"""Recipes: every part of AdvCAM that varies, as one frozen object with the source of its numbers."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ from advcam_attr.climbing.state import (
     Objective,
     Plan,
     Regularizer,
+    Schedule,
     StepRule,
     Stop,
     Views,
@@ -29,41 +30,27 @@ from advcam_attr.climbing.steps import (
     CleanRange,
     ClippedStep,
     CurrentRange,
+    LinfStep,
     MarginGrowth,
-    MaxNormStep,
     NoClamp,
     RawStep,
-    never,
 )
-from advcam_attr.climbing.views import (
-    AGGREGATES,
-    FLIP_PAIR,
-    FLIP_PAIR_BY_SHARE,
-    SINGLE,
-    TRANSFORMS,
-    VIEWS,
-    add,
-    released,
-    signed,
-)
+from advcam_attr.climbing.views import AGGREGATES, FLIP_PAIR, FLIP_PAIR_BY_SHARE, SINGLE, TRANSFORMS, VIEWS
 from advcam_attr.heads import Activations
 from advcam_attr.registry import lookup, nearest, require_callable
 from advcam_attr.types import AdvCAMError
 
-#: How many steps a scale takes, and the weight of its maps: (steps, scale) to (steps, weight).
-Schedule = Callable[[int, float], tuple[int, float]]
-
 
 def same_at_all_scales(steps: int, scale: float) -> tuple[int, float]:
-    """Every scale takes all steps with weight 1."""
+    """Take all steps at every scale, with weight 1."""
     return steps, 1.0
 
 
 def released_schedule(steps: int, scale: float) -> tuple[int, float]:
-    """The released code's count of maps a scale, and its factor, which it computes at scale 0.5 and keeps for the rest.
+    """Follow the released code, which computes its factor at scale 0.5 and applies it to the other scales.
 
     With T = steps + 1 maps: T // 2 maps at scale 0.5 if T > 10 (factor 2), 5 if 6 <= T <= 10 (factor 1), T below
-    (factor 1). The factor is the same for all scales of a run, so the maps at 0.5 end with about half the weight.
+    (factor 1). So the maps at 0.5 end with about half the weight.
     """
     count = steps + 1
     factor = 2.0 if count > 10 else 1.0
@@ -75,55 +62,55 @@ def released_schedule(steps: int, scale: float) -> tuple[int, float]:
 SCHEDULES: dict[str, Schedule] = {"same": same_at_all_scales, "released": released_schedule}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Recipe:
-    """All that varies in AdvCAM but the base attribution. Every part takes an object or the name of a known one.
+    """All that varies in AdvCAM but the base attribution; each part is an object or the name of a registered one.
 
     Attributes:
         name: of the recipe.
-        source: where its numbers come from.
-        steps: how many steps are taken; the maps of ``steps + 1`` images are aggregated.
-        objective: what is climbed; a name of `OBJECTIVES`.
-        regularizers: what is subtracted from it; names of `REGULARIZERS`, or a number: λ of the restricting term.
-        mask: where maps may not change; a name of `MASKS`, or a number: τ.
-        step_rule: from gradient to step; a name of `STEP_RULES`, or a number: ξ of the largest change.
-        clamp: the range of the climbed images; a name of `CLAMPS`.
-        flip: whether image and mirror image are climbed as one row; a bool or a name of `VIEWS`. With zero steps
-            ``True`` has no effect: nothing is climbed, and the map is the base attribution itself.
-        scales: sizes at which the image is climbed, as factors; the maps are summed.
-        aggregate: how the maps of the steps become one; ``"sum"`` or ``"last"``.
-        transform: what is done to a base's maps first; a name of `TRANSFORMS`.
-        stop: when a row stops before its last step; a name of `STOPS`, or a number: the growth of the margin.
-        backoff: the factor by which a row's steps shrink after one that lowered its target's logit; 1 keeps them.
+        source: of its numbers.
+        steps: gradient steps; the maps of ``steps + 1`` images are aggregated.
+        objective: the score that is raised; a name of `OBJECTIVES`.
+        regularizers: subtracted from it; names of `REGULARIZERS`, or a number: λ of the restricting term.
+        mask: cells that should not change; a name of `MASKS`, or a number: τ.
+        step_rule: from gradient to step; a name of `STEP_RULES`, or a number: ξ of `LinfStep`.
+        clamp: the range of the perturbed images; a name of `CLAMPS`.
+        flip: whether image and mirror image are one sample; a bool or a name of `VIEWS`.
+        scales: factors of the image's size; the maps are summed.
+        aggregate: of the steps' maps; ``"sum"`` or ``"last"``.
+        transform: of the base's maps; a name of `TRANSFORMS`.
+        stop: ends a sample before its last step; a name of `STOPS`, a number: the growth of the margin, or None.
+        backoff: the factor by which a sample's steps shrink after each that lowered its target's logit.
         schedule: steps and weight of each scale; a name of `SCHEDULES`.
+
+    Example:
+        >>> from advcam_attr import Recipe
+        >>> recipe = Recipe(mask=0.4, flip=True, step_rule="sign")
+        >>> recipe.mask, recipe.plan().step_rule
+        (ThresholdMask(threshold=0.4), SignStep(size=0.008))
     """
 
     name: str = "custom"
     source: str = ""
     steps: int = 10
-    objective: Objective = Target()
-    regularizers: tuple[Regularizer, ...] = ()
-    mask: Mask = ThresholdMask()
-    step_rule: StepRule = MaxNormStep()
-    clamp: Clamp = CleanRange()
-    flip: Views = SINGLE
-    scales: tuple[float, ...] = (1.0,)
-    aggregate: Aggregate = add
-    transform: MapTransform = signed
-    stop: Stop = never
+    objective: Objective | str = Target()
+    regularizers: Sequence[Regularizer | str | float] | Regularizer | str | float = ()
+    mask: Mask | str | float = ThresholdMask()
+    step_rule: StepRule | str | float = LinfStep()
+    clamp: Clamp | str = CleanRange()
+    flip: Views | str | bool = False
+    scales: Iterable[float] | float = (1.0,)
+    aggregate: Aggregate | str = "sum"
+    transform: MapTransform | str = "signed"
+    stop: Stop | str | float | None = None
     backoff: float = 1.0
-    schedule: Schedule = same_at_all_scales
+    schedule: Schedule | str = "same"
 
     def __post_init__(self) -> None:
-        """Coerce names and numbers; the one place where that happens.
-
-        Raises:
-            TypeError: a part that is neither a name nor a callable.
-            AdvCAMError: an unknown name, or a number out of range.
-        """
+        """Coerce names and numbers; the one place where that happens."""
         given: dict[str, Any] = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         given |= {"flip": {False: "none", True: "pair"}.get(given["flip"], given["flip"])}
-        for name, table, number in _PARTS:
+        for name, (table, number) in _PARTS.items():
             object.__setattr__(self, name, _part(given[name], table, name, number))
         terms = given["regularizers"] if isinstance(given["regularizers"], (tuple, list)) else (given["regularizers"],)
         regularizers = (
@@ -137,64 +124,56 @@ class Recipe:
         if not isinstance(self.flip, Views):
             raise TypeError(f"flip must be a bool, a name or Views, got {type(self.flip).__name__} {self.flip!r}")
 
+    def __repr__(self) -> str:
+        return f"Recipe({', '.join(f'{name}={value}' for name, value in config_dict(self).items())})"
+
     def with_(self, **changes: Any) -> Recipe:
-        """The recipe with other parts.
+        """Return the recipe with other parts.
 
         Raises:
-            AdvCAMError: a part that does not exist; the nearest are told.
+            AdvCAMError: a part that does not exist.
         """
-        known = [field.name for field in dataclasses.fields(self) if field.name not in ("name", "source")]
+        names = [field.name for field in dataclasses.fields(self) if field.name not in ("name", "source")]
         for name in changes:
-            if name not in known:
-                raise AdvCAMError(f"unknown option {name!r}{nearest(name, known)}")
+            if name not in names:
+                raise AdvCAMError(f"unknown option {name!r}{nearest(name, names)}")
         return dataclasses.replace(self, **changes) if changes else self
 
-    def plan(self, base: Base = Activations.class_map, steps: int | None = None) -> Plan:
-        """What `advcam_attr.climbing.climb` needs of this recipe.
+    def unclimbed(self) -> Recipe:
+        """Return the recipe of the base attribution itself: no steps, hence no mirror image either."""
+        return self.with_(steps=0, flip=SINGLE if self.flip is FLIP_PAIR else self.flip)
 
-        Args:
-            base: the base attribution; if it has a method ``accumulated``, that gives the maps that are summed.
-            steps: in place of the recipe's.
-        """
-        unclimbed = (self.steps if steps is None else steps) == 0 and self.flip is FLIP_PAIR
-        return Plan(
-            base=base,
-            transform=self.transform,
-            objective=self.objective,
-            regularizers=self.regularizers,
-            mask=self.mask,
-            step_rule=self.step_rule,
-            clamp=self.clamp,
-            views=SINGLE if unclimbed else self.flip,
-            stop=self.stop,
-            backoff=self.backoff,
-            accumulated=getattr(base, "accumulated", None),
-        )
+    def plan(self, base: Base = Activations.class_map) -> Plan:
+        """Return the parts as objects, with the base attribution, as `advcam_attr.climbing.climb` needs them."""
+        parts: dict[str, Any] = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        del parts["name"], parts["source"]
+        return Plan(base=base, accumulated=getattr(base, "accumulated", None), views=parts.pop("flip"), **parts)
 
 
 def _restrict(weight: float) -> RestrictHighAttributions:
     return RestrictHighAttributions(weight, reduce="mean")
 
 
-def _part(value: Any, table: Mapping[str, Any], what: str, number: Callable[[float], Any] | None = None) -> Any:
+def _part(value: Any, table: Mapping[str, Any], what: str, number: Callable[[float], Any] | None) -> Any:
     if number is not None and isinstance(value, (int, float)) and not isinstance(value, bool):
         return number(float(value))
     found = lookup(value, table, what)
-    return found if isinstance(found, Views) else require_callable(found, what)
+    optional = found is None and None in table.values()
+    return found if optional or isinstance(found, Views) else require_callable(found, what)
 
 
-#: The parts that a name stands for, the table of their names, and what a number makes of them.
-_PARTS: tuple[tuple[str, Mapping[str, Any], Callable[[float], Any] | None], ...] = (
-    ("objective", OBJECTIVES, None),
-    ("mask", MASKS, ThresholdMask),
-    ("step_rule", STEP_RULES, MaxNormStep),
-    ("clamp", CLAMPS, None),
-    ("flip", VIEWS, None),
-    ("aggregate", AGGREGATES, None),
-    ("transform", TRANSFORMS, None),
-    ("stop", STOPS, MarginGrowth),
-    ("schedule", SCHEDULES, None),
-)
+#: The parts that a name stands for: the table of their names, and what a number makes of them.
+_PARTS: dict[str, tuple[Mapping[str, Any], Callable[[float], Any] | None]] = {
+    "objective": (OBJECTIVES, None),
+    "mask": (MASKS, ThresholdMask),
+    "step_rule": (STEP_RULES, LinfStep),
+    "clamp": (CLAMPS, None),
+    "flip": (VIEWS, None),
+    "aggregate": (AGGREGATES, None),
+    "transform": (TRANSFORMS, None),
+    "stop": (STOPS, MarginGrowth),
+    "schedule": (SCHEDULES, None),
+}
 
 
 def _check_scales(scales: Any) -> tuple[float, ...]:
@@ -205,7 +184,7 @@ def _check_scales(scales: Any) -> tuple[float, ...]:
 
 
 def check_steps(steps: Any) -> int:
-    """``steps`` if it is a whole number that is not negative.
+    """Return ``steps`` if it is an int that is not negative.
 
     Raises:
         TypeError: not an int.
@@ -222,7 +201,7 @@ AUTO = Recipe(
     name="auto",
     source="scale-free; found on one half of CUB boxes and COCO masks, reported on the other: docs/results.md",
     steps=8,
-    objective=TargetMinusOthers("mean", strongest=5, guarded=True),
+    objective=TargetMinusOthers("mean", top_k=5, gate_others=True),
     regularizers=(RestrictHighAttributions(2.0, reduce="mean"),),
     mask=ThresholdMask(0.5),
     step_rule=ClippedStep(0.02, width=3.0),
@@ -235,13 +214,13 @@ ONE_STEP = dataclasses.replace(
     AUTO,
     name="one_step",
     source=(
-        "one long step against the strongest other classes; chosen on one half of the photographs in VOC's layout, "
+        "one long step against the highest other classes; chosen on one half of the photographs in VOC's layout, "
         "where it gained, and reported on the other, where it did not: docs/results.md"
     ),
     steps=1,
-    objective=TargetMinusOthers("mean", strongest=5, weight=2.0, guarded=True),
+    objective=TargetMinusOthers("mean", top_k=5, weight=2.0, gate_others=True),
     step_rule=ClippedStep(0.06, width=1.0),
-    stop=never,
+    stop=None,
 )
 
 OFFICIAL = Recipe(
@@ -251,12 +230,12 @@ OFFICIAL = Recipe(
     objective=RectifiedTargetMinusOthers(),
     regularizers=(RestrictHighAttributions(7.0, reduce="sum"),),
     mask=ThresholdMask(0.5),
-    step_rule=MaxNormStep(0.08),
+    step_rule=LinfStep(0.08),
     clamp=CurrentRange(),
     flip=FLIP_PAIR_BY_SHARE,
     scales=(0.5, 1.0, 1.5, 2.0),
-    transform=released,
-    schedule=released_schedule,
+    transform="released",
+    schedule="released",
 )
 
 OFFICIAL_WRN38 = dataclasses.replace(
@@ -292,36 +271,21 @@ WSOL = Recipe(
     objective=TargetMinusOthers("sum"),
     regularizers=(RestrictHighAttributions(0.01, reduce="sum"),),
     mask=ThresholdMask(0.5),
-    step_rule=MaxNormStep(0.08),
+    step_rule=LinfStep(0.08),
     clamp=CurrentRange(),
     flip=FLIP_PAIR,
 )
 
-BIRDS = Recipe(
-    name="birds",
-    source=(
-        "for boxes of images that one object fills, where there are many classes: the released step, the five "
-        "strongest others in place of the sum, lambda as a mean; chosen by trials that may have seen test images "
-        "of CUB: docs/results_localization.md"
-    ),
-    steps=19,
-    objective=TargetMinusOthers("mean", strongest=5),
-    regularizers=(RestrictHighAttributions(2.0, reduce="mean"),),
-    mask=ThresholdMask(0.5),
-    step_rule=MaxNormStep(0.08),
-    clamp=CleanRange(),
-)
-
-RECIPES = {recipe.name: recipe for recipe in (AUTO, ONE_STEP, OFFICIAL, OFFICIAL_WRN38, PAPER, WSOL, BIRDS)}
+RECIPES = {recipe.name: recipe for recipe in (AUTO, ONE_STEP, OFFICIAL, OFFICIAL_WRN38, PAPER, WSOL)}
 
 
 def get(recipe: Recipe | str, **changes: Any) -> Recipe:
-    """A recipe by name, or itself, with changes.
+    """Return a recipe by name, or the given one, with changes.
 
     Example:
         >>> from advcam_attr.climbing import recipes
         >>> recipes.get("auto", steps=3, step_rule=0.04).step_rule
-        MaxNormStep(size=0.04)
+        LinfStep(size=0.04)
 
     Raises:
         TypeError: neither a name nor a recipe.
@@ -333,21 +297,36 @@ def get(recipe: Recipe | str, **changes: Any) -> Recipe:
     return found.with_(**changes)
 
 
-def described(recipe: Recipe) -> dict[str, Any]:
-    """A recipe's parts in words, functions by their names: what a run folder remembers of it.
+def list_recipes() -> list[str]:
+    """Return the names of the recipes.
+
+    Example:
+        >>> from advcam_attr import list_recipes
+        >>> list_recipes()
+        ['auto', 'one_step', 'official', 'official_wrn38', 'paper', 'wsol']
+    """
+    return list(RECIPES)
+
+
+def config_dict(recipe: Recipe) -> dict[str, Any]:
+    """Return a recipe's parts as JSON values: registered functions by name, other parts by their repr.
 
     Example:
         >>> from advcam_attr.climbing import recipes
-        >>> words = recipes.described(recipes.get("auto"))
-        >>> words["steps"], words["flip"], words["step_rule"]
+        >>> config = recipes.config_dict(recipes.get("auto"))
+        >>> config["steps"], config["flip"], config["step_rule"]
         (8, 'pair', 'ClippedStep(size=0.02, width=3.0)')
     """
 
-    def words(value: Any) -> Any:
+    def named(part: str, value: Any) -> Any:
+        if isinstance(value, (int, float, str, type(None))):
+            return value
+        if isinstance(value, tuple):
+            return [named(part, item) for item in value]
         if isinstance(value, Views):
             return next((name for name, views in VIEWS.items() if views == value), "custom")
-        if isinstance(value, tuple):
-            return [words(item) for item in value]
-        return value if isinstance(value, int | float | str) else getattr(value, "__name__", repr(value))
+        table = _PARTS[part][0] if part in _PARTS else {}
+        by_name = next((name for name, item in table.items() if item is value and hasattr(item, "__name__")), None)
+        return by_name or getattr(value, "__name__", repr(value))
 
-    return {f.name: words(getattr(recipe, f.name)) for f in dataclasses.fields(recipe) if f.name != "source"}
+    return {f.name: named(f.name, getattr(recipe, f.name)) for f in dataclasses.fields(recipe) if f.name != "source"}

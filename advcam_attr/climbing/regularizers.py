@@ -1,4 +1,4 @@
-"""A step's state in; what is subtracted from its score, one a row, out."""
+"""Regularizers, subtracted from the objective, and the masks of activated cells."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from advcam_attr.types import AdvCAMError
 
 @dataclass(frozen=True)
 class RestrictHighAttributions:
-    """Hold what is lit already at its first value: λ ‖M ⊙ |CAM(x) − CAM(x⁰)|‖₁ (Eq. 7).
+    """Keep activated cells at their first value: λ ‖M ⊙ |CAM(x) − CAM(x⁰)|‖₁ (Eq. 7).
 
     At the clean image the term and its gradient are zero.
 
     Attributes:
-        weight: λ. The paper's 7 belongs to the released code's map units: class maps divided by the number of positive
-            class weights, summed over the cells.
-        reduce: over the cells of the map: ``"sum"`` as the paper does (then λ depends on the grid), or ``"mean"`` (then
-            it does not, and a CAM's change counts in units of the logit).
+        weight: λ. The paper's 7 is in the released code's units: class maps divided by the number of positive class
+            weights, summed over the cells.
+        reduce: over the cells: ``"sum"`` as in the paper (λ depends on the grid), or ``"mean"`` (it does not, and a
+            CAM's change is in units of the logit).
     """
 
     weight: float = 7.0
@@ -44,10 +44,10 @@ REGULARIZERS = {"restrict": RestrictHighAttributions()}
 
 @dataclass(frozen=True)
 class ThresholdMask:
-    """Cells above a share of the row's current peak (Eq. 5).
+    """Cells above a share of the sample's current peak (Eq. 5).
 
     Attributes:
-        threshold: τ, the share; strictly above counts.
+        threshold: τ, the share, exclusive.
     """
 
     threshold: float = 0.5
@@ -63,7 +63,7 @@ class ThresholdMask:
 
 @dataclass(frozen=True)
 class NoMask:
-    """No cell: only a saliency map's background, if one is given."""
+    """No cells but a saliency map's background, if one is given."""
 
     def __call__(self, maps: Tensor) -> Tensor:
         return torch.zeros_like(maps, dtype=torch.bool)

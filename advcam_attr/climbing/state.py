@@ -1,4 +1,4 @@
-"""Everything that one step of a climb knows, as its objective, regularizers and masks see it."""
+"""The parts of AdvCAM's ascent as types: what one step knows, and the callables that act on it."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ class ClimbState:
 
     Attributes:
         index: 0 for the clean image, then 1, 2, ...
-        x: the climbed images, ``(R, V, C, H, W)`` (graph).
+        x: the perturbed images, ``(R, V, C, H, W)`` (graph).
         logits: ``(R, V, K)`` (graph).
-        maps: the base attribution, views brought back and summed, ``(R, h, w)`` (graph, where the base has one); what
-            mask and regularizers see, whatever is accumulated.
-        target: the class of each row, ``(R,)``.
+        maps: the base attribution, views flipped back and summed, ``(R, h, w)`` (graph if the base has one).
+        view_maps: the maps of each view before that, ``(R, V, h, w)`` (graph).
+        target: the class of each sample, ``(R,)``.
         start_logits: the logits of the clean image, ``(R, V, K)``.
         start_maps: the maps of the clean image, ``(R, h, w)``.
-        mask: where the maps may not change, ``(R, h, w)``, bool.
+        mask: cells whose value should not change, ``(R, h, w)``, bool.
         activations: the forward itself, of R·V images.
     """
 
@@ -31,6 +31,7 @@ class ClimbState:
     x: Tensor
     logits: Tensor
     maps: Tensor
+    view_maps: Tensor
     target: Tensor
     start_logits: Tensor
     start_maps: Tensor
@@ -38,35 +39,37 @@ class ClimbState:
     activations: Activations
 
 
-#: What is climbed: one score a row, ``(R,)``.
+#: The score that gradient ascent raises, one per sample, ``(R,)``.
 Objective = Callable[[ClimbState], Tensor]
-#: What is subtracted from it: one penalty a row, ``(R,)``.
+#: A penalty subtracted from the objective, one per sample, ``(R,)``.
 Regularizer = Callable[[ClimbState], Tensor]
-#: Where maps are lit already: maps ``(R, h, w)`` to bool ``(R, h, w)``.
+#: Activated cells: maps ``(R, h, w)`` to bool ``(R, h, w)``.
 Mask = Callable[[Tensor], Tensor]
-#: Which rows have climbed far enough: the state to bool ``(R,)``.
+#: Samples that have climbed far enough: the state to bool ``(R,)``.
 Stop = Callable[[ClimbState], Tensor]
-#: The step: (gradient, clean images), each ``(R, V, C, H, W)``.
+#: The step from (gradient, clean images), each ``(R, V, C, H, W)``.
 StepRule = Callable[[Tensor, Tensor], Tensor]
-#: The climbed images made valid again: (stepped, before the step, clean), each ``(R, V, C, H, W)``.
+#: The valid images from (after the step, before the step, clean), each ``(R, V, C, H, W)``.
 Clamp = Callable[[Tensor, Tensor, Tensor], Tensor]
-#: The running total of the maps: (total or None, maps), each ``(R, h, w)``.
+#: The running total of the maps from (total or None, maps), each ``(R, h, w)``.
 Aggregate = Callable[["Tensor | None", Tensor], Tensor]
-#: What is done to a base's maps before all else: (maps, activations, target), ``(B, h, w)``.
+#: A transform of the base's maps from (maps, activations, target), ``(B, h, w)``.
 MapTransform = Callable[[Tensor, Activations, Tensor], Tensor]
-#: The base attribution: (activations, target) to maps ``(B, h, w)``. One with a method ``accumulated`` of the same form
-#: has the maps of that method summed in place of its own.
+#: The base attribution: (activations, target) to maps ``(B, h, w)``. The maps of its method ``accumulated``, if it has
+#: one, are summed in place of its own.
 Base = Callable[[Activations, Tensor], Tensor]
+#: The number of steps at a scale and the weight of its maps: (steps, scale) to (steps, weight).
+Schedule = Callable[[int, float], tuple[int, float]]
 
 
 @dataclass(frozen=True)
 class Views:
-    """The views of one row, and how their maps become one.
+    """The views of one sample, and how their maps become one.
 
     Attributes:
         spread: images ``(N, C, H, W)`` to views ``(N, V, C, H, W)``.
-        merge: maps of views ``(R, V, h, w)`` to maps of rows ``(R, h, w)``.
-        merge_accumulated: the same for maps that are accumulated in place of the base's; None is ``merge``.
+        merge: maps of views ``(R, V, h, w)`` to maps of samples ``(R, h, w)``.
+        merge_accumulated: the same for a base's ``accumulated`` maps; None is ``merge``.
     """
 
     spread: Callable[[Tensor], Tensor]
@@ -76,14 +79,16 @@ class Views:
 
 @dataclass(frozen=True)
 class Plan:
-    """The parts of a climb that vary; each is a callable, but for ``backoff``.
+    """A recipe with every part resolved to an object, and the base attribution.
 
-    ``backoff`` is the factor by which the steps of a row shrink, from then on, whenever a step has lowered the target's
-    logit in one of its views: it was too long. 1 keeps them as they are.
-
-    ``accumulated`` gives the maps that every step shows, and that are summed, where they are not the base's (SEAM's
-    maps after its pixel correlation module). It sees the same forward, without gradients; mask, regularizers and
-    objective go by the base.
+    Attributes:
+        base, transform, objective, regularizers, mask, step_rule, clamp, views, aggregate, schedule: see `Recipe`.
+        scales: factors of the image's size.
+        steps: at the longest scale.
+        stop: None takes all steps.
+        backoff: the factor by which a sample's steps shrink after each step that lowered its target's logit.
+        accumulated: gives the maps that are summed in place of the base's (SEAM's maps after its pixel correlation
+            module), from the same forward and without gradient; mask, regularizers and objective see the base.
     """
 
     base: Base
@@ -94,6 +99,10 @@ class Plan:
     step_rule: StepRule
     clamp: Clamp
     views: Views
-    stop: Stop
+    aggregate: Aggregate
+    schedule: Schedule
+    scales: tuple[float, ...] = (1.0,)
+    steps: int = 10
+    stop: Stop | None = None
     backoff: float = 1.0
     accumulated: Base | None = None

@@ -1,4 +1,4 @@
-"""Gradients in, steps out; stepped images in, valid images out. All are ``(R, V, C, H, W)``."""
+"""Step rules, clamps and stops; all tensors are ``(R, V, C, H, W)``."""
 
 from __future__ import annotations
 
@@ -11,12 +11,10 @@ from advcam_attr.climbing.objective import TargetMinusOthers, target_logit, targ
 from advcam_attr.climbing.state import ClimbState
 from advcam_attr.types import AdvCAMError
 
-_ROW = (1, 2, 3, 4)
+_SAMPLE = (1, 2, 3, 4)
 
 
 class _Sized:
-    """A step rule whose size must be above zero."""
-
     size: float
 
     def __post_init__(self) -> None:
@@ -25,8 +23,8 @@ class _Sized:
 
 
 @dataclass(frozen=True)
-class MaxNormStep(_Sized):
-    """ξ · g / max|g|, the largest change of a row's pixels being ξ (the released code).
+class LinfStep(_Sized):
+    """ξ · g / max|g|: the largest change of a sample's pixels is ξ (the released code).
 
     Attributes:
         size: ξ, in units of the normalised image.
@@ -35,7 +33,7 @@ class MaxNormStep(_Sized):
     size: float = 0.08
 
     def __call__(self, gradient: Tensor, clean: Tensor) -> Tensor:
-        return self.size * gradient / (gradient.abs().amax(_ROW, keepdim=True) + 1e-12)
+        return self.size * gradient / (gradient.abs().amax(_SAMPLE, keepdim=True) + 1e-12)
 
 
 @dataclass(frozen=True)
@@ -50,12 +48,12 @@ class RawStep(_Sized):
 
 @dataclass(frozen=True)
 class ClippedStep(_Sized):
-    """ξ · range · clip(g / (w · rms(g)), -1, 1): large gradients count alike, and the image's scale does not matter.
+    """ξ · range · clip(g / (w · rms(g)), -1, 1): large gradients count alike, whatever the image's scale.
 
-    One pixel with a huge gradient cannot make the rest stand still, as it does where the maximum sets the step.
+    One pixel with a huge gradient cannot hold the others back, as it does in `LinfStep`.
 
     Attributes:
-        size: ξ, the largest change, as a share of the clean row's range (0.04 is ten grey levels of a full picture).
+        size: ξ, the largest change, as a share of the clean sample's range (0.04 is ten grey levels of 256).
         width: w, how many root mean squares of the gradient make a full step.
     """
 
@@ -63,19 +61,19 @@ class ClippedStep(_Sized):
     width: float = 10.0
 
     def __call__(self, gradient: Tensor, clean: Tensor) -> Tensor:
-        scale = self.width * gradient.square().mean(_ROW, keepdim=True).sqrt() + 1e-30
-        reach = clean.amax(_ROW, keepdim=True) - clean.amin(_ROW, keepdim=True)
+        scale = self.width * gradient.square().mean(_SAMPLE, keepdim=True).sqrt() + 1e-30
+        reach = clean.amax(_SAMPLE, keepdim=True) - clean.amin(_SAMPLE, keepdim=True)
         return self.size * reach * (gradient / scale).clamp(-1, 1)
 
 
 @dataclass(frozen=True)
-class L2Step(_Sized):
-    """ξ · g / rms(g): the root mean square of a row's change is ξ."""
+class RMSStep(_Sized):
+    """ξ · g / rms(g): the root mean square of a sample's change is ξ."""
 
     size: float = 0.01
 
     def __call__(self, gradient: Tensor, clean: Tensor) -> Tensor:
-        return self.size * gradient / (gradient.square().mean(_ROW, keepdim=True).sqrt() + 1e-12)
+        return self.size * gradient / (gradient.square().mean(_SAMPLE, keepdim=True).sqrt() + 1e-12)
 
 
 @dataclass(frozen=True)
@@ -98,45 +96,40 @@ class NoClamp:
 
 @dataclass(frozen=True)
 class CurrentRange:
-    """Between the smallest and the largest value of the row before the step (the released code)."""
+    """The range of the sample before the step (the released code)."""
 
     def __call__(self, stepped: Tensor, before: Tensor, clean: Tensor) -> Tensor:
-        return stepped.clamp(before.amin(_ROW, keepdim=True), before.amax(_ROW, keepdim=True))
+        return stepped.clamp(before.amin(_SAMPLE, keepdim=True), before.amax(_SAMPLE, keepdim=True))
 
 
 @dataclass(frozen=True)
 class CleanRange:
-    """Between the smallest and the largest value of each channel of the row's clean image."""
+    """The range of each channel of the sample's clean image."""
 
     def __call__(self, stepped: Tensor, before: Tensor, clean: Tensor) -> Tensor:
         return stepped.clamp(clean.amin((1, 3, 4), keepdim=True), clean.amax((1, 3, 4), keepdim=True))
 
 
-STEP_RULES = {"max": MaxNormStep(), "clipped": ClippedStep(), "raw": RawStep(), "l2": L2Step(), "sign": SignStep()}
+STEP_RULES = {"linf": LinfStep(), "clipped": ClippedStep(), "raw": RawStep(), "rms": RMSStep(), "sign": SignStep()}
 CLAMPS = {"none": NoClamp(), "current": CurrentRange(), "clean": CleanRange()}
-
-
-def never(state: ClimbState) -> Tensor:
-    """No row stops before its last step (the paper)."""
-    return torch.zeros_like(state.target, dtype=torch.bool)
 
 
 @dataclass(frozen=True)
 class MarginGrowth:
-    """A row stops when its margin over the strongest other classes has grown by a share of what it was.
+    """Stop a sample when its margin over the highest other classes has grown by a share of its first value.
 
-    How far a fixed number of steps goes depends on the net, on the image and on the step. The margin
-    ``y_c - mean of the k strongest others`` does not: doubling it means the same for every scale and offset of logits.
-    A row also stops only where the target's own logit has risen in all views. Where the margin starts near zero or
-    below, a tenth of ``y_c - mean of all`` takes its place.
+    How far a fixed number of steps goes depends on the net, the image and the step. The margin ``y_c - mean of the k
+    highest others`` does not: doubling it means the same for every scale and offset of logits. The target's own logit
+    must have risen in all views, too. Where the margin starts near zero or below, a tenth of ``y_c - mean of all``
+    takes its place.
 
     Attributes:
-        growth: by what share of itself the margin grows.
-        strongest: k.
+        growth: the share by which the margin grows.
+        top_k: k.
     """
 
     growth: float = 0.5
-    strongest: int = 5
+    top_k: int = 5
 
     def __post_init__(self) -> None:
         if not 0 < self.growth < float("inf"):
@@ -150,7 +143,7 @@ class MarginGrowth:
         return (now >= start + self.growth * unit) & risen.all(1)
 
     def _margin(self, logits: Tensor, state: ClimbState) -> Tensor:
-        return TargetMinusOthers("mean", strongest=self.strongest).of(logits, state.target)
+        return TargetMinusOthers("mean", top_k=self.top_k).of(logits, state.target)
 
 
-STOPS = {"never": never, "margin": MarginGrowth()}
+STOPS = {"none": None, "margin": MarginGrowth()}

@@ -1,4 +1,4 @@
-"""Images in; the views of each row, and one map a row from the maps of its views, out."""
+"""Views of a sample, transforms of its maps, and their aggregation over the steps."""
 
 from __future__ import annotations
 
@@ -27,35 +27,35 @@ def _merge_pair(maps: Tensor) -> Tensor:
 
 
 def _merge_pair_by_share(maps: Tensor) -> Tensor:
-    lit = (maps.detach() > 0).sum((2, 3), keepdim=True).to(maps.dtype)
-    return _merge_pair(maps * lit / lit.sum(1, keepdim=True).clamp_min(1))
+    positive = (maps.detach() > 0).sum((2, 3), keepdim=True).to(maps.dtype)
+    return _merge_pair(maps * positive / positive.sum(1, keepdim=True).clamp_min(1))
 
 
 #: The image alone.
 SINGLE = Views(_one, _merge_one)
 
-#: The image and its mirror image, climbed as two images that share peak, step size and range; maps are summed.
+#: The image and its mirror image, perturbed as two images with one peak, step size and range; maps are summed.
 FLIP_PAIR = Views(_pair, _merge_pair)
 
-#: `FLIP_PAIR`, each view weighted by its share of the pair's positive cells, as in the released code's Grad-CAM. Maps
-#: that are accumulated in place of the Grad-CAM have no such weights.
+#: `FLIP_PAIR`, each view weighted by its share of the pair's positive cells, as in the released code's Grad-CAM; a
+#: base's ``accumulated`` maps have no such weights.
 FLIP_PAIR_BY_SHARE = Views(_pair, _merge_pair_by_share, _merge_pair)
 
 VIEWS = {"none": SINGLE, "pair": FLIP_PAIR, "pair_by_share": FLIP_PAIR_BY_SHARE}
 
 
 def signed(maps: Tensor, acts: Activations, target: Tensor) -> Tensor:
-    """As they are."""
+    """Return the maps unchanged."""
     return maps
 
 
 def rectified(maps: Tensor, acts: Activations, target: Tensor) -> Tensor:
-    """Negative evidence is dropped."""
+    """Drop negative evidence."""
     return maps.relu()
 
 
 def released(maps: Tensor, acts: Activations, target: Tensor) -> Tensor:
-    """Rectified, and divided by K⁺, the number of positive class weights.
+    """Rectify, and divide by K⁺, the number of positive class weights.
 
     This is the released code's Grad-CAM in closed form, but for the share of the views
     (`advcam_attr.climbing.views.FLIP_PAIR_BY_SHARE`); its λ counts in these units.
@@ -65,12 +65,12 @@ def released(maps: Tensor, acts: Activations, target: Tensor) -> Tensor:
 
 
 def add(total: Tensor | None, maps: Tensor) -> Tensor:
-    """The sum over the steps (Eq. 4)."""
+    """Sum the maps of the steps (Eq. 4)."""
     return maps if total is None else total + maps
 
 
 def last(total: Tensor | None, maps: Tensor) -> Tensor:
-    """The last map only (Table XI)."""
+    """Keep the last map only (Table XI)."""
     return maps
 
 

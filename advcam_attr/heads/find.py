@@ -37,6 +37,13 @@ _SELECTIONS = {"__getitem__", "select", "unbind", "split", "chunk", "narrow"}
 _RESIDUAL = {"layer_norm", "rms_norm", "group_norm", "batch_norm", "add", "add_", "__add__", "__iadd__", "cat"}
 
 
+_CAM: dict[Exactness, str] = {
+    "exact": "exact: the mean of a class's map plus a constant is its logit",
+    "linearised": "linearised: the class weights are the derivative of the logit, for each image its own",
+    "none": "there is none; base grad_cam, layer_cam and grad_cam++ work on this grid",
+}
+
+
 @dataclass(frozen=True)
 class Site:
     """Where a tensor is found again in a later forward: the n-th call of a function, and which side of it."""
@@ -77,6 +84,18 @@ class Head:
     prefix: int
     note: str
     site: Site
+
+    def __str__(self) -> str:
+        lines = {
+            "head": f"{self.kind}, {self.classes} classes",
+            "layer": f"{self.layer or 'between modules'} ({self.layout})",
+            "grid": f"{self.grid[0]} x {self.grid[1]} cells of {self.channels} channels, "
+            f"stride {self.stride[0]:g} x {self.stride[1]:g}",
+            "CAM": _CAM[self.exactness],
+        }
+        if self.exactness != "exact":
+            lines["note"] = self.note
+        return "\n".join(f"{name:<11} {text}" for name, text in lines.items())
 
     @property
     def advice(self) -> str | None:

@@ -341,6 +341,38 @@ def view(model: nn.Module, layer: str | nn.Module | None = None, taps: Sequence[
     return HeadView(model, layer, taps)
 
 
+def inspect(model: nn.Module, inputs: Tensor | None = None, *, layer: str | nn.Module | None = None) -> Head:
+    """Return what a classifier's head looks like to class activation mapping; ``print`` it.
+
+    Args:
+        model: a classifier that takes ``(N, C, H, W)`` and returns logits ``(N, K)``.
+        inputs: images of the wanted size; None is a random one of the size in the model's ``pretrained_cfg``, or 224².
+        layer: the module, or its name, whose output is mapped; None finds it.
+
+    Example:
+        >>> import torch, advcam_attr
+        >>> net = torch.nn.Sequential(
+        ...     torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(1),
+        ...     torch.nn.Flatten(), torch.nn.Linear(4, 2),
+        ... )
+        >>> print(advcam_attr.inspect(net))
+        head        NCHW mean -> linear, 2 classes
+        layer       1 (NCHW)
+        grid        222 x 222 cells of 4 channels, stride 1.00901 x 1.00901
+        CAM         exact: the mean of a class's map plus a constant is its logit
+
+    Raises:
+        AdvCAMError: no grid can be mapped.
+    """
+    if inputs is None:
+        config = getattr(unwrapped(model), "pretrained_cfg", None) or {}
+        inputs = torch.rand(1, *config.get("input_size", (3, 224, 224)), generator=torch.Generator().manual_seed(0))
+        first = next(unwrapped(model).parameters(), None)
+        inputs = inputs if first is None else inputs.to(first.device)
+    with undisturbed(unwrapped(model)):
+        return HeadView(model, layer).inspect(inputs)
+
+
 def unwrapped(model: nn.Module) -> nn.Module:
     """The eager module inside ``DataParallel``, ``DistributedDataParallel`` and ``torch.compile``."""
     while True:

@@ -138,20 +138,24 @@ def attribute_images(images: Sequence[Path], out: Path, settings: Settings) -> I
         raise AdvCAMError(f"the results need a folder, but {out} is a file; choose another --out")
     device = choose_device(settings.device)
     # Misspelt options are refused before anything costs time, so a stand-in for the model must do here.
-    config = _config(settings, _advcam(nn.Identity(), settings, layer=None).recipe)
+    config = _config(settings, advcam_of(nn.Identity(), dataclasses.replace(settings, layer=None)).recipe)
     jobs, done = outstanding(images, out, config, overwrite=settings.overwrite)
     for image in done:
         yield ImageResult(image, "kept")
     if jobs:
         loaded = settings.model.load()
         loaded.model.to(device)
-        advcam = _advcam(loaded.model, settings, settings.layer)
+        advcam = advcam_of(loaded.model, settings)
         yield from _Run(loaded, advcam, settings, config, device, out).results(jobs)
 
 
-def _advcam(model: nn.Module, settings: Settings, layer: str | None) -> AdvCAM:
+def advcam_of(model: nn.Module, settings: Settings) -> AdvCAM:
+    """Return the attribution that the settings describe."""
+    execution = {name: settings.overrides.get(name, False) for name in ("autocast", "channels_last")}
+    changes = {name: value for name, value in settings.overrides.items() if name not in execution}
     try:
-        return AdvCAM(model, layer, base=settings.base, recipe=settings.recipe, **settings.overrides)
+        recipe = recipes.get(settings.recipe, **changes)
+        return AdvCAM(model, settings.layer, base=settings.base, recipe=recipe, **execution)
     except (TypeError, ValueError) as error:
         raise AdvCAMError(str(error)) from error
 
@@ -168,7 +172,7 @@ def _config(settings: Settings, recipe: Recipe) -> dict[str, Any]:
         "targets": settings.targets,
         "base": settings.base,
         "layer": settings.layer,
-        **{f"recipe.{name}": value for name, value in recipes.described(recipe).items()},
+        **{f"recipe.{name}": value for name, value in recipes.config_dict(recipe).items()},
         **{name: settings.overrides.get(name, False) for name in ("autocast", "channels_last")},
         "probability": settings.probability,
         "saliency": settings.saliency and settings.saliency.resolve().as_posix(),
@@ -292,14 +296,15 @@ class _Run:
         base = self.advcam.attribute_classes(x, classes, saliency=saliency, steps=0)
         starts = [i for i, (index, _) in enumerate(steps) if index == 0]
         bounds = list(pairwise([*starts, len(steps)]))
-        scales = self.advcam.recipe.scales
+        plan = self.advcam.recipe.plan()
+        scales = plan.scales
         first, last = bounds[min(range(len(scales)), key=lambda i: abs(scales[i] - 1))]
-        sums = torch.stack([summed for _, summed in totals(walk[first:last], self.advcam.recipe.aggregate)], 1).cpu()
+        sums = torch.stack([summed for _, summed in totals(walk[first:last], plan.aggregate)], 1).cpu()
         by_scale = [torch.stack([v for _, v in steps[a:b]]).cpu() for a, b in bounds]
         scores = [
             tuple(
                 ScaleScores(scale, *(tuple(round(float(v), 6) for v in values) for values in track[:, :, row].T))
-                for scale, track in zip(self.advcam.recipe.scales, by_scale, strict=True)
+                for scale, track in zip(scales, by_scale, strict=True)
             )
             for row in range(len(rows))
         ]

@@ -141,7 +141,7 @@ class SeedMaker:
                 f"{sample.image} is {picture.height} x {picture.width}, and was {height} x {width} when the run began: "
                 "remove sizes.json from the run folder if the images have changed"
             )
-        return tuple(to_bytes(resize_to(picture, scale)) for scale in self.recipe.scales)
+        return tuple(to_bytes(resize_to(picture, scale)) for scale in self.settings.scales)
 
     def _background(self, sample: Sample) -> Tensor | None:
         """Where the detector sees background, ``(H, W)``, bool."""
@@ -164,8 +164,9 @@ class SeedMaker:
         with self._precision():
             for x in images:
                 self._check_head(x)
+            at_scales = dict(zip(self.settings.scales, images, strict=True))
             found = summed_maps(
-                self.view, dict(zip(self.recipe.scales, images, strict=True)), target, image_of, self.recipe, self.base,
+                self.view, at_scales, target, image_of, self.recipe, self.base,
                 steps=self.steps, rows_at_once=self.settings.batch_rows,
                 background=None if read.background is None else read.background.to(self.device),
             )  # fmt: skip

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -24,17 +23,8 @@ CAM_SEEDS = Recipe(
     steps=0,
     flip=FLIP_PAIR,
     scales=SEED_SCALES,
-    transform="relu",  # type: ignore[arg-type]  # names are coerced
+    transform="relu",
 )
-
-
-def seed_plan(recipe: Recipe, base: Base) -> Plan:
-    """The recipe's plan with the recipe's views whatever the number of steps.
-
-    An attribution of zero steps is its base, of the image alone; a seed of zero steps is the sum over image and mirror
-    image, as the released CAM seeds are.
-    """
-    return dataclasses.replace(recipe.plan(base), views=recipe.flip)
 
 
 def summed_maps(
@@ -68,17 +58,17 @@ def summed_maps(
     Returns:
         For each T one tensor a scale, ``(R, h, w)``, float32, weighted.
     """
-    plan = seed_plan(recipe, base)
+    plan = recipe.plan(base)
     found: dict[int, list[Tensor]] = {t: [] for t in steps}
     for scale, images in pictures.items():
-        schedule = {t: recipe.schedule(t, scale) for t in steps}
+        schedule = {t: plan.schedule(t, scale) for t in steps}
         wanted = {count for count, _ in schedule.values()}
         parts: dict[int, list[Tensor]] = {count: [] for count in wanted}
         for rows in torch.arange(len(target), device=target.device).split(
             max(1, int(rows_at_once / max(1.0, scale**2)))
         ):
             for count, maps in _sums_of_rows(
-                view, images, target[rows], image_of[rows], recipe, plan, wanted, background
+                view, images, target[rows], image_of[rows], plan, wanted, background
             ).items():
                 parts[count].append(maps)
         for t, (count, weight) in schedule.items():
@@ -91,16 +81,11 @@ def _sums_of_rows(
     images: Tensor,
     target: Tensor,
     image_of: Tensor,
-    recipe: Recipe,
     plan: Plan,
     wanted: set[int],
     background: Tensor | None,
 ) -> dict[int, Tensor]:
     """The running sum of some rows' maps after each wanted number of steps, ``(R, h, w)``."""
-    used, local = image_of.unique(return_inverse=True)
     outside = None if background is None else to_grid(background[image_of], (images.shape[2], images.shape[3]))
-    walk = climb(
-        view, images[used], target, plan, steps=max(wanted), background=outside,
-        image_of=local if len(used) < len(image_of) else None,
-    )  # fmt: skip
-    return {step.index: total for step, total in totals(walk, recipe.aggregate) if step.index in wanted}
+    walk = climb(view, images[image_of], target, plan, steps=max(wanted), background=outside)
+    return {step.index: total for step, total in totals(walk, plan.aggregate) if step.index in wanted}

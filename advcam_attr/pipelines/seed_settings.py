@@ -102,7 +102,7 @@ def described(
         "method": settings.method,
         "layer": settings.layer,
         "base": settings.base if isinstance(settings.base, str) else _name(settings.base),
-        **{f"recipe.{name}": value for name, value in recipes.described(settings.whole_recipe()).items()},
+        **{f"recipe.{name}": value for name, value in recipes.config_dict(settings.whole_recipe()).items()},
         "sweep": sweep,
         "mean": settings.mean,
         "std": settings.std,

@@ -92,7 +92,7 @@ class WSOLMapSettings:
         """
         try:
             found = CAM_MAPS if self.method == "cam" else recipes.get(self.recipe, **self.overrides)
-            return found.with_(scales=1.0)
+            return (found.unclimbed() if found.steps == 0 else found).with_(scales=1.0)
         except (TypeError, ValueError) as error:
             raise AdvCAMError(str(error)) from error
 
@@ -107,7 +107,7 @@ def described(settings: WSOLMapSettings, net: nn.Module, data: ImageList) -> dic
         "method": settings.method,
         "layer": settings.layer,
         "base": settings.base if isinstance(settings.base, str) else getattr(settings.base, "__qualname__", "custom"),
-        **{f"recipe.{name}": value for name, value in recipes.described(settings.whole_recipe()).items()},
+        **{f"recipe.{name}": value for name, value in recipes.config_dict(settings.whole_recipe()).items()},
         "target": settings.target,
         "size": settings.size,
         "mean": settings.mean,

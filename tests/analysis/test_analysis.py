@@ -40,7 +40,7 @@ def walk_of(*maps: list[list[list[float]]]) -> list[ClimbStep]:
     """A climb whose maps are these."""
     found = [torch.tensor(m) for m in maps]
     all_rows = torch.ones(len(found[0]), dtype=torch.bool)
-    return [ClimbStep(t, NONE_YET, NONE_YET, m, NONE_YET, all_rows) for t, m in enumerate(found)]
+    return [ClimbStep(t, NONE_YET, NONE_YET, m, m[:, None], NONE_YET, all_rows) for t, m in enumerate(found)]
 
 
 def walk_on(net: nn.Module, x: torch.Tensor, target: torch.Tensor, name: str = NONE, steps: int = 3) -> list[ClimbStep]:

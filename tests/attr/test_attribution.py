@@ -463,7 +463,7 @@ def test_requirement_30_logits_in_a_dict_and_an_unused_layer(method, small_net, 
 
 
 def test_requirement_31_saliency_has_one_map_or_one_an_image(small_net, images):
-    attribution = AdvCAM(small_net, steps=4, stop="never")
+    attribution = AdvCAM(small_net, steps=4, stop=None)
     one = (torch.rand(32, 32, generator=torch.Generator().manual_seed(0)) > 0.5).float()
     shared = attribution.attribute(images, target=1, saliency=one)
     each = attribution.attribute(images, target=1, saliency=one.expand(3, 1, 32, 32))
@@ -498,9 +498,7 @@ def test_requirement_34_progress(small_net, images, capsys):
     AdvCAM(small_net, steps=4).attribute(images, target=1, show_progress=True)
     assert "5/5" in capsys.readouterr().err
     with pytest.raises(RuntimeError):
-        AdvCAM(Failing(small_net, RuntimeError, 4), steps=4, stop="never").attribute(
-            images, target=1, show_progress=True
-        )
+        AdvCAM(Failing(small_net, RuntimeError, 4), steps=4, stop=None).attribute(images, target=1, show_progress=True)
     from tqdm import tqdm
 
     assert not getattr(tqdm, "_instances", [])

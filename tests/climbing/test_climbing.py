@@ -18,15 +18,15 @@ from advcam_attr.climbing import (
     STOPS,
     ClimbState,
     ClippedStep,
+    LinfStep,
     MarginGrowth,
-    MaxNormStep,
     RestrictHighAttributions,
     TargetMinusOthers,
     ThresholdMask,
     climb,
     recipes,
 )
-from advcam_attr.climbing.loop import _sharing_pays, to_grid
+from advcam_attr.climbing.loop import to_grid
 from advcam_attr.climbing.views import AGGREGATES, VIEWS
 
 #: No flips, no stop: every step of every row can be worked out.
@@ -132,11 +132,11 @@ def test_golden_objectives():
     target = torch.tensor([1, 0])
     assert TargetMinusOthers("sum").of(logits, target).tolist() == [6.0, -6.0]
     assert TargetMinusOthers("mean").of(logits, target).tolist() == pytest.approx([5 + 1 / 3, -2.0])
-    assert TargetMinusOthers("mean", strongest=2).of(logits, target).tolist() == [3.5, -2.5]
-    assert TargetMinusOthers("mean", strongest=9).of(logits, target).tolist() == pytest.approx([5 + 1 / 3, -2.0])
+    assert TargetMinusOthers("mean", top_k=2).of(logits, target).tolist() == [3.5, -2.5]
+    assert TargetMinusOthers("mean", top_k=9).of(logits, target).tolist() == pytest.approx([5 + 1 / 3, -2.0])
     assert TargetMinusOthers("sum", classes=(1, 3)).of(logits, target).tolist() == [9.0, -3.0]
     assert TargetMinusOthers("sum", weight=0.5).of(logits, target).tolist() == [5.5, -3.0]
-    for bad in ({"reduce": "max"}, {"strongest": 0}):
+    for bad in ({"reduce": "max"}, {"top_k": 0}):
         with pytest.raises(ValueError, match="must be"):
             TargetMinusOthers(**bad)
 
@@ -146,7 +146,7 @@ def test_golden_mask_and_regularizer():
     mask = ThresholdMask(0.5)(maps)
     assert mask.tolist() == [[[False, False], [True, False]], [[False, False], [False, False]]]
     start = torch.tensor([[[0.0, 0.0], [1.0, 0.0]], [[0.0, 0.0], [0.0, 0.0]]])
-    state = ClimbState(1, maps, maps, maps, torch.zeros(2), maps, start, mask, None)  # type: ignore[arg-type]
+    state = ClimbState(1, maps, maps, maps, maps, torch.zeros(2), maps, start, mask, None)  # type: ignore[arg-type]
     assert RestrictHighAttributions(2.0, reduce="sum")(state).tolist() == [6.0, 0.0]
     assert RestrictHighAttributions(2.0, reduce="mean")(state).tolist() == [1.5, 0.0]
 
@@ -154,10 +154,10 @@ def test_golden_mask_and_regularizer():
 def test_golden_steps_and_clamps():
     gradient = torch.tensor([1.0, -2.0, 0.0, 4.0]).reshape(1, 1, 1, 2, 2)
     assert STEP_RULES["raw"](gradient, gradient).flatten().tolist() == pytest.approx([0.008, -0.016, 0, 0.032])
-    assert MaxNormStep(0.08)(gradient, gradient).flatten().tolist() == pytest.approx([0.02, -0.04, 0, 0.08])
+    assert LinfStep(0.08)(gradient, gradient).flatten().tolist() == pytest.approx([0.02, -0.04, 0, 0.08])
     assert STEP_RULES["sign"](gradient, gradient).flatten().tolist() == pytest.approx([0.008, -0.008, 0, 0.008])
-    assert STEP_RULES["l2"](gradient, gradient).square().mean().sqrt().item() == pytest.approx(0.01)
-    assert MaxNormStep()(torch.zeros_like(gradient), gradient).abs().max() == 0
+    assert STEP_RULES["rms"](gradient, gradient).square().mean().sqrt().item() == pytest.approx(0.01)
+    assert LinfStep()(torch.zeros_like(gradient), gradient).abs().max() == 0
     clean = torch.arange(8.0).reshape(1, 1, 2, 2, 2)
     wide = ClippedStep(0.1, width=0.5)(gradient, 10 * clean[:, :, :1])  # rms 2.29, range 30: full steps from 1.15 on
     assert wide.flatten().tolist() == pytest.approx([3 / 1.14564, -3, 0, 3], rel=1e-4)
@@ -172,18 +172,18 @@ def test_golden_stop():
     """Margins over the two strongest others: 2 -> 4, 2 -> 2.9, 2 -> 4 with a fallen target, and one from zero."""
     start = torch.tensor([[5.0, 3, 3, 0], [5, 3, 3, 0], [5, 3, 3, 0], [1, 1, 1, -7]])[:, None]
     now = torch.tensor([[6.0, 2, 2, 0], [6, 3.1, 3.1, 0], [4.5, 0, 1, 0], [1.2, 1, 1, -7]])[:, None]
-    state = ClimbState(1, now, now, now, torch.zeros(4, dtype=torch.long), start, now, now, None)  # type: ignore[arg-type]
-    assert MarginGrowth(0.5, strongest=2)(state).tolist() == [True, False, False, True]
+    state = ClimbState(1, now, now, now, now, torch.zeros(4, dtype=torch.long), start, now, now, None)  # type: ignore[arg-type]
+    assert MarginGrowth(0.5, top_k=2)(state).tolist() == [True, False, False, True]
     shifted = dataclasses.replace(state, logits=now * 3 + 100, start_logits=start * 3 + 100)
-    assert MarginGrowth(0.5, strongest=2)(shifted).tolist() == [True, False, False, True]
+    assert MarginGrowth(0.5, top_k=2)(shifted).tolist() == [True, False, False, True]
 
 
 def test_golden_guard():
     """The target stands in both views of the first row, has fallen in one view of the second."""
     start = torch.tensor([[[5.0, 3.0], [4.0, 1.0]]]).repeat(2, 1, 1)
     now = torch.tensor([[[5.0, 3.0], [6.0, 1.0]], [[4.0, 3.0], [9.0, 1.0]]])
-    state = ClimbState(1, now, now, now, torch.zeros(2, dtype=torch.long), start, now, now, None)  # type: ignore[arg-type]
-    assert TargetMinusOthers("mean", guarded=True)(state).tolist() == [7.0, 13.0]
+    state = ClimbState(1, now, now, now, now, torch.zeros(2, dtype=torch.long), start, now, now, None)  # type: ignore[arg-type]
+    assert TargetMinusOthers("mean", gate_others=True)(state).tolist() == [7.0, 13.0]
     assert TargetMinusOthers("mean")(state).tolist() == [7.0, 9.0]
 
 
@@ -243,7 +243,7 @@ def test_the_loop_equals_a_slow_one(small_net, images):
     net, x = small_net.double(), images.double()
     recipe = recipes.get(
         PLAIN,
-        objective=TargetMinusOthers("mean", strongest=2),
+        objective=TargetMinusOthers("mean", top_k=2),
         regularizers=3.0,
         mask=0.4,
         step_rule=0.1,
@@ -348,27 +348,41 @@ def test_scales_of_a_net_of_fixed_size_are_refused(small_net, images):
 
 
 @pytest.mark.parametrize("classes", [[[1, 2], [3, 4], [0, 1]], [[1, 2, 3], [0], [4, 2]], [[0], [1], [2]]])
-@pytest.mark.parametrize("flip", [False, True])
-def test_classes_of_an_image_share_its_first_forward(small_net, images, classes, flip):
+@pytest.mark.parametrize(("steps", "flip"), [(3, False), (3, True), (0, False)])
+def test_classes_of_an_image_share_one_forward_at_zero_steps(small_net, images, classes, steps, flip):
     count = []
     handle = small_net[0].register_forward_hook(lambda _m, i, _o: count.append(len(i[0])))
-    attribution = AdvCAM(small_net, recipe=PLAIN, steps=3, flip=flip)
+    attribution = AdvCAM(small_net, recipe=PLAIN, steps=steps, flip=flip)
     found = attribution.attribute_classes(images, classes)
     handle.remove()
-    views, rows = 1 + flip, sum(map(len, classes))
-    image_of = torch.arange(3).repeat_interleave(torch.tensor([len(c) for c in classes]))
-    shared = 3 if _sharing_pays(image_of) else rows
-    assert count[2:] == [shared * views] + [rows * views] * 3  # the first two are the trace and its check
+    samples = sum(map(len, classes)) if steps else 3
+    assert count[2:] == [samples * (1 + flip)] * (steps + 1)  # the first two are the trace and its check
     for i, wanted in enumerate(classes):
         for j, c in enumerate(wanted):
             single = attribution.attribute(images[i : i + 1], target=c)
             assert torch.allclose(found[i][j : j + 1], single, atol=1e-5 * float(single.abs().max()))
 
 
-def test_sharing_pays_where_images_have_equally_many_classes():
-    assert _sharing_pays(torch.tensor([0, 0, 1, 1]))
-    assert not _sharing_pays(torch.tensor([0, 1, 2]))
-    assert not _sharing_pays(torch.tensor([0, 1, 2, 3, 3, 3, 3, 3]))
+def test_attribute_sums_what_climb_yields(small_net, images):
+    recipe = recipes.get(PLAIN, scales=(0.5, 1.0), schedule="released", steps=12, flip=True)
+    attribution = AdvCAM(small_net, recipe=recipe)
+    seen = [(s.scale, s.index, s.steps, s.weight) for s in attribution.climb(images, [1, 2, 3])]
+    assert seen == [(0.5, i, 5, 2.0) for i in range(6)] + [(1.0, i, 12, 2.0) for i in range(13)]
+    total = torch.zeros(3, 1, 8, 8)
+    for step in attribution.climb(images, [1, 2, 3]):
+        total += step.weight * F.interpolate(step.maps[:, None], (8, 8), mode="bilinear", align_corners=False)
+        assert torch.equal(step.view_maps[:, 0] + step.view_maps[:, 1].flip(-1), step.maps)
+    expected = attribution.attribute(images, [1, 2, 3], output="native")
+    assert torch.allclose(total, expected, atol=1e-4 * float(expected.abs().max()))
+
+
+def test_climb_restores_the_model_between_steps(small_net, images):
+    small_net.train()
+    with torch.inference_mode():
+        for step in AdvCAM(small_net, recipe=PLAIN, steps=2).climb(images, 1):
+            assert small_net[0].training
+            assert torch.is_inference_mode_enabled()
+            assert step.maps.shape == (3, 8, 8)
 
 
 def test_saliency_and_arguments_follow_their_image_when_classes_share(images):

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from advcam_attr import AdvCAM, AdvCAMError, Recipe
-from advcam_attr.climbing import MaxNormStep, RestrictHighAttributions, TargetMinusOthers, ThresholdMask, recipes
+from advcam_attr.climbing import LinfStep, RestrictHighAttributions, TargetMinusOthers, ThresholdMask, recipes
 
 
 class SeedNet(nn.Module):
@@ -98,7 +98,7 @@ def test_official_equals_the_released_loop_over_scales(net, photos, count, half,
 def test_official_has_the_released_numbers():
     official = recipes.get("official")
     assert official.steps + 1 == 27
-    assert official.step_rule == MaxNormStep(0.08)
+    assert official.step_rule == LinfStep(0.08)
     assert official.mask == ThresholdMask(0.5)
     assert official.regularizers == (RestrictHighAttributions(7.0, reduce="sum"),)
     assert official.scales == (0.5, 1.0, 1.5, 2.0)
@@ -155,7 +155,7 @@ def test_names_numbers_and_objects_are_one():
         "auto", objective="minus_sum", mask=0.3, step_rule=0.05, regularizers=2.5, flip=True, scales=2
     )
     by_object = recipes.get(
-        "auto", objective=TargetMinusOthers("sum"), mask=ThresholdMask(0.3), step_rule=MaxNormStep(0.05),
+        "auto", objective=TargetMinusOthers("sum"), mask=ThresholdMask(0.3), step_rule=LinfStep(0.05),
         regularizers=(RestrictHighAttributions(2.5, reduce="mean"),), flip="pair", scales=(2.0,),
     )  # fmt: skip
     assert by_name == by_object

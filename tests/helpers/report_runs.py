@@ -95,7 +95,7 @@ def attribution_run(folder: Path) -> Path:
         Image.fromarray(rng.integers(0, 256, (48, 48, 3), dtype=np.uint8)).save(folder / "pictures" / name)
     (folder / "names.txt").write_text(f"{WORSE}\nchecked, <i>\n'dotted'\nringed\n")
     argv = ["attribute", "pictures", "--model", "advcam_attr.pipelines.demo:small_net", "--target", "top2"]
-    assert cli.main([*argv, "--labels", "names.txt", "--steps", "2", "--set", "stop=never", "--out", "run"]) == 0
+    assert cli.main([*argv, "--labels", "names.txt", "--steps", "2", "--set", "stop=none", "--out", "run"]) == 0
     return folder / "run"
 
 

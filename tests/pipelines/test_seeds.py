@@ -19,6 +19,7 @@ from torch import nn
 
 from advcam_attr import AdvCAM
 from advcam_attr.attr.adapters import SEAMBase
+from advcam_attr.climbing import recipes
 from advcam_attr.climbing.recipes import released_schedule
 from advcam_attr.data.samples import SegmentationData
 from advcam_attr.networks import load_model
@@ -173,7 +174,7 @@ def test_seeds_of_a_generator_are_its_accumulated_maps(tmp_path, data):
     settings = replace(SETTINGS, recipe="official_wrn38", overrides={"steps": 2, "schedule": "same"}, scales=(3.0, 2.0))
     for name, base in (("seam", SEAMBase(seam)), ("cam", "cam")):
         make_seeds(seam, small, tmp_path / name, replace(settings, base=base))
-    advcam = AdvCAM(seam, base=SEAMBase(seam), recipe="official_wrn38", **settings.overrides, scales=1.0)
+    advcam = AdvCAM(seam, base=SEAMBase(seam), recipe=recipes.get("official_wrn38", **settings.overrides, scales=1.0))
     differ = []
     for sample in small.samples:
         found, plain = (seed_store(tmp_path / name).read_grids(sample.id).grids for name in ("seam", "cam"))

@@ -214,7 +214,7 @@ def _regularizers(climbs: Climbs, options: ImageOptions) -> RegularizerEffects:
         {variant: climbs.of(variant) for variant in VARIANTS},
         int(climbs.inputs.target[0]),
         options.shown(climbs.steps),
-        aggregate=climbs.inputs.advcam.recipe.aggregate,
+        aggregate=climbs.inputs.advcam.recipe.plan().aggregate,
     )
 
 
@@ -226,7 +226,7 @@ def _regularizers_result(found: RegularizerEffects, inputs: AnalysisInputs, opti
 
 def _score_curves(climbs: Climbs, options: ImageOptions) -> ScoreCurves:
     height, width = climbs.inputs.x.shape[2:]
-    return score_curves(climbs.of(BOTH), (height, width), climbs.inputs.advcam.recipe.aggregate)
+    return score_curves(climbs.of(BOTH), (height, width), climbs.inputs.advcam.recipe.plan().aggregate)
 
 
 def _score_curves_result(found: ScoreCurves, inputs: AnalysisInputs, options: ImageOptions) -> Result:

@@ -16,7 +16,7 @@ from advcam_attr.climbing.loop import climb
 from advcam_attr.climbing.state import Plan
 from advcam_attr.data.images import read_rgb
 from advcam_attr.data.toy import CLASS_NAMES, make_scenes
-from advcam_attr.pipelines.attribute import Classes, Settings, TopK, resolve
+from advcam_attr.pipelines.attribute import Classes, Settings, TopK, advcam_of, resolve
 from advcam_attr.pipelines.demo import TEST_SEED, normalise, toy_net
 from advcam_attr.pipelines.model import head_at
 from advcam_attr.runs.sharding import choose_device
@@ -96,10 +96,10 @@ def read_inputs(images: Sequence[Path], settings: Settings) -> AnalysisInputs:
     """
     if settings.batch_size < 1:
         raise AdvCAMError(f"the batch size must be at least 1, got {settings.batch_size}")
-    make_advcam(nn.Identity(), replace(settings, layer=None))  # check the options before loading the model
+    advcam_of(nn.Identity(), replace(settings, layer=None))  # check the options before loading the model
     device = choose_device(settings.device)
     loaded = settings.model.load()
-    advcam = make_advcam(loaded.model.to(device), settings)
+    advcam = advcam_of(loaded.model.to(device), settings)
     inputs = [loaded.preprocess(read_rgb(image)).to(device) for image in images]
     if len({x.shape for x in inputs}) > 1:
         raise AdvCAMError(f"images of several sizes cannot be climbed together with {loaded.name}: give --input-size")
@@ -137,7 +137,7 @@ def toy_inputs(out: Path, settings: Settings, count: int) -> AnalysisInputs:
     scenes = make_scenes(count, seed=TEST_SEED)
     image, target = scenes.labels.nonzero().unbind(1)
     return AnalysisInputs(
-        make_advcam(toy_net(out), settings),
+        advcam_of(toy_net(out), settings),
         normalise(scenes.images)[image],
         target,
         scenes.images[image].permute(0, 2, 3, 1).numpy(),
@@ -147,15 +147,3 @@ def toy_inputs(out: Path, settings: Settings, count: int) -> AnalysisInputs:
         "sigmoid",
         settings.batch_size,
     )
-
-
-def make_advcam(model: nn.Module, settings: Settings) -> AdvCAM:
-    """Make the attribution that ``settings`` describe.
-
-    Raises:
-        AdvCAMError: a setting is invalid.
-    """
-    try:
-        return AdvCAM(model, settings.layer, base=settings.base, recipe=settings.recipe, **settings.overrides)
-    except (TypeError, ValueError) as error:
-        raise AdvCAMError(str(error)) from error

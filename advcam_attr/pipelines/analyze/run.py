@@ -115,7 +115,7 @@ def analyze_data(
     """
     present, _ = without_missing(data)
     runs = SeedRuns(net, present, settings, options, out)
-    about = {"data": f"{data.name} {data.split}", "recipe": recipes.described(runs.recipe), "options": vars(options)}
+    about = {"data": f"{data.name} {data.split}", "recipe": recipes.config_dict(runs.recipe), "options": vars(options)}
     _write(analyze_seeds(names, runs), about, out)
 
 
@@ -131,7 +131,7 @@ def _write_images(
     about = {
         "model": settings.model.spec,
         "base": settings.base,
-        "recipe": recipes.described(inputs.advcam.recipe),
+        "recipe": recipes.config_dict(inputs.advcam.recipe),
         "options": vars(options),
         "rows": len(inputs),
     }

@@ -76,7 +76,7 @@ class SeedRuns:
     ) -> None:
         self.net, self.data, self.options, self.out = net, data, options, out
         self.detector = settings.saliency
-        overrides = {**settings.overrides, "stop": "never"}
+        overrides = {**settings.overrides, "stop": None}
         self.settings = replace(settings, method="advcam", saliency=None, overrides=overrides)
         self.recipe = self.settings.whole_recipe()
         top = self.recipe.steps
@@ -151,7 +151,7 @@ def analyze_seeds(names: Sequence[str], runs: SeedRuns) -> Iterator[tuple[str, R
 
 
 def _curves(runs: SeedRuns) -> Result:
-    plain = {"regularizers": (), "objective": without_others(runs.recipe.objective)}
+    plain = {"regularizers": (), "objective": without_others(runs.recipe.plan().objective)}
     found: dict[str, list[SeedCurve]] = {
         "steps": [
             seed_curve("without regularization", {t: runs.evaluation(WITHOUT, t, **plain) for t in runs.steps}),
@@ -181,7 +181,7 @@ def _swept(runs: SeedRuns) -> dict[str, tuple[tuple[float, ...], Callable[[float
     options, recipe = runs.options, runs.recipe
 
     def weight(value: float) -> dict[str, Any]:
-        terms = recipe.regularizers
+        terms = recipe.plan().regularizers
         if not any(isinstance(term, RestrictHighAttributions) for term in terms):
             raise AdvCAMError(f"the recipe {recipe.name} has no restricting term, and so no λ; take another recipe")
         changed = (replace(t, weight=value) if isinstance(t, RestrictHighAttributions) else t for t in terms)

@@ -245,7 +245,7 @@ def test_saliency_reaches_the_climb_alone(capsys, folder):
     (folder / "sal").mkdir()
     for id in "abc":
         Image.new("L", (64, 48), 255 if id == "a" else 0).save(folder / f"sal/{id}.png")
-    argv = ["--seeds.saliency", "sal", "--seeds.overrides", "{steps: 3, stop: never}"]
+    argv = ["--seeds.saliency", "sal", "--seeds.overrides", "{steps: 3, stop: null}"]
     assert run(capsys, "seeds", *argv)[0] == 0
     settings = json.loads((folder / "run/seeds/advcam/seeds.json").read_text())["settings"]
     assert settings["saliency"] is not None
