@@ -1,1 +1,1 @@
-"""Localization maps and images in; seeds, and what a dense CRF, an affinity walk and saliency make of them, out."""
+"""Seeds, boxes, and their refinement by a dense CRF, affinity walks and saliency."""

@@ -1,8 +1,8 @@
-"""A class map in; boxes and masks in original pixels, or the grey levels and boxes that are scored, out.
+"""Boxes and masks of class maps, and the grey levels and boxes of the MaxBoxAcc protocol.
 
 The protocol is that of Choe et al., "Evaluating Weakly Supervised Object Localization Methods Right" (CVPR 2020): maps
-are resized to the net's input with bicubic interpolation, scaled to [0, 1], cut to 8 bits, and every contour of what
-lies above a level, the borders of holes among them, has a box.
+are resized to the net's input with bicubic interpolation, scaled to [0, 1], truncated to 8 bits, and every contour of
+what exceeds a level, the borders of holes included, has a box.
 """
 
 from __future__ import annotations
@@ -23,16 +23,12 @@ SIZE = (224, 224)
 #: x0, y0, x1, y1 on a map's grid.
 Box = tuple[int, int, int, int]
 
-#: Which connected parts a user wants: the one of the most pixels, or every one.
+#: Which connected components: the one of the most pixels, or every one.
 Components = Literal["largest", "all"]
 
 
 def opencv() -> ModuleType:
-    """OpenCV.
-
-    Raises:
-        AdvCAMError: it is not installed.
-    """
+    """Return OpenCV, or raise with the extra that installs it."""
     try:
         import cv2
     except ImportError as error:
@@ -41,69 +37,54 @@ def opencv() -> ModuleType:
 
 
 def score_map(raw: Tensor | np.ndarray, size: tuple[int, int] | None = SIZE) -> np.ndarray:
-    """A class map as localization is scored by it: resized, its lowest value 0 and its highest 1.
+    """Return a class map as localization is scored on it: resized, then min-max normalised.
 
-    It is resized in float64 (float32 would flip some grey levels). Negative values are not cut off. A map that holds
-    NaN, and a constant one, become zeros.
+    It is resized in float64 (float32 would change some grey levels). A map that holds NaN, and a constant one, become
+    zeros.
 
     Args:
-        raw: ``(h, w)``, also with leading sides of 1, e.g. ``(1, 1, h, w)``.
+        raw: ``(h, w)``, also with leading dimensions of 1, e.g. ``(1, 1, h, w)``.
         size: height and width to resize to; None keeps the map's own.
 
     Returns:
         ``(H, W)`` float64 in [0, 1].
 
     Raises:
-        AdvCAMError: not one map, an empty one, or one with infinite values, a size below 1; OpenCV is not installed.
+        AdvCAMError: not one map, an empty one, or one with infinite values; a size below 1; OpenCV is not installed.
 
     Example:
         >>> score_map(np.array([[-1.0, 0.0], [1.0, 3.0]]), None)
         array([[0.  , 0.25],
                [0.5 , 1.  ]])
     """
-    plain = _plane(raw).astype(np.float64)
-    if not np.isnan(plain).any():
-        _refuse_infinite(plain)
+    scores = _plane(raw).astype(np.float64)
+    if not np.isnan(scores).any():
+        _check_finite(scores)
     if size is not None:
         if min(size) < 1:
-            raise AdvCAMError(f"size is a height and a width of at least 1, got {_words(size)}")
-        plain = opencv().resize(plain, (size[1], size[0]), interpolation=opencv().INTER_CUBIC)
-    if np.isnan(plain).any() or plain.min() == plain.max():
-        return np.zeros_like(plain)
-    _refuse_infinite(plain)
-    plain -= plain.min()
-    plain /= plain.max()
-    return plain
+            raise AdvCAMError(f"size is a height and a width of at least 1, got {_by(size)}")
+        scores = opencv().resize(scores, (size[1], size[0]), interpolation=opencv().INTER_CUBIC)
+    if np.isnan(scores).any() or scores.min() == scores.max():
+        return np.zeros_like(scores)
+    _check_finite(scores)
+    scores -= scores.min()
+    scores /= scores.max()
+    return scores
 
 
 def check_scores(scores: np.ndarray, size: tuple[int, int] = SIZE) -> np.ndarray:
-    """Scores from elsewhere that are to be scored as they are, without another normalisation.
-
-    Args:
-        scores: ``(H, W)`` float64 in [0, 1].
-        size: the height and width that they must have.
-
-    Returns:
-        The same array.
-
-    Raises:
-        AdvCAMError: something else, with what it is.
-
-    Example:
-        >>> check_scores(np.full((1, 2), 0.5), (1, 2))
-        array([[0.5, 0.5]])
-    """
+    """Return scores that need no normalisation, which must be ``(H, W)`` float64 of this size in [0, 1]."""
     if not isinstance(scores, np.ndarray) or scores.dtype != np.float64:
         raise AdvCAMError(f"scores must be a float64 array, got {getattr(scores, 'dtype', type(scores).__name__)}")
     if scores.shape != size:
-        raise AdvCAMError(f"scores must be of {_words(size)} pixels, got {_words(scores.shape)}")
+        raise AdvCAMError(f"scores must be of {_by(size)} pixels, got {_by(scores.shape)}")
     if not (scores.min() >= 0 and scores.max() <= 1):
         raise AdvCAMError(f"scores must lie in [0, 1], got {scores.min():g} to {scores.max():g}")
     return scores
 
 
 def grey_levels(scores: np.ndarray) -> np.ndarray:
-    """Scores ``(H, W)`` in [0, 1] as 8 bits, truncated: uint8.
+    """Return scores ``(H, W)`` in [0, 1] as 8 bits, truncated.
 
     Example:
         >>> grey_levels(np.array([[0.0, 0.5, 1.0]]))
@@ -113,10 +94,10 @@ def grey_levels(scores: np.ndarray) -> np.ndarray:
 
 
 def boxes_above(grey: np.ndarray, level: int) -> list[Box]:
-    """The box of every contour of what is brighter than a level, the borders of holes included (MaxBoxAccV2).
+    """Return the box of every contour of what is brighter than a level, the borders of holes included (MaxBoxAccV2).
 
-    Foreground hangs together over corners (8 neighbours). A box's right and lower end are one past the contour's last
-    pixel, unless that lies on the map's edge; the border of a hole is the foreground around it.
+    Foreground is 8-connected. A box's right and lower end are one past the contour's last pixel, unless that lies on
+    the map's edge; the border of a hole is the foreground around it.
 
     Args:
         grey: ``(H, W)`` uint8.
@@ -132,37 +113,34 @@ def boxes_above(grey: np.ndarray, level: int) -> list[Box]:
         >>> sorted(boxes_above(grey, 0))
         [(3, 4, 16, 15), (5, 6, 11, 10)]
     """
-    cv2 = opencv()
-    return _boxes(cv2, _contours(cv2, grey, level), grey)
+    return _boxes(_contours(grey, level), grey)
 
 
 def largest_box_above(grey: np.ndarray, level: int) -> list[Box]:
-    """The box of the contour that encloses the largest area, the first of equal ones (MaxBoxAcc).
+    """Return the box of the contour that encloses the largest area, the first of equal ones (MaxBoxAcc).
 
-    The area is that of the polygon through the pixels' centres: a line of pixels has none.
-
-    Args, returns: as `boxes_above`, but one box.
+    The area is that of the polygon through the pixels' centres: a line of pixels has none. Otherwise like
+    `boxes_above`.
     """
-    cv2 = opencv()
-    contours = _contours(cv2, grey, level)
-    return _boxes(cv2, [max(contours, key=cv2.contourArea)] if contours else [], grey)
+    contours = _contours(grey, level)
+    return _boxes([max(contours, key=opencv().contourArea)] if contours else [], grey)
 
 
 def resize_boxes(
     boxes: Tensor | np.ndarray | Sequence[Sequence[int]], size: tuple[int, int], to: tuple[int, int] = SIZE
 ) -> np.ndarray:
-    """Boxes of an image on another size of it, truncated to whole pixels.
+    """Return boxes of an image at another size of it, truncated to whole pixels.
 
     Args:
         boxes: ``(G, 4)`` x0, y0, x1, y1, whole pixels.
         size: the image's height and width.
-        to: the height and width of what they are scored on.
+        to: the new height and width.
 
     Returns:
         ``(G, 4)`` int64.
 
     Raises:
-        AdvCAMError: no box, or one that is upside down or outside of the image.
+        AdvCAMError: no box, or one that does not lie in the image.
 
     Example:
         >>> resize_boxes([[1, 2, 4, 3]], size=(20, 10), to=(10, 35)).tolist()
@@ -188,20 +166,20 @@ def map_to_mask(
     size: tuple[int, int] | None = None,
     components: Components = "all",
 ) -> Tensor:
-    """The object that a map shows: the pixels whose score exceeds a threshold.
+    """Return the object mask of a map: the pixels whose score exceeds a threshold.
 
     Args:
-        raw: a map of one class, ``(h, w)``, also with leading sides of 1: what `advcam_attr.AdvCAM` gives of an image.
-        threshold: a share of the way from the map's lowest value to its highest, at least 0 and below 1, as MaxBoxAcc
-            counts: scores are cut to 8 bits first.
+        raw: a map of one class, ``(h, w)``, also with leading dimensions of 1, e.g. from `advcam_attr.AdvCAM`.
+        threshold: at least 0 and below 1, between the map's lowest and highest value; scores are truncated to 8 bits
+            first, as in MaxBoxAcc.
         size: the image's height and width; None keeps the map's own.
-        components: ``"largest"`` keeps the connected part of the most pixels, ``"all"`` keeps all.
+        components: ``"largest"`` keeps the connected component of the most pixels, ``"all"`` keeps all.
 
     Returns:
         ``(H, W)`` bool; empty for a constant map.
 
     Raises:
-        AdvCAMError: as `score_map`; a threshold or a choice that does not exist.
+        AdvCAMError: as `score_map`; an unknown choice of components or a threshold out of range.
 
     Example:
         >>> heat = torch.tensor([[0.0, 1.0, 1.0, 0.0, 0.8]])
@@ -210,10 +188,8 @@ def map_to_mask(
         >>> map_to_mask(heat, 0.5, components="largest").tolist()
         [[False, True, True, False, False]]
     """
-    parts, stats = _components(raw, threshold, size)
-    if _check_components(components) == "largest" and len(stats):
-        return torch.from_numpy(parts == stats[0, -1])
-    return torch.from_numpy(parts > 0)
+    parts, stats = _components(raw, threshold, size, components)
+    return torch.from_numpy(np.isin(parts, stats[:, -1]))
 
 
 def map_to_boxes(
@@ -223,17 +199,17 @@ def map_to_boxes(
     size: tuple[int, int] | None = None,
     components: Components = "largest",
 ) -> Tensor:
-    """The boxes of the objects that a map shows, in the image's own pixels.
+    """Return the boxes of the objects in a map, in the image's own pixels.
 
-    A box holds a connected part of `map_to_mask`, and no more; x1 and y1 are its last pixels. Holes have no boxes, and
-    a part within another's hole has one of its own.
+    A box tightly encloses a connected component of `map_to_mask`; x1 and y1 are its last pixels. Holes have no boxes;
+    a component within another's hole has its own.
 
     Args:
-        raw: as for `map_to_mask`.
-        threshold: as for `map_to_mask`.
+        raw: see `map_to_mask`.
+        threshold: see `map_to_mask`.
         size: the image's height and width; None keeps the map's own.
-        components: ``"largest"`` gives the box of the connected part of the most pixels, ``"all"`` those of all, from
-            the most pixels to the fewest.
+        components: ``"largest"`` gives the box of the connected component of the most pixels, ``"all"`` those of all,
+            by decreasing number of pixels.
 
     Returns:
         ``(M, 4)`` int64: x0, y0, x1, y1; M is 0 for a constant map.
@@ -252,56 +228,52 @@ def map_to_boxes(
         >>> map_to_boxes(heat, 0.5, size=(60, 80)).tolist()  # of an image ten times as large
         [[20, 10, 49, 39]]
     """
-    _, stats = _components(raw, threshold, size)
-    count = 1 if _check_components(components) == "largest" else len(stats)
-    return torch.from_numpy(stats[:count, :4].copy())
+    _, stats = _components(raw, threshold, size, components)
+    return torch.from_numpy(stats[:, :4].copy())
 
 
 def _components(
-    raw: Tensor | np.ndarray, threshold: float, size: tuple[int, int] | None
+    raw: Tensor | np.ndarray, threshold: float, size: tuple[int, int] | None, components: Components
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The connected parts by number ``(H, W)``; box, pixels and number of each, ``(M, 6)``, largest first."""
+    """The connected components by number ``(H, W)``; box, pixels and number of each, ``(M, 6)``, largest first."""
     if not 0 <= threshold < 1:
         raise AdvCAMError(f"threshold must be at least 0 and below 1, got {threshold}")
+    if components not in ("largest", "all"):
+        raise AdvCAMError(f'components must be "largest" or "all", got {components!r}')
     grey = grey_levels(score_map(raw, size))
     above = (grey > int(threshold * 255)).astype(np.uint8)
     count, parts, stats, _ = opencv().connectedComponentsWithStats(above, connectivity=8)
     x, y, w, h, pixels = stats[1:].astype(np.int64).T
     table = np.stack([x, y, x + w - 1, y + h - 1, pixels, np.arange(1, count)], axis=1)
-    return parts, table[np.argsort(-pixels, kind="stable")]
+    return parts, table[np.argsort(-pixels, kind="stable")][: 1 if components == "largest" else None]
 
 
-def _check_components(components: str) -> str:
-    if components not in ("largest", "all"):
-        raise AdvCAMError(f'components must be "largest" or "all", got {components!r}')
-    return components
-
-
-def _contours(cv2: ModuleType, grey: np.ndarray, level: int) -> Sequence[np.ndarray]:
+def _contours(grey: np.ndarray, level: int) -> Sequence[np.ndarray]:
+    cv2 = opencv()
     above = cv2.threshold(grey, level, 255, cv2.THRESH_BINARY)[1]
     contours: Sequence[np.ndarray] = cv2.findContours(above, cv2.RETR_TREE, cv2.CHAIN_APPROX_SIMPLE)[0]
     return contours
 
 
-def _boxes(cv2: ModuleType, contours: Sequence[np.ndarray], grey: np.ndarray) -> list[Box]:
+def _boxes(contours: Sequence[np.ndarray], grey: np.ndarray) -> list[Box]:
     bottom, right = grey.shape[0] - 1, grey.shape[1] - 1
-    around = map(cv2.boundingRect, contours)
+    around = map(opencv().boundingRect, contours)
     return [(x, y, min(x + w, right), min(y + h, bottom)) for x, y, w, h in around] or [(0, 0, 0, 0)]
 
 
 def _plane(raw: Tensor | np.ndarray) -> np.ndarray:
     found = raw.detach().cpu().double().numpy() if isinstance(raw, Tensor) else np.asarray(raw)
     if found.ndim < 2 or found.size == 0 or found.size != found.shape[-1] * found.shape[-2]:
-        raise AdvCAMError(f"a map must be (h, w), or have leading sides of 1, got shape {tuple(found.shape)}")
+        raise AdvCAMError(f"a map must be (h, w), or have leading dimensions of 1, got shape {tuple(found.shape)}")
     if found.dtype.kind not in "fiub":
         raise AdvCAMError(f"a map must hold numbers, got {found.dtype}")
     return found.reshape(found.shape[-2:])
 
 
-def _refuse_infinite(plain: np.ndarray) -> None:
-    if np.isinf(plain).any():
-        raise AdvCAMError(f"a map of {_words(plain.shape)} holds infinite values: look at what made it")
+def _check_finite(scores: np.ndarray) -> None:
+    if np.isinf(scores).any():
+        raise AdvCAMError(f"a map of {_by(scores.shape)} holds infinite values: look at what made it")
 
 
-def _words(shape: tuple[int, ...]) -> str:
+def _by(shape: tuple[int, ...]) -> str:
     return " x ".join(map(str, shape))

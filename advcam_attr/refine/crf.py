@@ -1,4 +1,4 @@
-"""Photographs and what each pixel may be in; what it is after asking all other pixels, by a dense CRF, out.
+"""Dense CRF inference by mean field on permutohedral lattices.
 
 The fully connected CRF of Krähenbühl and Koltun ("Efficient Inference in Fully Connected CRFs with Gaussian Edge
 Potentials", 2011). A labelling x of the pixels has the energy
@@ -11,7 +11,7 @@ Mean field starts from ``Q = softmax(-U)`` and repeats, for all pixels at once,
 
     Q_p(l) = softmax_l( -U_p(l) + sum_m w_m sum_q k_m(p, q) Q_q(l) );
 
-a pixel's message to itself is left in, as the authors' code leaves it.
+as in the authors' code, q = p is included.
 """
 
 from __future__ import annotations
@@ -30,20 +30,17 @@ from advcam_attr.types import AdvCAMError
 
 @dataclass(frozen=True)
 class CRFRecipe:
-    """The numbers of a dense CRF. Lengths are in pixels, colours in steps of 0 to 255.
+    """The numbers of a dense CRF: lengths in pixels, colours from 0 to 255.
 
     Attributes:
         name: of the recipe.
-        source: where its numbers come from.
+        source: of its numbers.
         spatial_deviation: σ_xy of the spatial kernel.
         spatial_weight: its w.
         bilateral_deviation: σ_xy of the bilateral kernel.
         color_deviation: its σ_rgb.
         bilateral_weight: its w.
         iterations: of mean field.
-
-    Raises:
-        AdvCAMError: a deviation that is not positive, or iterations below zero.
     """
 
     name: str
@@ -60,12 +57,12 @@ class CRFRecipe:
             raise AdvCAMError(f"crf: deviations must be positive and iterations not negative, got {self}")
 
 
-IRN = CRFRecipe("irn", "IRN's confident labels, from hard labels held with p = 0.7", 3, 3, 50, 5, 10)
+IRN = CRFRecipe("irn", "IRN's confident labels, from hard labels of confidence p = 0.7", 3, 3, 50, 5, 10)
 PSA = CRFRecipe("psa", "PSA's and SEAM's low- and high-alpha labels, from scores", 3, 3, 80, 13, 10)
 DEEPLAB = CRFRecipe(
     "deeplab",
-    "deeplab-pytorch's test of VOC and COCO, from logits. It takes colours from the mean-subtracted picture cast to 8 "
-    "bits, which wraps around; here they are the photograph's own",
+    "deeplab-pytorch's test of VOC and COCO, from logits. It takes colours from the mean-subtracted image cast to 8 "
+    "bits, which wraps around; here they are the image's own",
     1,
     3,
     67,
@@ -74,8 +71,8 @@ DEEPLAB = CRFRecipe(
 )
 TABLE_1 = CRFRecipe(
     "table1",
-    "the paper's Table I, column +CRF: the numbers of 'deeplab' on seeds cut at 0.3 or 0.35 (the authors' answer in "
-    "their issue 11). How labels become unaries is not told; from hard labels, as in 'irn', is this package's reading",
+    "the paper's Table I, column +CRF: the numbers of 'deeplab' on seeds at threshold 0.3 or 0.35 (the authors' answer "
+    "in their issue 11). Unaries from hard labels, as in 'irn', are this package's choice: the paper states none",
     1,
     3,
     67,
@@ -88,12 +85,12 @@ CRF_RECIPES = {recipe.name: recipe for recipe in (IRN, PSA, DEEPLAB, TABLE_1)}
 
 @torch.no_grad()
 def mean_field(unary: Tensor, kernels: Sequence[tuple[float, Lattice]], iterations: int) -> Tensor:
-    """The mean-field marginals of a CRF with Potts compatibility.
+    """Return the mean-field marginals of a CRF with Potts compatibility.
 
     Args:
         unary: U, energies of P pixels and K labels, ``(P, K)``.
         kernels: pairs of w and a normalised filter over the P pixels.
-        iterations: how often messages are passed; 0 gives ``softmax(-U)``.
+        iterations: message passes; 0 gives ``softmax(-U)``.
 
     Returns:
         Q, ``(P, K)``; rows sum to one.
@@ -110,12 +107,12 @@ def mean_field(unary: Tensor, kernels: Sequence[tuple[float, Lattice]], iteratio
 
 
 class DenseCRF:
-    """Photographs in, once; from then on unaries in, marginals out. The lattices are laid out once for all unaries.
+    """A dense CRF over the pixels of images, from unaries to marginals; lattices are built once for all unaries.
 
-    Images never mix: each gets what it would get alone.
+    Images never mix: each gets the result that it would get alone.
 
     Args:
-        images: RGB, ``(N, 3, H, W)`` uint8, as read from the files (not normalised). On their device all is computed.
+        images: RGB, ``(N, 3, H, W)`` uint8, not normalised; inference runs on their device.
         recipe: a name of `CRF_RECIPES`, or a `CRFRecipe`.
         dtype: of the computation.
 
@@ -138,8 +135,10 @@ class DenseCRF:
             )
         self.recipe: CRFRecipe = lookup(recipe, CRF_RECIPES, "CRF recipe")
         self.images, _, self.height, self.width = images.shape
+        self.dtype, self.device = dtype, images.device
+        positions = torch.cartesian_prod(*(torch.arange(side, device=images.device) for side in images.shape[2:]))
+        positions = positions.flip(1).expand(self.images, -1, -1).to(dtype)
         colors = images.flatten(2).mT.to(dtype)
-        positions = _positions(images, dtype)
         bilateral = torch.cat(
             [positions / self.recipe.bilateral_deviation, colors / self.recipe.color_deviation], dim=2
         )
@@ -147,27 +146,23 @@ class DenseCRF:
             (self.recipe.spatial_weight, build(positions / self.recipe.spatial_deviation).normalised()),
             (self.recipe.bilateral_weight, build(bilateral).normalised()),
         )
-        self.dtype, self.device = dtype, images.device
 
     @torch.no_grad()
     def __call__(self, unary: Tensor, iterations: int | None = None) -> Tensor:
-        """The marginals Q of the images' pixels.
+        """Return the marginals Q of the images' pixels.
 
         Args:
-            unary: U, ``(N, K, H, W)``, finite; K is the number of labels that compete, and may differ between calls.
+            unary: U, ``(N, K, H, W)``, finite; the number of competing labels K may differ between calls.
             iterations: in place of the recipe's.
 
         Returns:
             ``(N, K, H, W)``, which sums to one over K.
-
-        Raises:
-            AdvCAMError: a unary of another size, on another device, or not finite.
         """
         size = (self.images, self.height, self.width)
         if unary.ndim != 4 or (len(unary), *unary.shape[2:]) != size or not unary.shape[1]:
             raise AdvCAMError(
                 f"crf: the unary must be (N, K, H, W) of {self.images} images of {self.height} x {self.width}, got "
-                f"{tuple(unary.shape)}; resize the maps to their photographs first"
+                f"{tuple(unary.shape)}; resize the maps to their images first"
             )
         if unary.device != self.device:
             raise AdvCAMError(f"crf: the unary is on {unary.device}, the images on {self.device}; move one of them")
@@ -182,28 +177,16 @@ class DenseCRF:
         return f"DenseCRF({self.images} images of {self.height} x {self.width}, {self.recipe.name!r})"
 
 
-def _positions(images: Tensor, dtype: torch.dtype) -> Tensor:
-    """x and y of each pixel of each image, ``(N, H · W, 2)``."""
-    number, _, height, width = images.shape
-    y, x = torch.meshgrid(
-        torch.arange(height, device=images.device), torch.arange(width, device=images.device), indexing="ij"
-    )
-    return torch.stack([x, y], dim=-1).reshape(1, -1, 2).expand(number, -1, -1).to(dtype)
-
-
 def unary_from_labels(labels: Tensor, count: int, confidence: float = 0.7) -> Tensor:
-    """Energies of labels that hold with some confidence: ``-ln p`` if given, ``-ln((1 - p) / (L - 1))`` if not.
+    """Return energies of labels with a confidence: ``-ln p`` of the given label, ``-ln((1 - p) / (L - 1))`` of others.
 
     Args:
         labels: ``(N, H, W)`` integers in ``[0, L)``.
-        count: L, the number of labels that compete, whether or not they occur; of one label all energies are zero.
+        count: L, the number of competing labels, whether or not they occur; of one label all energies are zero.
         confidence: p; 0.7 in IRN's code.
 
     Returns:
         ``(N, L, H, W)`` float32.
-
-    Raises:
-        AdvCAMError: labels outside the range, or a confidence outside of (0, 1).
 
     Example:
         >>> unary_from_labels(torch.tensor([[[2]]]), 4).flatten()
@@ -223,44 +206,27 @@ def unary_from_labels(labels: Tensor, count: int, confidence: float = 0.7) -> Te
 
 
 def unary_from_scores(scores: Tensor) -> Tensor:
-    """Energies of scores, which need not sum to one: ``-ln(clip(score, 1e-5, 1))``, as in PSA's and SEAM's code.
-
-    Args:
-        scores: ``(N, K, H, W)``.
-
-    Returns:
-        The same shape, from 0 to 11.5.
-    """
+    """Return energies of scores that need not sum to one: ``-ln(clip(score, 1e-5, 1))``, as in PSA's code."""
     return -scores.clamp(1e-5, 1).log()
 
 
 def unary_from_logits(logits: Tensor) -> Tensor:
-    """Energies of a segmentation net's logits: ``-log softmax`` over the labels, as in deeplab-pytorch.
-
-    Args:
-        logits: ``(N, K, H, W)``.
-
-    Returns:
-        The same shape.
-    """
+    """Return energies of a segmentation net's logits ``(N, K, H, W)``: ``-log softmax``, as in deeplab-pytorch."""
     return -logits.log_softmax(1)
 
 
 def refine_labels(crf: DenseCRF, labels: Tensor, among: Sequence[int], confidence: float = 0.7) -> Tensor:
-    """Label maps after the CRF, by the most probable of the labels that compete.
+    """Return label maps after the CRF: each pixel's most probable label.
 
     Args:
         crf: of the images.
         labels: ``(N, H, W)`` integers, each one of ``among``.
-        among: the labels that compete, e.g. 0 and the image's classes; fewer of them are faster. They also count in
-            the unary, whether or not they occur.
+        among: the competing labels, e.g. 0 and the image's classes; fewer of them are faster. They also count in the
+            unary, whether or not they occur.
         confidence: in the given labels; see `unary_from_labels`.
 
     Returns:
-        ``(N, H, W)``, of the labels' dtype. Of labels that are equally probable, the first of ``among``.
-
-    Raises:
-        AdvCAMError: a label that is not among those that compete, or maps of another size than the images.
+        ``(N, H, W)``, of the labels' dtype. Of equally probable labels, the first of ``among``.
 
     Example:
         >>> image = torch.tensor([0, 10, 200, 210], dtype=torch.uint8).expand(1, 3, 2, 4)
@@ -269,10 +235,10 @@ def refine_labels(crf: DenseCRF, labels: Tensor, among: Sequence[int], confidenc
         tensor([[[9, 9, 0, 0],
                  [9, 9, 0, 0]]])
     """
-    known = torch.as_tensor(among, dtype=torch.long, device=labels.device)
-    matches = labels[..., None] == known
+    competing = torch.as_tensor(among, dtype=torch.long, device=labels.device)
+    matches = labels[..., None] == competing
     if not bool(matches.any(-1).all()):
-        strange = sorted(set(labels.unique().tolist()) - set(known.tolist()))
-        raise AdvCAMError(f"crf: labels {strange} are not among those that compete, {known.tolist()}")
-    marginals = crf(unary_from_labels(matches.int().argmax(-1), len(known), confidence))
-    return known.to(labels.dtype)[marginals.argmax(1)]
+        strange = sorted(set(labels.unique().tolist()) - set(competing.tolist()))
+        raise AdvCAMError(f"crf: labels {strange} are not among those that compete, {competing.tolist()}")
+    marginals = crf(unary_from_labels(matches.int().argmax(-1), len(competing), confidence))
+    return competing.to(labels.dtype)[marginals.argmax(1)]

@@ -1,14 +1,14 @@
-"""Points with feature vectors in; a Gaussian filter over all pairs of them, on a permutohedral lattice, out.
+"""Gaussian filtering of points with feature vectors on a permutohedral lattice.
 
 The filter approximates, for every point p, ``out_p = sum_q exp(-|f_p - f_q|² / 2) value_q`` in time linear in the
 number of points (Adams, Baek and Davis, "Fast High-Dimensional Filtering Using the Permutohedral Lattice", 2010):
 
-1. *Embed*: features of D dimensions are turned and scaled into the hyperplane ``sum(x) = 0`` of D + 1 dimensions, in
+1. *Embed*: features of D dimensions are rotated and scaled into the hyperplane ``sum(x) = 0`` of D + 1 dimensions, in
    which the lattice is the integer points whose coordinates agree modulo D + 1.
-2. *Splat*: each point gives its value to the D + 1 vertices of the simplex around it, by its barycentric weights.
+2. *Splat*: each point's value is added to the D + 1 vertices of its simplex with its barycentric weights.
 3. *Blur*: along each of the D + 1 lattice directions, each vertex becomes itself plus half of its two neighbours.
-   Vertices around which no point lies are not there, and count as zero.
-4. *Slice*: each point reads the vertices of its simplex by the same weights; ``1 / (1 + 2^-D)`` makes up for the blur.
+   Vertices without points around them are not stored and count as zero.
+4. *Slice*: each point reads its simplex's vertices with the same weights; ``1 / (1 + 2^-D)`` compensates the blur.
 
 Splat, blur and slice are sums of weighted rows of a table: `torch.nn.functional.embedding_bag`, on CPU and GPU.
 """
@@ -30,17 +30,17 @@ EPSILON = 1e-20
 
 @dataclass(frozen=True)
 class Lattice:
-    """A filter over P points, whose simplices have M vertices in all; ready for values of any number of channels.
+    """A filter over P points whose simplices have M vertices in all, made by `build`.
 
-    Made by `build`. The vertex numbered M is always zero: it stands in for neighbours that are not there.
+    Vertex M is always zero: it stands for neighbours that are not stored.
 
     Attributes:
         vertices: the vertices of each point's simplex, ``(P, D + 1)`` int32.
-        slice_weights: how much of each its point reads, ``(P, D + 1)``.
-        members: the points around each vertex, one vertex after another, ``(P · (D + 1),)`` int32.
-        splat_weights: how much of it each of them gives, ``(P · (D + 1),)``.
-        starts: where each vertex's members start, ``(M + 1,)`` int32.
-        neighbours: for each direction, each vertex itself and its two neighbours, ``(D + 1, M + 1, 3)`` int32.
+        slice_weights: the weights with which its point reads them, ``(P, D + 1)``.
+        members: the points around each vertex, vertex by vertex, ``(P · (D + 1),)`` int32.
+        splat_weights: the weights with which they add to it, ``(P · (D + 1),)``.
+        starts: the index of each vertex's first member, ``(M + 1,)`` int32.
+        neighbours: for each direction, each vertex and its two neighbours, ``(D + 1, M + 1, 3)`` int32.
     """
 
     vertices: Tensor
@@ -52,14 +52,7 @@ class Lattice:
 
     @torch.no_grad()
     def filter(self, values: Tensor) -> Tensor:
-        """The Gaussian-weighted sum of the values of all points, at each point.
-
-        Args:
-            values: ``(P, K)``, of the lattice's dtype and device.
-
-        Returns:
-            ``(P, K)``.
-        """
+        """Return the Gaussian-weighted sum of the values of all points, at each point: ``(P, K)`` to ``(P, K)``."""
         stencil = values.new_tensor([1.0, 0.5, 0.5]).expand(len(self.starts), 3).contiguous()
         table = _bags(values, self.members, self.splat_weights, self.starts)
         for direction in self.neighbours:
@@ -67,10 +60,7 @@ class Lattice:
         return _bags(table, self.vertices, self.slice_weights)
 
     def normalised(self) -> Lattice:
-        """The symmetric normalisation ``S K S``, with ``S = diag(K 1)^(-1/2)``, of this filter's matrix K.
-
-        Krähenbühl and Koltun (2011), as their code does it: ``1 / sqrt(K 1 + 1e-20)`` before and after.
-        """
+        """Return the filter normalised symmetrically: ``S K S`` with ``S = (K 1 + 1e-20)^(-1/2)``, as in their code."""
         scale = (self.filter(torch.ones_like(self.slice_weights[:, :1])) + EPSILON).rsqrt()
         return replace(
             self,
@@ -81,17 +71,13 @@ class Lattice:
 
 @torch.no_grad()
 def build(features: Tensor) -> Lattice:
-    """Lay out the lattice around the points of N images; points of different images never meet.
+    """Return the lattice of the points of N images; points of different images never mix.
 
     Args:
-        features: ``(N, P, D)``, each dimension divided by its standard deviation; their dtype is that of the filter.
+        features: ``(N, P, D)``, each dimension divided by its standard deviation; of the filter's dtype.
 
     Returns:
-        The filter over all ``N · P`` points, those of one image after another.
-
-    Raises:
-        AdvCAMError: features that are not finite, no points, or features so far apart in standard deviations that
-            lattice points have no 64-bit number.
+        The filter over all ``N · P`` points, image by image.
 
     Example:
         >>> lattice = build(torch.tensor([[[0.0], [0.0], [9.0]]]))
@@ -123,12 +109,12 @@ def build(features: Tensor) -> Lattice:
 
 
 def _bags(table: Tensor, rows: Tensor, weights: Tensor, starts: Tensor | None = None) -> Tensor:
-    """Weighted sums of the rows of ``table (T, K)``: of each row of ``rows (B, S)``, or from each start to the next."""
+    """Sum weighted rows of ``table (T, K)``: those of each row of ``rows (B, S)``, or from each start to the next."""
     return F.embedding_bag(rows, table, starts, mode="sum", per_sample_weights=weights)
 
 
 def _simplices(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The simplex around each point ``(P, D)``: three tensors ``(D + 1, P)``.
+    """Return the simplex around each point ``(P, D)``: three tensors ``(D + 1, P)``.
 
     Returns:
         The coordinates, over D + 1, of the simplex's vertex whose coordinates are multiples of D + 1; int64.
@@ -157,10 +143,10 @@ def _simplices(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _embed(features: Tensor) -> Tensor:
-    """Features ``(P, D)`` into the plane ``sum(x) = 0``, ``(D + 1, P)``, scaled so that the blur has unit deviation.
+    """Embed features ``(P, D)`` in the plane ``sum(x) = 0``, ``(D + 1, P)``, scaled to unit deviation of the blur.
 
     The scale is rounded to float32 where the reference code rounds it: pixels often lie on the border between
-    simplices, the last bit decides whose vertices are there, and the blur passes through no others.
+    simplices, and the last bit decides which vertices are stored.
     """
     dimensions = features.shape[1]
     deviation = torch.tensor(math.sqrt(2 / 3) * (dimensions + 1), dtype=torch.float32).item()
@@ -174,7 +160,7 @@ def _embed(features: Tensor) -> Tensor:
 
 
 def _keys(nearest: Tensor, rank: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
-    """One number for each vertex of each point's simplex, and how numbers change along the lattice's directions.
+    """Return one number for each vertex of each point's simplex, and its change along the lattice's directions.
 
     The vertex with remainder k has coordinates ``(D + 1) · (nearest - [rank > D - k]) + k``. Its number is their
     mixed-radix value, the last coordinate left out (coordinates sum to zero), the image as the highest digit.
@@ -200,7 +186,7 @@ def _keys(nearest: Tensor, rank: Tensor, image: Tensor) -> tuple[Tensor, Tensor]
 
 
 def _neighbours(numbers: Tensor, steps: Tensor) -> Tensor:
-    """Each vertex and its two neighbours along each direction, ``(D + 1, M + 1, 3)``, from the ascending numbers."""
+    """Return each vertex and its two neighbours along each direction, ``(D + 1, M + 1, 3)``, from ascending numbers."""
     count = len(numbers)
     here = torch.arange(count + 1, device=numbers.device, dtype=torch.int32)
     table = here[:, None].repeat(len(steps), 1, 3)

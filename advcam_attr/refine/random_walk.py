@@ -1,9 +1,9 @@
-"""Class maps and affinities of nearby pixels in; the maps after a random walk along the affinities, out.
+"""Random walks of class maps along the affinities of nearby pixels.
 
 Of an h × w grid, each pixel i has affinities ``a_ij`` in [0, 1] to the pixels j within a radius, ``a_ii = 1`` and
-``a_ij = a_ji``. Columns of ``a^β`` are divided by their sums, which gives the transition matrix T; a map x, as a row,
-walks to ``x T^t`` (Ahn and Kwak, PSA, 2018; Ahn, Cho and Kwak, IRN, 2019). The matrix is never made dense: a step takes
-each pixel's weighted mean over its neighbours. Walks are computed in float64: in float32, 256 steps drift by 1e-4.
+``a_ij = a_ji``. Columns of ``a^β`` are divided by their sums, which gives the transition matrix T; a map x, as a row
+vector, becomes ``x T^t`` (Ahn and Kwak, PSA, 2018; Ahn, Cho and Kwak, IRN, 2019). T is sparse: a step takes each
+pixel's weighted mean over its neighbours. Walks are computed in float64: in float32, 256 steps drift by 1e-4.
 """
 
 from __future__ import annotations
@@ -16,15 +16,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from advcam_attr.refine.pairs import neighbours, paths
 from advcam_attr.types import AdvCAMError
 
-#: What may be left of the series of `random_walk`, in units of the maps' peak.
+#: The remainder at which the series of `random_walk` is cut off, relative to the maps' peak.
 TOLERANCE = 1e-7
 
-#: The largest radius of neighbours. A walk takes memory by its square: at 32 cells, each has 3000 neighbours.
+#: The largest radius of neighbours: memory grows by its square, and at 32 cells each has 3000 neighbours.
 LARGEST_RADIUS = 32
-
-Offset = tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -39,55 +38,22 @@ class Transition:
     size: tuple[int, int]
     matrix: Tensor
 
-    def __call__(self, rows: Tensor) -> Tensor:
-        """One step of K maps as columns, ``(n, K)`` float64 to the same."""
-        return self.matrix @ rows
-
-
-def paths(radius: int) -> tuple[tuple[Offset, ...], ...]:
-    """The ways from a pixel to each of its neighbours to the right and below, within a radius.
-
-    Neighbours are (0, x) for 0 < x < r, and (y, x) for 0 < y < r, |x| < r, x² + y² < r². The way to (dy, dx) holds the
-    pixels of the rectangle between the two whose distance from the straight line is below one.
-
-    Args:
-        radius: r, in pixels of the grid.
-
-    Returns:
-        Per neighbour the offsets (y, x) of its way, the neighbour first, the pixel itself, (0, 0), included.
-
-    Example:
-        >>> len(paths(5)), len(paths(10))
-        (34, 152)
-        >>> paths(3)[-1]
-        ((2, 2), (1, 2), (2, 1), (1, 1), (0, 1), (1, 0), (0, 0))
-    """
-    ends = [(0, x) for x in range(1, radius)]
-    ends += [(y, x) for y in range(1, radius) for x in range(1 - radius, radius) if x * x + y * y < radius * radius]
-    return tuple(_way(dy, dx) for dy, dx in ends)
-
-
-def _way(dy: int, dx: int) -> tuple[Offset, ...]:
-    between = [(y, x) for y in range(dy + 1) for x in range(min(dx, 0), max(dx, 0) + 1)]
-    near = [(y, x) for y, x in between if (dy * x - dx * y) ** 2 < dy * dy + dx * dx]
-    return tuple(sorted(near, key=lambda p: p[0] ** 2 + p[1] ** 2, reverse=True))
+    def __call__(self, columns: Tensor) -> Tensor:
+        """Take one step of K maps as columns ``(n, K)`` float64."""
+        return self.matrix @ columns
 
 
 def edge_affinities(edge: Tensor, radius: int = 5) -> Tensor:
-    """How little of an edge lies between each pixel and each of its neighbours: ``1 - max over the way of edge``.
+    """Return the affinity of each pixel to its neighbours across class boundaries: ``1 - max over the path of edge``.
 
-    IRN's code pads the edges with ones left, right and below, and drops the padding again; here, likewise, ways that
-    leave the grid have affinity 0.
+    As in IRN's code, which pads the edges with ones, paths that leave the grid have affinity 0.
 
     Args:
         edge: probabilities of class boundaries, ``(h, w)``.
         radius: of neighbours; 5 in IRN's inference.
 
     Returns:
-        ``(O, h, w)``, in the order of `paths`: the affinity of each pixel to the one at that offset.
-
-    Raises:
-        AdvCAMError: edges outside of [0, 1].
+        ``(O, h, w)``, in the order of `advcam_attr.refine.pairs.paths`.
     """
     if edge.ndim != 2 or not bool(((edge >= 0) & (edge <= 1)).all()):
         raise AdvCAMError(f"walk: edges must be (h, w) probabilities, got {tuple(edge.shape)}; apply the sigmoid first")
@@ -98,25 +64,19 @@ def edge_affinities(edge: Tensor, radius: int = 5) -> Tensor:
     def shifted(y: int, x: int) -> Tensor:
         return padded[y : y + height, margin + x : margin + x + width]
 
-    return torch.stack([1 - torch.stack([shifted(y, x) for y, x in way]).amax(0) for way in paths(radius)])
+    return torch.stack([1 - torch.stack([shifted(y, x) for y, x in path]).amax(0) for path in paths(radius)])
 
 
 def transition(affinities: Tensor, radius: int = 5, beta: float = 10.0) -> Transition:
-    """The step of a random walk along affinities.
+    """Return the step of a random walk along affinities.
 
     Args:
-        affinities: ``(O, h, w)`` in [0, 1], in the order of `paths`: of each pixel to the one at that offset. What lies
-            outside of the grid is left out, whatever its affinity.
-        radius: of the neighbours.
-        beta: the power to which affinities are raised; 10 in IRN's code, 8 in PSA's.
-
-    Returns:
-        The transition, on the affinities' device.
-
-    Raises:
-        AdvCAMError: another number of affinities than the radius has neighbours.
+        affinities: ``(O, h, w)`` in [0, 1], in the order of `advcam_attr.refine.pairs.paths`; those to pixels outside
+            the grid are ignored.
+        radius: of neighbours.
+        beta: the power of affinities; 10 in IRN's code, 8 in PSA's.
     """
-    ends = [way[0] for way in paths(radius)]
+    ends = neighbours(radius)
     if affinities.ndim != 3 or len(affinities) != len(ends):
         raise AdvCAMError(
             f"walk: radius {radius} has {len(ends)} neighbours, got affinities {tuple(affinities.shape)}; they must be "
@@ -135,29 +95,26 @@ def transition(affinities: Tensor, radius: int = 5, beta: float = 10.0) -> Trans
     for forward, (y, x) in zip(padded, ends, strict=True):
         weights |= {(y, x): shifted(forward, 0, 0), (-y, -x): shifted(forward, -y, -x)}
     offsets = sorted(weights)
-    neighbours = torch.stack([shifted(numbers, *offset) for offset in offsets], 1)
-    inside = neighbours >= 0
+    columns = torch.stack([shifted(numbers, *offset) for offset in offsets], 1)
+    inside = columns >= 0
     weight = torch.stack([weights[offset] for offset in offsets], 1) * inside
     starts = F.pad(inside.sum(1).cumsum(0), (1, 0))
-    matrix = _csr(starts, neighbours[inside], (weight / weight.sum(1, keepdim=True))[inside])
-    return Transition((height, width), matrix)
-
-
-def _csr(starts: Tensor, columns: Tensor, values: Tensor) -> Tensor:
-    """A square sparse matrix, without torch's notice that its interface may still change."""
-    size = (len(starts) - 1, len(starts) - 1)
+    size = (height * width, height * width)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
-        return torch.sparse_csr_tensor(starts, columns, values, size, check_invariants=True)
+        matrix = torch.sparse_csr_tensor(
+            starts, columns[inside], (weight / weight.sum(1, keepdim=True))[inside], size, check_invariants=True
+        )
+    return Transition((height, width), matrix)
 
 
 @torch.no_grad()
 def random_walk(maps: Tensor, step: Transition, steps: int = 256) -> Tensor:
-    """The maps after a number of steps, ``x T^t``.
+    """Return the maps after a random walk, ``x T^t``.
 
     The power is summed as its Chebyshev series ``z^t = 2^(1-t) Σ' C(t, (t-k)/2) T_k(z)`` over k = t, t-2, ... >= 0 (the
-    term of k = 0 halved). T has real eigenvalues in [-1, 1], on which each T_k is at most 1, so terms may be left out
-    as long as their coefficients sum to no more than `TOLERANCE`: 256 steps take about 90 products with T.
+    term of k = 0 halved). T has real eigenvalues in [-1, 1], on which each T_k is at most 1, so terms can be dropped
+    while their coefficients sum to at most `TOLERANCE`: 256 steps take about 90 products with T.
 
     Args:
         maps: ``(K, h, w)``, on the transition's device.
@@ -167,15 +124,12 @@ def random_walk(maps: Tensor, step: Transition, steps: int = 256) -> Tensor:
     Returns:
         ``(K, h, w)``, of the maps' dtype.
 
-    Raises:
-        AdvCAMError: maps of another size than the transition's grid.
-
     Example:
-        >>> open_ground = edge_affinities(torch.zeros(4, 6))
+        >>> no_edges = edge_affinities(torch.zeros(4, 6))
         >>> wall = edge_affinities(torch.tensor([0.0, 0.0, 1.0, 0.0, 0.0, 0.0]).expand(4, 6))
         >>> maps = torch.zeros(1, 4, 6)
         >>> maps[:, :, 0] = 1
-        >>> random_walk(maps, transition(open_ground))[0, 0]
+        >>> random_walk(maps, transition(no_edges))[0, 0]
         tensor([0.1455, 0.1455, 0.1455, 0.1455, 0.1455, 0.1455])
         >>> random_walk(maps, transition(wall))[0, 0]
         tensor([0.5000, 0.5000, 0.0000, 0.0000, 0.0000, 0.0000])
@@ -184,8 +138,8 @@ def random_walk(maps: Tensor, step: Transition, steps: int = 256) -> Tensor:
         raise AdvCAMError(
             f"walk: maps {tuple(maps.shape)} do not fit the grid of {step.size[0]} x {step.size[1]}; resize one of them"
         )
-    rows = maps.double().flatten(1).T.contiguous()
-    before, now = rows, step(rows)
+    columns = maps.double().flatten(1).T.contiguous()
+    before, now = columns, step(columns)
     coefficients = _power_series(steps)
     total = coefficients[0] * before
     for coefficient in coefficients[1:]:
@@ -195,18 +149,18 @@ def random_walk(maps: Tensor, step: Transition, steps: int = 256) -> Tensor:
 
 
 def _power_series(power: int) -> list[float]:
-    """Chebyshev coefficients of ``z^power``, the highest left out that sum to no more than `TOLERANCE`."""
+    """Chebyshev coefficients of ``z^power``, without the highest ones that sum to at most `TOLERANCE`."""
     series = [0.0] * (power + 1)
     for k in range(power, -1, -2):
         series[k] = math.comb(power, (power - k) // 2) / 2 ** (power - 1 if k else power)
-    left = 0.0
-    while len(series) > 1 and left + series[-1] <= TOLERANCE:
-        left += series.pop()
+    dropped = 0.0
+    while len(series) > 1 and dropped + series[-1] <= TOLERANCE:
+        dropped += series.pop()
     return series
 
 
 def edge_walk(cam: Tensor, edge: Tensor, radius: int = 5, beta: float = 10.0, steps: int = 256) -> Tensor:
-    """IRN's refinement of class maps: they walk from where there are no edges, and not across edges.
+    """Return class maps after IRN's walk, ``(cam · (1 - edge)) T^steps``, which does not cross edges.
 
     Args:
         cam: class maps ``(K, h, w)``, already raised to a power if at all (1.5 in AdvCAM's code, 1 in IRN's).
@@ -216,10 +170,7 @@ def edge_walk(cam: Tensor, edge: Tensor, radius: int = 5, beta: float = 10.0, st
         steps: of the walk.
 
     Returns:
-        ``(K, h, w)``: ``(cam · (1 - edge)) T^steps``.
-
-    Raises:
-        AdvCAMError: cam and edge of different sizes, or edges that are no probabilities.
+        ``(K, h, w)``.
     """
     if cam.ndim != 3 or cam.shape[1:] != edge.shape:
         raise AdvCAMError(

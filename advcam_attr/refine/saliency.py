@@ -1,4 +1,4 @@
-"""A label map and a saliency map in; the label map with the pixels on which the two disagree left out, out."""
+"""The saliency rule of pseudo masks: pixels on which labels and saliency disagree are ambiguous."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from advcam_attr.types import VOID, AdvCAMError
 
 
 def ambiguous(labels: Tensor, saliency: Tensor, threshold: float = 0.5) -> Tensor:
-    """Mark as ambiguous what is foreground but not salient, or salient but background (paper, section 4.5).
+    """Mark as void what is foreground but not salient, or salient but background (paper, section 4.5).
 
     Args:
         labels: ``(..., H, W)`` integers, 0 the background; 255 stays 255.
@@ -17,9 +17,6 @@ def ambiguous(labels: Tensor, saliency: Tensor, threshold: float = 0.5) -> Tenso
 
     Returns:
         The labels, with 255 where ``(label > 0) != (saliency > threshold)``; of their shape and dtype.
-
-    Raises:
-        AdvCAMError: shapes that differ, or saliency outside of [0, 1].
 
     Example:
         >>> import torch

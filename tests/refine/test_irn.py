@@ -20,9 +20,9 @@ from advcam_attr.refine.irn import (
     irn_labels,
     irn_loss,
     pair_displacements,
-    pair_labels,
     path_affinities,
 )
+from advcam_attr.refine.pairs import pair_counts, pair_kinds
 from advcam_attr.types import AdvCAMError, ClassMaps
 
 TERMS = ("background", "foreground", "different", "foreground_displacement", "background_displacement")
@@ -104,9 +104,8 @@ def test_golden_loss():
 
 def test_pairs_have_the_sizes_of_the_released_code():
     labels = torch.zeros(1, 128, 128, dtype=torch.uint8)
-    pairs = pair_labels(labels)
-    assert pairs.background.shape == (1, 152, 119, 110)
-    assert pairs.counts().tolist() == [152 * 119 * 110, 0, 0]
+    assert pair_kinds(labels, 10).shape == (3, 1, 152, 119, 110)
+    assert pair_counts(labels, 10).tolist() == [152 * 119 * 110, 0, 0]
 
 
 def test_gradients_are_those_of_finite_differences():
@@ -119,7 +118,7 @@ def test_a_batch_split_among_processes_has_the_batchs_loss():
     logits, labels = random_case(11, images=4)
     whole = irn_loss(logits, labels, 3).total
     halves = [(logits[:2], labels[:2]), (logits[2:], labels[2:])]
-    counts = torch.stack([pair_labels(part, 3).counts() for _, part in halves]).mean(0)
+    counts = torch.stack([pair_counts(part, 3) for _, part in halves]).mean(0)
     parts = [irn_loss(x, y, 3, counts).total for x, y in halves]
     assert sum(parts).item() / 2 == pytest.approx(whole.item(), rel=1e-6)
 

@@ -10,20 +10,23 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from advcam_attr.refine.affinity_labels import psa_scores
+from advcam_attr.refine.pairs import pair_kinds
 from advcam_attr.refine.psa import (
     affinity_labels,
-    affinity_loss,
     affinity_walk,
     affinity_walk_labels,
     fitting_radius,
     pair_affinities,
-    pair_kinds,
     pair_losses,
     pooled,
     walk_maps,
-    weighed,
+    weighted_loss,
 )
 from advcam_attr.types import AdvCAMError, ClassMaps
+
+
+def affinity_loss(features: Tensor, labels: Tensor, radius: int = 5) -> Tensor:
+    return weighted_loss(*pair_losses(features, labels, radius))
 
 
 def noise(*shape: int, seed: int = 0) -> Tensor:
@@ -171,7 +174,7 @@ def test_loss_by_hand():
 
 def test_pairs_are_one_kind_at_most():
     labels = torch.tensor([0, 1, 2, 255], dtype=torch.uint8)[torch.randint(4, (2, 9, 12))]
-    kinds = pair_kinds(labels)
+    kinds = pair_kinds(labels, 5)
     assert int(kinds.sum(0).max()) == 1
     assert 0 < int(kinds.sum()) < kinds[0].numel()
 
@@ -188,7 +191,7 @@ def test_parts_of_a_batch_make_the_whole_loss():
     features, labels = noise(3, 2, 9, 9), (noise(3, 9, 9, seed=4) > 0).to(torch.uint8)
     parts = [pair_losses(f[None], t[None]) for f, t in zip(features, labels, strict=True)]
     sums, counts = (sum(part[i] for part in parts) for i in (0, 1))
-    torch.testing.assert_close(weighed(sums, counts), affinity_loss(features, labels))
+    torch.testing.assert_close(weighted_loss(sums, counts), affinity_loss(features, labels))
 
 
 def test_a_descent_parts_two_labels():
@@ -203,7 +206,7 @@ def test_a_descent_parts_two_labels():
         affinity_loss(features, labels).backward()
         optimiser.step()
     assert float(affinity_loss(features, labels).detach()) < 0.5 * first
-    affinity, kinds = pair_affinities(features.detach()), pair_kinds(labels)
+    affinity, kinds = pair_affinities(features.detach()), pair_kinds(labels, 5)
     assert affinity[kinds[:2].any(0)].mean() > affinity[kinds[2]].mean() + 0.4
 
 
@@ -277,7 +280,7 @@ def test_pooled_equals_the_mean_of_each_cell():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: pair_affinities(torch.zeros(1, 2, 4, 20)), "4 x 20 cells has no room for pairs of radius 5"),
+        (lambda: pair_affinities(torch.zeros(1, 2, 4, 20)), "no pairs of radius 5"),
         (lambda: affinity_loss(torch.zeros(1, 2, 9, 9), torch.zeros(1, 9, 8)), "differ in size"),
         (lambda: affinity_labels(torch.zeros(2, 4, 4), torch.zeros(3, 4, 4)), "differ in shape"),
         (lambda: affinity_walk(torch.zeros(2, 4, 5), torch.zeros(3, 5, 4)), "differ in size"),

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from advcam_attr.refine.random_walk import edge_affinities, edge_walk, paths, random_walk, transition
+from advcam_attr.refine.pairs import paths
+from advcam_attr.refine.random_walk import edge_affinities, edge_walk, random_walk, transition
 from advcam_attr.types import AdvCAMError
 
 

@@ -40,8 +40,8 @@ from advcam_attr.refine.irn import (
     inference_size,
     irn_labels,
     irn_loss,
-    pair_labels,
 )
+from advcam_attr.refine.pairs import pair_counts
 from advcam_attr.registry import lookup
 from advcam_attr.runs.map_store import MapReader
 from advcam_attr.runs.provenance import net_config
@@ -213,7 +213,7 @@ def _loss_of(radius: int) -> Callable[[Tensor, Tensor], Tensor]:
     def loss(logits: Tensor, labels: Tensor) -> Tensor:
         counts = None
         if shard_of_launch().world > 1:
-            own = pair_labels(labels, radius).counts()
+            own = pair_counts(labels, radius)
             counts = own.new_tensor(gather(own.tolist())).mean(0)
         return irn_loss(logits, labels, radius, counts).total
 

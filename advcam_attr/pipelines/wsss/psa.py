@@ -34,7 +34,14 @@ from advcam_attr.networks.backbone import Backbone, StrideMode
 from advcam_attr.networks.net_file import load_net, save_net
 from advcam_attr.refine.affinity_labels import ALPHAS, psa_scores
 from advcam_attr.refine.crf import CRF_RECIPES
-from advcam_attr.refine.psa import affinity_labels, affinity_walk, affinity_walk_labels, pair_losses, walk_maps, weighed
+from advcam_attr.refine.psa import (
+    affinity_labels,
+    affinity_walk,
+    affinity_walk_labels,
+    pair_losses,
+    walk_maps,
+    weighted_loss,
+)
 from advcam_attr.refine.random_walk import LARGEST_RADIUS
 from advcam_attr.registry import lookup
 from advcam_attr.runs.map_store import MapReader
@@ -231,7 +238,7 @@ def _loss_of(radius: int) -> Callable[[Tensor, Tensor], Tensor]:
 
     def loss(features: Tensor, labels: Tensor) -> Tensor:
         sums, counts = pair_losses(features, labels, radius)
-        return weighed(sums, counts.new_tensor(gather(counts.tolist())).mean(0))
+        return weighted_loss(sums, counts.new_tensor(gather(counts.tolist())).mean(0))
 
     return loss
 

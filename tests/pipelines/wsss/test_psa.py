@@ -33,7 +33,14 @@ from advcam_attr.pipelines.wsss.psa import (
     write_scores,
 )
 from advcam_attr.refine.affinity_labels import psa_scores
-from advcam_attr.refine.psa import affinity_labels, affinity_loss, affinity_walk, affinity_walk_labels, walk_maps
+from advcam_attr.refine.psa import (
+    affinity_labels,
+    affinity_walk,
+    affinity_walk_labels,
+    pair_losses,
+    walk_maps,
+    weighted_loss,
+)
 from advcam_attr.refine.seeds import threshold_maps
 from advcam_attr.runs.sharding import Shard
 from advcam_attr.training import train as training
@@ -221,7 +228,7 @@ def test_one_step_is_worked_out(small, world, run, tmp_path):
     ((images, labels),) = training.load_batches(
         items, training.TrainingBatches(5, 5, seed=0, steps=(0, 1)), seed=settings.seed
     )
-    loss = affinity_loss(twin(images), labels, radius=3)
+    loss = weighted_loss(*pair_losses(twin(images), labels, radius=3))
     assert read_log(tmp_path / "affinitynet" / "log.jsonl")[0]["loss"] == pytest.approx(float(loss.detach()), rel=1e-4)
     for name, weight in twin.named_parameters():
         expected = weight.detach()
