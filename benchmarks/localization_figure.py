@@ -20,12 +20,12 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.patches import Rectangle
 
-from advcam_attr.cli.wsol import CONFIG
+from advcam_attr.cli.wsol import OPTIONS
 from advcam_attr.data.class_names import in_classes_of
 from advcam_attr.data.images import read_stored_rgb
 from advcam_attr.networks.load import read_labels
-from advcam_attr.pipelines.wsol.config import path_of, subjects_of
-from advcam_attr.pipelines.wsol.run import maps_folder, read_split
+from advcam_attr.pipelines.config import path_of
+from advcam_attr.pipelines.wsol.run import maps_folder
 from advcam_attr.pipelines.wsol_maps import read_map, wsol_map_store
 from advcam_attr.refine.boxes import map_to_boxes
 
@@ -38,11 +38,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--count", type=int, default=12)
     options = parser.parse_args()
-    config = CONFIG.read(options.run / "config.json")
-    data = read_split(config.data, config.data.score)
+    config = OPTIONS.read(options.run / "config.json")
+    data = config.data.read(config.data.score)
     if config.net is not None and config.net.labels is not None:
         data, _ = in_classes_of(data, read_labels(path_of(config.net.labels)))
-    folders = {method: maps_folder(subjects_of(config)[0], method) for method in COLOURS}
+    folders = {method: maps_folder(config.nets()[0], method) for method in COLOURS}
     stores = {method: wsol_map_store(folder) for method, folder in folders.items()}
     best = {
         method: json.loads((folder / "localization.json").read_text())["scores"]["all"]["gt_known_threshold"]

@@ -17,15 +17,15 @@ OPTIONS: ConfigOptions[SemiConfig] = ConfigOptions(
 
 
 def _train(options: Namespace) -> None:
-    from advcam_attr.pipelines.semi.run import train
+    from advcam_attr.pipelines.semi.run import SemiRun
 
-    train(OPTIONS.of(options))
+    SemiRun(OPTIONS.of(options)).train()
 
 
 def _evaluate(options: Namespace) -> None:
-    from advcam_attr.pipelines.semi.run import evaluate
+    from advcam_attr.pipelines.semi.run import SemiRun
 
-    evaluate(OPTIONS.of(options))
+    SemiRun(OPTIONS.of(options)).evaluate()
 
 
 def _add_run_options(parser: Parser) -> None:
@@ -34,13 +34,13 @@ def _add_run_options(parser: Parser) -> None:
 
 
 def _run(options: Namespace) -> None:
-    from advcam_attr.pipelines.semi import run as semi_run
+    from advcam_attr.pipelines.semi.run import SemiRun
 
-    config = OPTIONS.of(options)
+    run = SemiRun(OPTIONS.of(options))
     if options.dry_run:
-        print(semi_run.plan_run(config))
+        print(run.plan())
     else:
-        semi_run.run(config)
+        run.run()
 
 
 GROUP = Group(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from jsonargparse import Namespace
 
-from advcam_attr.cli.parser import Command, ConfigOptions, Group, Parser, several
+from advcam_attr.cli.parser import Command, ConfigOptions, Group, several
 from advcam_attr.types import AdvCAMError
 
 if TYPE_CHECKING:
@@ -19,35 +19,29 @@ OPTIONS: ConfigOptions[WSOLConfig] = ConfigOptions("advcam_attr.pipelines.wsol.c
 
 
 def _classifier(options: Namespace) -> None:
-    from advcam_attr.pipelines.wsol import run as wsol
+    from advcam_attr.pipelines.wsol.run import WSOLRun
 
-    for subject, result in wsol.train(OPTIONS.of(options)).items():
+    for net, result in WSOLRun(OPTIONS.of(options)).train().items():
         if result.val_top1 is not None:
-            print(f"{subject.name}, seed {subject.seed}: validation top-1 {100 * result.val_top1:.1f}")
-
-
-def _add_map_options(parser: Parser) -> None:
-    OPTIONS.options("data", "net", "name", "maps", "runtime")(parser)
-    parser.add_argument("--overwrite", action="store_true", help="recompute all maps, whatever is in the folder")
+            print(f"{net.name}, seed {net.seed}: validation top-1 {100 * result.val_top1:.1f}")
 
 
 def _maps(options: Namespace) -> None:
-    from advcam_attr.pipelines.wsol import run as wsol
+    from advcam_attr.pipelines.wsol.run import WSOLRun
 
-    progress = sys.stderr.isatty()
-    _require_all(wsol.make_maps(OPTIONS.of(options), overwrite=options.overwrite, show_progress=progress))
+    _require_all(WSOLRun(OPTIONS.of(options)).make_maps(show_progress=sys.stderr.isatty()))
 
 
 def _evaluate(options: Namespace) -> None:
-    from advcam_attr.pipelines.wsol import run as wsol
+    from advcam_attr.pipelines.wsol.run import WSOLRun
 
-    wsol.evaluate(OPTIONS.of(options))
+    WSOLRun(OPTIONS.of(options)).evaluate()
 
 
 def _run(options: Namespace) -> None:
-    from advcam_attr.pipelines.wsol import run as wsol
+    from advcam_attr.pipelines.wsol.run import WSOLRun
 
-    _require_all(wsol.run(OPTIONS.of(options), show_progress=sys.stderr.isatty()))
+    _require_all(WSOLRun(OPTIONS.of(options)).run(show_progress=sys.stderr.isatty()))
 
 
 def _require_all(summaries: Iterable[SeedSummary]) -> None:
@@ -64,7 +58,11 @@ GROUP = Group(
             OPTIONS.options("data", "classifier", "trainings", "seeds", "runtime"),
             _classifier,
         ),
-        "maps": Command("make maps of every image's class, by CAM and AdvCAM", _add_map_options, _maps),
+        "maps": Command(
+            "make maps of every image's class, by CAM and AdvCAM",
+            OPTIONS.options("data", "net", "name", "maps", "runtime"),
+            _maps,
+        ),
         "evaluate": Command(
             "score the maps' boxes, beside the paper's tables", OPTIONS.options("data", "score", "runtime"), _evaluate
         ),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -34,7 +35,7 @@ RENAMED_KEYS = {
     "backbone": ".backbone.name",
     "lowered_by": ".backbone.stride_mode",
     **dict.fromkeys(("backbone_lr", "edge_lr", "encoder_lr", "body_lr"), ".optimizer.lr"),
-    **dict.fromkeys(("classifier_lr", "displacement_lr", "head_lr"), ".optimizer.head_lr"),
+    **dict.fromkeys(("classifier_lr", "displacement_lr", "head_lr", "fast_ratio"), ".optimizer.head_lr"),
     "known": ".class_map",
     "known_offset": ".class_offset",
     "refresh": ".lr_update_every",
@@ -90,6 +91,13 @@ def path_of(text: str | Path) -> Path:
     if "$" in expanded:
         raise AdvCAMError(f"{text}: set the environment variable {expanded[expanded.index('$') :].split('/')[0]}")
     return Path(expanded)
+
+
+def require_at_least(config: Any, section: str, least: float, *names: str) -> None:
+    """Check that fields of a dataclass are finite and at least ``least``; ``section`` is its YAML key."""
+    for name in names:
+        if not least <= getattr(config, name) < math.inf:
+            raise AdvCAMError(f"{section}.{name} must be at least {least}, got {getattr(config, name)}")
 
 
 def with_paths(config: Config, *names: str) -> Config:

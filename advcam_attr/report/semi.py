@@ -13,7 +13,6 @@ from advcam_attr.data.samples import SegmentationData, without_missing
 from advcam_attr.metrics import segmentation as measures
 from advcam_attr.pipelines.evaluate import evaluate_masks
 from advcam_attr.pipelines.semi.config import SemiDataConfig, SemiPredictConfig
-from advcam_attr.pipelines.semi.data import read_part
 from advcam_attr.report.gallery import configured, no_gallery, told
 from advcam_attr.report.page import Entry, Frame, Section, labels_uri, most_telling, picture_uri
 from advcam_attr.types import AdvCAMError, Sample
@@ -53,7 +52,7 @@ def _data(folder: Path, split: str) -> SegmentationData:
     """The images of a split, by the name of its folder, which is that of a list without its path."""
     config, predict = configured(folder, "data", SemiDataConfig), configured(folder, "predict", SemiPredictConfig)
     named = [name for name in (predict.split, config.val) if name is not None and Path(name).stem == split]
-    return read_part(config, next(iter(named), split))
+    return config.read(next(iter(named), split))
 
 
 def _gallery(

@@ -14,9 +14,9 @@ from advcam_attr.data.images import read_stored_rgb
 from advcam_attr.data.samples import Box, LocalizationData, missing_images, with_samples
 from advcam_attr.metrics.box_sweep import box_iou
 from advcam_attr.networks.load import read_labels
-from advcam_attr.pipelines.wsol.config import Method, ReadyNet, WSOLDataConfig, path_of
+from advcam_attr.pipelines.config import path_of
+from advcam_attr.pipelines.wsol.config import ReadyNet, WSOLDataConfig, WSOLMethod
 from advcam_attr.pipelines.wsol.evaluate import REPORT
-from advcam_attr.pipelines.wsol.run import read_split
 from advcam_attr.pipelines.wsol_maps import read_map, wsol_map_store
 from advcam_attr.refine.boxes import map_to_boxes, opencv
 from advcam_attr.report.gallery import configured, no_gallery, told
@@ -26,8 +26,8 @@ from advcam_attr.runs.provenance import read_record
 from advcam_attr.types import AdvCAMError, Sample
 
 #: What the methods are called, and the colours of their boxes, which differ to colour-blind eyes too.
-_NAMES: dict[Method, str] = {"cam": "CAM", "climb": "climbing alone", "advcam": "AdvCAM"}
-_COLOURS: dict[Method, str] = {"cam": "#e69f00", "climb": "#009e73", "advcam": "#56b4e9"}
+_NAMES: dict[WSOLMethod, str] = {"cam": "CAM", "climb": "climbing alone", "advcam": "AdvCAM"}
+_COLOURS: dict[WSOLMethod, str] = {"cam": "#e69f00", "climb": "#009e73", "advcam": "#56b4e9"}
 _TRUE = "#ffffff"
 
 #: How deep the classifiers lie below a run: ``NAME`` or ``NAME/seedN``.
@@ -73,7 +73,7 @@ def _subjects(folder: Path) -> list[Path]:
 def _data(folder: Path) -> tuple[LocalizationData, list[Sample]]:
     """The images that are scored, in the classes of the net; and those whose photograph is gone."""
     config, net = configured(folder, "data", WSOLDataConfig), configured(folder, "net", ReadyNet)
-    data = read_split(config, config.score)
+    data = config.read(config.score)
     if net.labels is not None:
         data, _ = in_classes_of(data, read_labels(path_of(net.labels)))
     missing = missing_images(data.samples)
@@ -125,8 +125,11 @@ def _threshold(folder: Path) -> float | None:
 
 
 def _locate(
-    id: str, stores: Mapping[Method, MapStore], thresholds: Mapping[Method, float | None], data: LocalizationData
-) -> dict[Method, _Located]:
+    id: str,
+    stores: Mapping[WSOLMethod, MapStore],
+    thresholds: Mapping[WSOLMethod, float | None],
+    data: LocalizationData,
+) -> dict[WSOLMethod, _Located]:
     truth, found = data.boxes.get(id, ()), {}
     for method, threshold in thresholds.items():
         if threshold is not None and truth:
@@ -136,12 +139,12 @@ def _locate(
     return found
 
 
-def _gain(found: Mapping[Method, _Located]) -> float | None:
+def _gain(found: Mapping[WSOLMethod, _Located]) -> float | None:
     return found["advcam"].iou - found["cam"].iou if {"cam", "advcam"} <= found.keys() else None
 
 
 def _entry(
-    sample: Sample, stores: Mapping[Method, MapStore], found: Mapping[Method, _Located], data: LocalizationData
+    sample: Sample, stores: Mapping[WSOLMethod, MapStore], found: Mapping[WSOLMethod, _Located], data: LocalizationData
 ) -> Entry:
     picture = read_stored_rgb(sample.image)
     source, size = picture_uri(picture)

@@ -1,11 +1,10 @@
-"""A configuration in; labelled and unlabelled images, their masks checked, and pairs to learn from, out."""
+"""Labelled and unlabelled images with their masks, and pairs of them for CCT."""
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -15,28 +14,28 @@ from advcam_attr.data.images import image_size, read_rgb
 from advcam_attr.data.masks import mask_path, read_mask
 from advcam_attr.data.samples import SegmentationData, without_missing
 from advcam_attr.data.transforms import PairedAugmentation
-from advcam_attr.pipelines.config import MaskedData, path_of
+from advcam_attr.pipelines.config import path_of
 from advcam_attr.pipelines.semi.config import SemiDataConfig
 from advcam_attr.runs.prefetch import prefetched
 from advcam_attr.types import VOID, AdvCAMError, Sample
 
-MaskOf = Callable[[Sample], Tensor]
+MaskReader = Callable[[Sample], Tensor]
 
 
 @dataclass(frozen=True)
 class SemiData:
-    """What a net learns from.
+    """The images of a training.
 
     Attributes:
         labelled: images with true masks.
         unlabelled: other images.
-        pseudo: reads an unlabelled image's pseudo mask ``(H, W)`` uint8; None where there are none.
-        val: images with true masks that nothing is learned from; None leaves that out.
+        pseudo: reads the pseudo mask, ``(H, W)`` uint8, of an unlabelled image; None without pseudo masks.
+        val: further images with true masks; None without validation.
     """
 
     labelled: SegmentationData
     unlabelled: SegmentationData
-    pseudo: MaskOf | None
+    pseudo: MaskReader | None
     val: SegmentationData | None
 
 
@@ -44,68 +43,48 @@ def read_semi(config: SemiDataConfig) -> SemiData:
     """Read the splits.
 
     Raises:
-        AdvCAMError: one cannot be read, there are no unlabelled images, pseudo masks are missing, or images that are
-            learned from are among those of the validation.
+        AdvCAMError: a split cannot be read, there are no unlabelled images, pseudo masks are missing, or training and
+            validation images overlap.
     """
-    labelled = read_part(config, config.labelled)
-    whole = f"{labelled.name} {labelled.split}"
+    labelled = config.read(config.labelled)
     if config.labelled_count is not None:
-        if config.labelled_count > len(labelled.samples):
-            raise AdvCAMError(f"{whole} has {len(labelled.samples)} images, fewer than {config.labelled_count}")
-        first = labelled.samples[: config.labelled_count]
-        labelled = dataclasses.replace(labelled, samples=first, split=f"{labelled.split}[:{config.labelled_count}]")
-    listed, _ = without_missing(read_part(config, config.unlabelled))
-    known = {sample.id for sample in labelled.samples}
-    rest = tuple(sample for sample in listed.samples if sample.id not in known)
-    if not rest:
+        count, total = config.labelled_count, len(labelled.samples)
+        if count > total:
+            raise AdvCAMError(f"{labelled.name} {labelled.split} has {total} images, fewer than {count}")
+        labelled = replace(labelled, samples=labelled.samples[:count], split=f"{labelled.split}[:{count}]")
+    present, _ = without_missing(config.read(config.unlabelled))
+    ids = {sample.id for sample in labelled.samples}
+    unlabelled = replace(present, samples=tuple(sample for sample in present.samples if sample.id not in ids))
+    if not unlabelled.samples:
         raise AdvCAMError(
-            f"no unlabelled images: all {len(listed.samples)} of {listed.name} {listed.split} that are there are "
+            f"no unlabelled images: all {len(present.samples)} of {present.name} {present.split} that are there are "
             "labelled; give data.unlabelled another split, or a smaller data.labelled_count"
         )
-    unlabelled = dataclasses.replace(listed, samples=rest)
-    val = None if config.val is None else read_part(config, config.val)
+    val = None if config.val is None else config.read(config.val)
     for data in (labelled, unlabelled):
-        seen = {sample.id for sample in val.samples} & {sample.id for sample in data.samples} if val else set()
-        if val and seen:
+        shared = {sample.id for sample in val.samples} & {sample.id for sample in data.samples} if val else set()
+        if val and shared:
             raise AdvCAMError(
-                f"{len(seen)} images of {data.name} {data.split} are in {val.split} too, e.g. {min(seen)}; what is "
-                "validated on must not be learned from"
+                f"{len(shared)} images of {data.name} {data.split} are in {val.split} too, e.g. {min(shared)}; "
+                "training and validation images must differ"
             )
-    pseudo = None if config.pseudo is None else PseudoMasks(path_of(config.pseudo), len(listed.classes))
+    pseudo = None if config.pseudo is None else PseudoMaskFolder(path_of(config.pseudo), len(present.classes))
     if pseudo is not None:
         pseudo.require(unlabelled.samples)
     return SemiData(labelled, unlabelled, pseudo, val)
 
 
-def read_part(config: SemiDataConfig, split: str) -> SegmentationData:
-    """One split of the configured data set.
-
-    Raises:
-        AdvCAMError: it cannot be read.
-    """
-    return MaskedData(config.root, config.kind, config.labels, config.masks).read(split)
-
-
 @dataclass(frozen=True)
-class PseudoMasks:
-    """Reads pseudo masks ``<id>.png`` of a folder.
-
-    Attributes:
-        folder: of palette or grey PNGs; 255 is learned nothing from.
-        num_classes: of the foreground.
-    """
+class PseudoMaskFolder:
+    """Reads pseudo masks ``<id>.png``, palette or grey PNGs in which 255 is ignored."""
 
     folder: Path
     num_classes: int
 
     def require(self, samples: Sequence[Sample]) -> None:
-        """That each sample has a file.
-
-        Raises:
-            AdvCAMError: some have none.
-        """
-        there = {file.name for file in self.folder.glob("*.png")}
-        missing = [sample.id for sample in samples if mask_path(self.folder, sample.id).name not in there]
+        """Check that each sample has a file."""
+        present = {file.name for file in self.folder.glob("*.png")}
+        missing = [sample.id for sample in samples if mask_path(self.folder, sample.id).name not in present]
         if missing:
             raise AdvCAMError(
                 f"pseudo masks of {len(missing)} of {len(samples)} unlabelled images are missing in {self.folder}, "
@@ -113,19 +92,15 @@ class PseudoMasks:
             )
 
     def __call__(self, sample: Sample) -> Tensor:
-        """The mask ``(H, W)`` uint8.
-
-        Raises:
-            AdvCAMError: it is damaged, of another size than the photograph, or holds labels above the classes.
-        """
+        """Return the mask, ``(H, W)`` uint8, checked against image size and classes."""
         return read_mask(mask_path(self.folder, sample.id), self.num_classes, image_size(sample.image))
 
 
-def masks_digest(samples: Sequence[Sample], read: MaskOf, workers: int) -> str:
-    """Read all masks, so that a bad one is told before anything is learned, and say what tells them from others.
+def masks_digest(samples: Sequence[Sample], read: MaskReader, workers: int) -> str:
+    """Read all masks, and return a digest of their contents.
 
     Raises:
-        AdvCAMError: some cannot be read; the first is told.
+        AdvCAMError: masks cannot be read; the first one is named.
     """
     content = hashlib.sha256()
     failed: list[str] = []
@@ -149,15 +124,10 @@ def masks_digest(samples: Sequence[Sample], read: MaskOf, workers: int) -> str:
 
 @dataclass(frozen=True)
 class Pairs:
-    """A labelled image and an unlabelled one by the unlabelled one's index, each augmented on its own.
+    """Pairs of a labelled and an unlabelled image by the index of the latter, each augmented on its own.
 
-    The labelled images are cycled on over the epochs, so that each comes equally often. In the released code, the
-    cycle repeats whole batches of an epoch with the augmentation that they had at first; here each is augmented anew.
-
-    Attributes:
-        data: the images.
-        augmentation: of both.
-        epoch: from 0.
+    Labelled images are cycled across epochs, so that each comes equally often. In the released code, the cycle repeats
+    whole batches of an epoch with their first augmentation; here each is augmented anew.
     """
 
     data: SemiData
@@ -165,18 +135,14 @@ class Pairs:
     epoch: int = 0
 
     def of_epoch(self, epoch: int) -> Pairs:
-        """The pairs of an epoch."""
-        return dataclasses.replace(self, epoch=epoch)
+        """Return the pairs of an epoch, from 0."""
+        return replace(self, epoch=epoch)
 
     def __len__(self) -> int:
         return len(self.data.unlabelled.samples)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        """Images ``(2, 3, S, S)`` float32 and their labels ``(2, S, S)`` uint8, void without pseudo masks.
-
-        Raises:
-            AdvCAMError: an image or a mask is missing or damaged, or they differ in size.
-        """
+        """Return images, ``(2, 3, S, S)`` float32, and labels, ``(2, S, S)`` uint8, void without pseudo masks."""
         labelled = self.data.labelled
         place = (self.epoch * len(self) + index) % len(labelled.samples)
         first = self._read(labelled.samples[place], labelled.mask)
@@ -184,11 +150,11 @@ class Pairs:
         images, labels = zip(first, second, strict=True)
         return torch.stack(images), torch.stack(labels)
 
-    def _read(self, sample: Sample, mask: MaskOf | None) -> tuple[Tensor, Tensor]:
-        picture = read_rgb(sample.image)
-        size = (picture.height, picture.width)
+    def _read(self, sample: Sample, mask: MaskReader | None) -> tuple[Tensor, Tensor]:
+        image = read_rgb(sample.image)
+        size = (image.height, image.width)
         labels = torch.full(size, VOID, dtype=torch.uint8) if mask is None else mask(sample)
         if tuple(labels.shape) != size:
-            raise AdvCAMError(f"the mask of {sample.id} is {tuple(labels.shape)} and its photograph {size}")
-        image, labels = self.augmentation(picture, labels)
-        return image, labels
+            raise AdvCAMError(f"the mask of {sample.id} is {tuple(labels.shape)} and its image {size}")
+        augmented, labels = self.augmentation(image, labels)
+        return augmented, labels

@@ -1,4 +1,4 @@
-"""A trained CCT net and photographs in; scores of their pixels, label maps, and their mean IoU, out."""
+"""Predictions of a trained CCT net: scores over scales and flips, label maps, mean IoU."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from advcam_attr.pipelines.semi.config import SemiPredictConfig
 from advcam_attr.refine.crf import DenseCRF, unary_from_logits
 from advcam_attr.runs.prefetch import prefetched
 from advcam_attr.runs.provenance import weights_digest
-from advcam_attr.runs.sharding import Shard, choose_device, shard_of
+from advcam_attr.runs.runtime import Runtime
+from advcam_attr.runs.sharding import Shard, shard_of
 from advcam_attr.runs.stage import LabelStage, run_stage
 from advcam_attr.training.train import as_found
 from advcam_attr.types import Sample
@@ -25,46 +26,39 @@ from advcam_attr.types import Sample
 
 @torch.no_grad()
 def padded_scores(net: CCT, images: Tensor) -> Tensor:
-    """A net's scores of images of any size, which are mirrored at the right and below up to a multiple of its stride.
+    """Return the scores, ``(N, K, H, W)``, of images of any size, padded by reflection to a multiple of the stride.
 
     Args:
         net: in eval mode.
         images: normalised, ``(N, 3, H, W)``.
-
-    Returns:
-        ``(N, K, H, W)``.
     """
     height, width = images.shape[2:]
     below, right = -height % net.stride, -width % net.stride
-    mode = "reflect" if below < height and right < width else "replicate"  # nothing can be mirrored beyond itself
+    mode = "reflect" if below < height and right < width else "replicate"  # reflection is limited by the size
     scores: Tensor = net(F.pad(images, (0, right, 0, below), mode=mode))
     return scores[:, :, :height, :width]
 
 
 @torch.no_grad()
 def multi_scale_scores(net: CCT, pixels: Tensor, scales: Sequence[float], flip: bool) -> Tensor:
-    """The mean over scales, and mirror images, of a net's scores at the photograph's size.
+    """Return the mean over scales and flips of a net's scores, ``(K, H, W)``.
 
-    The normalised photograph is resized bilinearly, as in the released code. There a photograph is padded before it is
-    resized, and scores are resized by their corners; here after, and by their cells. Effect: shifts of less than a
-    cell are gone.
+    The normalised image is resized bilinearly, as in the released code. There, an image is padded before it is resized,
+    and scores are resized with aligned corners; here after, and by cells, which avoids shifts of less than a cell.
 
     Args:
         net: in eval mode.
         pixels: ``(3, H, W)`` uint8, on the net's device.
         scales: factors of the size.
-        flip: whether mirror images are seen too.
-
-    Returns:
-        ``(K, H, W)``.
+        flip: whether to average over the mirrored image, too.
     """
     image = normalised(pixels[None], net.mean, net.std)
     size = image.shape[2:]
     total = image.new_zeros(())
     for scale in scales:
         scaled = [max(1, round(side * scale)) for side in size]
-        rows = image if scaled == list(size) else F.interpolate(image, scaled, mode="bilinear")
-        scores = padded_scores(net, torch.cat([rows, rows.flip(-1)]) if flip else rows)
+        resized = image if scaled == list(size) else F.interpolate(image, scaled, mode="bilinear")
+        scores = padded_scores(net, torch.cat([resized, resized.flip(-1)]) if flip else resized)
         if flip:
             scores = (scores[:1] + scores[1:].flip(-1)) / 2
         total = total + F.interpolate(scores, size, mode="bilinear")
@@ -72,27 +66,21 @@ def multi_scale_scores(net: CCT, pixels: Tensor, scales: Sequence[float], flip: 
 
 
 def validation_iou(net: CCT, data: SegmentationData, workers: int = 0) -> float:
-    """The mean IoU of a net over images with true masks, each seen once and whole.
+    """Return the mean IoU of a net, at one scale, over the classes that occur.
 
     Args:
-        net: its mode is as before afterwards.
-        data: the images and masks; the classes that occur count.
+        net: its mode is restored.
+        data: images and masks.
         workers: threads that read ahead.
-
-    Raises:
-        AdvCAMError: an image or a mask cannot be read, or does not fit.
     """
     matrix = ConfusionMatrix(len(data.classes) + 1)
     device = next(net.parameters()).device
-    training = net.training
-    net.eval()
-    try:
+    with as_found(net):
+        net.eval()
         read = prefetched(lambda sample: (_pixels(sample), data.mask(sample)), data.samples, workers=workers)
         for pixels, truth in read:
             image = normalised(pixels[None].to(device), net.mean, net.std)
             matrix.update(padded_scores(net, image)[0].argmax(0).cpu(), truth)
-    finally:
-        net.train(training)
     return matrix.mean_iou()
 
 
@@ -101,23 +89,24 @@ def write_predictions(
     net: CCT,
     data: SegmentationData,
     folder: Path,
+    runtime: Runtime,
     shard: Shard | None = None,
 ) -> None:
-    """Predict the label maps of all images, ``folder/<id>.png``; those that are there are kept.
+    """Predict the label maps ``folder/<id>.png``; existing ones are skipped.
 
     Args:
-        config: how.
-        net: trained; its mode and device are as before afterwards.
-        data: the images; their true masks are not read.
+        config: scales, flip and CRF.
+        net: trained; its mode and device are restored.
+        data: images.
         folder: of palette PNGs in VOC's layout.
-        shard: which share is done here; None asks the environment (``torchrun``, SLURM).
+        runtime: device and workers.
+        shard: of the images; None asks the environment (``torchrun``, SLURM).
 
     Raises:
-        AdvCAMError: the predictions there were made with other settings, a file cannot be written, or, after all
-            others were done, some images could not be.
+        AdvCAMError: the folder has predictions of other settings, or some images could not be predicted.
     """
     shard = shard_of() if shard is None else shard
-    device = choose_device(config.device, shard.local)
+    device = runtime.torch_device(shard)
 
     def make(pixels: Tensor) -> Tensor:
         pixels = pixels.to(device)
@@ -127,13 +116,18 @@ def write_predictions(
         return scores.argmax(0).to(torch.uint8)
 
     depends_on = {
-        "net": weights_digest(net), "mean": net.mean, "std": net.std, "data": f"{data.name} {data.split}",
-        "scales": config.scales, "flip": config.flip, "crf": config.crf,
-    }  # fmt: skip
+        "net": weights_digest(net),
+        "mean": net.mean,
+        "std": net.std,
+        "data": f"{data.name} {data.split}",
+        "scales": config.scales,
+        "flip": config.flip,
+        "crf": config.crf,
+    }
     stage = LabelStage("predictions", folder, depends_on, _pixels, make)
     with as_found(net):
         net.to(device).eval()
-        run_stage(stage, data, workers=config.workers, overwrite=config.overwrite, shard=shard)
+        run_stage(stage, data, workers=runtime.workers, overwrite=runtime.overwrite, shard=shard)
 
 
 def _pixels(sample: Sample) -> Tensor:

@@ -1,114 +1,162 @@
-"""Runs of semi-supervised segmentation by CCT: stages, plan, Table VI and ``report.json``."""
+"""Stages of a run of semi-supervised segmentation by CCT, and Table VI.
+
+The paper's Table VI: CCT on VOC's 1464 labelled images and the 9118 others of train_aug with AdvCAM's masks. The run
+folder holds
+
+- ``cct/``: the training; ``cct.safetensors`` is the net that was best in validation, ``log.jsonl`` has the terms of the
+  loss by step, ``validation.jsonl`` the mean IoU;
+- ``predictions/SPLIT/``, ``predictions_crf/SPLIT/``: label maps, and their ``evaluation.json``;
+- ``tables.md``, ``report.json``, ``config.json`` and ``run.log``.
+"""
 
 from __future__ import annotations
 
 import logging
-import time
+from functools import cached_property
 from pathlib import Path
 
 from advcam_attr import __version__
+from advcam_attr.data.samples import SegmentationData
 from advcam_attr.files import write_json, write_text
 from advcam_attr.metrics.evaluation import MaskEvaluation
-from advcam_attr.pipelines.config import path_of
-from advcam_attr.pipelines.semi import stages as semi
+from advcam_attr.networks.cct import CCT_NET
+from advcam_attr.networks.net_file import load_net
+from advcam_attr.pipelines.config import path_of, recorded_config
+from advcam_attr.pipelines.evaluate import evaluate_masks, left_out, write_mask_evaluation
 from advcam_attr.pipelines.semi.config import SemiConfig
-from advcam_attr.pipelines.semi.data import read_semi
-from advcam_attr.runs.progress import Progress, masks_progress, progress_table, training_progress
-from advcam_attr.runs.progress_bar import duration
+from advcam_attr.pipelines.semi.data import SemiData, read_semi
+from advcam_attr.pipelines.semi.predict import write_predictions
+from advcam_attr.pipelines.semi.training import WEIGHTS, train_semi, validations
+from advcam_attr.runs.progress import masks_progress, progress_table, training_progress
+from advcam_attr.runs.run_log import run_log
 from advcam_attr.runs.sharding import shard_of, shard_of_launch
 from advcam_attr.runs.stage import wait_for_ranks
 from advcam_attr.tables.segmentation import table_vi
 from advcam_attr.training.log import read_log
+from advcam_attr.types import AdvCAMError
 
 logger = logging.getLogger(__name__)
 
 
-def planned_stages(config: SemiConfig) -> list[Progress]:
-    """Return the progress of a run's stages; a training that ended early counts as done.
+class SemiRun:
+    """A run of semi-supervised segmentation; its stages resume, and share the images that they read.
+
+    Args:
+        config: of the run.
 
     Raises:
-        AdvCAMError: the data cannot be read, or no split to predict is named.
+        AdvCAMError: by all stages, if data, net, or earlier results are missing or do not fit.
+
+    Example:
+        >>> config = SemiConfig("runs/semi", SemiDataConfig("VOCdevkit", pseudo="runs/voc/masks"))  # doctest: +SKIP
+        >>> SemiRun(config).run()  # doctest: +SKIP
     """
-    steps = len(read_semi(config.data).unlabelled.samples) // config.training.batch * config.training.epochs
-    data, folder = semi.predicted(config)
-    name = "predictions" if config.predict.crf is None else "predictions after the CRF"
-    return [
-        training_progress("training", path_of(config.run) / "cct", semi.WEIGHTS, steps),
-        masks_progress(f"{name} of {data.split}", folder, data.samples),
-    ]
 
+    def __init__(self, config: SemiConfig) -> None:
+        self.config, self.folder = config, path_of(config.run)
 
-def plan_run(config: SemiConfig) -> str:
-    """What of a run is done and what is left; nothing is written.
+    def run(self) -> None:
+        """Run both stages."""
+        if shard_of_launch().rank == 0:
+            logger.info(self.plan())
+        self.train()
+        self.evaluate()
 
-    Raises:
-        AdvCAMError: the data cannot be read.
-    """
-    return progress_table(planned_stages(config))
+    def plan(self) -> str:
+        """Return a table of what exists of each stage; a training that ended early counts as done."""
+        steps = len(self.data.unlabelled.samples) // self.config.training.batch * self.config.training.epochs
+        name = "predictions" if self.config.predict.crf is None else "predictions after the CRF"
+        return progress_table(
+            [
+                training_progress("training", self.folder / "cct", WEIGHTS, steps),
+                masks_progress(f"{name} of {self.predicted.split}", self.predictions, self.predicted.samples),
+            ]
+        )
 
+    def train(self) -> Path:
+        """Run the stage ``train``, and return the net's file."""
+        config, data = self.config, self.data
+        pseudo = "" if data.pseudo is None else f", with pseudo masks of {config.data.pseudo}"
+        logger.info(
+            f"training on {len(data.labelled.samples)} labelled images ({data.labelled.split}), "
+            f"{len(data.unlabelled.samples)} unlabelled ones ({data.unlabelled.split}) of {config.data.root}{pseudo}"
+        )
+        net = config.net.make(len(data.labelled.classes) + 1)
+        with recorded_config(self.folder, config):
+            return train_semi(config.training, net, data, self.folder / "cct", config.runtime)
 
-def train(
-    config: SemiConfig,
-) -> Path:
-    """The stage ``train``; see `advcam_attr.pipelines.semi.stages.train`.
+    def evaluate(self) -> MaskEvaluation | None:
+        """Run the stage ``evaluate``: label maps, their scores, Table VI and ``report.json``.
 
-    Raises:
-        AdvCAMError: as there.
-    """
-    return semi.train(config)
+        Returns:
+            The scores, on the first process.
+        """
+        with run_log(self.folder):
+            self.predict()
+            wait_for_ranks(self.predictions, self.predicted)
+            if shard_of().rank:
+                return None
+            found = self.score()
+            self._write_report(found)
+            return found
 
+    def predict(self) -> Path:
+        """Predict the label maps, and return their folder."""
+        file, data = self.folder / "cct" / WEIGHTS, self.predicted
+        if not file.is_file():
+            raise AdvCAMError(f"there is no net {file}: train it first (advcam semi train)")
+        net, classes = load_net(file, CCT_NET)
+        if classes != data.classes:
+            raise AdvCAMError(f"{file} is of {len(classes)} other classes than {data.name}'s {len(data.classes)}")
+        logger.info(f"predicting {len(data.samples)} images of {data.name} {data.split} by {file}: {self.predictions}")
+        write_predictions(self.config.predict, net, data, self.predictions, self.config.runtime)
+        return self.predictions
 
-def evaluate(
-    config: SemiConfig,
-) -> MaskEvaluation | None:
-    """The stage ``evaluate``: label maps, those that are there are kept; their scores, Table VI and ``report.json``.
+    def score(self) -> MaskEvaluation:
+        """Score the label maps, and write ``evaluation.json`` beside them."""
+        found = evaluate_masks(self.predictions, self.predicted)
+        report = write_mask_evaluation(found, self.predictions)
+        logger.info(f"mIoU {100 * found.scores().mean_iou:.2f} over {len(found.scope.ids)} images ({report})")
+        for line in left_out(found.scope):
+            logger.info(line)
+        return found
 
-    Returns:
-        The evaluation; None on all but the first process.
+    @cached_property
+    def data(self) -> SemiData:
+        """The images of the training."""
+        return read_semi(self.config.data)
 
-    Raises:
-        AdvCAMError: there is no net yet, or as `advcam_attr.pipelines.semi.stages.predict` and `evaluate`.
-    """
-    folder = semi.predict(config)
-    data, _ = semi.predicted(config)
-    wait_for_ranks(folder, data)
-    if shard_of().rank:
-        return None
-    found = semi.evaluate(config)
-    kind = "CCT without pseudo masks" if config.data.pseudo is None else "CCT with AdvCAM's masks"
-    if not config.net.auxiliary:
-        kind = "the labelled images alone"
-    share = found.scores().mean_iou
-    shares = (None, share) if data.split == "test" else (share, None)
-    table = table_vi({kind: shares}, f"here, {len(found.scope.ids)} images")
-    run = path_of(config.run)
-    write_text(run / "tables.md", table.markdown() + "\n")
-    about = found.describe()
-    losses = [record["loss"] for record in read_log(run / "cct" / "log.jsonl") if "loss" in record]
-    report = {
-        "made_by": f"advcam_attr {__version__}",
-        "predictions": {"of": about["data"], "images": about["images"], **about["scores"]},
-        "validation": [{"epoch": one["epoch"], "val_miou": one["val_miou"]} for one in semi.validations(run / "cct")],
-        "loss": {"steps": len(losses), "first": losses[0], "last": losses[-1]} if losses else None,
-        "tables": [table.describe()],
-    }
-    write_json(run / "report.json", report)
-    logger.info(f"wrote {run / 'tables.md'} and {run / 'report.json'}")
-    logger.info("\n" + table.text())
-    return found
+    @cached_property
+    def predicted(self) -> SegmentationData:
+        """The images to predict."""
+        split = self.config.predict.split or self.config.data.val
+        if split is None:
+            raise AdvCAMError("no split to predict: give predict.split or data.val")
+        return self.config.data.read(split)
 
+    @property
+    def predictions(self) -> Path:
+        """The folder of the label maps."""
+        kind = "predictions" if self.config.predict.crf is None else "predictions_crf"
+        return self.folder / kind / self.predicted.split
 
-def run(
-    config: SemiConfig,
-) -> None:
-    """Both stages; each goes on where it stopped, and what is there is not made again.
-
-    Raises:
-        AdvCAMError: as `train` and `evaluate`.
-    """
-    begin = time.monotonic()
-    if shard_of_launch().rank == 0:
-        logger.info(plan_run(config))
-    train(config)
-    evaluate(config)
-    logger.info(f"this took {duration(time.monotonic() - begin)}")
+    def _write_report(self, found: MaskEvaluation) -> None:
+        kind = "CCT without pseudo masks" if self.config.data.pseudo is None else "CCT with AdvCAM's masks"
+        if not self.config.net.auxiliary:
+            kind = "the labelled images alone"
+        share = found.scores().mean_iou
+        shares = (None, share) if self.predicted.split == "test" else (share, None)
+        table = table_vi({kind: shares}, f"here, {len(found.scope.ids)} images")
+        write_text(self.folder / "tables.md", table.markdown() + "\n")
+        about, cct = found.describe(), self.folder / "cct"
+        losses = [record["loss"] for record in read_log(cct / "log.jsonl") if "loss" in record]
+        report = {
+            "made_by": f"advcam_attr {__version__}",
+            "predictions": {"of": about["data"], "images": about["images"], **about["scores"]},
+            "validation": [{"epoch": one["epoch"], "val_miou": one["val_miou"]} for one in validations(cct)],
+            "loss": {"steps": len(losses), "first": losses[0], "last": losses[-1]} if losses else None,
+            "tables": [table.describe()],
+        }
+        write_json(self.folder / "report.json", report)
+        logger.info(f"wrote {self.folder / 'tables.md'} and {self.folder / 'report.json'}")
+        logger.info("\n" + table.text())

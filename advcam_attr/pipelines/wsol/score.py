@@ -1,7 +1,6 @@
-"""The measures of a run's maps in; the paper's localization tables beside them, ``tables.md`` and ``report.json``, out.
+"""The paper's localization tables with a run's rows, ``tables.md`` and ``report.json``.
 
-The gain of a method over CAM has a bootstrap interval over images, and with several training seeds a mean and a spread
-over these.
+Gains over CAM have a bootstrap interval over images, and with several training seeds a mean and a standard deviation.
 """
 
 from __future__ import annotations
@@ -24,7 +23,8 @@ from advcam_attr.metrics.localization import (
     compare_tables,
     measure_counts,
 )
-from advcam_attr.pipelines.wsol.config import Method, Subject, WSOLConfig, path_of
+from advcam_attr.pipelines.config import path_of
+from advcam_attr.pipelines.wsol.config import TrainedNet, WSOLConfig, WSOLMethod
 from advcam_attr.pipelines.wsol.evaluate import TABLES, load_table
 from advcam_attr.tables.localization import table_vii, table_viii, table_x
 from advcam_attr.tables.segmentation import Table
@@ -32,96 +32,88 @@ from advcam_attr.tables.segmentation import Table
 logger = logging.getLogger(__name__)
 
 
-#: What the data sets are called in the paper's tables.
+#: Names of the data sets in the paper's tables.
 PAPER_DATA = {"cub": "CUB-200-2011", "imagenet": "ImageNet-1K"}
 
-#: What Table X calls the methods.
-DESIGNS: dict[Method, str] = {"cam": "no climbing", "climb": "climbing", "advcam": "climbing, regularized"}
+#: Names of the methods in Table X.
+DESIGNS: dict[WSOLMethod, str] = {"cam": "no climbing", "climb": "climbing", "advcam": "climbing, regularized"}
 
 _MEASURES: tuple[Measure, ...] = ("max_box_acc_v2", "gt_known", "top1_loc")
 
 
 @dataclass(frozen=True)
 class Measured:
-    """The scores of one classifier's maps by one method.
+    """The scores, by contours, of a classifier's maps in ``folder`` by one method."""
 
-    Attributes:
-        subject: the classifier.
-        method: how its maps were made.
-        folder: where they are, with their tables of best overlaps.
-        scores: by contours.
-    """
-
-    subject: Subject
-    method: Method
+    net: TrainedNet
+    method: WSOLMethod
     folder: Path
     scores: Mapping[Contours, LocalizationScores]
 
 
-def write_wsol_report(
-    config: WSOLConfig,
-    data: str,
-    found: Sequence[Measured],
-) -> tuple[list[Table], list[str]]:
-    """Write ``tables.md`` and ``report.json`` into the run folder, and tell what is in them.
+def write_wsol_report(config: WSOLConfig, data: str, found: Sequence[Measured]) -> None:
+    """Write and log ``tables.md`` and ``report.json`` of a run.
 
     Args:
         config: of the run.
-        data: the name of the data set.
-        found: all that was measured.
-
-    Returns:
-        The tables, and the lines on gains.
+        data: name of the data set.
+        found: all measures.
     """
     out = path_of(config.run)
-    backbone = (config.net.model or config.net.checkpoint or "") if config.net else config.classifier.backbone
+    backbone = (config.net.model or config.net.checkpoint or "") if config.net else config.classifier.backbone.name
     tables = paper_tables(found, data, backbone.rpartition("/")[2])
-    gains: dict[tuple[Subject, Method], dict[Measure, Interval]] = {
-        (one.subject, one.method): _gains(one, found) for one in found if one.method != "cam"
+    gains: dict[tuple[TrainedNet, WSOLMethod], dict[Measure, Interval]] = {
+        (one.net, one.method): _gains(one, found) for one in found if one.method != "cam"
     }
     lines = [*_own_lines(found), *gain_lines(gains)]
     write_text(out / "tables.md", "\n\n".join([*lines, *(table.markdown() for table in tables)]) + "\n")
-    rows = [_described(one, gains.get((one.subject, one.method), {})) for one in found]
-    write_json(out / "report.json", {"data": data, "threshold_chosen": "the best on these images", "maps": rows})
+    maps = [
+        {
+            "classifier": one.net.name,
+            "seed": one.net.seed,
+            "method": one.method,
+            "folder": one.folder.as_posix(),
+            "scores": {kind: dataclasses.asdict(scores) for kind, scores in one.scores.items()},
+            "gain_over_cam": {name: gain._asdict() for name, gain in gains.get((one.net, one.method), {}).items()},
+        }
+        for one in found
+    ]
+    write_json(out / "report.json", {"data": data, "threshold_chosen": "the best on these images", "maps": maps})
     for part in (*(table.text() for table in tables), "\n".join(lines)):
         logger.info("\n" + part)
     logger.info(f"\nwrote {out / 'tables.md'} and {out / 'report.json'}")
-    return tables, lines
 
 
 def paper_tables(found: Sequence[Measured], data: str, backbone: str) -> list[Table]:
-    """The paper's tables that the measures fill: VII and X for ResNet-50 and other nets, VIII for Inception-V3.
+    """Return the paper's tables with our rows: VII and X for ResNet-50 and others, VIII for Inception-V3.
 
     Args:
-        found: all that was measured; seeds are averaged.
-        data: the name of the data set; of others than the paper's there are no tables.
-        backbone: of the nets; it stands in our rows.
+        found: all measures; seeds are averaged.
+        data: name of the data set; others than the paper's have no tables.
+        backbone: of the nets, for the source of our rows.
     """
     if data not in PAPER_DATA:
         return []
     means = mean_scores(found)
-    images = next(iter(means.values())).images
-    seeds = len({one.subject.seed for one in found})
-    source = f"here, {backbone}, {images} images" + (f", {seeds} seeds" if seeds > 1 else "")
-    rows = {
-        f"{name}{' + AdvCAM' * (method == 'advcam')}": s for (name, method), s in means.items() if method != "climb"
-    }
+    seeds = len({one.net.seed for one in found})
+    source = f"here, {backbone}, {next(iter(means.values())).images} images" + (f", {seeds} seeds" if seeds > 1 else "")
+    rows = {f"{name}{' + AdvCAM' * (how == 'advcam')}": s for (name, how), s in means.items() if how != "climb"}
     if "inception" in backbone and data == "cub":
         return [table_viii(rows, source)]
     tables = [table_vii(rows, PAPER_DATA[data], source)]
-    names = list(dict.fromkeys(name for name, _ in means))
-    name = "CutMix" if "CutMix" in names else names[0]
     if data == "cub":
+        names = list(dict.fromkeys(name for name, _ in means))
+        name = "CutMix" if "CutMix" in names else names[0]
         design = {DESIGNS[method]: s for (other, method), s in means.items() if other == name}
         tables.append(table_x(design, f"{source}, {name}"))
     return tables
 
 
-def mean_scores(found: Sequence[Measured]) -> dict[tuple[str, Method], LocalizationScores]:
-    """The measures of all contours by classifier and method, averaged over seeds; thresholds are the first seed's."""
-    groups: dict[tuple[str, Method], list[LocalizationScores]] = {}
+def mean_scores(found: Sequence[Measured]) -> dict[tuple[str, WSOLMethod], LocalizationScores]:
+    """Return the measures of all contours by classifier and method, averaged over seeds (thresholds: the first's)."""
+    groups: dict[tuple[str, WSOLMethod], list[LocalizationScores]] = {}
     for one in found:
-        groups.setdefault((one.subject.name, one.method), []).append(one.scores["all"])
+        groups.setdefault((one.net.name, one.method), []).append(one.scores["all"])
     return {key: _mean(scores) for key, scores in groups.items()}
 
 
@@ -137,8 +129,7 @@ def _mean(scores: Sequence[LocalizationScores]) -> LocalizationScores:
 
 
 def _gains(one: Measured, found: Sequence[Measured]) -> dict[Measure, Interval]:
-    """How much higher a method's measures are than CAM's of the same net; empty without CAM."""
-    cam = next((other for other in found if other.subject == one.subject and other.method == "cam"), None)
+    cam = next((other for other in found if other.net == one.net and other.method == "cam"), None)
     if cam is None:
         return {}
     a, b = (load_table(m.folder / TABLES["all"]) for m in (one, cam))
@@ -146,26 +137,25 @@ def _gains(one: Measured, found: Sequence[Measured]) -> dict[Measure, Interval]:
 
 
 def _own_lines(found: Sequence[Measured]) -> list[str]:
-    """MaxBoxAccV2 of each, with its interval over images."""
     lines = []
     for one in found:
         table = load_table(one.folder / TABLES["all"])
         pooled = bootstrap(measure_counts(table, "max_box_acc_v2"), best_share)
         own = Interval(*(value / len(table) for value in pooled))
-        lines.append(f"{_name(one.subject)}, {one.method}: MaxBoxAccV2 {_percent(own, signed=False)}")
+        lines.append(f"{_name(one.net)}, {one.method}: MaxBoxAccV2 {_percent(own, signed=False)}")
     return lines
 
 
-def gain_lines(gains: Mapping[tuple[Subject, Method], Mapping[Measure, Interval]]) -> list[str]:
-    """Each gain over CAM with its interval, and where there are several seeds, their mean and standard deviation."""
+def gain_lines(gains: Mapping[tuple[TrainedNet, WSOLMethod], Mapping[Measure, Interval]]) -> list[str]:
+    """Return lines of each gain over CAM with its interval, and of mean and standard deviation over several seeds."""
     lines = []
-    by_seed: dict[tuple[str, Method], list[float]] = {}
-    for (subject, method), measured in gains.items():
+    by_seed: dict[tuple[str, WSOLMethod], list[float]] = {}
+    for (net, method), measured in gains.items():
         if not measured:
             continue
         gain = measured["max_box_acc_v2"]
-        by_seed.setdefault((subject.name, method), []).append(100 * gain.value)
-        lines.append(f"{_name(subject)}, {method} - cam: MaxBoxAccV2 {_percent(gain)}")
+        by_seed.setdefault((net.name, method), []).append(100 * gain.value)
+        lines.append(f"{_name(net)}, {method} - cam: MaxBoxAccV2 {_percent(gain)}")
     for (name, method), values in by_seed.items():
         if len(values) > 1:
             spread = statistics.stdev(values)
@@ -181,16 +171,5 @@ def _percent(value: Interval, *, signed: bool = True) -> str:
     return f"{shown} (90 % interval over images {low} to {high})"
 
 
-def _described(one: Measured, gains: Mapping[Measure, Interval]) -> dict[str, Any]:
-    return {
-        "classifier": one.subject.name,
-        "seed": one.subject.seed,
-        "method": one.method,
-        "folder": one.folder.as_posix(),
-        "scores": {kind: dataclasses.asdict(scores) for kind, scores in one.scores.items()},
-        "gain_over_cam": {name: gain._asdict() for name, gain in gains.items()},
-    }
-
-
-def _name(subject: Subject) -> str:
-    return subject.name if subject.seed is None else f"{subject.name}, seed {subject.seed}"
+def _name(net: TrainedNet) -> str:
+    return net.name if net.seed is None else f"{net.name}, seed {net.seed}"

@@ -1,4 +1,4 @@
-"""Classifiers for localization in training: rates, groups, CutMix, validation, resumption, and what is refused."""
+"""Training of localization classifiers: schedule, groups, CutMix, validation, resumption."""
 
 from __future__ import annotations
 
@@ -27,18 +27,21 @@ from advcam_attr.networks.backbone import Backbone
 from advcam_attr.networks.wsol import load_wsol_net
 from advcam_attr.networks.wsol_parts import WSOLNet, WSOLNetSpec
 from advcam_attr.pipelines.wsol.classifier import predicted_labels, train_wsol_classifier, wsol_items
-from advcam_attr.pipelines.wsol.config import SETTINGS, WSOLClassifierSettings
+from advcam_attr.pipelines.wsol.config import WSOL_SETTINGS, WSOLClassifierSettings
+from advcam_attr.runs.runtime import Runtime
 from advcam_attr.training import train as training
-from advcam_attr.training.fit import step_decay
+from advcam_attr.training.fit import Optimizer, step_decay
 from advcam_attr.training.loading import TrainingBatches, load_batches
 from advcam_attr.training.log import read_log
 from advcam_attr.types import AdvCAMError, Sample
 from logs import record_log
 from places import HELPERS, ROOT
 
+OPTIMIZER = Optimizer(0.02, nesterov=True)
 QUICK = WSOLClassifierSettings(
-    epochs=3, batch=4, resize=12, crop=10, lr=0.02, decay_every=2, workers=0, device="cpu", cutmix_probability=0.5
+    optimizer=OPTIMIZER, epochs=3, batch=4, resize=12, crop=10, decay_every=2, cutmix_probability=0.5
 )
+RUNTIME = Runtime("cpu", workers=0)
 
 
 class Tiny(WSOLNet):
@@ -47,7 +50,7 @@ class Tiny(WSOLNet):
     def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.spec, self.stride = WSOLNetSpec(Backbone("tests/tiny", stride=16), 2), 1
+        self.spec, self.stride = WSOLNetSpec(Backbone("tests/tiny", stride=16, mean=(0.5,), std=(0.5,)), 2), 1
         self.mean = self.std = (0.5,) * 3
         self.conv, self.norm, self.fc = nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.Linear(6, 2)
 
@@ -80,9 +83,9 @@ def files(out: Path) -> dict[str, bytes]:
 
 
 def test_what_is_written(tmp_path, pictures):
-    told = record_log()
+    logged = record_log()
     net = Tiny()
-    result = train_wsol_classifier(QUICK, net, pictures, part(pictures, 3), tmp_path)
+    result = train_wsol_classifier(QUICK, net, pictures, part(pictures, 3), tmp_path, RUNTIME)
     names = {"classifier.safetensors", "checkpoint.pt", "log.jsonl", "validation.jsonl", "training.json"}
     assert {file.name for file in tmp_path.iterdir()} == names
     log = read_log(tmp_path / "log.jsonl")
@@ -94,30 +97,35 @@ def test_what_is_written(tmp_path, pictures):
     assert (result.val_loss, result.val_top1) == (validation[-1]["val_loss"], validation[-1]["val_top1"])
     assert result.train_loss == pytest.approx(sum(record["loss"] for record in log[8:]) / 4)
     settings = json.loads((tmp_path / "training.json").read_text())["settings"]
-    assert (settings["cutmix_probability"], settings["momentum"], settings["backbone"]) == (0.5, 0.9, "tests/tiny")
+    assert (settings["cutmix_probability"], settings["optimizer"]["momentum"]) == (0.5, 0.9)
+    assert settings["backbone"]["name"] == "tests/tiny"
     assert settings["train"].startswith("tints train, 19 images, ")
-    assert any(line.startswith("epoch 3: validation loss ") for line in told)
+    assert any(line.startswith("epoch 3: validation loss ") for line in logged)
     assert not net.training or net.conv.training, "its mode is as it was"
     assert net.norm.num_batches_tracked == 12, "norms keep statistics of the batches"
 
 
 def test_classes_are_learnt(tmp_path, pictures):
-    settings = replace(QUICK, epochs=12, lr=0.05, decay_every=20, cutmix_probability=0.0)
+    settings = replace(
+        QUICK, optimizer=Optimizer(0.05, nesterov=True), epochs=12, decay_every=20, cutmix_probability=0.0
+    )
     net = Tiny()
-    result = train_wsol_classifier(settings, net, pictures, pictures, tmp_path)
+    result = train_wsol_classifier(settings, net, pictures, pictures, tmp_path, RUNTIME)
     assert result.val_top1 > 0.9
-    predicted = predicted_labels(net, pictures, size=10, batch=4, device="cpu")
+    predicted = predicted_labels(net, pictures, RUNTIME, size=10, batch=4)
     truth = torch.tensor([sample.labels[0] for sample in pictures.samples])
     assert (predicted == truth).double().mean() == pytest.approx(result.val_top1)
 
 
-def test_one_step_is_worked_out(tmp_path, pictures):
+def test_first_step_by_hand(tmp_path, pictures):
     """Nesterov's first step: w - lr (1 + momentum) (gradient + decay w), each group with its own rate."""
-    settings = replace(QUICK, epochs=1, batch=19, cutmix_probability=0.0, weight_decay=0.1)
+    settings = replace(
+        QUICK, optimizer=replace(OPTIMIZER, weight_decay=0.1), epochs=1, batch=19, cutmix_probability=0.0
+    )
     net, twin = Tiny().double().float(), Tiny()
     for module in (net, twin):
         module.forward = lambda x, m=module: m.fc(m.norm(m.conv(x)).relu().mean((2, 3)))
-    train_wsol_classifier(settings, net, pictures, None, tmp_path)
+    train_wsol_classifier(settings, net, pictures, None, tmp_path, RUNTIME)
     items = wsol_items(pictures, wsol_train(12, 10, (0.5,) * 3, (0.5,) * 3))
     ((images, labels),) = load_batches(items, TrainingBatches(19, 19, seed=0, steps=(0, 1)), seed=0)
     loss = F.cross_entropy(twin.train()(images), labels)
@@ -133,9 +141,9 @@ class Killed(BaseException):
 
 
 @pytest.mark.parametrize(("stop", "every"), [(1, 1), (4, 3), (6, 100), (9, 4), (12, 5)])
-def test_an_interrupted_training_ends_with_the_same_bytes(tmp_path, monkeypatch, pictures, stop, every):
+def test_a_resumed_training_ends_with_the_same_bytes(tmp_path, monkeypatch, pictures, stop, every):
     settings, val = replace(QUICK, checkpoint_every=every), part(pictures, 3)
-    train_wsol_classifier(settings, Tiny(), pictures, val, tmp_path / "whole")
+    train_wsol_classifier(settings, Tiny(), pictures, val, tmp_path / "whole", RUNTIME)
     seen = 0
     fit = training.fit
 
@@ -150,26 +158,30 @@ def test_an_interrupted_training_ends_with_the_same_bytes(tmp_path, monkeypatch,
 
     monkeypatch.setattr(training, "fit", killed_at)
     with pytest.raises(Killed):
-        train_wsol_classifier(settings, Tiny(), pictures, val, tmp_path / "cut")
+        train_wsol_classifier(settings, Tiny(), pictures, val, tmp_path / "cut", RUNTIME)
     monkeypatch.setattr(training, "fit", fit)
     assert not (tmp_path / "cut" / "classifier.safetensors").exists()
-    train_wsol_classifier(replace(settings, checkpoint_every=50), Tiny(), pictures, val, tmp_path / "cut")
+    train_wsol_classifier(replace(settings, checkpoint_every=50), Tiny(), pictures, val, tmp_path / "cut", RUNTIME)
     assert files(tmp_path / "cut") == files(tmp_path / "whole")
 
 
-def test_a_second_run_reads_the_net(tmp_path, pictures):
-    first = train_wsol_classifier(QUICK, Tiny(), pictures, part(pictures, 3), tmp_path)
+def test_a_second_run_loads_the_net(tmp_path, pictures):
+    first = train_wsol_classifier(QUICK, Tiny(), pictures, part(pictures, 3), tmp_path, RUNTIME)
     before = files(tmp_path)
-    net, told = Tiny(), record_log()
-    again = train_wsol_classifier(replace(QUICK, workers=1), net, pictures, part(pictures, 3), tmp_path)
+    net, logged = Tiny(), record_log()
+    one_worker = replace(RUNTIME, workers=1)
+    again = train_wsol_classifier(QUICK, net, pictures, part(pictures, 3), tmp_path, one_worker)
     assert again == first
-    assert told == [f"{tmp_path / 'classifier.safetensors'} is there: nothing to train"]
+    assert len(logged) == 1
     assert files(tmp_path) == before
     assert net.norm.num_batches_tracked == 12
-    with pytest.raises(AdvCAMError, match=r"was made with other settings \(cutmix_probability was 0.5, is 0.0\)"):
-        train_wsol_classifier(replace(QUICK, cutmix_probability=0.0), Tiny(), pictures, part(pictures, 3), tmp_path)
-    settings = replace(QUICK, epochs=1, overwrite=True)
-    assert train_wsol_classifier(settings, Tiny(), pictures, None, tmp_path).val_top1 is None
+    with pytest.raises(AdvCAMError, match="cutmix_probability was"):
+        train_wsol_classifier(
+            replace(QUICK, cutmix_probability=0.0), Tiny(), pictures, part(pictures, 3), tmp_path, RUNTIME
+        )
+    overwrite = replace(RUNTIME, overwrite=True)
+    again = train_wsol_classifier(replace(QUICK, epochs=1), Tiny(), pictures, None, tmp_path, overwrite)
+    assert again.val_top1 is None
 
 
 def test_shards_train_as_folders_do(tmp_path, pictures):
@@ -181,30 +193,30 @@ def test_shards_train_as_folders_do(tmp_path, pictures):
                 about.size = len(content)
                 tar.addfile(about, io.BytesIO(content))
     shards = read_shards(tmp_path / "shards", classes=("red", "green"))
-    train_wsol_classifier(QUICK, Tiny(), pictures, None, tmp_path / "a")
-    train_wsol_classifier(QUICK, Tiny(), shards, None, tmp_path / "b")
+    train_wsol_classifier(QUICK, Tiny(), pictures, None, tmp_path / "a", RUNTIME)
+    train_wsol_classifier(QUICK, Tiny(), shards, None, tmp_path / "b", RUNTIME)
     weights = [(tmp_path / name / "classifier.safetensors").read_bytes() for name in "ab"]
     assert weights[0] == weights[1]
-    assert torch.equal(predicted_labels(Tiny(), shards, size=10), predicted_labels(Tiny(), pictures, size=10))
+    assert torch.equal(
+        predicted_labels(Tiny(), shards, RUNTIME, size=10), predicted_labels(Tiny(), pictures, RUNTIME, size=10)
+    )
 
 
 def test_bad_input(tmp_path, pictures):
     with pytest.raises(AdvCAMError, match="the net has 2 classes, but tints train has 3"):
-        train_wsol_classifier(QUICK, Tiny(), replace(pictures, classes=("a", "b", "c")), None, tmp_path)
+        train_wsol_classifier(QUICK, Tiny(), replace(pictures, classes=("a", "b", "c")), None, tmp_path, RUNTIME)
     with pytest.raises(AdvCAMError, match="there are 19 images, fewer than one batch of 20"):
-        train_wsol_classifier(replace(QUICK, batch=20), Tiny(), pictures, None, tmp_path)
+        train_wsol_classifier(replace(QUICK, batch=20), Tiny(), pictures, None, tmp_path, RUNTIME)
     gone = replace(pictures, samples=(*pictures.samples[:18], Sample("x", tmp_path / "x.png", (0,))))
     with pytest.raises(AdvCAMError, match=r"no such image file: .*x.png"):
-        train_wsol_classifier(replace(QUICK, epochs=9), Tiny(), gone, None, tmp_path)
+        train_wsol_classifier(replace(QUICK, epochs=9), Tiny(), gone, None, tmp_path, RUNTIME)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"epochs": 0}, "epochs must be at least 1"),
-        ({"lr": float("nan")}, "lr must be a number that is not negative"),
-        ({"momentum": 0.0}, "lies between 0 and 1"),
-        ({"resize": 200}, "a crop of 224 pixels cannot be cut"),
+        ({"resize": 200}, "crop must be at most resize"),
         ({"cutmix_beta": 0.0}, "takes a positive beta"),
     ],
 )
@@ -215,17 +227,17 @@ def test_bad_settings(change, message):
 
 def test_published_settings():
     """Epochs 1 to 14 at the first rate, 15 to 29 at a tenth, and so on."""
-    assert len(SETTINGS) == 8
-    cub = SETTINGS["cub_resnet50_cam"]
-    assert (cub.epochs, cub.batch, cub.decay_every, cub.stride, cub.cutmix) == (50, 32, 15, 8, None)
+    assert len(WSOL_SETTINGS) == 8
+    cub = WSOL_SETTINGS["cub_resnet50_cam"]
+    assert (cub.epochs, cub.batch, cub.decay_every, cub.backbone.stride, cub.cutmix) == (50, 32, 15, 8, None)
     schedule = step_decay(per_epoch=10, every=cub.decay_every)
     rates = [schedule(10 * (epoch - 1)) for epoch in range(1, 51)]
     assert rates == pytest.approx([1.0] * 14 + [0.1] * 15 + [0.01] * 15 + [0.001] * 6)
     assert [schedule(step) for step in (139, 140)] == pytest.approx([1.0, 0.1])
-    for name, settings in SETTINGS.items():
+    for name, settings in WSOL_SETTINGS.items():
         data_set, method = name.split("_")[0], name.split("_")[-1]
         assert (settings.epochs, settings.decay_every) == ((50, 15) if data_set == "cub" else (10, 3))
-        assert settings.weight_decay == (5e-4 if "inception" in name else 1e-4)
+        assert settings.optimizer.weight_decay == (5e-4 if "inception" in name else 1e-4)
         assert (settings.cutmix is not None) == (method == "cutmix")
 
 
@@ -243,7 +255,7 @@ if sys.argv[2] == "running":
     net.spec, settings = replace(net.spec, norms="running"), replace(settings, cutmix_probability=0.0)
     net.forward = lambda x: net.fc(net.norm(net.conv(x)).relu().mean((2, 3)))
 data = t.tints(Path({pictures!r}))
-t.train_wsol_classifier(settings, net, data, t.part(data, 3), Path(sys.argv[1]))
+t.train_wsol_classifier(settings, net, data, t.part(data, 3), Path(sys.argv[1]), t.RUNTIME)
 """
 
 
@@ -265,7 +277,7 @@ def test_two_ranks(tmp_path, pictures):
     net.load_state_dict(load_file(tmp_path / "batch" / "classifier.safetensors"))
     val = part(pictures, 3)
     truth = torch.tensor([sample.labels[0] for sample in val.samples])
-    right = (predicted_labels(net, val, size=10, device="cpu") == truth).double().mean()
+    right = (predicted_labels(net, val, RUNTIME, size=10) == truth).double().mean()
     assert read_log(tmp_path / "batch" / "validation.jsonl")[-1]["val_top1"] == pytest.approx(float(right))
 
 
@@ -273,15 +285,26 @@ def test_two_ranks(tmp_path, pictures):
 def test_real_birds(tmp_path, data_root):
     """ImageNet's MobileNetV2, its norms folded, learns ten species from thirty photographs each."""
     settings = WSOLClassifierSettings(
-        backbone="timm/mobilenetv2_100", model_args={"num_classes": 1001, "pad_type": "same"},
-        checkpoint=data_root / "weights" / "mobilenetv2_100_imagenet.safetensors", mean=(0.5,), std=(0.5,), stride=16,
-        norms="running", train_from="blocks.6", epochs=2, batch=20, lr=2e-3, decay_every=2, workers=0, device="cpu",
-    )  # fmt: skip
+        backbone=Backbone(
+            "timm/mobilenetv2_100",
+            {"num_classes": 1001, "pad_type": "same"},
+            data_root / "weights" / "mobilenetv2_100_imagenet.safetensors",
+            mean=(0.5,),
+            std=(0.5,),
+            stride=16,
+            train_from="blocks.6",
+        ),
+        norms="running",
+        optimizer=Optimizer(2e-3, nesterov=True),
+        epochs=2,
+        batch=20,
+        decay_every=2,
+    )
     train, test = (read_cub(data_root, split) for split in ("train", "test"))
-    result = train_wsol_classifier(settings, settings.make_net(10), train, test, tmp_path)
+    result = train_wsol_classifier(settings, settings.make_net(10), train, test, tmp_path, RUNTIME)
     assert result.val_top1 > 0.5
     net, classes = load_wsol_net(result.weights)
     assert classes == train.classes
-    predicted = predicted_labels(net, test, device="cpu")
+    predicted = predicted_labels(net, test, RUNTIME)
     truth = torch.tensor([sample.labels[0] for sample in test.samples])
     assert float((predicted == truth).double().mean()) == pytest.approx(result.val_top1)

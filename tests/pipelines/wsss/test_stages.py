@@ -270,4 +270,6 @@ def test_shipped_configurations_of_cct_are_valid(name):
     assert config.data.pseudo is not None
     if name == "semi_voc":
         assert config.training == SemiSettings()
-        assert config.net == replace(SemiNetConfig(), checkpoint=config.net.checkpoint)
+        default = SemiNetConfig()
+        backbone = replace(default.backbone, checkpoint=config.net.backbone.checkpoint)
+        assert config.net == replace(default, backbone=backbone)
