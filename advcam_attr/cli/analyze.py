@@ -24,16 +24,16 @@ def _add_options(parser: Parser) -> None:
     parser.usage = "%(prog)s NAME [IMAGE...] [options]"
     parser.add_argument("name", nargs="?", metavar="NAME", help="one of --list, or several between commas")
     parser.add_argument("images", nargs="*", metavar="IMAGE", help="image files and folders of them")
-    parser.add_argument("--list", action="store_true", help="tell all analyses")
-    parser.add_argument("--demo", action="store_true", help="look at toy scenes with the demonstration's net, offline")
+    parser.add_argument("--list", action="store_true", help="list all analyses")
+    parser.add_argument("--demo", action="store_true", help="analyse toy scenes with the net of advcam demo, offline")
     parser.add_argument("--model", type=str, metavar="MODEL", help=MODEL_HELP)
     parser.add_argument("--out", type=str, metavar="DIR",
                         help="folder of the results (default: analysis, or RUN/analysis)")  # fmt: skip
     parser.add_argument("--first", type=int, metavar="N", help="only the first N images")
-    parser.add_argument("--at", type=int, nargs="+", metavar="t", help="steps whose pictures are shown (default: five)")
+    parser.add_argument("--at", type=int, nargs="+", metavar="t", help="steps whose images are shown (default: five)")
     parser.add_argument("--perplexity", type=float, metavar="P", help="of t-SNE (default: 30, or less for few images)")
     parser.add_argument("--reach", type=float, default=0.1, metavar="D",
-                        help="how far a loss landscape goes, in the input's units (default: %(default)s)")  # fmt: skip
+                        help="extent of a loss landscape, in the input's units (default: %(default)s)")  # fmt: skip
     parser.add_argument("--seed", type=int, default=0, help="of t-SNE and random directions (default: %(default)s)")
     parser.add_argument("--run", type=str, metavar="RUN", help="run folder of advcam wsss: its data, net and recipe")
     parser.add_argument("--data", type=str, metavar="DIR", help="data set with masks, whose classes are the model's")

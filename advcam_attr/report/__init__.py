@@ -1,1 +1,1 @@
-"""Results in; figures out."""
+"""HTML reports of runs."""

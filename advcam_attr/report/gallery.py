@@ -1,66 +1,67 @@
-"""A run's configuration, and the choice of its images, in; the part that is asked for, and what is told, out.
-
-The galleries of all kinds of runs share this.
-"""
+"""What the galleries of all kinds of runs share: the configuration, notes, names and true masks."""
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
+from advcam_attr.data.samples import LocalizationData, SegmentationData
 from advcam_attr.pipelines.config import CONFIG
-from advcam_attr.report.page import Section
+from advcam_attr.report.page import Frame, Section, labels_uri
 from advcam_attr.runs.provenance import ImageList
-from advcam_attr.types import AdvCAMError, Sample
+from advcam_attr.types import AdvCAMError, NoMaskError, Sample
 
 T = TypeVar("T")
 
+METHOD_NAMES = {"cam": "CAM", "climb": "climbing alone", "advcam": "AdvCAM"}
 
-def configured(folder: Path, part: str, kind: Callable[..., T]) -> T:
-    """A part of the configuration that a run folder keeps.
 
-    Args:
-        folder: of the run.
-        part: its name, e.g. ``"data"``; one that is null takes the defaults.
-        kind: its dataclass.
-
-    Raises:
-        AdvCAMError: the file is missing or damaged.
-    """
+def read_config(folder: Path, section: str, kind: Callable[..., T]) -> T:
+    """Return a section of a run folder's configuration as its dataclass; null takes the defaults."""
     path = folder / CONFIG
     try:
-        return kind(**(json.loads(path.read_text(encoding="utf-8"))[part] or {}))
+        return kind(**(json.loads(path.read_text(encoding="utf-8"))[section] or {}))
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise AdvCAMError(f"{path} is missing or damaged, so nobody knows the photographs ({error})") from error
+        raise AdvCAMError(f"{path} is missing or damaged, so the images cannot be found ({error})") from error
 
 
 def no_gallery(reason: object, title: str = "Gallery") -> Section:
-    """The section that says why there is no gallery."""
     return Section(title, (f"There is no gallery: {reason}",))
 
 
-def told(
-    data: ImageList, there: int, shown: int, missing: Sequence[Sample], *, have: str, others: str,
+def gallery_notes(
+    data: ImageList, found: int, shown: int, missing: Sequence[Sample], *, have: str, others: str,
     ends: str = "largest losses and gains",
 ) -> list[str]:  # fmt: skip
-    """What is told above a gallery.
+    """Return the sentences above a gallery.
 
     Args:
-        data: the images that could be shown.
-        there: how many have something to show.
-        shown: how many are shown.
-        missing: those whose photograph is gone; they are not among the data's.
-        have: what they have, e.g. ``"maps"``.
-        others: what is said of the others, e.g. ``"have none"``.
-        ends: which ones are shown of more than there is room for.
+        data: Images that could be shown.
+        found: Number of those that have something to show.
+        shown: Number of those that are shown.
+        missing: Samples whose image file is missing; not among the data's.
+        have: What the found ones have, e.g. ``"maps"``.
+        others: What the others do, e.g. ``"have none"``.
+        ends: Which ones are shown when the limit is exceeded.
     """
-    notes = [f"{there} images of {data.name} {data.split} have {have}."]
-    if there < len(data.samples):
-        notes.append(f"{len(data.samples) - there} others {others}.")
+    notes = [f"{found} images of {data.name} {data.split} have {have}."]
+    if found < len(data.samples):
+        notes.append(f"{len(data.samples) - found} others {others}.")
     if missing:
-        notes.append(f"{len(missing)} photographs are not there, e.g. {missing[0].image}.")
-    if shown < there:
+        notes.append(f"{len(missing)} image files are missing, e.g. {missing[0].image}.")
+    if shown < found:
         notes.append(f"Shown are the {shown} with the {ends}.")
     return notes
+
+
+def truth_frames(data: SegmentationData, sample: Sample) -> Iterator[Frame]:
+    """Yield the true mask of a sample, if there is one."""
+    with contextlib.suppress(NoMaskError):
+        yield Frame("truth", labels_uri(data.mask(sample).numpy()))
+
+
+def class_names(data: SegmentationData | LocalizationData, sample: Sample) -> tuple[str, ...]:
+    return tuple(data.classes[k] for k in sample.labels)

@@ -1,4 +1,4 @@
-"""Sections in; one HTML page that holds everything it shows, and asks nobody for anything, out."""
+"""An HTML page of tables, figures and galleries that embeds all its content."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from advcam_attr.tables.segmentation import Table
 
 T = TypeVar("T")
 
-#: The long side of the gallery's pictures and of their heat maps, in pixels: 500 images of ten steps are 15 MB.
-PICTURE, HEAT = 200, 48
+#: Long side of the gallery's thumbnails and heat maps, in pixels: 500 images of ten steps are 15 MB.
+THUMBNAIL, HEAT = 200, 48
 
 
 @dataclass(frozen=True)
@@ -27,9 +27,9 @@ class Figure:
     """A plot.
 
     Attributes:
-        title: of the plot; also what a screen reader tells.
-        source: a data URI.
-        text: what it shows, in words.
+        title: Caption, also read by screen readers.
+        source: Data URI.
+        text: Description.
     """
 
     title: str
@@ -39,11 +39,11 @@ class Figure:
 
 @dataclass(frozen=True)
 class Frame:
-    """One map or label map of an entry.
+    """A map or label map of an entry.
 
     Attributes:
-        label: e.g. ``"AdvCAM, t = 3"`` or ``"truth"``.
-        source: a data URI: a grey map, or a label map in colours, transparent where there is background.
+        label: Caption, e.g. ``"AdvCAM, t = 3"`` or ``"truth"``.
+        source: Data URI of a grey map, or of a label map in colours with a transparent background.
     """
 
     label: str
@@ -52,12 +52,12 @@ class Frame:
 
 @dataclass(frozen=True)
 class Outline:
-    """Boxes of one origin, drawn over an entry's picture.
+    """Boxes of one origin, drawn over an entry's image.
 
     Attributes:
-        label: whose they are, e.g. ``"CAM"``.
-        colour: of their lines, as CSS has it.
-        boxes: x, y, width and height of each, in pixels of the entry's picture.
+        label: Their origin, e.g. ``"CAM"``.
+        colour: CSS colour of the lines.
+        boxes: x, y, width and height of each, in pixels of the thumbnail.
     """
 
     label: str
@@ -67,18 +67,18 @@ class Outline:
 
 @dataclass(frozen=True)
 class Entry:
-    """One image of the gallery.
+    """An image of the gallery.
 
     Attributes:
-        name: of the image.
-        classes: names of the classes that are mapped.
-        source: its picture, a data URI.
-        size: width and height of the picture.
-        steps: the maps that the slider walks.
-        labels: label maps: seed, pseudo mask, truth.
-        score: in words.
-        gain: what entries are sorted by; None where nothing is known.
-        outlines: boxes; those that come later lie above.
+        name: Name of the image.
+        classes: Names of the mapped classes.
+        source: Data URI of the thumbnail.
+        size: Width and height of the thumbnail.
+        steps: Maps of the slider.
+        labels: Label maps: seed, pseudo mask, truth.
+        score: Scores as text.
+        gain: Sort key; None if unknown.
+        outlines: Boxes, the last on top.
     """
 
     name: str
@@ -94,14 +94,15 @@ class Entry:
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the page: any of tables, figures and a gallery, below a heading.
+    """A part of the page below a heading.
 
     Attributes:
-        title: the heading.
-        notes: sentences.
-        tables, figures: what is shown.
-        gallery: its entries.
-        gain: what the entries' gain is, e.g. ``"gain in IoU over CAM"``.
+        title: Heading.
+        notes: Sentences.
+        tables: Tables.
+        figures: Plots.
+        gallery: Entries of the gallery.
+        gain: Name of the entries' gain, e.g. ``"gain in IoU over CAM"``.
     """
 
     title: str
@@ -113,14 +114,7 @@ class Section:
 
 
 def render(title: str, subtitle: str, sections: Sequence[Section]) -> str:
-    """The page.
-
-    Every name is escaped, whatever it holds; a content security policy in the page forbids all requests.
-
-    Args:
-        title: of the page.
-        subtitle: below it.
-        sections: in their order.
+    """Return the page. All names are escaped, and a content security policy forbids requests.
 
     Example:
         >>> "A &lt;b&gt; run" in render("A <b> run", "", [Section("Nothing")])
@@ -139,15 +133,15 @@ def render(title: str, subtitle: str, sections: Sequence[Section]) -> str:
     )
 
 
-def picture_uri(image: Image.Image) -> tuple[str, tuple[int, int]]:
-    """A small JPEG of a picture, and its width and height."""
+def thumbnail(image: Image.Image) -> tuple[str, tuple[int, int]]:
+    """Return the data URI of a small JPEG, with its width and height."""
     small = image.convert("RGB")
-    small.thumbnail((PICTURE, PICTURE), Image.Resampling.LANCZOS)
+    small.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
     return _uri(small, "JPEG", quality=72), small.size
 
 
 def heat_uri(heat: np.ndarray) -> str:
-    """A grey PNG of a map ``(h, w)``, its peak white, what is not positive black.
+    """Return the data URI of a map ``(h, w)`` as a grey PNG, white at its peak and black where it is not positive.
 
     Example:
         >>> heat_uri(np.eye(3))[:22]
@@ -162,9 +156,9 @@ def heat_uri(heat: np.ndarray) -> str:
 
 
 def labels_uri(labels: np.ndarray) -> str:
-    """A PNG of a label map ``(H, W)`` uint8 in PASCAL VOC's colours, transparent where there is background."""
+    """Return the data URI of a label map ``(H, W)`` uint8 as a PNG in PASCAL VOC's colours, background transparent."""
     image = Image.fromarray(labels)
-    image.thumbnail((PICTURE, PICTURE), Image.Resampling.NEAREST)
+    image.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.NEAREST)
     small = np.asarray(image)
     used = np.unique(small)
     colours = palette()[used]
@@ -175,7 +169,6 @@ def labels_uri(labels: np.ndarray) -> str:
 
 
 def file_uri(content: bytes, kind: str = "image/png") -> str:
-    """Bytes as a data URI."""
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
@@ -186,18 +179,18 @@ def _uri(image: Image.Image, kind: str, **options: Any) -> str:
 
 
 def _heat_tables() -> dict[str, str]:
-    """Red, green and blue of the colour map ``turbo`` as an SVG filter's table."""
+    """Return red, green and blue of the colour map ``turbo`` as tables of an SVG filter."""
     import matplotlib
 
     colours = matplotlib.colormaps["turbo"](np.linspace(0, 1, 33))
     return {name: " ".join(f"{v:.3f}" for v in colours[:, k]) for k, name in enumerate("RGB")}
 
 
-def most_telling(items: Sequence[T], gain: Callable[[T], float], limit: int) -> list[T]:
-    """So many items: those of the largest losses and those of the largest gains, half and half.
+def extremes(items: Sequence[T], gain: Callable[[T], float], limit: int) -> list[T]:
+    """Return at most ``limit`` items, half of them those of the largest losses and half of the largest gains.
 
     Example:
-        >>> most_telling([3.0, -1.0, 0.0, 2.0], lambda value: value, 2)
+        >>> extremes([3.0, -1.0, 0.0, 2.0], lambda value: value, 2)
         [-1.0, 3.0]
     """
     if len(items) <= limit:
@@ -207,7 +200,7 @@ def most_telling(items: Sequence[T], gain: Callable[[T], float], limit: int) -> 
 
 
 def parse_tables(text: str) -> tuple[tuple[Table, ...], tuple[str, ...]]:
-    """The tables of a Markdown text that `Table.markdown` wrote, and the lines between them.
+    """Return the tables of a Markdown text written by `Table.markdown`, and the lines between them.
 
     Example:
         >>> tables, lines = parse_tables("Seeds of toy" + chr(10) * 2 + Table("T", ("a", "b"), (("x|", "1"),), words=1).markdown())

@@ -1,7 +1,7 @@
-"""The folder of a run in; one HTML file that shows all that is found there, out.
+"""The report of a run folder as one HTML file.
 
-A report is made of what a folder holds, not of what kind of run it is: every finder looks for files of its own kind and
-gives no sections where there are none.
+A report shows whatever a folder holds: every finder looks for files of its own kind and returns no sections where there
+are none.
 """
 
 from __future__ import annotations
@@ -28,40 +28,29 @@ from advcam_attr.viz.axes import BLUE, figure, style_axes
 
 logger = logging.getLogger(__name__)
 
-
-#: Images of a gallery, at most, unless another number is asked for.
-LIMIT = 500
-
-#: How deep results lie below a run, as ``segmentation/cam/predictions/val/evaluation.json``.
+#: Depths of results below a run, as ``segmentation/cam/predictions/val/evaluation.json``.
 _LEVELS = ("", "*/", "*/*/", "*/*/*/", "*/*/*/*/")
 
-#: The columns of the scores, by what evaluations call them.
+#: Column titles of the scores by their names in evaluations.
 _SCORES = {
     "mean_iou": "mIoU", "precision": "precision", "recall": "recall", "f1_of_means": "F1",
     "mean_f1": "mean of the classes' F1", "noise": "noise",
 }  # fmt: skip
 
 
-def write_report(
-    run: Path,
-    out: Path | None = None,
-    limit: int = LIMIT,
-) -> Path:
-    """Write the report of a run.
+def write_report(run: Path, out: Path | None = None, limit: int = 500) -> Path:
+    """Write the report of a run and return its file.
 
     Args:
-        run: its folder.
-        out: the file; None takes ``report.html`` in the folder.
-        limit: images of the gallery, at most; of more, those of the largest losses and gains are shown.
-
-    Returns:
-        The file.
+        run: The run folder.
+        out: The file; None takes ``report.html`` in the folder.
+        limit: Most images in a gallery; of more, those of the largest losses and gains are shown.
 
     Raises:
-        AdvCAMError: there is no such folder, it holds nothing that can be shown, or a file of it is damaged.
+        AdvCAMError: The folder is missing or holds no results, or a file is damaged.
     """
     if limit < 1:
-        raise AdvCAMError(f"the gallery needs room for one image at least, got {limit}")
+        raise AdvCAMError(f"limit must be at least 1, got {limit}")
     if not run.is_dir():
         raise AdvCAMError(f"no such run folder: {run}")
     sections = [section for find in FINDERS for section in find(run, limit)]
@@ -82,7 +71,7 @@ def _files(run: Path, name: str) -> list[Path]:
 
 
 def table_sections(run: Path, limit: int) -> list[Section]:
-    """The tables that evaluations wrote, beside the paper's: every ``tables.md``."""
+    """Return the tables of evaluations: every ``tables.md``."""
     found = []
     for path in _files(run, "tables.md"):
         tables, lines = parse_tables(_text(path))
@@ -92,34 +81,34 @@ def table_sections(run: Path, limit: int) -> list[Section]:
 
 
 def score_sections(run: Path, limit: int) -> list[Section]:
-    """One table of all ``evaluation.json``: the scores of seeds and masks in percent, other numbers as they are."""
+    """Return one table of all ``evaluation.json``: scores of seeds and masks in percent, other numbers as they are."""
     found = {path.parent.relative_to(run).as_posix(): _scores(path) for path in _files(run, "evaluation.json")}
     if not found:
         return []
     extra = tuple(dict.fromkeys(name for _, scores in found.values() for name in scores if name not in _SCORES))
     known = tuple(name for name in _SCORES if any(name in scores for _, scores in found.values()))
-    rows = [
-        (where, str(about.get("data", "")), str(about.get("images", "")), *(_percent(scores.get(n)) for n in known),
-         *(f"{scores[name]:.4g}" if name in scores else "–" for name in extra))
-        for where, (about, scores) in found.items()
-    ]  # fmt: skip
+    rows = []
+    for where, (about, scores) in found.items():
+        shares = (f"{100 * scores[name]:.1f}" if name in scores else "–" for name in known)
+        others = (f"{scores[name]:.4g}" if name in scores else "–" for name in extra)
+        rows.append((where, str(about.get("data", "")), str(about.get("images", "")), *shares, *others))
     columns = ("of", "data", "images", *(f"{_SCORES[name]}, %" for name in known), *extra)
     return [Section("Scores", tables=(Table("All evaluations", columns, tuple(rows)),))]
 
 
 def _scores(path: Path) -> tuple[dict[str, Any], dict[str, float]]:
-    """An evaluation, and the numbers of its ``scores``, or its own where it has none."""
+    """Return an evaluation, and the numbers in its ``scores`` or, without these, its own."""
     try:
         record = json.loads(_text(path))
         scores = record.get("scores", record)
         numbers = {name: value for name, value in scores.items() if _is_number(value) and name != "images"}
     except (ValueError, AttributeError) as error:
-        raise AdvCAMError(f"{path} is damaged: evaluate anew, or remove it") from error
+        raise AdvCAMError(f"{path} is damaged: evaluate again, or remove it") from error
     return record, numbers
 
 
 def analysis_sections(run: Path, limit: int) -> list[Section]:
-    """The figures that ``advcam analyze`` wrote."""
+    """Return the figures of ``advcam analyze``."""
     figures = []
     for folder in (run, run / "analysis"):
         for name, (source, text) in ANALYSES.items():
@@ -130,7 +119,7 @@ def analysis_sections(run: Path, limit: int) -> list[Section]:
 
 
 def training_sections(run: Path, limit: int) -> list[Section]:
-    """The loss over the steps of every training, from ``log.jsonl``."""
+    """Return the loss curves of every training, from ``log.jsonl``."""
     figures = []
     for path in _files(run, "log.jsonl"):
         points = [(r["step"], r["loss"]) for r in read_log(path) if _is_number(r.get("step"), r.get("loss"))]
@@ -141,14 +130,13 @@ def training_sections(run: Path, limit: int) -> list[Section]:
             buffer = io.BytesIO()
             drawing.savefig(buffer, dpi=100)
             where = path.parent.relative_to(run).as_posix()
+            title = f"loss of {run.resolve().name if where == '.' else where}"
             text = f"from {points[0][1]:.3g} to {points[-1][1]:.3g} in {len(points)} records"
-            figures.append(
-                Figure(f"loss of {run.resolve().name if where == '.' else where}", file_uri(buffer.getvalue()), text)
-            )
+            figures.append(Figure(title, file_uri(buffer.getvalue()), text))
     return [Section("Training", figures=tuple(figures))] if figures else []
 
 
-#: What looks for sections, in the order of the page.
+#: The finders, in the order of the page.
 FINDERS: tuple[Callable[[Path, int], list[Section]], ...] = (
     table_sections, score_sections, wsss_sections, semi_sections, wsol_sections, attribution_sections,
     analysis_sections, training_sections,
@@ -164,11 +152,7 @@ def _text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise AdvCAMError(f"{path} cannot be read ({error}): make it anew") from error
-
-
-def _percent(value: Any) -> str:
-    return f"{100 * value:.1f}" if _is_number(value) else "–"
+        raise AdvCAMError(f"{path} cannot be read ({error}): make it again") from error
 
 
 def _is_number(*values: Any) -> bool:

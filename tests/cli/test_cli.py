@@ -26,12 +26,12 @@ NET = ["--model", "advcam_attr.pipelines.demo:small_net", "--input-size", "48"]
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch) -> Path:
-    """A working directory with two pictures."""
+    """A working directory with two images."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "pictures").mkdir()
+    (tmp_path / "images").mkdir()
     for n, image in enumerate(make_scenes(2, size=64).images):
-        picture = Image.fromarray((image.permute(1, 2, 0) * 255).byte().numpy())
-        picture.save(tmp_path / "pictures" / f"scene{n}.png")
+        scene = Image.fromarray((image.permute(1, 2, 0) * 255).byte().numpy())
+        scene.save(tmp_path / "images" / f"scene{n}.png")
     return tmp_path
 
 
@@ -41,7 +41,7 @@ def run(capsys, *argv: object) -> tuple[int, str, str]:
     return code, out, err
 
 
-def refused(capsys, *argv: object) -> str:
+def error_of(capsys, *argv: object) -> str:
     code, out, err = run(capsys, *argv)
     assert code == 2
     assert out == ""
@@ -118,7 +118,7 @@ def test_a_broken_pipe_of_our_own_keeps_its_traceback(monkeypatch):
 
 
 def test_attribute_files_and_folders(capsys, folder):
-    argv = ["attribute", "pictures", *NET, "--steps", 1, "--target", "top1", "--target", 3, "--out", "results"]
+    argv = ["attribute", "images", *NET, "--steps", 1, "--target", "top1", "--target", 3, "--out", "results"]
     code, out, err = run(capsys, *argv)
     assert (code, err) == (0, "")
     assert "scene0.png: class " in out
@@ -137,7 +137,7 @@ def test_all_options_arrive(capsys, folder):
     (folder / "maps").mkdir()
     Image.new("L", (64, 64), 255).save(folder / "maps" / "scene0.png")
     code, _, err = run(
-        capsys, "attribute", "pictures/scene0.png", *NET, "--model-args", '{"num_classes": 4}', "--checkpoint",
+        capsys, "attribute", "images/scene0.png", *NET, "--model-args", '{"num_classes": 4}', "--checkpoint",
         "net.safetensors", "--labels", "names.txt", "--mean", 0.5, "--std", 0.25, 0.25, 0.25, "--target", "ringed",
         "--base", "grad_cam", "--recipe", "paper", "--steps", 2, "--flip", "--scales", 0.5, 1, "--set", "mask=0.3",
         "--set", "objective=minus_mean", "--set", "autocast=false", "--layer", "11", "--saliency", "maps",
@@ -203,7 +203,7 @@ def test_inspect_goes_on_after_a_model_that_cannot_be_had(capsys):
     ],
 )
 def test_lines_that_do_not_parse(capsys, folder, argv, words):
-    message = refused(capsys, *argv)
+    message = error_of(capsys, *argv)
     assert [word for word in words if word not in message] == []
 
 
@@ -223,7 +223,7 @@ def test_lines_that_do_not_parse(capsys, folder, argv, words):
 def test_configurations_that_do_not_parse(capsys, folder, text, words):
     if text is not None:
         Path("config.yaml").write_bytes(text)
-    message = refused(capsys, "wsss", "seeds", "--config", "config.yaml")
+    message = error_of(capsys, "wsss", "seeds", "--config", "config.yaml")
     assert [word for word in words if word not in message] == []
 
 
@@ -268,7 +268,7 @@ def test_levels_of_the_log(capsys, monkeypatch, flags, shown):
         (["--labels", "none.txt"], "cannot read label file none.txt"),
         (["--saliency", "none"], "no such folder of saliency maps: none"),
         (["--device", "abacus"], "device 'abacus' cannot be used here"),
-        (["--out", "pictures/scene0.png"], "the results need a folder"),
+        (["--out", "images/scene0.png"], "the results need a folder"),
         (["--checkpoint", "none.pth"], "no such checkpoint file: none.pth"),
         (["--checkpoint", "pickle.pth"], "checkpoint pickle.pth is refused: it is a pickle of more than plain weights"),
         (["--checkpoint", "other.safetensors"], "checkpoint other.safetensors does not fit"),
@@ -282,7 +282,7 @@ def test_options_that_cannot_be_used(capsys, folder, argv, message):
     weights = small_net().state_dict()
     save_file({"other": torch.zeros(1)}, "other.safetensors")
     save_file({**weights, "0.weight": torch.full_like(weights["0.weight"], torch.nan)}, "nan.safetensors")
-    assert refused(capsys, "attribute", "pictures", *NET, *argv).startswith(message)
+    assert error_of(capsys, "attribute", "images", *NET, *argv).startswith(message)
 
 
 @pytest.mark.parametrize(
@@ -296,25 +296,25 @@ def test_options_that_cannot_be_used(capsys, folder, argv, message):
     ],
 )
 def test_models_that_do_not_exist(capsys, folder, spec, message):
-    assert refused(capsys, "attribute", "pictures", "--model", spec).startswith(message)
-    assert refused(capsys, "inspect", spec).startswith(message)
+    assert error_of(capsys, "attribute", "images", "--model", spec).startswith(message)
+    assert error_of(capsys, "inspect", spec).startswith(message)
 
 
 def test_no_network(capsys, folder, monkeypatch):
     monkeypatch.setattr(sources, "_answers", lambda url: False)
     monkeypatch.setattr(torch.hub, "get_dir", lambda: "/no/such/folder")
-    message = refused(capsys, "attribute", "pictures", "--model", "torchvision/resnet18")
+    message = error_of(capsys, "attribute", "images", "--model", "torchvision/resnet18")
     assert message.endswith("cannot be downloaded (no network?); give --checkpoint FILE or --random-weights")
 
 
 def test_images_that_cannot_be_used(capsys, folder):
-    (folder / "bad.jpg").write_text("no picture")
+    (folder / "bad.jpg").write_text("no image")
     (folder / "empty").mkdir()
     argv = ["attribute", *NET, "--steps", 1]
-    assert refused(capsys, *argv, "none.jpg") == "no such image file or folder: none.jpg"
-    assert refused(capsys, *argv, "empty").startswith("no images in folder empty")
-    assert refused(capsys, *argv, "bad.jpg").startswith("not an image that can be read: bad.jpg")
-    code, out, err = run(capsys, *argv, "bad.jpg", "pictures")
+    assert error_of(capsys, *argv, "none.jpg") == "no such image file or folder: none.jpg"
+    assert error_of(capsys, *argv, "empty").startswith("no images in folder empty")
+    assert error_of(capsys, *argv, "bad.jpg").startswith("not an image that can be read: bad.jpg")
+    code, out, err = run(capsys, *argv, "bad.jpg", "images")
     assert code == 2
     assert "done: 2; cached: 0; failed: 1; results in advcam_out" in out
     assert err.startswith("advcam: error: 1 of 3 images could not be used: not an image that can be read: bad.jpg")
@@ -323,16 +323,16 @@ def test_images_that_cannot_be_used(capsys, folder):
 
 
 def test_other_settings_in_the_same_folder(capsys, folder):
-    argv = ["attribute", "pictures", *NET, "--out", "out"]
+    argv = ["attribute", "images", *NET, "--out", "out"]
     assert run(capsys, *argv, "--steps", 1)[0] == 0
-    message = refused(capsys, *argv, "--steps", 2)
+    message = error_of(capsys, *argv, "--steps", 2)
     assert message.endswith("(recipe.steps was 1, is 2); choose another folder, or --overwrite")
     assert run(capsys, *argv, "--steps", 2, "--overwrite")[0] == 0
 
 
 def test_a_folder_that_cannot_be_made(capsys, folder):
     (folder / "file").touch()
-    assert refused(capsys, "demo", "--out", "file/demo").startswith("cannot make the folder file/demo")
+    assert error_of(capsys, "demo", "--out", "file/demo").startswith("cannot make the folder file/demo")
 
 
 # --- what is not a user's error ---------------------------------------------------------------------------------------

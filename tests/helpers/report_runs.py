@@ -1,4 +1,4 @@
-"""Small run folders of every kind, as the commands leave them; and what their reports hold."""
+"""Small run folders of every kind, and the parsed pages of their reports."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from advcam_attr.runs.provenance import check_settings
 from tiny_voc import write_voc
 from tiny_wsol import photograph, write_cub
 
-#: A name of a file, and one of a class.
+#: Unsafe names of a file and of a class.
 NASTY, WORSE = """<img src=x onerror=alert(1)> "quoted" 'n' & é ☃.png""", "</script><b>bold</b>"
-#: One that needs no space, for lists.
+#: An unsafe name without spaces, for lists.
 TIGHT = """a<b>&'"é☃"""
 
-#: The true box of each bird by first and last pixels, and what each method finds.
+#: The true box of each bird by first and last pixels, and the box of each method.
 BIRDS = {
     TIGHT: {"truth": (2, 3, 7, 7), "cam": (2, 3, 4, 7), "climb": (1, 3, 7, 7), "advcam": (2, 3, 7, 7)},
     "wren": {"truth": (200, 40, 299, 139), "cam": (200, 40, 299, 139), "climb": (200, 40, 299, 139),
@@ -36,7 +36,7 @@ BIRD_SIZES = {TIGHT: (10, 20), "wren": (200, 400)}
 
 
 class Page(HTMLParser):
-    """What a page holds: its tags, its texts, the data of its galleries, and what it would fetch."""
+    """Tags, texts, gallery data and fetched addresses of a page."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -79,7 +79,7 @@ def report(capsys, folder: Path, *argv: object) -> Page:
     return Page((folder / "report.html").read_text())
 
 
-def refused(capsys, folder: Path, *argv: object) -> str:
+def report_error(capsys, folder: Path, *argv: object) -> str:
     code = cli.main(["report", str(folder), *map(str, argv)])
     _, err = capsys.readouterr()
     assert code == 2
@@ -88,19 +88,19 @@ def refused(capsys, folder: Path, *argv: object) -> str:
 
 
 def attribution_run(folder: Path) -> Path:
-    """A folder of ``advcam attribute`` over two pictures, one of a bad name; `folder` is worked in."""
-    (folder / "pictures").mkdir()
+    """Return a folder of ``advcam attribute`` over two images, one of an unsafe name, below the working directory."""
+    (folder / "images").mkdir()
     rng = np.random.default_rng(0)
     for name in (NASTY, "plain.png"):
-        Image.fromarray(rng.integers(0, 256, (48, 48, 3), dtype=np.uint8)).save(folder / "pictures" / name)
+        Image.fromarray(rng.integers(0, 256, (48, 48, 3), dtype=np.uint8)).save(folder / "images" / name)
     (folder / "names.txt").write_text(f"{WORSE}\nchecked, <i>\n'dotted'\nringed\n")
-    argv = ["attribute", "pictures", "--model", "advcam_attr.pipelines.demo:small_net", "--target", "top2"]
+    argv = ["attribute", "images", "--model", "advcam_attr.pipelines.demo:small_net", "--target", "top2"]
     assert cli.main([*argv, "--labels", "names.txt", "--steps", "2", "--set", "stop=none", "--out", "run"]) == 0
     return folder / "run"
 
 
 def localization_run(folder: Path, subject: str = "cam/seed0", methods: tuple[str, ...] = ("cam", "advcam")) -> Path:
-    """A run folder of ``advcam wsol`` with the maps of two birds, each a bright box; not scored yet."""
+    """Return a run folder of ``advcam wsol`` with unscored maps of two birds, each a bright box."""
     run, root = folder / "run", folder / "CUB_200_2011"
     if not root.is_dir():
         rows = []
@@ -119,7 +119,7 @@ def localization_run(folder: Path, subject: str = "cam/seed0", methods: tuple[st
             heat = torch.full((1, *BIRD_SIZES[id]), -0.5)
             x0, y0, x1, y1 = boxes[method]
             heat[0, y0 : y1 + 1, x0 : x1 + 1] = 1.5
-            heat[0, -1, 0] = 1.5  # a smaller part, which is not boxed
+            heat[0, -1, 0] = 1.5  # a smaller component, which has no box
             store.write(id, GridMaps((label,), BIRD_SIZES[id], (heat,)))
         (out / "predictions").mkdir()
         lines = [json.dumps([id, 0]) for id in BIRDS]
@@ -128,13 +128,13 @@ def localization_run(folder: Path, subject: str = "cam/seed0", methods: tuple[st
 
 
 def score_boxes(run: Path) -> None:
-    """As ``advcam wsol evaluate`` leaves it."""
+    """Score a run as ``advcam wsol evaluate`` does."""
     for path in run.glob("*/*/maps/*"):
         evaluate_wsol(path, read_cub(run.parent / "CUB_200_2011", "test"), contours=("all",), search="levels")
 
 
 def semi_run(folder: Path, kinds: tuple[str, ...] = ("predictions",)) -> Path:
-    """A run folder of ``advcam semi`` with the label maps of two images: one right, one all background."""
+    """Return a run folder of ``advcam semi`` with two label maps: one correct, one all background."""
     root, run = folder / "VOC2012", folder / "run"
     write_voc(root, {"train": {"t": ["cat"]}, "val": {"a": ["dog"], "b": ["cat", "dog"]}}, size=(16, 32))
     write_json(run / "config.json", {"data": {"root": str(root), "val": "val"}, "predict": {}})

@@ -1,4 +1,4 @@
-"""Reports in Chromium: used by keyboard, light and dark, without a request, and quick with 500 images."""
+"""Reports in Chromium: keyboard, light and dark, no requests, and load time with 500 images."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from advcam_attr.report.page import Entry, Frame, Outline, Section, heat_uri, labels_uri, picture_uri, render
+from advcam_attr.report.page import Entry, Frame, Outline, Section, heat_uri, labels_uri, render, thumbnail
 from report_runs import attribution_run, localization_run, report, score_boxes, semi_run
 
 
@@ -26,14 +26,14 @@ def browser():
 
 
 def opened(browser, path: Path, **options):
-    """The page, opened from disk, and what it asked for beyond itself, and its errors."""
+    """Return the page, opened from disk, the URLs that it requests, and its errors."""
     page = browser.new_page(**options)
-    asked, errors = [], []
-    page.on("request", lambda request: asked.append(request.url) if not request.url.startswith("data:") else None)
+    requested, errors = [], []
+    page.on("request", lambda request: requested.append(request.url) if not request.url.startswith("data:") else None)
     page.on("pageerror", lambda error: errors.append(str(error)))
     page.on("console", lambda line: errors.append(line.text) if line.type == "error" else None)
     page.goto(path.resolve().as_uri())
-    return page, asked, errors
+    return page, requested, errors
 
 
 def attribution(folder: Path, monkeypatch) -> Path:
@@ -65,9 +65,9 @@ def test_in_chromium(make, scheme, paper, steps, count, capsys, tmp_path, monkey
     run = make(tmp_path, monkeypatch)
     capsys.readouterr()
     entries = {(entry["name"], *entry["classes"]): entry["gain"] for entry in report(capsys, run).galleries[0]}
-    page, asked, errors = opened(browser, run / "report.html", color_scheme=scheme)
+    page, requested, errors = opened(browser, run / "report.html", color_scheme=scheme)
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == paper
-    assert len(asked) == 1, "the page itself"
+    assert len(requested) == 1, "the page itself"
     assert errors == []
     assert page.locator(".cards li").count() == count == len(entries)
 
@@ -101,7 +101,7 @@ def test_in_chromium(make, scheme, paper, steps, count, capsys, tmp_path, monkey
 
 
 @pytest.mark.slow
-def test_boxes_lie_where_they_are(capsys, tmp_path, monkeypatch, browser):
+def test_boxes_are_drawn_in_place(capsys, tmp_path, monkeypatch, browser):
     report(capsys, localization(tmp_path, monkeypatch))
     page, _, _ = opened(browser, tmp_path / "run" / "report.html")
     card = page.locator(".cards li").filter(has_text="wren")
@@ -118,12 +118,12 @@ def test_boxes_lie_where_they_are(capsys, tmp_path, monkeypatch, browser):
 
 
 @pytest.mark.slow
-def test_five_hundred_images_open_fast(tmp_path, browser):
+def test_five_hundred_images_load_fast(tmp_path, browser):
     rng = np.random.default_rng(0)
     entries = []
     for n in range(500):
         coarse = Image.fromarray(rng.integers(0, 256, (30, 40, 3), dtype=np.uint8)).resize((500, 375))
-        source, size = picture_uri(coarse)
+        source, size = thumbnail(coarse)
         steps = tuple(Frame(f"AdvCAM, t = {t}", heat_uri(rng.random((24, 32)))) for t in range(10))
         blocks = np.kron(rng.integers(0, 5, (6, 8)), np.ones((60, 60))).astype(np.uint8)
         labels = tuple(Frame(name, labels_uri(blocks)) for name in ("seed", "mask", "truth"))
@@ -133,8 +133,8 @@ def test_five_hundred_images_open_fast(tmp_path, browser):
     path = tmp_path / "report.html"
     path.write_text(render("500 images", "", [Section("Gallery", gallery=tuple(entries), gain="gain in IoU over CAM")]))
     assert path.stat().st_size < 40e6
-    page, asked, errors = opened(browser, path)
-    assert (len(asked), errors) == (1, [])
+    page, requested, errors = opened(browser, path)
+    assert (len(requested), errors) == (1, [])
     took = page.evaluate("performance.timing.loadEventEnd - performance.timing.navigationStart")
     assert took < 2000, f"{took} ms, {path.stat().st_size / 1e6:.1f} MB"
     assert page.locator(".cards li").count() == 24

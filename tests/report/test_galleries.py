@@ -1,4 +1,4 @@
-"""Galleries of localization and of semi-supervised runs: boxes, label maps, gains, and what is missing."""
+"""Galleries of localization and semi-supervised runs: boxes, label maps, gains, missing files."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from advcam_attr.pipelines.evaluate import REPORT
 from advcam_attr.runs.map_store import MapStore
 from advcam_attr.runs.provenance import check_settings
-from report_runs import TIGHT, Page, localization_run, refused, report, score_boxes, semi_run
+from report_runs import TIGHT, Page, localization_run, report, report_error, score_boxes, semi_run
 from tiny_wsol import write_lists
 
 
@@ -44,7 +44,7 @@ def test_boxes_and_gains_of_a_localization_run(capsys, located):
     }  # fmt: skip
     assert gull["score"] == "IoU of the box: CAM 50.0, climbing alone 85.7, AdvCAM 100.0"
     assert gull["gain"] == 0.5
-    assert wren["size"] == [200, 100], "half of the photograph"
+    assert wren["size"] == [200, 100], "half of the image"
     assert {one["label"]: one["boxes"] for one in wren["outlines"]} == {
         "truth": [[100, 20, 50, 50]], "CAM": [[100, 20, 50, 50]], "climbing alone": [[100, 20, 50, 50]],
         "AdvCAM": [[100, 20, 100, 50]],
@@ -64,7 +64,7 @@ def test_maps_that_are_not_scored_have_no_boxes(capsys, located):
         assert (entry["score"], entry["gain"]) == ("", None)
 
 
-def test_a_localization_run_that_is_not_finished(capsys, located):
+def test_an_unfinished_localization_run(capsys, located):
     (located / "cam/seed0/maps/advcam/maps/wren.safetensors").unlink()
     (located / "cutmix/seed0/classifier").mkdir(parents=True)
     (located / "cutmix/seed0/classifier/training.json").write_text("{}")
@@ -84,10 +84,10 @@ def test_maps_of_older_settings_count_as_missing(capsys, located):
     assert set(by_name(page)) == {TIGHT}
     assert "The maps of AdvCAM are not scored yet" in page.text
     (out / "maps/wren.safetensors").write_bytes(b"nothing")
-    assert "wren.safetensors" in refused(capsys, located)
+    assert "wren.safetensors" in report_error(capsys, located)
 
 
-def test_each_classifier_has_a_gallery_and_they_share_the_room(capsys, located):
+def test_classifiers_share_the_limit_of_images(capsys, located):
     localization_run(located.parent, subject="cutmix/seed0")
     score_boxes(located)
     page = report(capsys, located, "--limit", 2)
@@ -97,7 +97,7 @@ def test_each_classifier_has_a_gallery_and_they_share_the_room(capsys, located):
     assert "Shown are the 1 with the largest losses and gains." in page.text
 
 
-def test_classes_are_those_that_the_net_knows(capsys, located):
+def test_classes_are_those_of_the_net(capsys, located):
     (located / "names.txt").write_text("a\nTroglodytes troglodytes (Wren)\n")
     config = json.loads((located / "config.json").read_text())
     config["net"] = {"model": "x:y", "labels": str(located / "names.txt")}
@@ -105,7 +105,7 @@ def test_classes_are_those_that_the_net_knows(capsys, located):
     assert by_name(report(capsys, located))["wren"]["classes"] == ["Troglodytes troglodytes (Wren)"]
 
 
-def test_a_localization_run_without_its_photographs_or_configuration(capsys, located):
+def test_a_localization_run_without_images_or_configuration(capsys, located):
     score_boxes(located)
     (located / "tables.md").write_text("Birds of cub\n")
     shutil.rmtree(located.parent / "CUB_200_2011" / "images")
@@ -114,11 +114,11 @@ def test_a_localization_run_without_its_photographs_or_configuration(capsys, loc
     assert "There is no gallery: 2 of 2 images of CUB-200-2011 test are not there" in page.text
     assert "Birds of cub" in page.text
     (located / "config.json").unlink()
-    assert "config.json is missing or damaged, so nobody knows the photographs" in report(capsys, located).text
+    assert "config.json is missing or damaged" in report(capsys, located).text
 
 
-def test_photographs_that_are_gone_are_told(capsys, located):
-    """From lists, which do not ask for the photographs."""
+def test_missing_images_are_counted(capsys, located):
+    """Read from lists, which do not check that the images exist."""
     files = [f"001.Bird/{TIGHT}.jpg", "002.Bird/wren.jpg"]
     lists = {
         "image_ids": files, "class_labels": [f"{files[0]},0", f"{files[1]},1"],
@@ -132,12 +132,12 @@ def test_photographs_that_are_gone_are_told(capsys, located):
     (images / files[1]).unlink()
     page = report(capsys, located)
     assert set(by_name(page)) == {TIGHT}
-    assert "1 photographs are not there, e.g. " in page.text
+    assert "1 image files are missing, e.g. " in page.text
 
 
 def test_damaged_scores_of_boxes_are_named(capsys, located):
     (located / "cam/seed0/maps/cam/localization.json").write_text("{}")
-    assert "maps/cam/localization.json is damaged: evaluate anew" in refused(capsys, located)
+    assert "maps/cam/localization.json is damaged" in report_error(capsys, located)
 
 
 # --- semi-supervised segmentation -------------------------------------------------------------------------------------
@@ -165,14 +165,14 @@ def test_label_maps_before_and_after_the_crf(capsys, tmp_path):
     assert entry["gain"] == pytest.approx(480 / 512 / 2), "the order is by the last"
 
 
-def test_a_semi_run_that_is_not_finished(capsys, tmp_path):
+def test_an_unfinished_semi_run(capsys, tmp_path):
     run = semi_run(tmp_path)
     (run / "predictions" / "val" / "b.png").unlink()
     page = report(capsys, run)
     assert set(by_name(page)) == {"a"}
     assert "1 others have none." in page.text
     (tmp_path / "VOC2012" / "JPEGImages" / "b.jpg").unlink()
-    assert "1 photographs are not there, e.g. " in report(capsys, run).text
+    assert "1 image files are missing, e.g. " in report(capsys, run).text
     shutil.rmtree(run / "predictions")
     assert "There is no gallery: nothing is predicted yet (advcam semi evaluate)" in report(capsys, run).text
 
@@ -186,7 +186,7 @@ def test_images_without_a_true_mask_are_shown(capsys, tmp_path):
 
 
 def own_split(folder: Path, name: str) -> Path:
-    """A run whose split is a list of its own."""
+    """Return a run whose split is a list file."""
     run = semi_run(folder)
     (folder / f"{name}.txt").write_text("b\n")
     (run / "predictions" / "val").rename(run / "predictions" / name)
@@ -196,11 +196,11 @@ def own_split(folder: Path, name: str) -> Path:
     return run
 
 
-def test_a_split_from_a_list_of_ones_own(capsys, tmp_path):
+def test_a_split_from_a_list_file(capsys, tmp_path):
     assert set(by_name(report(capsys, own_split(tmp_path, "some")))) == {"b"}
 
 
-def test_a_semi_run_without_its_photographs(capsys, tmp_path):
+def test_a_semi_run_without_images(capsys, tmp_path):
     run = semi_run(tmp_path)
     (run / "predictions" / "val" / REPORT).write_text('{"data": "voc val", "scores": {"mean_iou": 0.5}}')
     shutil.rmtree(tmp_path / "VOC2012")
@@ -213,17 +213,17 @@ def test_a_semi_run_without_its_photographs(capsys, tmp_path):
 def test_a_damaged_label_map_is_named(capsys, tmp_path):
     run = semi_run(tmp_path)
     (run / "predictions" / "val" / "b.png").write_bytes(b"nothing")
-    assert "predictions/val/b.png" in refused(capsys, run)
+    assert "predictions/val/b.png" in report_error(capsys, run)
 
 
 # --- both -------------------------------------------------------------------------------------------------------------
 
 
-def semi_of_a_bad_name(folder: Path) -> Path:
+def semi_of_an_unsafe_name(folder: Path) -> Path:
     return own_split(folder, TIGHT)
 
 
-@pytest.mark.parametrize("make", [localization_run, semi_of_a_bad_name])
+@pytest.mark.parametrize("make", [localization_run, semi_of_an_unsafe_name])
 def test_names_are_escaped_and_nothing_is_fetched(make, capsys, tmp_path):
     pytest.importorskip("cv2")
     page = report(capsys, make(tmp_path))

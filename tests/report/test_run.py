@@ -1,4 +1,4 @@
-"""The report of a run: what it shows of which folder, escaped names, no requests."""
+"""The report of a run: sections of each kind of folder, escaped names, no requests."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from advcam_attr.refine.seeds import GridMaps
 from advcam_attr.report.page import heat_uri, labels_uri, parse_tables
 from advcam_attr.runs.map_store import MapStore
 from advcam_attr.tables.segmentation import Table, table_i
-from report_runs import NASTY, WORSE, attribution_run, refused, report
+from report_runs import NASTY, WORSE, attribution_run, report, report_error
 from tiny_voc import write_voc
 
 
@@ -31,7 +31,7 @@ def attributed(tmp_path, monkeypatch) -> Path:
 
 @pytest.fixture
 def segmented(tmp_path) -> Path:
-    """A run folder of ``advcam wsss`` with seeds of three images, as the stages write it."""
+    """Return a run folder of ``advcam wsss`` with seeds of three images."""
     root = write_voc(tmp_path / "VOC2012", {"train": {"a": ["dog"], "b": ["cat", "dog"], "c": ["cat"]}}, size=(16, 32))
     run = tmp_path / "run"
     write_json(run / "config.json", {"data": {"root": str(root), "kind": "voc", "train": "train", "score": "train"}})
@@ -52,7 +52,7 @@ def score(run: Path) -> None:
         write_seed_evaluation(evaluate_seeds(MapStore(folder / "maps"), read_voc(root, "train")), folder)
 
 
-def test_steps_are_kept_for_the_report(attributed):
+def test_steps_are_stored_for_the_report(attributed):
     maps = load_file(attributed / "plain.safetensors")
     assert maps["steps"].shape[:2] == (2, 3)
     large = torch.nn.functional.interpolate(maps["steps"][:, 2][:, None], maps["advcam"].shape[1:], mode="bilinear")[
@@ -83,19 +83,27 @@ def test_names_are_escaped_and_nothing_is_fetched(capsys, attributed):
     assert "http" not in (attributed / "report.html").read_text().replace("http-equiv", "")
 
 
-def test_a_half_done_image_is_not_shown(capsys, attributed):
+def test_an_unfinished_image_is_not_shown(capsys, attributed):
     (attributed / "plain.json").unlink()
     assert len(report(capsys, attributed).galleries[0]) == 2
 
 
 def test_a_damaged_file_is_named(capsys, attributed):
     (attributed / "plain.safetensors").write_bytes(b"nothing")
-    message = refused(capsys, attributed)
+    message = report_error(capsys, attributed)
     assert "plain.json are damaged" in message
     assert not (attributed / "report.html").exists()
 
 
-def test_the_largest_losses_and_gains_are_kept(capsys, attributed):
+@pytest.mark.parametrize("overlay", ["/etc/hosts", "../plain.png", "sub/plain.png"])
+def test_an_overlay_outside_of_the_folder_raises(capsys, attributed, overlay):
+    record = json.loads((attributed / "plain.json").read_text())
+    record["targets"][0]["overlay"] = overlay
+    write_json(attributed / "plain.json", record)
+    assert "plain.json: the overlay" in report_error(capsys, attributed)
+
+
+def test_the_largest_losses_and_gains_are_shown(capsys, attributed):
     everything = report(capsys, attributed).galleries[0]
     page = report(capsys, attributed, "--limit", 2)
     gains = sorted(entry["gain"] for entry in everything)
@@ -113,7 +121,7 @@ def test_of_a_run_that_is_not_scored(capsys, segmented):
     assert entries[0]["gain"] is None
 
 
-def test_of_a_scored_run_with_all_that_lies_beside_it(capsys, segmented):
+def test_of_a_scored_run_with_tables_log_and_masks(capsys, segmented):
     score(segmented)
     (segmented / "tables.md").write_text("Seeds of voc\n\n" + table_i({"IRN": (0.481, None, 0.66)}).markdown() + "\n")
     (segmented / "classifier").mkdir()
@@ -147,7 +155,7 @@ def test_other_evaluations_are_shown_as_they_are(capsys, segmented):
     assert "F1, % mean of the classes' F1, % noise, %" in text, "shares are all in percent"
 
 
-def test_a_sweep_over_steps_is_what_the_slider_walks(capsys, segmented):
+def test_the_slider_shows_a_sweep_over_steps(capsys, segmented):
     for steps in (0, 1, 10):
         source = segmented / "seeds" / "cam" / "maps"
         shutil.copytree(source, segmented / "analysis" / "maps" / "with" / "maps" / f"T{steps:02d}")
@@ -155,7 +163,7 @@ def test_a_sweep_over_steps_is_what_the_slider_walks(capsys, segmented):
     assert [frame["label"] for frame in entry["steps"]] == ["CAM, t = 0", "AdvCAM, t = 1", "AdvCAM, t = 10"]
 
 
-def test_without_the_photographs_the_rest_is_shown(capsys, segmented):
+def test_without_images_the_rest_is_shown(capsys, segmented):
     score(segmented)
     shutil.rmtree(segmented.parent / "VOC2012")
     page = report(capsys, segmented)
@@ -172,18 +180,18 @@ def test_without_the_photographs_the_rest_is_shown(capsys, segmented):
         (lambda run: write_json(run / "package.json", {"name": "foreign"}), "holds no results of advcam"),
         (
             lambda run: write_json(run / "evaluation.json", ["foreign"]),
-            "evaluation.json is damaged: evaluate anew",
+            "evaluation.json is damaged",
         ),
     ],
 )
 def test_folders_without_a_report(capsys, tmp_path, make, message):
     make(tmp_path / "run")
-    assert message in refused(capsys, tmp_path / "run")
+    assert message in report_error(capsys, tmp_path / "run")
     assert not (tmp_path / "run" / "report.html").exists()
 
 
-def test_no_room_for_images(capsys, segmented):
-    assert "needs room for one image" in refused(capsys, segmented, "--limit", 0)
+def test_a_limit_of_zero_images(capsys, segmented):
+    assert "limit must be at least 1" in report_error(capsys, segmented, "--limit", 0)
 
 
 def test_tables_are_read_as_they_were_written():
