@@ -1,9 +1,8 @@
-"""Images in; embeddings of their cells, near each other where two cells are of one class (AffinityNet), out.
+"""AffinityNet: embeddings of cells that are similar if two cells are of one class.
 
-Ahn and Kwak, "Learning Pixel-level Semantic Affinity with Image-level Supervision" (PSA, CVPR 2018). A head reads three
-taps of a trunk, each by a 1 × 1 convolution, and their concatenation by a last one, all with ELU and without biases.
-What is made of the embeddings is in `advcam_attr.refine.psa`. With the published trunk, ResNet-38, parameters have the
-names of the authors' files.
+Ahn and Kwak, "Learning Pixel-level Semantic Affinity with Image-level Supervision" (PSA), CVPR 2018. A head reads three
+feature maps of a trunk, each by a 1 × 1 convolution, and their concatenation by a last one, all with ELU and without
+biases. Affinities are computed in `advcam_attr.refine.psa`.
 """
 
 from __future__ import annotations
@@ -17,7 +16,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from advcam_attr.networks.backbone import Backbone
-from advcam_attr.networks.checkpoint import Checkpoint, load_weights, read_checkpoint, without_prefix
+from advcam_attr.networks.checkpoint import (
+    Checkpoint,
+    load_weights,
+    out_channels,
+    read_checkpoint,
+    seeded,
+    without_prefix,
+)
+from advcam_attr.networks.freezing import running_norms
 from advcam_attr.networks.net_file import NetKind, NetSpec
 from advcam_attr.networks.resnet38 import ResNet38
 from advcam_attr.networks.timm_trunk import TimmTrunk, timm_trunk
@@ -26,7 +33,7 @@ from advcam_attr.types import AdvCAMError
 #: PSA's trunk, which SEAM and SC-CAM have too.
 RESNET38 = "resnet38"
 
-#: The head's layers, and what others' heads on the same trunk are called: none of them is part of the trunk.
+#: The head's layers, and the names of other heads on the same trunk.
 _HEAD = ("f8_3", "f8_4", "f8_5", "f9")
 _OTHER_HEADS = ("fc8", "fc8_20", "fc8_200")
 
@@ -35,7 +42,7 @@ _ROOTS = ("conv1a.", "b2.", "bn7.", "f9.", "fc8.", "fc8_20.")
 
 @dataclass(frozen=True)
 class AffinityNetSpec(NetSpec):
-    """What an affinity net is made of, without its weights; see `affinity_net`."""
+    """What an affinity net is made of; see `affinity_net`."""
 
     key: ClassVar[str] = "affinity_net"
     title: ClassVar[str] = "affinity net"
@@ -44,10 +51,10 @@ class AffinityNetSpec(NetSpec):
 
 
 class TrainedParts(NamedTuple):
-    """The weights that are trained, by the pace at which PSA trains them: 1, 2, 10 and 20 times the learning rate.
+    """The trained weights; PSA gives them 1, 2, 10 and 20 times the learning rate.
 
     Attributes:
-        weights, biases: of the trunk; PSA's has no bias that is trained.
+        weights, biases: of the trunk; PSA's has no trained bias.
         new_weights, new_biases: of the head, which has no biases.
     """
 
@@ -58,7 +65,7 @@ class TrainedParts(NamedTuple):
 
 
 class _AffinityHead(nn.Module):
-    """The head, and how an affinity net is trained: with all norms as they are."""
+    """The head; all norms with running statistics are frozen."""
 
     spec: AffinityNetSpec
 
@@ -71,13 +78,15 @@ class _AffinityHead(nn.Module):
         for layer in (self.f8_3, self.f8_4, self.f8_5):
             nn.init.kaiming_normal_(layer.weight)
         nn.init.xavier_uniform_(self.f9.weight, gain=4)
+        for norm in running_norms(self):
+            norm.requires_grad_(False)
 
     def stages(self, x: Tensor) -> Sequence[Tensor]:
-        """Images ``(N, 3, H, W)`` to three feature maps, the last of them on the net's own grid."""
+        """Return three feature maps of images ``(N, 3, H, W)``, the last of them on the net's own grid."""
         raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
-        """Images ``(N, 3, H, W)`` to embeddings ``(N, C, h, w)``; C is 448 for the published net."""
+        """Return the embeddings ``(N, C, h, w)`` of images ``(N, 3, H, W)``; C is 448 for the published net."""
         taps = self.stages(x)
         height, width = taps[-1].shape[2:]
         parts = [
@@ -87,18 +96,11 @@ class _AffinityHead(nn.Module):
         return F.elu(self.f9(torch.cat(parts, 1)))
 
     def train(self, mode: bool = True) -> _AffinityHead:
-        """Training mode for all but the norms with running statistics."""
+        """Set training mode for all but the norms with running statistics."""
         super().train(mode)
-        for module in self.modules():
-            if isinstance(module, nn.modules.batchnorm._NormBase):
-                module.eval()
+        for norm in running_norms(self):
+            norm.eval()
         return self
-
-    def _freeze(self, stem: Sequence[str]) -> None:
-        """Take the gradient of all norms with running statistics, and of the stem."""
-        for name, module in self.named_modules():
-            if name in stem or isinstance(module, nn.modules.batchnorm._NormBase):
-                module.requires_grad_(False)
 
 
 class ResNet38Affinity(_AffinityHead, ResNet38):
@@ -120,24 +122,21 @@ class ResNet38Affinity(_AffinityHead, ResNet38):
 
     def __init__(self, width: int = 64) -> None:
         ResNet38.__init__(self, width)
-        backbone = Backbone(RESNET38, stride=8, stride_mode="removal")
+        backbone = Backbone(RESNET38, stride=self.stride, stride_mode="removal")
         self.spec = AffinityNetSpec(backbone.without_weights(self.mean, self.std), width)
         self._add_head((8 * width, 16 * width, 64 * width), width)
-        self._freeze(self.stem)
+        for name in self.stem:
+            self.get_submodule(name).requires_grad_(False)
 
     def stages(self, x: Tensor) -> Sequence[Tensor]:
-        """Images ``(N, 3, H, W)`` to conv4, conv5 and conv6, of ``ceil(H / 8)`` by ``ceil(W / 8)`` cells."""
+        """Return conv4, conv5 and conv6 of images ``(N, 3, H, W)``, of ``ceil(H / 8)`` by ``ceil(W / 8)`` cells."""
         return self.features(x)
 
 
 class TimmAffinity(_AffinityHead):
-    """PSA's head over the last three stages of a timm model; taps of a finer grid are averaged to the last one's.
+    """PSA's head on the last three stages of a timm model; maps of a finer grid are averaged to the last one's.
 
-    All norms with running statistics are frozen; all else is trained.
-
-    Args:
-        spec: what the trunk was made by.
-        trunk: the model without its classifier and pooling; what comes after its last stage is taken off.
+    What comes after the last stage is removed from the trunk.
     """
 
     def __init__(self, spec: AffinityNetSpec, trunk: TimmTrunk) -> None:
@@ -157,10 +156,9 @@ class TimmAffinity(_AffinityHead):
                 f"{spec.backbone.name} does not give the three feature maps that an affinity net reads; choose another"
             ) from error
         self._add_head([tap.shape[1] for tap in taps], spec.width)
-        self._freeze(())
 
     def stages(self, x: Tensor) -> Sequence[Tensor]:
-        """Images ``(N, 3, H, W)`` to what the last three stages give."""
+        """Return the outputs of the last three stages for images ``(N, 3, H, W)``."""
         model: Any = self.backbone
         found: Sequence[Tensor] = model.forward_intermediates(x, indices=self._indices, intermediates_only=True)
         return found
@@ -173,18 +171,18 @@ def affinity_net(backbone: Backbone | str = RESNET38, *, width: int = 64, seed: 
     """Make an affinity net with a new head, to be trained.
 
     Args:
-        backbone: ``resnet38``, PSA's, or ``timm/NAME``: any that gives feature maps by stages. Stride 8 by removal, as
-            in PSA, unless it says otherwise; 16 is four times as cheap. The checkpoint of a ResNet-38 is any file with
-            its keys, e.g. of a trained SEAM or SC-CAM net; heads in it are not read.
+        backbone: ``resnet38``, PSA's, or ``timm/NAME``: any that gives feature maps by stages. By default of stride 8
+            by removal, as in PSA; 16 is four times as cheap. The checkpoint of a ResNet-38 is any file with its keys,
+            e.g. of a trained SEAM or SC-CAM net; heads in it are ignored.
         width: of the head, and of ResNet-38; 64 in PSA.
-        seed: of the new weights; the global random state is left alone.
+        seed: of the new weights.
 
     Returns:
-        The net, in eval mode, on the CPU. ``net(x)`` are embeddings; ``net.mean``, ``net.std`` and ``net.stride`` say
-        how images are to be prepared.
+        The net, in eval mode, on the CPU. It gives embeddings; ``mean``, ``std`` and ``stride`` say how images are
+        prepared.
 
     Raises:
-        AdvCAMError: an unknown backbone, weights that cannot be had or do not fit, a stride that the net cannot have.
+        AdvCAMError: the backbone is unknown, its weights cannot be loaded, or it cannot have the stride.
 
     Example:
         >>> net = affinity_net(Backbone("timm/mobilenetv2_100", random_weights=True, stride=16))
@@ -200,21 +198,18 @@ def affinity_net(backbone: Backbone | str = RESNET38, *, width: int = 64, seed: 
     if not backbone.is_timm:
         raise AdvCAMError(f"affinity nets are made of {RESNET38} or timm/NAME, not of {backbone.name!r}")
     trunk = timm_trunk(backbone)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         return TimmAffinity(AffinityNetSpec(backbone, width), trunk).eval()
 
 
 def _resnet38_affinity(backbone: Backbone, width: int, seed: int) -> ResNet38Affinity:
-    if (backbone.checkpoint is None) != backbone.random_weights:
+    if backbone.checkpoint is None and not backbone.random_weights:
         raise AdvCAMError("resnet38 needs a file of its trunk's weights (or random weights, which learn little)")
-    if backbone.stride not in ("auto", None, ResNet38.stride):
-        raise AdvCAMError(f"resnet38 has stride {ResNet38.stride}, not {backbone.stride}")
-    for name in ("mean", "std"):
-        if getattr(backbone, name) not in (None, getattr(ResNet38, name)):
-            raise AdvCAMError(f"resnet38 has a {name} of its own; leave it out")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    for name in ("stride", "mean", "std"):
+        value, own = getattr(backbone, name), getattr(ResNet38, name)
+        if value not in ("auto", None, own):
+            raise AdvCAMError(f"resnet38 has {name} {own}, not {value}")
+    with seeded(seed):
         net = ResNet38Affinity(width).eval()
     if backbone.checkpoint is not None:
         _load_trunk(net, read_checkpoint(backbone.checkpoint))
@@ -222,7 +217,7 @@ def _resnet38_affinity(backbone: Backbone, width: int, seed: int) -> ResNet38Aff
 
 
 def _load_trunk(net: AffinityNet, checkpoint: Checkpoint) -> None:
-    """Take the trunk from a file, whatever head is in it; the head stays new."""
+    """Load the trunk from a file with any head; the net's head stays new."""
     weights = without_prefix(checkpoint.weights, _ROOTS)
     own = {key: value for key, value in net.state_dict().items() if key.split(".")[0] in _HEAD}
     others = {key: value for key, value in weights.items() if key.split(".")[0] not in (*_HEAD, *_OTHER_HEADS)}
@@ -230,7 +225,7 @@ def _load_trunk(net: AffinityNet, checkpoint: Checkpoint) -> None:
 
 
 def trained_parts(net: AffinityNet) -> TrainedParts:
-    """The weights that take gradient, sorted as PSA trains them.
+    """Return the weights that are not frozen, sorted as PSA trains them.
 
     Example:
         >>> [len(part) for part in trained_parts(ResNet38Affinity(width=1))]
@@ -244,9 +239,8 @@ def trained_parts(net: AffinityNet) -> TrainedParts:
 
 
 def _published(checkpoint: Checkpoint) -> AffinityNet:
-    """Read the authors' ResNet-38 by its own keys."""
-    kernel = without_prefix(checkpoint.weights, _ROOTS).get("conv1a.weight")
-    width = len(kernel) if kernel is not None and kernel.ndim else 64
+    """Load the authors' ResNet-38 by its own keys (``resnet38_aff.pth``)."""
+    width = out_channels(without_prefix(checkpoint.weights, _ROOTS), "conv1a", 64)
     net = _resnet38_affinity(Backbone(RESNET38, random_weights=True), width, seed=0)
     load_weights(net, checkpoint, "PSA's AffinityNet")
     return net

@@ -1,13 +1,11 @@
-"""A backbone's name in; the CAM net that is made of it (features, global average pooling, 1 × 1 convolution), out.
+"""CAM nets: features of a backbone, global average pooling, and a 1 × 1 convolution without bias.
 
-The net that AdvCAM's seeds come from is IRN's: a ResNet-50 whose last stride is removed, with a bias-free 1 × 1
-convolution as its classifier. The same is made here of any backbone.
+The net of AdvCAM's seeds is IRN's: a ResNet-50 whose last stride is removed. Any backbone can take its place.
 """
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -15,10 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from advcam_attr.networks.backbone import Backbone
-from advcam_attr.networks.checkpoint import load_weights
-from advcam_attr.networks.load import LoadedModel, first_published
+from advcam_attr.networks.checkpoint import load_weights, seeded
+from advcam_attr.networks.freezing import first_trained, freeze_before, running_norms, weight_owners
+from advcam_attr.networks.load import first_published
 from advcam_attr.networks.net_file import NetKind, NetSpec
-from advcam_attr.networks.strides import execution_order, freeze_before, place_of, weight_owners
+from advcam_attr.networks.sources import LoadedModel
+from advcam_attr.networks.strides import execution_order
 from advcam_attr.networks.timm_trunk import TimmTrunk, load_backbone, timm_trunk
 from advcam_attr.types import AdvCAMError
 
@@ -28,7 +28,7 @@ IRN_BACKBONE = "torchvision/resnet50"
 
 @dataclass(frozen=True)
 class CAMNetSpec(NetSpec):
-    """What a CAM net is made of, without its weights; see `cam_net`."""
+    """What a CAM net is made of; see `cam_net`."""
 
     key: ClassVar[str] = "cam_net"
     title: ClassVar[str] = "CAM net"
@@ -37,20 +37,20 @@ class CAMNetSpec(NetSpec):
 
     @property
     def num_names(self) -> int:
-        """How many class names the network's file has."""
+        """How many class names the net's file has."""
         return self.num_classes
 
 
 class CAMNet(nn.Module):
     """Features, global average pooling, and a 1 × 1 convolution without bias; so class activation maps are exact.
 
-    Norms with running statistics use these always, in training too, and leave them as they are. The stem and what
-    comes before ``spec.train_from`` take no gradient.
+    Norms with running statistics use them in training too, and never update them. The stem and what comes before
+    ``spec.backbone.train_from`` are frozen.
 
     Attributes:
-        spec: what it was made of.
-        stride: by how many pixels of the image the cells of its maps lie apart.
-        mean, std: the normalisation of its images, by channel, for RGB in [0, 1].
+        spec: what it is made of.
+        stride: the output stride.
+        mean, std: the normalization, by channel, for RGB in [0, 1].
         classifier: the 1 × 1 convolution; weights ``(K, C, 1, 1)``.
     """
 
@@ -63,32 +63,33 @@ class CAMNet(nn.Module):
         self.classifier = nn.Conv2d(channels, spec.num_classes, 1, bias=False)
 
     def features(self, x: Tensor) -> Tensor:
-        """Images ``(N, 3, H, W)`` to what is pooled, ``(N, C, h, w)``."""
+        """Return the maps ``(N, C, h, w)`` that are pooled, of images ``(N, 3, H, W)``."""
         raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
-        """Images ``(N, 3, H, W)`` to logits ``(N, K)``."""
+        """Return the logits ``(N, K)`` of images ``(N, 3, H, W)``."""
         pooled = self.features(x).mean((2, 3), keepdim=True)
         logits: Tensor = self.classifier(pooled)[:, :, 0, 0]
         return logits
 
     def train(self, mode: bool = True) -> CAMNet:
-        """Training mode for all but the norms with running statistics."""
+        """Set training mode for all but the norms with running statistics."""
         super().train(mode)
-        for module in self.modules():
-            if isinstance(module, nn.modules.batchnorm._NormBase):
-                module.eval()
+        for norm in running_norms(self):
+            norm.eval()
         return self
 
 
 class ResNet50CAM(CAMNet):
     """IRN's CAM net; its state dict has IRN's keys ``resnet50.*`` and ``classifier.weight``, and no others.
 
+    Output stride 16 is layer4 with stride 1; 8 is layer3 too. By dilation, the convolutions of these layers are dilated
+    by 2, except in the first block of each (IRN's stride-8 option).
+
     Args:
-        spec: output stride 16 is layer4 with stride 1; 8 is layer3 too. By dilation, the convolutions of these layers
-            are dilated by 2, except in the first block of each (IRN's stride-8 option).
+        spec: what it is made of.
         resnet: torchvision's ResNet-50; changed in place.
-        mean, std: the normalisation.
+        mean, std: the normalization.
     """
 
     def __init__(self, spec: CAMNetSpec, resnet: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
@@ -105,7 +106,7 @@ class ResNet50CAM(CAMNet):
         self.resnet50 = net
 
     def features(self, x: Tensor) -> Tensor:
-        """Images ``(N, 3, H, W)`` to ``(N, 2048, ceil(H / stride), ceil(W / stride))``."""
+        """Return the maps ``(N, 2048, ceil(H / stride), ceil(W / stride))`` of images ``(N, 3, H, W)``."""
         net = self.resnet50
         x = net.maxpool(net.relu(net.bn1(net.conv1(x))))
         out: Tensor = net.layer4(net.layer3(net.layer2(net.layer1(x))))
@@ -113,20 +114,14 @@ class ResNet50CAM(CAMNet):
 
 
 class TimmCAM(CAMNet):
-    """The CAM net of a timm model.
+    """The CAM net of a timm model."""
 
-    Args:
-        spec: what the trunk was made by.
-        trunk: the model without its classifier and pooling.
-        mean, std: the normalisation.
-    """
-
-    def __init__(self, spec: CAMNetSpec, trunk: TimmTrunk, mean: Sequence[float], std: Sequence[float]) -> None:
-        super().__init__(spec, trunk.stride, trunk.reader.channels, mean, std)
+    def __init__(self, spec: CAMNetSpec, trunk: TimmTrunk) -> None:
+        super().__init__(spec, trunk.stride, trunk.reader.channels, trunk.mean, trunk.std)
         self.backbone, self._reader = trunk.model, trunk.reader
 
     def features(self, x: Tensor) -> Tensor:
-        """Images ``(N, 3, H, W)`` to ``(N, C, h, w)``."""
+        """Return the maps ``(N, C, h, w)`` of images ``(N, 3, H, W)``."""
         return self._reader(self.backbone, x)
 
 
@@ -137,32 +132,27 @@ def cam_net(
     seed: int = 0,
     class_map: Mapping[int, Sequence[int]] | None = None,
 ) -> CAMNet:
-    """Make a CAM net: a backbone's features, global average pooling, and a new 1 × 1 convolution without bias.
+    """Make a CAM net with a new 1 × 1 convolution on a pretrained backbone.
 
-    The backbone's weights are its pretrained ones unless ``checkpoint`` or ``random_weights`` says otherwise. Those of
-    ``torchvision/resnet50`` are ``IMAGENET1K_V1``, which IRN starts from. The normalisation is found as
-    `advcam_attr.networks.load_model` finds it, and travels with the net.
-
-    A lowered stride gives a grid of ceil(H / stride) where all strided layers pad, as ResNets do; nets that drop a
-    rest (2 × 2 patches without padding: ConvNeXt, DenseNet) go on dropping it in the strides that they keep.
+    The pretrained weights of ``torchvision/resnet50`` are ``IMAGENET1K_V1``, as in IRN. A lowered stride gives a grid
+    of ceil(H / stride) if all strided layers pad, as ResNets do; nets that drop a rest (2 × 2 patches without padding:
+    ConvNeXt, DenseNet) still drop it in the strides that they keep.
 
     Args:
-        backbone: ``torchvision/resnet50``, IRN's; or ``timm/NAME``. Output stride 16 by removal, unless it says
-            otherwise. Its ``train_from`` may be ``"classifier"``, which trains the new convolution alone; None trains
-            all but the stem, as AdvCAM's copy of IRN does. The stem, which is all up to the first norm, is always
-            frozen (ResNet: conv1 and bn1).
+        backbone: ``torchvision/resnet50``, IRN's; or ``timm/NAME``. By default of output stride 16 by removal. Its
+            ``train_from`` may be ``"classifier"``, which trains the new convolution alone; None trains all but the
+            stem, as AdvCAM's copy of IRN does. The stem, which is all up to the first norm, is always frozen.
         num_classes: K.
-        seed: of the new convolution's weights (default initialisation); the global random state is left alone.
-        class_map: for some of the new classes, the classes of the backbone's own linear classifier that depict them.
-            Their weights start from the mean of these, less the mean of all of its classes; those of the other classes
-            from zero. It helps where images are few.
+        seed: of the new convolution's weights (default initialization).
+        class_map: for some of the new classes, the classes of the backbone's own linear classifier that depict them;
+            see `mapped_weights`. It helps if images are few.
 
     Returns:
         The net, in eval mode, on the CPU; its ``stride`` is what was reached.
 
     Raises:
-        AdvCAMError: an unknown name, weights that cannot be had or do not fit, a stride that the net cannot have, a
-            ``train_from`` that it does not have, or ``class_map`` classes that it does not have.
+        AdvCAMError: the backbone is unknown, its weights cannot be loaded, or it cannot have the stride, ``train_from``
+            or ``class_map``.
 
     Example:
         >>> net = cam_net(Backbone("timm/resnet18", random_weights=True), 20)
@@ -178,13 +168,13 @@ def cam_net(
     if backbone.name == IRN_BACKBONE:
         loaded = _irn_resnet(backbone)
         own: Any = loaded.model.fc
-        with _seeded(seed):
+        with seeded(seed):
             net = ResNet50CAM(spec, loaded.model, loaded.preprocessing.mean or (), loaded.preprocessing.std or ())
     elif backbone.is_timm:
         trunk = timm_trunk(backbone)
         size, own = trunk.size, trunk.classifier
-        with _seeded(seed):
-            net = TimmCAM(spec, trunk, trunk.mean, trunk.std)
+        with seeded(seed):
+            net = TimmCAM(spec, trunk)
     else:
         raise AdvCAMError(f"CAM nets are made of {IRN_BACKBONE} or timm/NAME, not of {backbone.name!r}")
     if class_map is not None:
@@ -195,7 +185,6 @@ def cam_net(
 
 
 def _irn_resnet(backbone: Backbone) -> LoadedModel:
-    """torchvision's ResNet-50, with its first ImageNet weights where none are given."""
     published = backbone.checkpoint is None and not backbone.random_weights
     loaded = load_backbone(replace(backbone, random_weights=True) if published else backbone)
     if published:
@@ -203,51 +192,38 @@ def _irn_resnet(backbone: Backbone) -> LoadedModel:
     return loaded
 
 
-@contextlib.contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """A block whose random numbers come from a seed, and that leaves the global state as it was."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        yield
-
-
 def _freeze(net: CAMNet, size: int) -> None:
-    """Take the gradient of the stem, and of what runs before ``train_from``."""
+    """Freeze the stem, and what runs before ``train_from``."""
     order = execution_order(net, size=size)
     backbone = net.spec.backbone
-    within = "resnet50" if backbone.name == IRN_BACKBONE else "backbone"
-    first = 0 if backbone.train_from is None else place_of(backbone.train_from, order, within, backbone.name)
-    owners = weight_owners(net)
-    norms = [order[name] for name in owners if name in order and _is_norm(net.get_submodule(name))]
-    stem = min(norms or [min(order[name] for name in owners if name in order)])
+    first = first_trained(backbone, order, "resnet50" if backbone.name == IRN_BACKBONE else "backbone")
+    owners = [name for name in weight_owners(net) if name in order]
+    norms = [name for name in owners if "norm" in type(net.get_submodule(name)).__name__.lower()]
+    stem = min(order[name] for name in norms or owners)
     freeze_before(net, order, max(first, stem + 1))
 
 
-def _is_norm(module: nn.Module) -> bool:
-    return "norm" in type(module).__name__.lower()
-
-
 class UnknownClassError(AdvCAMError):
-    """A class that the backbone, or the new net, does not have."""
+    """A class map with a class that the backbone, or the new net, does not have."""
 
 
 def mapped_weights(
-    own: nn.Module, class_map: Mapping[int, Sequence[int]], classes: int, channels: int, backbone: str
+    own: nn.Module, class_map: Mapping[int, Sequence[int]], num_classes: int, channels: int, backbone: str
 ) -> Tensor:
-    """The mean weights of the classes that depict each new class, less the mean of all classes.
+    """Return weights of new classes: the mean of the backbone's classes that depict them, less the mean of all.
 
     Args:
         own: the backbone's classifier, a linear one on its last maps.
         class_map: for some of the new classes, the classes of ``own`` that depict them.
-        classes: K, how many new classes there are.
+        num_classes: K, of the new classes.
         channels: C, of the last maps.
         backbone: its name, for messages.
 
     Returns:
-        ``(K, C)``; zeros for classes that nothing depicts.
+        ``(K, C)``; zeros for classes that are not in the map.
 
     Raises:
-        UnknownClassError: classes that the backbone or the new net does not have.
+        UnknownClassError: a class that the backbone or the new net does not have.
         AdvCAMError: another classifier.
 
     Example:
@@ -259,15 +235,15 @@ def mapped_weights(
     """
     if not isinstance(own, nn.Linear) or own.in_features != channels:
         raise AdvCAMError(f"{backbone} has no linear classifier on its last maps to map classes from")
-    start = torch.zeros(classes, channels)
+    start = torch.zeros(num_classes, channels)
     for new, depicting in class_map.items():
         wrong = [c for c in depicting if not 0 <= c < own.out_features]
-        if wrong or not 0 <= new < classes:
-            named = ", ".join(map(str, (wrong or [new])[:3])) + (
-                f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-            )
+        if not 0 <= new < num_classes:
+            wrong.append(new)
+        if wrong:
+            named = ", ".join(map(str, wrong[:3])) + (f" and {len(wrong) - 3} more" if len(wrong) > 3 else "")
             raise UnknownClassError(
-                f"{backbone} has {own.out_features} classes and the new net {classes}: there is no {named}"
+                f"{backbone} has {own.out_features} classes and the new net {num_classes}: there is no {named}"
             )
         if depicting:
             start[new] = (own.weight[list(depicting)].mean(0) - own.weight.mean(0)).detach()

@@ -1,7 +1,7 @@
-"""A backbone's name in; a segmentation net for cross-consistency training (encoder, main and auxiliary decoders), out.
+"""CCT's segmentation net: an encoder, a main decoder, and auxiliary decoders behind perturbations.
 
-Ouali, Hudelot and Tami, "Semi-Supervised Semantic Segmentation with Cross-Consistency Training", CVPR 2020. The
-encoder is a backbone at output stride 8 and a pyramid pooling module; decoders are of `cct_decoders`.
+Ouali, Hudelot and Tami, "Semi-Supervised Semantic Segmentation with Cross-Consistency Training", CVPR 2020. The encoder
+is a backbone at output stride 8 and a pyramid pooling module.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from advcam_attr.networks.backbone import Backbone
 from advcam_attr.networks.cct_perturbations import AUXILIARY, PERTURBATIONS, Guide, Perturbation
-from advcam_attr.networks.checkpoint import Checkpoint, load_weights, read_checkpoint, without_prefix
+from advcam_attr.networks.checkpoint import Checkpoint, load_weights, read_checkpoint, seeded, without_prefix
+from advcam_attr.networks.freezing import running_norms
 from advcam_attr.networks.net_file import NetKind, NetSpec
 from advcam_attr.networks.timm_trunk import TimmTrunk, timm_trunk
 from advcam_attr.registry import lookup
@@ -27,7 +28,7 @@ from advcam_attr.types import AdvCAMError
 #: The released code's backbone: a ResNet-50 whose stem is three 3 × 3 convolutions to 64, 64 and 128 channels.
 DEEP_BASE = "deepbase_resnet50"
 
-#: The same in timm's words. At output stride 8, timm dilates as the released code does: layer3 by 2, layer4 by 4, and
+#: timm's arguments for it. At output stride 8, timm dilates as the released code does: layer3 by 2, layer4 by 4, and
 #: the convolution that has lost its stride by half of that.
 _DEEP_BASE_ARGS = {"stem_type": "deep", "stem_width": 64}
 
@@ -42,7 +43,7 @@ Norms = Literal["trained", "frozen"]
 
 @dataclass(frozen=True)
 class CCTSpec(NetSpec):
-    """What a net is made of, without its weights; see `cct_net`."""
+    """What a CCT net is made of; see `cct_net`."""
 
     key: ClassVar[str] = "cct"
     title: ClassVar[str] = "CCT net"
@@ -54,12 +55,12 @@ class CCTSpec(NetSpec):
 
     @property
     def num_names(self) -> int:
-        """How many class names the network's file has."""
+        """How many class names the net's file has."""
         return self.num_classes - 1
 
 
 class PyramidPooling(nn.Module):
-    """Features beside their means over 1, 4, 9 and 36 regions, and a 3 × 3 convolution of all that.
+    """Features and their means over 1, 4, 9 and 36 regions, mixed by a 3 × 3 convolution.
 
     Zhao et al., "Pyramid Scene Parsing Network", CVPR 2017, as in CCT's released code.
 
@@ -81,7 +82,7 @@ class PyramidPooling(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Features ``(N, C, h, w)`` to ``(N, out, h, w)``."""
+        """Return ``(N, out, h, w)`` of features ``(N, C, h, w)``."""
         pooled = [F.interpolate(branch(x), x.shape[2:], mode="bilinear") for branch in self.branches]
         mixed: Tensor = self.bottleneck(torch.cat([x, *pooled], 1))
         return mixed
@@ -91,19 +92,18 @@ class CCT(nn.Module):
     """Encoder, main decoder, and auxiliary decoders behind perturbations.
 
     Attributes:
-        spec: what it was made of.
-        stride: by how many pixels the encoder's cells lie apart; images' sides must be multiples of it.
-        mean, std: the normalisation of its images, by channel, for RGB in [0, 1].
+        spec: what it is made of.
+        stride: the encoder's output stride; images' sides must be multiples of it.
+        mean, std: the normalization, by channel, for RGB in [0, 1].
         backbone, pyramid: the encoder.
-        main: the main decoder, which alone is used after training.
+        main: the main decoder, the only one that is used after training.
         auxiliary: the decoders of the seven perturbations, in the order of `PERTURBATIONS`.
     """
 
     def __init__(self, spec: CCTSpec, trunk: TimmTrunk) -> None:
         super().__init__()
         self.spec = replace(spec, backbone=spec.backbone.without_weights(trunk.mean, trunk.std))
-        self.stride = trunk.stride
-        self.mean, self.std = trunk.mean, trunk.std
+        self.stride, self.mean, self.std = trunk.stride, trunk.mean, trunk.std
         self.backbone, self._reader = trunk.model, trunk.reader
         channels = trunk.reader.channels
         out = spec.channels or channels // len(BINS)
@@ -117,24 +117,21 @@ class CCT(nn.Module):
         )
 
     def features(self, x: Tensor) -> Tensor:
-        """Images ``(N, 3, H, W)`` to the encoder's features ``(N, C, H / stride, W / stride)``."""
+        """Return the encoder's features ``(N, C, H / stride, W / stride)`` of images ``(N, 3, H, W)``."""
         encoded: Tensor = self.pyramid(self._reader(self.backbone, x))
         return encoded
 
     def forward(self, x: Tensor) -> Tensor:
-        """What all decoders say of pairs in training, or what the main decoder says of images.
+        """Return the scores of all decoders for pairs (training), or of the main decoder for images.
 
         Args:
             x: images ``(N, 3, H, W)``; or pairs ``(N, 2, 3, H, W)``, a labelled image and an unlabelled one, which
                 share no batch norm's statistics, as in the released code.
 
         Returns:
-            Scores ``(N, K, H, W)`` of images. Of pairs, ``(N, 2 + A, K, H, W)``: the main decoder's of the labelled
-            image and of the unlabelled one, and of this one all A auxiliary decoders'; without auxiliary decoders
-            only the first, ``(N, 1, K, H, W)``.
-
-        Raises:
-            AdvCAMError: sides that are no multiples of the stride.
+            Scores ``(N, K, H, W)`` of images. Of pairs, ``(N, 2 + A, K, H, W)``: the main decoder's for the labelled
+            and for the unlabelled image, and for the latter those of the A auxiliary decoders; without auxiliary
+            decoders only the first, ``(N, 1, K, H, W)``.
         """
         if x.shape[-1] % self.stride or x.shape[-2] % self.stride:
             raise AdvCAMError(f"images of {x.shape[-1]}x{x.shape[-2]} pixels: sides must be multiples of {self.stride}")
@@ -150,11 +147,10 @@ class CCT(nn.Module):
         return torch.stack([labelled, unlabelled, *(decoder(features, guide) for decoder in self.auxiliary)], 1)
 
     def train(self, mode: bool = True) -> CCT:
-        """Training mode; norms of a backbone whose ``spec.norms`` are ``"frozen"`` go on using their statistics."""
+        """Set training mode; the backbone's norms keep using their statistics if ``spec.norms`` is ``"frozen"``."""
         super().train(mode)
-        for module in self.backbone.modules() if self.spec.norms == "frozen" else ():
-            if isinstance(module, nn.modules.batchnorm._NormBase):
-                module.eval()
+        for norm in running_norms(self.backbone) if self.spec.norms == "frozen" else ():
+            norm.eval()
         return self
 
 
@@ -167,25 +163,25 @@ def cct_net(
     norms: Norms = "trained",
     seed: int = 0,
 ) -> CCT:
-    """Make a net for cross-consistency training.
+    """Make a net for cross-consistency training on a pretrained backbone.
 
     Args:
         backbone: ``deepbase_resnet50``, the released code's, whose published weights are given as its checkpoint
-            (``3x3resnet50-imagenet.pth``); or ``timm/NAME``, with its own pretrained weights if nothing else is said.
-            Stride 8 by dilation, as in the released code, unless it says otherwise; a power of two.
-        num_classes: K, the background included.
-        channels: of the pyramid's branches and result; a quarter of the backbone's if None (ResNet-50: 512).
-        auxiliary: how many decoders of each perturbation; the released code's 30 if None.
+            (``3x3resnet50-imagenet.pth``); or ``timm/NAME``. By default of stride 8 by dilation, as in the released
+            code; a power of two.
+        num_classes: K, including the background.
+        channels: of the pyramid's branches and result; by default a quarter of the backbone's (ResNet-50: 512).
+        auxiliary: the number of decoders of each perturbation; by default the released code's 30.
         norms: ``"trained"`` as in the released code; ``"frozen"`` keeps the statistics and affine weights of the
-            backbone's batch norms as they are, e.g. for weights whose norms were folded into convolutions.
-        seed: of the new weights; the global random state is left alone.
+            backbone's batch norms, e.g. for weights whose norms were folded into convolutions.
+        seed: of the new weights.
 
     Returns:
         The net, in eval mode, on the CPU.
 
     Raises:
-        AdvCAMError: an unknown name or perturbation, weights that cannot be had or do not fit (missing and unexpected
-            keys are named), or a stride that the backbone or the decoders cannot have.
+        AdvCAMError: an unknown name or perturbation, weights that cannot be loaded, or a stride that the backbone or
+            the decoders cannot have.
 
     Example:
         >>> few = {"dropout": 1, "feature_noise": 1}
@@ -204,22 +200,18 @@ def cct_net(
     backbone.require_unused("CCT", "train_from")
     if backbone.max_stride is not None:
         doubling_steps(backbone.max_stride)
-    trunk = _deep_base(backbone) if backbone.name == DEEP_BASE else _timm(backbone)
-    spec = CCTSpec(replace(backbone, stride=trunk.stride), num_classes, channels, counts, norms)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        net = CCT(spec, trunk)
-    if norms == "frozen":
-        for module in net.backbone.modules():
-            if isinstance(module, nn.modules.batchnorm._NormBase):
-                module.requires_grad_(False)
-    return net.eval()
-
-
-def _timm(backbone: Backbone) -> TimmTrunk:
-    if not backbone.is_timm:
+    if backbone.name == DEEP_BASE:
+        trunk = _deep_base(backbone)
+    elif backbone.is_timm:
+        trunk = timm_trunk(backbone)
+    else:
         raise AdvCAMError(f"nets for CCT are made of {DEEP_BASE} or timm/NAME, not of {backbone.name!r}")
-    return timm_trunk(backbone)
+    spec = CCTSpec(replace(backbone, stride=trunk.stride), num_classes, channels, counts, norms)
+    with seeded(seed):
+        net = CCT(spec, trunk)
+    for norm in running_norms(net.backbone) if norms == "frozen" else ():
+        norm.requires_grad_(False)
+    return net.eval()
 
 
 def _deep_base(backbone: Backbone) -> TimmTrunk:
@@ -237,7 +229,7 @@ def _deep_base(backbone: Backbone) -> TimmTrunk:
 
 
 def deep_base_weights(checkpoint: Checkpoint) -> Checkpoint:
-    """The published weights of the deep ResNet-50 by timm's names; its classifier is left out, all else is kept.
+    """Return the published weights of the deep ResNet-50 by timm's names, without its classifier.
 
     Example:
         >>> from pathlib import Path
@@ -246,8 +238,7 @@ def deep_base_weights(checkpoint: Checkpoint) -> Checkpoint:
         >>> sorted(found.weights)
         ['bn1.bias', 'conv1.0.weight', 'layer1.0.bn3.bias']
     """
-    own = {"conv1", "fc", "layer1"}  # beginnings that no prefix has
-    weights = without_prefix(checkpoint.weights, [f"{name}." for name in own])
+    weights = without_prefix(checkpoint.weights, ["conv1.", "fc.", "layer1."])
     named = {re.sub(r"^(resinit|prefix)\.", "", key): value for key, value in weights.items()}
     renamed = {
         ".".join([_STEM.get(stem, stem), rest]): value
@@ -259,7 +250,7 @@ def deep_base_weights(checkpoint: Checkpoint) -> Checkpoint:
 
 
 class Decoder(nn.Sequential):
-    """A 1 × 1 convolution to K channels, then steps that double the size.
+    """A 1 × 1 convolution to K channels, followed by steps that double the size.
 
     A step is a 1 × 1 convolution to 4 K channels, a ReLU and a pixel shuffle. The last step has a ReLU too, as in
     the released code: scores are never below 0.
@@ -288,13 +279,13 @@ def _doubling(classes: int) -> nn.Sequential:
 
 @torch.no_grad()
 def icnr(weight: Tensor, factor: int = 2) -> None:
-    """Fill a sub-pixel convolution's weights so that the pixels of each cell begin alike, without a checkerboard.
+    """Initialize a sub-pixel convolution so that the pixels of each cell are equal, without a checkerboard.
 
     Aitken et al., "Checkerboard artifact free sub-pixel convolution", 2017.
 
     Args:
         weight: ``(C · factor², C', 1, 1)``, changed in place; Kaiming-normal, each kernel ``factor²`` times.
-        factor: of the pixel shuffle behind it.
+        factor: of the pixel shuffle that follows.
     """
     kernels = torch.empty(len(weight) // factor**2, *weight.shape[1:], dtype=weight.dtype, device=weight.device)
     nn.init.kaiming_normal_(kernels)
@@ -302,37 +293,24 @@ def icnr(weight: Tensor, factor: int = 2) -> None:
 
 
 class AuxiliaryDecoder(nn.Module):
-    """A decoder behind a perturbation.
-
-    Args:
-        perturbation: see `PERTURBATIONS`.
-        decoder: of the main decoder's shape, with weights of its own.
-    """
+    """A decoder behind a perturbation (see `PERTURBATIONS`)."""
 
     def __init__(self, perturbation: Perturbation, decoder: Decoder) -> None:
         super().__init__()
         self.perturbation, self.decoder = perturbation, decoder
 
     def forward(self, x: Tensor, guide: Guide) -> Tensor:
-        """Features ``(N, C, h, w)`` to scores ``(N, K, H, W)``."""
+        """Return the scores ``(N, K, H, W)`` of features ``(N, C, h, w)``."""
         scores: Tensor = self.decoder(self.perturbation(x, guide, self.decoder))
         return scores
 
     def extra_repr(self) -> str:
-        """The perturbation, for ``print(net)``."""
+        """Return the perturbation, for ``print(net)``."""
         return repr(self.perturbation)
 
 
 def doubling_steps(stride: int) -> int:
-    """How often a size is doubled until a map of some stride is as large as its image.
-
-    Raises:
-        AdvCAMError: the stride is no power of two.
-
-    Example:
-        >>> doubling_steps(8)
-        3
-    """
+    """Return how often a map's size is doubled to reach the image's, log2 of its stride."""
     steps = round(math.log2(stride)) if stride > 0 else -1
     if 2**steps != stride:
         raise AdvCAMError(f"decoders double sizes, so the encoder's stride must be a power of two, got {stride}")

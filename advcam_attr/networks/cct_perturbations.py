@@ -1,4 +1,4 @@
-"""Features in; the same perturbed, by one of the seven ways of cross-consistency training, out.
+"""The seven feature perturbations of cross-consistency training.
 
 Ouali, Hudelot and Tami, "Semi-Supervised Semantic Segmentation with Cross-Consistency Training", CVPR 2020,
 section 3.3. Random numbers come from torch's generators.
@@ -22,27 +22,27 @@ from advcam_attr.types import AdvCAMError
 #: Left, top, right and bottom of a contour's points, all within it.
 Box = tuple[int, int, int, int]
 
-#: A contour of fewer points, or of as many, is not cut out of (the released code).
+#: Contours of at most so many points are ignored (the released code).
 LEAST_POINTS = 50
 
 
 @dataclass(frozen=True)
 class Guide:
-    """What perturbations may know of the main decoder's prediction; nothing is learned through it.
+    """The main decoder's prediction, which guides perturbations; detached.
 
     Attributes:
-        foreground: ``(N, H, W)`` bool, where a class other than the background is the likeliest.
+        foreground: ``(N, H, W)`` bool, where the likeliest class is not the background.
     """
 
     foreground: Tensor
 
     @classmethod
     def of(cls, scores: Tensor) -> Guide:
-        """The guide of the main decoder's scores ``(N, K, H, W)``."""
+        """Return the guide of the main decoder's scores ``(N, K, H, W)``."""
         return cls(scores.detach().argmax(1) > 0)
 
     def resized(self, x: Tensor) -> Tensor:
-        """The foreground on the grid of features ``(N, C, h, w)``, by the nearest pixel: ``(N, 1, h, w)``, 0 or 1."""
+        """Return the foreground on the grid of features ``(N, C, h, w)``, by the nearest pixel: ``(N, 1, h, w)``."""
         return F.interpolate(self.foreground[:, None].to(x.dtype), x.shape[2:], mode="nearest")
 
     @cached_property
@@ -52,17 +52,9 @@ class Guide:
 
 
 def contour_boxes(mask: np.ndarray, least_points: int = LEAST_POINTS) -> list[Box]:
-    """The boxes around the outer contours of a mask that have more than some number of points.
+    """Return the boxes around the outer contours of a mask ``(H, W)`` that have more than some number of points.
 
-    A point is a corner of a contour: of straight pieces only the ends count. So a rectangle has four points, however
-    large it is, and a ragged outline of the same size has many.
-
-    Args:
-        mask: ``(H, W)`` bool.
-        least_points: a contour needs more.
-
-    Raises:
-        AdvCAMError: OpenCV is not installed.
+    Points are corners: a rectangle has four, however large it is, and a ragged outline of the same size has many.
     """
     cv2 = require_opencv()
     contours = cv2.findContours(mask.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)[-2]
@@ -71,11 +63,7 @@ def contour_boxes(mask: np.ndarray, least_points: int = LEAST_POINTS) -> list[Bo
 
 
 def require_opencv() -> Any:
-    """OpenCV's module.
-
-    Raises:
-        AdvCAMError: it is not installed.
-    """
+    """Return OpenCV's module; AdvCAMError if it is not installed."""
     try:
         import cv2
     except ImportError as error:
@@ -93,13 +81,12 @@ Perturbation = Callable[[Tensor, Guide, nn.Module], Tensor]
 class VirtualAdversarial:
     """I-VAT: move each image's features by ε along the direction in which its decoder's prediction changes most.
 
-    The direction is found as Miyato et al. do (2018): the gradient of KL(p(x) || p(x + ξ d)) by d, where d begins as
-    random numbers in ±1/2 and is of length 1.
+    The direction is that of Miyato et al. (2018): the gradient of KL(p(x) || p(x + ξ d)) by d, where d is drawn in ±1/2
+    and normalized.
 
-    Departure from the released code: the direction is computed in float64, and normalised whatever its gradient's
-    length. In float32, ξ = 1e-6 spread over all features is lost in their rounding, so that the gradient is noise;
-    and its length lies below the 1e-8 that the released code adds before it divides by it, so that the features hardly
-    move. Effect: the perturbation is what the paper describes.
+    Departure from the released code: the direction is computed in float64, and normalized whatever its gradient's
+    length. In float32, ξ = 1e-6 spread over all features is lost in rounding, so that the gradient is noise; and its
+    length is below the 1e-8 that the released code adds before dividing by it, so that the features hardly move.
 
     Attributes:
         xi: ξ, the length of the trial step.
@@ -112,11 +99,10 @@ class VirtualAdversarial:
     iterations: int = 1
 
     def __call__(self, x: Tensor, guide: Guide, decoder: nn.Module) -> Tensor:
-        """Features ``(N, C, h, w)`` to the same shape."""
         return x + self.epsilon * self.direction(x.detach(), decoder).to(x.dtype)
 
     def direction(self, x: Tensor, decoder: nn.Module) -> Tensor:
-        """The unit vector of each image, ``(N, C, h, w)`` float64; no gradient reaches the decoder's weights."""
+        """Return the unit vector of each image, ``(N, C, h, w)`` float64; the decoder's weights get no gradient."""
         start, weights = x.double(), {name: p.detach().double() for name, p in decoder.named_parameters()}
         with torch.enable_grad(), torch.autocast(x.device.type, enabled=False):
             clean = functional_call(decoder, weights, (start,)).softmax(1)
@@ -130,25 +116,23 @@ class VirtualAdversarial:
 
 
 def _unit(d: Tensor) -> Tensor:
-    """Each image's vector at length 1; a zero vector stays."""
     length = torch.linalg.vector_norm(d, dim=(1, 2, 3), keepdim=True)
     return d / torch.where(length > 0, length, 1)
 
 
 @dataclass(frozen=True)
 class SpatialDropout:
-    """DropOut: whole channels of an image are zeroed with probability p, the others divided by 1 - p."""
+    """DropOut: zero whole channels of an image with probability p, and divide the others by 1 - p."""
 
     p: float = 0.5
 
     def __call__(self, x: Tensor, guide: Guide, decoder: nn.Module) -> Tensor:
-        """Features ``(N, C, h, w)`` to the same shape."""
         return F.dropout2d(x, self.p)
 
 
 @dataclass(frozen=True)
 class GuidedCutout:
-    """G-CutOut: within the box of every predicted object, a random window is zeroed.
+    """G-CutOut: zero a random window within the box of every predicted object.
 
     Attributes:
         erase: each side of the window, as a share of the box's.
@@ -157,17 +141,15 @@ class GuidedCutout:
     erase: float = 0.4
 
     def __call__(self, x: Tensor, guide: Guide, decoder: nn.Module) -> Tensor:
-        """Features ``(N, C, h, w)`` to the same shape."""
-        kept = torch.ones(guide.foreground.shape)
-        for mask, boxes in zip(kept, guide.boxes, strict=True):
+        masks = torch.ones(guide.foreground.shape)
+        for mask, boxes in zip(masks, guide.boxes, strict=True):
             for left, top, right, bottom in boxes:
                 x0, x1 = self._window(left, right)
                 y0, y1 = self._window(top, bottom)
                 mask[y0:y1, x0:x1] = 0
-        return x * F.interpolate(kept[:, None], x.shape[2:], mode="nearest").to(x)
+        return x * F.interpolate(masks[:, None], x.shape[2:], mode="nearest").to(x)
 
     def _window(self, first: int, last: int) -> tuple[int, int]:
-        """A random part of a side, whose length is ``last - first``; any place within it is as likely."""
         length = last - first
         begin = first + int(torch.randint(int(length * (1 - self.erase)) + 1, ()))
         return begin, begin + int(length * self.erase)
@@ -175,37 +157,34 @@ class GuidedCutout:
 
 @dataclass(frozen=True)
 class ContextMask:
-    """Con-Msk: the context is zeroed; what is predicted as foreground stays."""
+    """Con-Msk: zero the predicted background."""
 
     def __call__(self, x: Tensor, guide: Guide, decoder: nn.Module) -> Tensor:
-        """Features ``(N, C, h, w)`` to the same shape."""
         return x * guide.resized(x)
 
 
 @dataclass(frozen=True)
 class ObjectMask:
-    """Obj-Msk: the objects are zeroed; what is predicted as background stays."""
+    """Obj-Msk: zero the predicted foreground."""
 
     def __call__(self, x: Tensor, guide: Guide, decoder: nn.Module) -> Tensor:
-        """Features ``(N, C, h, w)`` to the same shape."""
         return x * (1 - guide.resized(x))
 
 
 @dataclass(frozen=True)
 class FeatureDrop:
-    """F-Drop: the most active locations are zeroed, those whose mean over channels is γ times the image's highest.
+    """F-Drop: zero the most active locations, those whose mean over channels is at least γ times the image's highest.
 
     γ is drawn once for the batch. 0.7 is the paper's lower end; one version of the released code has 0.6.
 
     Attributes:
-        low, high: between which γ is drawn.
+        low, high: the range of γ.
     """
 
     low: float = 0.7
     high: float = 0.9
 
     def __call__(self, x: Tensor, guide: Guide, decoder: nn.Module) -> Tensor:
-        """Features ``(N, C, h, w)`` to the same shape."""
         activity = x.mean(1, keepdim=True)
         gamma = self.low + float(torch.rand(())) * (self.high - self.low)
         return x * (activity < gamma * activity.amax((2, 3), keepdim=True))
@@ -213,12 +192,11 @@ class FeatureDrop:
 
 @dataclass(frozen=True)
 class FeatureNoise:
-    """F-Noise: x + x · n, with n uniform in ± ``bound``; one n, of an image's shape, for the whole batch."""
+    """F-Noise: x + x · n, with n uniform in ± ``bound``, of an image's shape, shared by the batch."""
 
     bound: float = 0.3
 
     def __call__(self, x: Tensor, guide: Guide, decoder: nn.Module) -> Tensor:
-        """Features ``(N, C, h, w)`` to the same shape."""
         noise = (2 * torch.rand(x.shape[1:], dtype=x.dtype, device=x.device) - 1) * self.bound
         return x * noise + x
 
@@ -234,7 +212,13 @@ PERTURBATIONS: dict[str, Perturbation] = {
     "feature_noise": FeatureNoise(),
 }
 
-#: How many decoders the released configuration has of each: 30.
+#: The released configuration's numbers of decoders, 30 in all.
 AUXILIARY = {
-    "vat": 2, "dropout": 6, "cutout": 6, "context_mask": 2, "object_mask": 2, "feature_drop": 6, "feature_noise": 6,
-}  # fmt: skip
+    "vat": 2,
+    "dropout": 6,
+    "cutout": 6,
+    "context_mask": 2,
+    "object_mask": 2,
+    "feature_drop": 6,
+    "feature_noise": 6,
+}

@@ -1,11 +1,11 @@
-"""A file of weights in; a model that holds exactly these weights, or one line on why it cannot, out."""
+"""Checkpoints: reading weights without running code, and loading them into a model."""
 
 from __future__ import annotations
 
-import itertools
+import contextlib
 import pickle
 import warnings
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from advcam_attr.types import AdvCAMError
 
-#: Keys under which training scripts put the weights; plain weights go before averaged ones.
+#: Keys under which training scripts store the weights; plain weights come before averaged ones.
 _WRAPPERS = (
     "state_dict",
     "model_state_dict",
@@ -35,21 +35,25 @@ _COUNTER = "num_batches_tracked"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a weights file holds.
+    """The content of a weights file.
 
     Attributes:
-        path: where it was read.
-        weights: tensor by key, wrappers taken off.
-        metadata: the notes of a safetensors file; empty for torch files.
+        path: the file.
+        weights: tensors by key, wrappers removed.
+        metadata: of a safetensors file; empty for torch files.
     """
 
     path: Path
     weights: Mapping[str, Tensor]
     metadata: Mapping[str, str]
 
+    def floats(self, name: str) -> tuple[float, ...]:
+        """Return the numbers in a metadata entry; KeyError or ValueError if there are none."""
+        return tuple(float(v) for v in self.metadata[name].split())
+
 
 def read_checkpoint(path: str | Path) -> Checkpoint:
-    """Read a safetensors file, or a torch file of plain weights; no code of the file is ever run.
+    """Read a safetensors file, or a torch file of plain weights; no code of the file is run.
 
     Args:
         path: a file ending in ``.safetensors``, or any file that ``torch.save`` wrote from a state dict or from a
@@ -89,7 +93,7 @@ def _read_torch(path: Path) -> Any:
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise AdvCAMError(
-            f"checkpoint {path} is refused: it is a pickle of more than plain weights, which could run code; "
+            f"checkpoint {path} is rejected: it is a pickle of more than plain weights, which could run code; "
             "save model.state_dict() alone, with torch.save or safetensors"
         ) from error
     except Exception as error:  # damaged files make torch.load raise whatever its parsers happen to meet
@@ -108,15 +112,15 @@ def _unwrap(content: Any) -> Mapping[Any, Any]:
 
 
 def load_weights(model: nn.Module, checkpoint: Checkpoint, name: str) -> None:
-    """Put the weights of a checkpoint into a model, cast to the model's own precision.
+    """Load the weights of a checkpoint into a model, cast to the model's own precision.
 
-    A prefix that all keys share and the model's do not (``module.``, ``_orig_mod.``, ``model.``) is taken off. The
-    model is left untouched unless everything fits.
+    A prefix that all keys share and the model's do not (``module.``, ``_orig_mod.``, ``model.``) is removed. The model
+    is left unchanged unless everything fits.
 
     Args:
         model: changed in place.
-        checkpoint: what `read_checkpoint` returned.
-        name: what to call the model in errors.
+        checkpoint: from `read_checkpoint`.
+        name: the model's name in errors.
 
     Raises:
         AdvCAMError: keys are missing or unexpected, shapes differ, or weights are not finite; they are listed.
@@ -126,8 +130,8 @@ def load_weights(model: nn.Module, checkpoint: Checkpoint, name: str) -> None:
     missing = [key for key in expected if key not in weights and not key.endswith(_COUNTER)]
     unexpected = [key for key in weights if key not in expected]
     if missing or unexpected:
-        problems = [f"{len(keys)} {what} keys ({_few(keys)})" for what, keys in
-                    (("missing", missing), ("unexpected", unexpected)) if keys]  # fmt: skip
+        kinds = (("missing", missing), ("unexpected", unexpected))
+        problems = [f"{len(keys)} {kind} keys ({_few(keys)})" for kind, keys in kinds if keys]
         raise AdvCAMError(
             f"checkpoint {checkpoint.path} does not fit {name}: {' and '.join(problems)}; "
             "is it of another architecture, or does it need --model-args?"
@@ -141,12 +145,12 @@ def load_weights(model: nn.Module, checkpoint: Checkpoint, name: str) -> None:
         )
     broken = [key for key, value in weights.items() if value.is_floating_point() and not value.isfinite().all()]
     if broken:
-        raise AdvCAMError(f"checkpoint {checkpoint.path} is refused: NaN or infinite weights in {_few(broken)}")
+        raise AdvCAMError(f"checkpoint {checkpoint.path} is rejected: NaN or infinite weights in {_few(broken)}")
     model.load_state_dict(dict(weights), strict=False)
 
 
 def without_prefix(weights: Mapping[str, Tensor], expected: Collection[str]) -> Mapping[str, Tensor]:
-    """The weights without the prefixes that all keys share and the expected keys do not have."""
+    """Return the weights without the prefixes that all keys share and no expected key starts with."""
     while True:
         first = {key.split(".", 1)[0] for key in weights}
         if len(first) > 1 or any("." not in key for key in weights):
@@ -157,15 +161,29 @@ def without_prefix(weights: Mapping[str, Tensor], expected: Collection[str]) -> 
         weights = {key.removeprefix(prefix): value for key, value in weights.items()}
 
 
+def out_channels(weights: Mapping[str, Tensor], layer: str, default: int) -> int:
+    """Return the number of output channels of a layer in a file; a default if the file lacks it."""
+    kernel = weights.get(f"{layer}.weight")
+    return default if kernel is None or not kernel.ndim else len(kernel)
+
+
+@contextlib.contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Draw the random numbers of a block, e.g. new weights, from a seed; the global random state is left unchanged."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
+
+
 def _class_count_advice(shapes: Iterable[tuple[torch.Size, torch.Size]]) -> str:
-    """The option that would help where only the number of classes differs."""
-    counts = {(found[0], wanted[0]) for found, wanted in shapes if found[1:] == wanted[1:]}
+    """The option that helps if only the number of classes differs."""
+    counts = {found[0] for found, wanted in shapes if found[1:] == wanted[1:]}
     if len(counts) != 1:
         return ""
-    (found, _), = counts  # fmt: skip
+    found = counts.pop()
     return f"; if these are its classes, --model-args '{{\"num_classes\": {found}}}' makes room for {found}"
 
 
 def _few(names: Iterable[str], limit: int = 3) -> str:
     names = list(names)
-    return ", ".join(itertools.chain(names[:limit], ["..."] if len(names) > limit else []))
+    return ", ".join(names[:limit] + ["..."] * (len(names) > limit))

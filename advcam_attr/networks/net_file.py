@@ -84,15 +84,16 @@ def save_net(path: Path, net: nn.Module, classes: Sequence[str] = (), notes: Map
     Example:
         >>> save_net(Path("classifier.safetensors"), net, ["cat", "dog"])  # doctest: +SKIP
     """
-    spec: Any = net.spec
+    module: Any = net
+    spec: NetSpec = module.spec
     if len(classes) != spec.num_names:
         raise AdvCAMError(f"the {spec.title} has {spec.num_names} classes, but {len(classes)} names are given")
     metadata = {
         **(notes or {}),
         spec.key: json.dumps(dataclasses.asdict(spec)),
         "classes": json.dumps(list(classes), ensure_ascii=False),
-        "mean": " ".join(map(str, spec.backbone.mean)),
-        "std": " ".join(map(str, spec.backbone.std)),
+        "mean": " ".join(map(str, module.mean)),
+        "std": " ".join(map(str, module.std)),
     }
     weights = {key: value.detach().cpu().contiguous() for key, value in net.state_dict().items()}
     write_bytes(path, _with_sorted_metadata(save(weights, metadata)))
@@ -132,7 +133,7 @@ def _read_spec(checkpoint: Checkpoint, spec: type[S]) -> tuple[S, tuple[str, ...
     try:
         found: dict[str, Any] = json.loads(checkpoint.metadata[spec.key])
         if isinstance(found["backbone"], str):
-            found = _nested(found, checkpoint.metadata)
+            found = _nested(found, checkpoint)
         names = {field.name for field in dataclasses.fields(spec)}
         fields = {key: value for key, value in found.items() if key in names}
         classes = json.loads(checkpoint.metadata.get("classes", "[]"))
@@ -143,11 +144,11 @@ def _read_spec(checkpoint: Checkpoint, spec: type[S]) -> tuple[S, tuple[str, ...
         ) from error
 
 
-def _nested(spec: Mapping[str, Any], metadata: Mapping[str, str]) -> dict[str, Any]:
+def _nested(spec: Mapping[str, Any], checkpoint: Checkpoint) -> dict[str, Any]:
     """A spec of before version 0.2, with the backbone's fields in one place."""
     backbone = {new: spec[old] for old, new in _FLAT_FIELDS.items() if old in spec}
     for name in ("mean", "std"):
-        backbone[name] = spec[name] if name in spec else [float(v) for v in metadata[name].split()]
+        backbone[name] = spec[name] if name in spec else checkpoint.floats(name)
     return {**spec, "backbone": backbone}
 
 

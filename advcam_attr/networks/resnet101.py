@@ -1,4 +1,4 @@
-"""A backbone's weights and an output stride in; the ResNet-101 of DeepLab-v2, or a Res2Net-152, out."""
+"""ResNet-101 as in DeepLab-v2, and Res2Net-152: dilated trunks that timm does not define."""
 
 from __future__ import annotations
 
@@ -6,15 +6,13 @@ from collections import OrderedDict
 from dataclasses import replace
 from typing import Any, Literal
 
-import torch
 from torch import nn
 
 from advcam_attr.networks.authors import caffe_weights, is_caffe
 from advcam_attr.networks.backbone import Backbone
-from advcam_attr.networks.checkpoint import Checkpoint, load_weights, read_checkpoint
-from advcam_attr.networks.load import first_published, load_model
+from advcam_attr.networks.checkpoint import Checkpoint, load_weights, read_checkpoint, seeded
+from advcam_attr.networks.load import first_published, load_model, normalization_of
 from advcam_attr.networks.timm_trunk import FeatureReader, TimmTrunk
-from advcam_attr.registry import lookup
 from advcam_attr.types import AdvCAMError
 
 StrideIn = Literal["1x1", "3x3"]
@@ -29,14 +27,17 @@ _STAGES = {
     32: ((1, 1), (2, 1), (2, 1), (2, 1)),
 }
 
+#: Arguments of Res2Nets. ``d`` has a stem of three 3 × 3 convolutions and pools before its shortcuts (authors' v1b).
+RES2NETS: dict[str, dict[str, Any]] = {
+    "res2net152_26w_4s": {},
+    "res2net152d": {"stem_type": "deep", "stem_width": 32, "avg_down": True},
+}
+
 
 def resnet_weights(backbone: Backbone) -> tuple[Checkpoint | None, StrideIn]:
-    """The weights of a ResNet-101 by torchvision's names, and where they were trained with the stride.
+    """Return the weights of a ResNet-101 by torchvision's names, and which convolution had the stride in training.
 
-    Checkpoints are by torchvision's names or deeplab-pytorch's; without any, ``IMAGENET1K_V1`` is taken.
-
-    Raises:
-        AdvCAMError: the file cannot be read, or weights cannot be downloaded.
+    Checkpoints have torchvision's names or deeplab-pytorch's; the default is ``IMAGENET1K_V1``.
     """
     if backbone.random_weights:
         return None, "3x3"
@@ -45,18 +46,15 @@ def resnet_weights(backbone: Backbone) -> tuple[Checkpoint | None, StrideIn]:
 
 
 def resnet_trunk(backbone: Backbone, weights: Checkpoint | None, stride_in: StrideIn) -> TimmTrunk:
-    """ResNet-101 with the strides and dilations of DeepLab-v2; its parts and names of weights are torchvision's.
+    """Return a ResNet-101 with the strides and dilations of DeepLab-v2; names of weights are torchvision's.
 
     All blocks of a dilated stage have its dilation, the first one too, as in deeplab-pytorch. The max pool rounds up
-    as in Caffe, a cell more than torchvision's where a side is even.
+    as in Caffe, giving a cell more than torchvision's if a side is even.
 
     Args:
         backbone: its output stride is 8, 16 or 32.
         weights: from `resnet_weights`; those of a classifier or a pyramid are dropped.
         stride_in: which convolution of a bottleneck has its stride.
-
-    Raises:
-        AdvCAMError: another stride, or weights that do not fit.
     """
     stride = backbone.max_stride or 32
     if stride not in _STAGES or stride_in not in ("1x1", "3x3"):
@@ -79,73 +77,33 @@ def resnet_trunk(backbone: Backbone, weights: Checkpoint | None, stride_in: Stri
                 block.downsample[0].stride = (step, step)
     mean, std = loaded.preprocessing.mean or (), loaded.preprocessing.std or ()
     if weights is not None:
-        kept = {key: value for key, value in weights.weights.items() if not key.startswith(("fc.", "aspp."))}
-        load_weights(trunk, replace(weights, weights=kept), RESNET101)
-        mean, std = _noted(weights, "mean") or mean, _noted(weights, "std") or std
+        features = {key: value for key, value in weights.weights.items() if not key.startswith(("fc.", "aspp."))}
+        load_weights(trunk, replace(weights, weights=features), RESNET101)
+        mean, std = normalization_of(weights, "mean") or mean, normalization_of(weights, "std") or std
     return TimmTrunk(trunk, FeatureReader("forward", "NCHW", 2048, 0, stride), stride, 256, mean, std)
 
 
-def _noted(weights: Checkpoint, name: str) -> tuple[float, ...]:
-    try:
-        values = tuple(float(v) for v in weights.metadata.get(name, "").split())
-    except ValueError:
-        return ()
-    return values if len(values) == 3 else ()
-
-
 def res2net_trunk(backbone: Backbone) -> TimmTrunk:
-    """A Res2Net-152 with an output stride of 8, 16 or 32, dilated as timm does it.
+    """Return a Res2Net-152 (the paper's Table IV) with an output stride of 8, 16 or 32, dilated as timm does it.
 
-    Raises:
-        AdvCAMError: no weights are given, or they do not fit.
-    """
-    name, stride, checkpoint = backbone.name, backbone.max_stride or 32, backbone.checkpoint
-    if (checkpoint is None) == (not backbone.random_weights):
-        raise AdvCAMError(f"no weights of {name} are published with timm: give a checkpoint, or random weights")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        net: Any = res2net(name, output_stride=stride, **backbone.model_args)
-    if checkpoint is not None:
-        load_weights(net, read_checkpoint(checkpoint), name)
-    net.reset_classifier(0, "")
-    mean, std = tuple(net.pretrained_cfg["mean"]), tuple(net.pretrained_cfg["std"])
-    return TimmTrunk(net.eval(), FeatureReader("forward", "NCHW", net.num_features, 0, stride), stride, 256, mean, std)
-
-
-#: What tells these nets apart: ``d`` has a stem of three 3 × 3 convolutions and pools before its shortcuts (the
-#: authors' v1b).
-RES2NETS: dict[str, dict[str, Any]] = {
-    "res2net152_26w_4s": {},
-    "res2net152d": {"stem_type": "deep", "stem_width": 32, "avg_down": True},
-}
-
-
-def res2net(name: str, **options: Any) -> nn.Module:
-    """A Res2Net-152 of timm's blocks (3, 8, 36 and 3 of them, width 26, scale 4), as the paper's Table IV names it.
-
-    Names of weights are those of timm's Res2Net-101 and its ``d`` variant, with more blocks.
-
-    Args:
-        name: of `RES2NETS`.
-        options: of timm's ResNet, e.g. ``output_stride``.
-
-    Raises:
-        AdvCAMError: an unknown name, or options that timm refuses.
-
-    Example:
-        >>> net = res2net("res2net152_26w_4s", output_stride=8, num_classes=10)
-        >>> [len(layer) for layer in (net.layer1, net.layer2, net.layer3, net.layer4)]
-        [3, 8, 36, 3]
+    It has timm's blocks (3, 8, 36 and 3 of them, width 26, scale 4), and names of weights are those of timm's
+    Res2Net-101 and its ``d`` variant. A checkpoint includes the classifier.
     """
     from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
     from timm.models.res2net import Bottle2neck
     from timm.models.resnet import ResNet
 
-    variant = lookup(name, {key: key for key in RES2NETS}, "Res2Net")
-    given = {"base_width": 26, "block_args": {"scale": 4}, **RES2NETS[variant], **options}
+    name, stride = backbone.name, backbone.max_stride or 32
+    if backbone.checkpoint is None and not backbone.random_weights:
+        raise AdvCAMError(f"no weights of {name} are published with timm: give a checkpoint, or random weights")
+    args = {"base_width": 26, "block_args": {"scale": 4}, **RES2NETS[name], **backbone.model_args}
     try:
-        net = ResNet(Bottle2neck, (3, 8, 36, 3), **given)
+        with seeded(0):
+            net: Any = ResNet(Bottle2neck, (3, 8, 36, 3), output_stride=stride, **args)
     except (TypeError, ValueError, AssertionError) as error:
-        raise AdvCAMError(f"{name} does not take the arguments {options}: {error}") from error
-    net.pretrained_cfg = {"mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD}
-    return net
+        raise AdvCAMError(f"{name} does not take the arguments {dict(backbone.model_args)}: {error}") from error
+    if backbone.checkpoint is not None:
+        load_weights(net, read_checkpoint(backbone.checkpoint), name)
+    net.reset_classifier(0, "")
+    reader = FeatureReader("forward", "NCHW", net.num_features, 0, stride)
+    return TimmTrunk(net.eval(), reader, stride, 256, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)

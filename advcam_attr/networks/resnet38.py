@@ -1,4 +1,4 @@
-"""Images in; the features of the pre-activation ResNet-38 that PSA, SEAM and SC-CAM stand on, out.
+"""ResNet-38, the pre-activation trunk of PSA, SEAM and SC-CAM.
 
 The "wide ResNet-38" of Wu et al. (2016) with its last strides turned into dilation ("resnet38d"): stride 8, ReLU and
 batch norm before the convolutions. Parameters have the names of the authors' files.
@@ -15,12 +15,12 @@ from torch import Tensor, nn
 _EARLY = ("b2", "b2_1", "b2_2", "b3", "b3_1", "b3_2", "b4", "b4_1", "b4_2", "b4_3", "b4_4", "b4_5")
 
 
-class Features(NamedTuple):
-    """What the heads read, all rectified and at stride 8; the channels are those of width 64.
+class ResNet38Features(NamedTuple):
+    """The features that heads read, all rectified and at stride 8; the channels are those of width 64.
 
     Attributes:
-        conv4: what enters the body of block ``b5``, ``(N, 512, h, w)``.
-        conv5: what enters the body of block ``b6``, ``(N, 1024, h, w)``.
+        conv4: the input of the body of block ``b5``, ``(N, 512, h, w)``.
+        conv5: the input of the body of block ``b6``, ``(N, 1024, h, w)``.
         conv6: the last, ``(N, 4096, h, w)``.
     """
 
@@ -56,11 +56,11 @@ class Block(nn.Module):
         return self.body(x, self.rectified(x))
 
     def rectified(self, x: Tensor) -> Tensor:
-        """``h``, which the body reads."""
+        """Return ``h``, the input of the body."""
         return F.relu(self.bn_branch2a(x))
 
     def body(self, x: Tensor, h: Tensor) -> Tensor:
-        """The block's output from its input and ``h``."""
+        """Return the block's output for its input and ``h``."""
         skip = x if self.conv_branch1 is None else self.conv_branch1(h)
         return self.conv_branch2b1(F.relu(self.bn_branch2b1(self.conv_branch2a(h)))) + skip
 
@@ -92,7 +92,7 @@ class Bottleneck(nn.Module):
         return self.body(self.rectified(x))
 
     def rectified(self, x: Tensor) -> Tensor:
-        """``relu(bn(x))``, which the body reads."""
+        """Return ``relu(bn(x))``, the input of the body."""
         return F.relu(self.bn_branch2a(x))
 
     def body(self, h: Tensor) -> Tensor:
@@ -149,8 +149,8 @@ class ResNet38(nn.Module):
         for i in range(repeats):
             self.add_module(f"{name}_{i + 1}", Block(leaving, leaving, leaving))
 
-    def features(self, x: Tensor) -> Features:
-        """Images ``(N, 3, H, W)`` to features of ``ceil(H / 8)`` by ``ceil(W / 8)`` cells."""
+    def features(self, x: Tensor) -> ResNet38Features:
+        """Return the features of images ``(N, 3, H, W)``, of ``ceil(H / 8)`` by ``ceil(W / 8)`` cells."""
         x = self.conv1a(x)
         for name in _EARLY:
             x = self.get_submodule(name)(x)
@@ -158,4 +158,4 @@ class ResNet38(nn.Module):
         x = self.b5_2(self.b5_1(self.b5.body(x, conv4)))
         conv5 = self.b6.rectified(x)
         x = self.b7(self.b6.body(conv5))
-        return Features(conv4, conv5, F.relu(self.bn7(x)))
+        return ResNet38Features(conv4, conv5, F.relu(self.bn7(x)))

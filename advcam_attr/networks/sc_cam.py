@@ -1,8 +1,4 @@
-"""Images in; SC-CAM's class scores and class maps out.
-
-Chang et al., "Weakly-supervised semantic segmentation via sub-category exploration" (CVPR 2020). Parameters have the
-names of the authors' files.
-"""
+"""SC-CAM: Chang et al., "Weakly-supervised semantic segmentation via sub-category exploration" (CVPR 2020)."""
 
 from __future__ import annotations
 
@@ -13,10 +9,9 @@ from advcam_attr.networks.resnet38 import ResNet38
 
 
 class SCCAM(ResNet38):
-    """ResNet-38 with SC-CAM's classifiers: one of the classes, and one of the sub-categories it was trained along with.
+    """ResNet-38 with SC-CAM's classifiers; parameters have the names of the authors' files.
 
-    The forward gives the scores of the classes. Sub-categories shape the features in training; neither scores nor maps
-    read them.
+    Sub-categories shape the features in training; neither scores nor maps depend on them.
 
     Args:
         classes: K; VOC has 20.
@@ -26,7 +21,6 @@ class SCCAM(ResNet38):
 
     Example:
         >>> import torch
-        >>> from advcam_attr.networks.sc_cam import SCCAM
         >>> net = SCCAM(classes=3, subcategories=30, width=1).eval()
         >>> x = torch.rand(1, 3, 40, 64)
         >>> net(x).shape, net.class_maps(x).shape
@@ -48,10 +42,10 @@ class SCCAM(ResNet38):
         return self.fc8_20 if hasattr(self, "fc8_20") else self.fc8
 
     def forward(self, x: Tensor) -> Tensor:
-        """Images ``(N, 3, H, W)`` to scores ``(N, K)``."""
+        """Return the scores ``(N, K)`` of images ``(N, 3, H, W)``."""
         pooled = F.adaptive_avg_pool2d(self.dropout7(self.features(x).conv6), 1)
         return self.classifier(pooled).flatten(1)
 
     def class_maps(self, x: Tensor) -> Tensor:
-        """The rectified class maps of images ``(N, 3, H, W)``: ``(N, K, h, w)``."""
+        """Return the rectified class maps ``(N, K, h, w)`` of images ``(N, 3, H, W)``."""
         return F.relu(self.classifier(self.features(x).conv6))

@@ -1,7 +1,6 @@
-"""Images in; SEAM's class scores, and its class maps before and after pixel correlation, out.
+"""SEAM: Wang et al., "Self-supervised Equivariant Attention Mechanism" (CVPR 2020).
 
-Wang et al., "Self-supervised Equivariant Attention Mechanism" (CVPR 2020). Parameters have the names of the authors'
-files.
+Parameters have the names of the authors' files.
 """
 
 from __future__ import annotations
@@ -33,8 +32,8 @@ class ClassMapPair(NamedTuple):
 class SEAM(ResNet38):
     """ResNet-38 with SEAM's classifier and pixel correlation module.
 
-    The forward gives the scores of the K foreground classes: the spatial means of their maps *before* the correlation
-    module and before any up-sampling. The background's score is left out: it has no image label.
+    The scores of the K foreground classes are the spatial means of their maps *before* the correlation module and
+    before any upsampling. The background's score is left out: it has no image label.
 
     Args:
         classes: K, without the background; VOC has 20.
@@ -42,7 +41,6 @@ class SEAM(ResNet38):
 
     Example:
         >>> import torch
-        >>> from advcam_attr.networks.seam import SEAM
         >>> net = SEAM(classes=3, width=1).eval()
         >>> x = torch.rand(1, 3, 40, 64)
         >>> net(x).shape, net.class_maps(x).refined.shape
@@ -58,12 +56,12 @@ class SEAM(ResNet38):
         self.f9 = nn.Conv2d(3 + 64 + 128, 192, 1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Images ``(N, 3, H, W)`` to the scores of the foreground classes, ``(N, K)``."""
+        """Return the scores ``(N, K)`` of the foreground classes of images ``(N, 3, H, W)``."""
         pooled = F.adaptive_avg_pool2d(self.dropout7(self.features(x).conv6), 1)
         return self.fc8(pooled).flatten(1)[:, 1:]
 
     def class_maps(self, x: Tensor) -> ClassMapPair:
-        """Both kinds of class maps of images ``(N, 3, H, W)``, at the images' size (align_corners=True, as SEAM)."""
+        """Return both kinds of class maps of images ``(N, 3, H, W)``, at the images' size (align_corners=True)."""
         conv4, conv5, conv6 = self.features(x)
         cam = self.fc8(self.dropout7(conv6))
         refined = self.refine(cam, x, conv4, conv5)
@@ -72,7 +70,7 @@ class SEAM(ResNet38):
 
     @torch.no_grad()
     def refine(self, cam: Tensor, x: Tensor, conv4: Tensor, conv5: Tensor) -> Tensor:
-        """The pixel correlation module, without gradients.
+        """Apply the pixel correlation module, without gradients.
 
         Args:
             cam: the classifier's maps, ``(N, 1 + K, h, w)``, the background first.
@@ -92,13 +90,13 @@ def _resized(maps: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def normalised(cam: Tensor) -> Tensor:
-    """SEAM's maps as the correlation module reads them: peaks near 1, one foreground class a cell, a background.
+    """Return SEAM's maps as the correlation module reads them: peaks near 1, one foreground class a cell, a background.
 
     Each map is rectified and divided by its own peak, whether or not the image shows the class; in each cell all
     foreground classes but the strongest become 0, and the background is one minus the strongest.
 
     Args:
-        cam: ``(N, 1 + K, h, w)``, the background first; its own values are not used.
+        cam: ``(N, 1 + K, h, w)``, the background first; its own values are ignored.
 
     Example:
         >>> import torch
@@ -113,9 +111,9 @@ def normalised(cam: Tensor) -> Tensor:
 
 
 def correlated(maps: Tensor, embedding: Tensor) -> Tensor:
-    """Each cell's mean over all cells, weighted by the rectified cosine of their embeddings.
+    """Return each cell's mean over all cells, weighted by the rectified cosine of their embeddings.
 
-    The matrix of all pairs of cells is never whole in memory: a block of its columns is made and used at a time.
+    The matrix of all pairs of cells is computed in blocks of columns, to save memory.
 
     Args:
         maps: ``(N, K, h, w)``.
@@ -134,13 +132,13 @@ def correlated(maps: Tensor, embedding: Tensor) -> Tensor:
 
 
 def seam_normalise(maps: Tensor) -> Tensor:
-    """SEAM's last step at inference: maps summed over scales and flips to values around [0, 1].
+    """Normalize maps that were summed over scales and flips to about [0, 1], SEAM's last step at inference.
 
-    Negative values become 0, then values within 1e-5 of the map's smallest; then ``(v - min - 1e-5) / (max - min +
-    1e-5)``. Where the smallest is above 0, cells at it end below 0; any background threshold from 0 up takes them.
+    Negative values become 0, then values within 1e-5 of the map's minimum; then ``(v - min - 1e-5) / (max - min +
+    1e-5)``. If the minimum is above 0, cells at it end below 0, and so below any background threshold.
 
     Args:
-        maps: ``(K, H, W)``, one a class that the image shows.
+        maps: ``(K, H, W)``, one for each class that the image shows.
 
     Example:
         >>> import torch

@@ -1,4 +1,4 @@
-"""A model's name in; module, preprocessing and class names, as timm, torchvision or a user has them, out."""
+"""Classifiers as timm, torchvision or a user's factory builds them."""
 
 from __future__ import annotations
 
@@ -21,13 +21,14 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from advcam_attr.networks.checkpoint import seeded
 from advcam_attr.registry import nearest
 from advcam_attr.types import AdvCAMError
 
 _NEED_WEIGHTS = "give --checkpoint FILE or --random-weights"
 
-#: What a constructor raises when it does not like its arguments.
-_REFUSALS = (TypeError, ValueError, RuntimeError, AssertionError, AttributeError, KeyError)
+#: Raised by constructors that reject their arguments.
+_ARGUMENT_ERRORS = (TypeError, ValueError, RuntimeError, AssertionError, AttributeError, KeyError)
 
 
 class ModelArgsError(AdvCAMError):
@@ -36,12 +37,12 @@ class ModelArgsError(AdvCAMError):
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How a picture becomes the model's input.
+    """The model's preprocessing.
 
     Attributes:
-        transform: an RGB picture to a normalised tensor ``(3, H, W)``.
-        mean, std: the normalisation, by channel; None where a transform of the user's own does not tell.
-        size: (H, W) of the tensor; None where it depends on the picture.
+        transform: an RGB image to a normalized tensor ``(3, H, W)``.
+        mean, std: the normalization, by channel; None if it is unknown (a transform of the user's own).
+        size: (H, W) of the tensor; None if it depends on the image.
     """
 
     transform: Callable[[Image.Image], Tensor]
@@ -51,13 +52,51 @@ class Preprocessing:
 
 
 @dataclass(frozen=True)
+class LoadedModel:
+    """A classifier, ready for use.
+
+    Attributes:
+        name: the specification it was loaded by.
+        model: in eval mode, on the CPU, float32 (a factory's model stays where and as the factory made it).
+        preprocessing: from the model's own data configuration.
+        class_names: by index, or None if unknown.
+        weights: their source: ``"pretrained"``, ``"random"``, ``"factory"`` or the checkpoint's path.
+        fixed_size: whether the model is published for images of one size only.
+        num_classes: K, or None if unknown.
+    """
+
+    name: str
+    model: nn.Module
+    preprocessing: Preprocessing
+    class_names: tuple[str, ...] | None
+    weights: str
+    fixed_size: bool
+    num_classes: int | None = None
+
+    def preprocess(self, image: Image.Image) -> Tensor:
+        """Return the model's input ``(3, H, W)``, float32, of an RGB image."""
+        return self.preprocessing.transform(image)
+
+    def display(self, x: Tensor) -> Tensor:
+        """Return the images in [0, 1] that inputs ``(..., 3, H, W)`` show.
+
+        The normalization is inverted; if it is unknown, each image is stretched from its minimum to its maximum.
+        """
+        if self.preprocessing.mean is None or self.preprocessing.std is None:
+            low, high = x.amin((-3, -2, -1), keepdim=True), x.amax((-3, -2, -1), keepdim=True)
+            return (x - low) / (high - low).clamp_min(1e-12)
+        mean, std = (x.new_tensor(v)[:, None, None] for v in (self.preprocessing.mean, self.preprocessing.std))
+        return (x * std + mean).clamp(0, 1)
+
+
+@dataclass(frozen=True)
 class Request:
-    """What is asked for besides the model's name.
+    """What is requested besides the model's name.
 
     Attributes:
         args: keyword arguments of the model.
-        pretrained: whether the publisher's weights are wanted.
-        mean, std: another normalisation than the model's own, by channel.
+        pretrained: load the published weights.
+        mean, std: another normalization than the model's own, by channel.
         input_size: another height and width than the model's own.
     """
 
@@ -67,36 +106,22 @@ class Request:
     std: tuple[float, ...] | None
     input_size: int | None
 
-
-@dataclass(frozen=True)
-class Built:
-    """What a source makes of a request.
-
-    Attributes:
-        model: with pretrained weights if those were asked for.
-        preprocessing: the model's own, with what the request changes.
-        class_names: by index, or None where the source does not know them.
-        num_classes: K, or None where the source does not know it.
-        fixed_size: whether the model is published for one image size only.
-    """
-
-    model: nn.Module
-    preprocessing: Preprocessing
-    class_names: tuple[str, ...] | None
-    num_classes: int | None
-    fixed_size: bool
+    @property
+    def input_shape(self) -> tuple[int, int, int] | None:
+        """The requested ``(3, H, W)``, if any."""
+        return (3, self.input_size, self.input_size) if self.input_size else None
 
 
 def is_factory(spec: str) -> bool:
-    """Whether a model's name reads as ``package.module:factory``."""
+    """Return whether a model's name reads as ``package.module:factory``."""
     return ":" in spec and "/" not in spec
 
 
-def build(spec: str, request: Request) -> Built:
+def build(spec: str, request: Request) -> LoadedModel:
     """Build ``timm/NAME``, ``torchvision/NAME`` or ``package.module:factory``.
 
     Raises:
-        AdvCAMError: no such source or model, refused arguments, or pretrained weights that cannot be had.
+        AdvCAMError: no such source or model, rejected arguments, or weights that cannot be downloaded.
     """
     source, _, name = spec.partition("/")
     if source == "timm" and name:
@@ -105,8 +130,8 @@ def build(spec: str, request: Request) -> Built:
         return _from_torchvision(spec, name, request)
     if is_factory(spec):
         return _from_factory(spec, request)
-    known = [f"timm/{n}" for n in _timm_names()] + [f"torchvision/{n}" for n in _torchvision_names()]
-    close = [k for k in known if k.split("/")[1] == spec] or difflib.get_close_matches(spec, known)
+    names = [f"timm/{n}" for n in _timm_names()] + [f"torchvision/{n}" for n in _torchvision_names()]
+    close = [n for n in names if n.split("/")[1] == spec] or difflib.get_close_matches(spec, names)
     hint = f"; did you mean {' or '.join(close)}?" if close else ""
     raise AdvCAMError(f"model {spec!r} is none of timm/NAME, torchvision/NAME and package.module:factory{hint}")
 
@@ -120,7 +145,7 @@ def _timm_names() -> list[str]:
     return list(timm.list_models())
 
 
-def _from_timm(spec: str, name: str, request: Request) -> Built:
+def _from_timm(spec: str, name: str, request: Request) -> LoadedModel:
     import timm
     from timm.data import resolve_data_config
 
@@ -128,11 +153,7 @@ def _from_timm(spec: str, name: str, request: Request) -> Built:
     config = _timm_config(spec, name)
     fixed = bool(config.get("fixed_input_size"))
     if request.pretrained:
-        if config.get("num_classes") and args.get("num_classes", config["num_classes"]) != config["num_classes"]:
-            raise AdvCAMError(
-                f"the pretrained weights of {spec} have {config['num_classes']} classes: with "
-                f"num_classes={args['num_classes']} its classifier would be untrained; {_NEED_WEIGHTS}"
-            )
+        _require_classes(spec, args, config.get("num_classes"))
         if not (config.get("url") or config.get("hf_hub_id") or config.get("file") or ":" in name):
             raise AdvCAMError(f"{spec} has no pretrained weights; {_NEED_WEIGHTS}")
         _require_hub(spec, config)
@@ -140,28 +161,33 @@ def _from_timm(spec: str, name: str, request: Request) -> Built:
         args.setdefault("img_size", request.input_size)
     with _construction(spec, request):
         model = timm.create_model(name, pretrained=request.pretrained, **args)
-    size = (3, request.input_size, request.input_size) if request.input_size else None
-    overrides = {
-        "mean": request.mean,
-        "std": request.std,
-        "input_size": size,
-        "img_size": _square(args.get("img_size")),
-    }
-    data = resolve_data_config(overrides, pretrained_cfg=model.pretrained_cfg)
+    img_size = args.get("img_size")
+    data = resolve_data_config(
+        {
+            "mean": request.mean,
+            "std": request.std,
+            "input_size": request.input_shape,
+            "img_size": img_size if isinstance(img_size, int) or img_size is None else int(img_size[0]),
+        },
+        pretrained_cfg=model.pretrained_cfg,
+    )
     if data["input_size"][0] != 3 or args.get("in_chans", 3) != 3:
         raise AdvCAMError(f"{spec} takes images of {args.get('in_chans', data['input_size'][0])} channels; RGB has 3")
     num_classes = int(model.num_classes)
-    return Built(
-        model, _from_data_config(data), _timm_class_names(model.pretrained_cfg, num_classes), num_classes, fixed
-    )
+    names = _timm_class_names(model.pretrained_cfg, num_classes)
+    return LoadedModel(spec, model, _from_data_config(data), names, "pretrained", fixed, num_classes)
 
 
-def _square(size: Any) -> int | None:
-    return size if isinstance(size, int) or size is None else int(size[0])
+def _require_classes(spec: str, args: Mapping[str, Any], published: int | None) -> None:
+    if published and args.get("num_classes", published) != published:
+        raise AdvCAMError(
+            f"the pretrained weights of {spec} have {published} classes: with num_classes={args['num_classes']} its "
+            f"classifier would be untrained; {_NEED_WEIGHTS}"
+        )
 
 
 def _timm_config(spec: str, name: str) -> dict[str, Any]:
-    """The published configuration of a name; empty for models of the hub, which bring theirs along."""
+    """The published configuration of a name; empty for models of the hub, which have their own."""
     import timm
 
     if ":" in name:
@@ -184,7 +210,7 @@ def _from_data_config(data: Mapping[str, Any]) -> Preprocessing:
 
 
 def _timm_class_names(config: Mapping[str, Any], num_classes: int) -> tuple[str, ...] | None:
-    """Names from the model's configuration, else ImageNet's where the number of classes is one of ImageNet's.
+    """Names from the model's configuration, else ImageNet's if the number of classes is one of ImageNet's.
 
     With 1001 classes, the first is "background", as in TensorFlow's ImageNet models.
     """
@@ -192,14 +218,13 @@ def _timm_class_names(config: Mapping[str, Any], num_classes: int) -> tuple[str,
 
     names = config.get("label_names")
     if names and len(names) == num_classes:
-        described = config.get("label_descriptions") or {}
-        return tuple(str(described.get(n, n)) for n in names)
+        descriptions = config.get("label_descriptions") or {}
+        return tuple(str(descriptions.get(n, n)) for n in names)
     background = num_classes == 1001
     subset = infer_imagenet_subset({"num_classes": num_classes - background})
     if subset is None:
         return None
-    descriptions = ImageNetInfo(subset).label_descriptions()
-    return ("background",) * background + tuple(descriptions)
+    return ("background",) * background + tuple(ImageNetInfo(subset).label_descriptions())
 
 
 # --- torchvision ------------------------------------------------------------------------------------------------------
@@ -211,7 +236,7 @@ def _torchvision_names() -> list[str]:
     return list(torchvision.models.list_models(module=torchvision.models))
 
 
-def _from_torchvision(spec: str, name: str, request: Request) -> Built:
+def _from_torchvision(spec: str, name: str, request: Request) -> LoadedModel:
     import torchvision
 
     if name not in _torchvision_names():
@@ -221,11 +246,7 @@ def _from_torchvision(spec: str, name: str, request: Request) -> Built:
     num_classes = int(args.get("num_classes", 1000))
     if request.pretrained:
         weights = published.DEFAULT
-        if num_classes != len(weights.meta["categories"]):
-            raise AdvCAMError(
-                f"the pretrained weights of {spec} have {len(weights.meta['categories'])} classes: with "
-                f"num_classes={num_classes} its classifier would be untrained; {_NEED_WEIGHTS}"
-            )
+        _require_classes(spec, {"num_classes": num_classes}, len(weights.meta["categories"]))
         _require_url(spec, weights.url, Path(torch.hub.get_dir(), "checkpoints", weights.url.rsplit("/", 1)[1]))
     else:  # the preprocessing that fits a model as it is made by default is that of the smallest images
         weights = min(published, key=lambda w: w.transforms().crop_size[0])
@@ -240,13 +261,14 @@ def _from_torchvision(spec: str, name: str, request: Request) -> Built:
     preprocessing = Preprocessing(transform, tuple(transform.mean), tuple(transform.std), (transform.crop_size[0],) * 2)
     categories = tuple(weights.meta["categories"])
     fixed = hasattr(model, "image_size") or name.startswith("maxvit")
-    return Built(model, preprocessing, categories if len(categories) == num_classes else None, num_classes, fixed)
+    names = categories if len(categories) == num_classes else None
+    return LoadedModel(spec, model, preprocessing, names, "pretrained", fixed, num_classes)
 
 
 # --- a user's factory -------------------------------------------------------------------------------------------------
 
 
-def _from_factory(spec: str, request: Request) -> Built:
+def _from_factory(spec: str, request: Request) -> LoadedModel:
     from timm.data import resolve_data_config
 
     with _importable(os.getcwd()):
@@ -261,23 +283,22 @@ def _from_factory(spec: str, request: Request) -> Built:
     if callable(own):
         preprocessing = _own_preprocessing(own, request)
     else:
-        size = (3, request.input_size, request.input_size) if request.input_size else None
-        overrides = {"mean": request.mean, "std": request.std, "input_size": size}
+        overrides = {"mean": request.mean, "std": request.std, "input_size": request.input_shape}
         defaults = {"interpolation": "bilinear", "crop_pct": 0.875}
         preprocessing = _from_data_config(resolve_data_config(overrides, pretrained_cfg={**defaults, **config}))
     fixed = bool(config.get("fixed_input_size"))
-    return Built(model, preprocessing, tuple(map(str, names)) if names else None, None, fixed)
+    return LoadedModel(spec, model, preprocessing, tuple(map(str, names)) if names else None, "factory", fixed)
 
 
 def _own_preprocessing(transform: Callable[[Image.Image], Tensor], request: Request) -> Preprocessing:
-    """A factory's own transform; its normalisation is looked up in it."""
+    """A factory's own transform; its normalization is found among its steps."""
     if request.mean or request.std or request.input_size:
-        raise AdvCAMError("the model brings its own preprocess, so --mean, --std and --input-size do not apply")
+        raise AdvCAMError("the model has its own preprocess, so --mean, --std and --input-size do not apply")
     steps: Sequence[Any] = getattr(transform, "transforms", [transform])
-    known = [s for s in steps if hasattr(s, "mean") and hasattr(s, "std")]
-    if not known:
+    found = [s for s in steps if hasattr(s, "mean") and hasattr(s, "std")]
+    if not found:
         return Preprocessing(transform, None, None, None)
-    return Preprocessing(transform, tuple(map(float, known[-1].mean)), tuple(map(float, known[-1].std)), None)
+    return Preprocessing(transform, tuple(map(float, found[-1].mean)), tuple(map(float, found[-1].std)), None)
 
 
 def _find(spec: str) -> Any:
@@ -286,7 +307,7 @@ def _find(spec: str) -> Any:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
-            raise  # found, but something that it imports is missing: the user needs the traceback
+            raise  # the module exists, but something that it imports is missing: the user needs the traceback
         raise AdvCAMError(f"no module named {error.name!r} for model {spec!r}: run where it can be imported") from error
     except (TypeError, ValueError) as error:
         raise AdvCAMError(f"{spec!r} does not read as package.module:factory") from error
@@ -305,13 +326,13 @@ def _call(spec: str, factory: Callable[..., Any], args: Mapping[str, Any]) -> An
         inspect.signature(factory).bind(**args)
     except TypeError as error:
         raise ModelArgsError(f"{spec} does not take the arguments {dict(args)}: {error}") from error
-    with _same_weights_every_time():
+    with seeded(0):
         return factory(**args)
 
 
 @contextlib.contextmanager
 def _importable(folder: str) -> Iterator[None]:
-    """A block in which modules of ``folder`` can be imported, as they can in ``python -m``."""
+    """Make the modules of a folder importable in a block, as in ``python -m``."""
     added = folder not in sys.path
     if added:
         sys.path.insert(0, folder)
@@ -326,28 +347,20 @@ def _importable(folder: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _same_weights_every_time() -> Iterator[None]:
-    """A block whose random numbers are always the same and leave the global state as it was."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        yield
-
-
-@contextlib.contextmanager
 def _construction(spec: str, request: Request) -> Iterator[None]:
-    """A block that makes a model: quiet, reproducible, and with refusals and failed downloads in one line."""
+    """Make a model in a block: quiet, reproducible, and with rejected arguments and failed downloads in one line."""
     hub = logging.getLogger("huggingface_hub")
     level = hub.level
     hub.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings(), _same_weights_every_time():
+        with warnings.catch_warnings(), seeded(0):
             warnings.simplefilter("ignore")
             yield
     except OSError as error:
         if not request.pretrained:
             raise
-        raise _unreachable(spec) from error
-    except _REFUSALS as error:
+        raise unreachable(spec) from error
+    except _ARGUMENT_ERRORS as error:
         if not request.args and not request.input_size:
             raise
         raise ModelArgsError(f"{spec} does not take the arguments {dict(request.args)}: {error}") from error
@@ -355,12 +368,13 @@ def _construction(spec: str, request: Request) -> Iterator[None]:
         hub.setLevel(level)
 
 
-def _unreachable(spec: str) -> AdvCAMError:
+def unreachable(spec: str) -> AdvCAMError:
+    """Return the error for pretrained weights that cannot be downloaded."""
     return AdvCAMError(f"the pretrained weights of {spec} cannot be downloaded (no network?); {_NEED_WEIGHTS}")
 
 
 def _require_hub(spec: str, config: Mapping[str, Any]) -> None:
-    """Ask the hub once: its client retries for the better part of a minute before it says that there is no network."""
+    """Ask the hub once: its client retries for most of a minute before it reports that there is no network."""
     import huggingface_hub
     from huggingface_hub import constants
 
@@ -370,12 +384,12 @@ def _require_hub(spec: str, config: Mapping[str, Any]) -> None:
     files = [config.get("hf_hub_filename") or "model.safetensors", "pytorch_model.bin"]
     cached = any(isinstance(huggingface_hub.try_to_load_from_cache(repository, name), str) for name in files)
     if not cached and (constants.HF_HUB_OFFLINE or not _answers(constants.ENDPOINT)):
-        raise _unreachable(spec)
+        raise unreachable(spec)
 
 
 def _require_url(spec: str, url: str, cached: Path) -> None:
     if not cached.is_file() and not _answers(url):
-        raise _unreachable(spec)
+        raise unreachable(spec)
 
 
 def _answers(url: str) -> bool:

@@ -1,49 +1,43 @@
-"""A net that gives feature maps in; its output stride, and the same net with the last strides removed, out.
+"""Output strides: measuring a net's, and lowering it by removing the last strides.
 
-Shapes are found by running a copy of the net on the meta device, where a forward costs no arithmetic and the net itself
-is never touched.
+Shapes are found by running a copy of the net on the meta device, where a forward needs no arithmetic and the net itself
+is never changed.
 """
 
 from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from advcam_attr.registry import nearest
-from advcam_attr.types import AdvCAMError
-
 #: Sizes of the images that strides are measured with: multiples of every usual stride and window.
 _SIZES = (256, 384)
 
-#: What a forward raises that does not take images of some size, or whose branches no longer fit each other.
+#: Raised by a forward that does not take images of some size, or whose branches no longer fit each other.
 _MISFITS = (RuntimeError, ValueError, AssertionError, TypeError, IndexError)
 
-Features = Callable[[nn.Module, Tensor], Tensor]
+#: Computes the feature map ``(N, C, h, w)`` of a net.
+FeatureMap = Callable[[nn.Module, Tensor], Tensor]
 
 
 def forward(net: nn.Module, x: Tensor) -> Tensor:
-    """The net's own forward, which gives ``(N, C, h, w)``."""
+    """Return the output of the net's own forward."""
     out: Tensor = net(x)
     return out
 
 
-def output_stride(net: nn.Module, features: Features = forward) -> int | None:
-    """By how many pixels of the image the cells of the feature map lie apart.
+def output_stride(net: nn.Module, features: FeatureMap = forward) -> int | None:
+    """Return the distance in pixels between neighboring cells of the feature map.
 
     Two image sizes are compared, so that nets without padding, whose maps are a little smaller, are measured alike.
 
-    Args:
-        net: any; it is left as it is.
-        features: how ``(N, C, h, w)`` is had of it.
-
     Returns:
-        The stride, or None where the net does not take images of any size.
+        The stride, or None if the net does not take images of any size.
 
     Example:
         >>> output_stride(nn.Sequential(nn.Conv2d(3, 4, 3, stride=2), nn.MaxPool2d(2)))
@@ -52,21 +46,21 @@ def output_stride(net: nn.Module, features: Features = forward) -> int | None:
     return _stride(shape_twin(net), features)
 
 
-def remove_strides(net: nn.Module, stride: int, features: Features = forward) -> bool:
+def remove_strides(net: nn.Module, stride: int, features: FeatureMap = forward) -> bool:
     """Set the last strides of a net to 1, without dilation, until its output stride is ``stride``.
 
-    Of the strided convolutions and pools whose input is already at ``stride``, the fewest that do it lose their stride,
-    the last in the forward first; branches that run beside each other lose theirs together. Where a module would give
-    a smaller map without its stride (a 2 × 2 convolution or pool without padding), the border is repeated to the right
-    and below, so that every second cell of its new map is the old map. Names of weights stay as they are.
+    Of the strided convolutions and pools whose input is already at ``stride``, the fewest that suffice lose their
+    stride, the last in the forward first; parallel branches lose theirs together. Where a module would give a smaller
+    map without its stride (a 2 × 2 convolution or pool without padding), the border is replicated to the right and
+    below, so that every second cell of its new map is the old map. Names of weights stay the same.
 
     Args:
         net: changed in place, unless False is returned.
-        stride: the one that is wanted.
-        features: how ``(N, C, h, w)`` is had of the net.
+        stride: the output stride to reach.
+        features: computes the feature map.
 
     Returns:
-        Whether the net now has this stride. False where no set of strides does it: patch merging by slicing, branches
+        Whether the net now has this stride. False if no set of strides does it: patch merging by slicing, branches
         with upsampling, a patch embedding beyond the stride.
 
     Example:
@@ -80,18 +74,18 @@ def remove_strides(net: nn.Module, stride: int, features: Features = forward) ->
     chosen = next((names for names in suffixes if _fits(twin, names, stride, features)), None)
     if chosen is None:
         return False
-    for name in list(chosen):  # what runs beside the way through the net keeps its stride
+    for name in list(chosen):  # branches that the stride does not depend on keep theirs
         others = [other for other in chosen if other != name]
         if others and _fits(twin, others, stride, features):
             chosen = others
     pads = _pads(twin, chosen, features)
     for name in chosen:
-        _lay_open(net, name, pads[name])
+        _remove_stride(net, name, pads[name])
     return True
 
 
-def execution_order(net: nn.Module, features: Features = forward, size: int = _SIZES[0]) -> dict[str, int]:
-    """When each module of a net is first called in a forward, from 0; modules that are not called have no entry.
+def execution_order(net: nn.Module, features: FeatureMap = forward, size: int = _SIZES[0]) -> dict[str, int]:
+    """Return when each module of a net is first called in a forward, from 0; modules that are not called are left out.
 
     Example:
         >>> net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU())
@@ -113,16 +107,16 @@ def execution_order(net: nn.Module, features: Features = forward, size: int = _S
 
 
 def shape_twin(net: nn.Module) -> nn.Module:
-    """A copy of a net, in eval mode, on the meta device: it computes shapes only."""
+    """Return a copy of a net, in eval mode, on the meta device: it computes shapes only."""
     return copy.deepcopy(net).to("meta").eval()
 
 
-def _run(twin: nn.Module, size: int, features: Features) -> Tensor:
+def _run(twin: nn.Module, size: int, features: FeatureMap) -> Tensor:
     with torch.no_grad():
         return features(twin, torch.zeros(1, 3, size, size, device="meta"))
 
 
-def _stride(twin: nn.Module, features: Features) -> int | None:
+def _stride(twin: nn.Module, features: FeatureMap) -> int | None:
     try:
         grids = [_run(twin, size, features).shape[-2:] for size in _SIZES]
     except _MISFITS:
@@ -133,7 +127,7 @@ def _stride(twin: nn.Module, features: Features) -> int | None:
     return int((_SIZES[1] - _SIZES[0]) // (large - small))
 
 
-def _strided(twin: nn.Module, stride: int, features: Features) -> list[str]:
+def _strided(twin: nn.Module, stride: int, features: FeatureMap) -> list[str]:
     """Leaf modules with a stride whose input is at ``stride`` or coarser, in the order of the forward."""
     found: dict[str, None] = {}
 
@@ -158,20 +152,20 @@ def _has_stride(module: nn.Module) -> bool:
     return (max(stride) if isinstance(stride, (tuple, list)) else stride) > 1
 
 
-def _fits(twin: nn.Module, names: list[str], stride: int, features: Features) -> bool:
-    """Whether the net has the wanted stride when these modules have none; they have theirs again afterwards."""
+def _fits(twin: nn.Module, names: list[str], stride: int, features: FeatureMap) -> bool:
+    """Return whether the net has the wanted stride without the strides of these modules."""
     trial = copy.deepcopy(twin)
     try:
         pads = _pads(trial, names, features)
         for name in names:
-            _lay_open(trial, name, pads[name])
+            _remove_stride(trial, name, pads[name])
     except _MISFITS:
         return False
     return _stride(trial, features) == stride
 
 
-def _pads(twin: nn.Module, names: list[str], features: Features) -> dict[str, int]:
-    """How many cells smaller each module's map would be than its input, had the module no stride."""
+def _pads(twin: nn.Module, names: list[str], features: FeatureMap) -> dict[str, int]:
+    """Return how many cells smaller than its input each module's map would be without its stride."""
     pads: dict[str, int] = {}
 
     def hook(name: str) -> Callable[..., None]:
@@ -192,8 +186,7 @@ def _unstride(module: Any) -> None:
     module.stride = (1, 1) if isinstance(module.stride, (tuple, list)) else 1
 
 
-def _lay_open(net: nn.Module, name: str, pad: int) -> None:
-    """Take the stride of one module, and pad its input where its map would shrink."""
+def _remove_stride(net: nn.Module, name: str, pad: int) -> None:
     module: Any = net.get_submodule(name)
     _unstride(module)
     if pad <= 0:
@@ -209,13 +202,13 @@ def _lay_open(net: nn.Module, name: str, pad: int) -> None:
 
 
 class PaddedConv2d(nn.Conv2d):
-    """A convolution that repeats its input's border to the right and below first; same weights by the same names."""
+    """A convolution that first replicates its input's border to the right and below."""
 
     extra: int
 
     @classmethod
     def of(cls, conv: nn.Conv2d, extra: int) -> PaddedConv2d:
-        """A convolution that shares the weights of ``conv`` and repeats ``extra`` cells."""
+        """Return a convolution that shares the weights of ``conv`` and replicates ``extra`` cells."""
         padded = cls.__new__(cls)
         padded.__dict__.update(conv.__dict__)
         padded.extra = extra
@@ -223,11 +216,11 @@ class PaddedConv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(N, C, h, w)`` to ``(N, C', h, w)``."""
-        return super().forward(_extended(x, self.extra))
+        return super().forward(_replicated(x, self.extra))
 
 
 class PaddedPool(nn.Module):
-    """A pool that repeats its input's border to the right and below first."""
+    """A pool that first replicates its input's border to the right and below."""
 
     def __init__(self, pool: nn.Module, extra: int) -> None:
         super().__init__()
@@ -235,74 +228,19 @@ class PaddedPool(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(N, C, h, w)`` to ``(N, C, h, w)``."""
-        pooled: Tensor = self.pool(_extended(x, self.extra))
+        pooled: Tensor = self.pool(_replicated(x, self.extra))
         return pooled
 
 
-def _extended(x: Tensor, extra: int) -> Tensor:
+def _replicated(x: Tensor, extra: int) -> Tensor:
     return F.pad(x, (0, extra, 0, extra), mode="replicate")
 
 
 @contextlib.contextmanager
 def _hooked(handles: Iterable[Any]) -> Iterator[None]:
-    kept = list(handles)
+    handles = list(handles)
     try:
         yield
     finally:
-        for handle in kept:
+        for handle in handles:
             handle.remove()
-
-
-def weight_owners(net: nn.Module) -> list[str]:
-    """The names of the modules that have weights of their own.
-
-    Example:
-        >>> weight_owners(nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU()))
-        ['0']
-    """
-    return [name for name, module in net.named_modules() if any(True for _ in module.parameters(recurse=False))]
-
-
-def place_of(module: str, order: Mapping[str, int], within: str, backbone: str) -> int:
-    """When a module is first called in a net's forward, the module named as the backbone names it.
-
-    Args:
-        module: e.g. ``"layer3"``; or a part of the net beside the backbone, e.g. ``"classifier"``.
-        order: when each module is called; from `advcam_attr.networks.strides.execution_order`.
-        within: where the backbone lies in the net, e.g. ``"backbone"``.
-        backbone: its name, for the message.
-
-    Raises:
-        AdvCAMError: no such module is called; the nearest are told.
-
-    Example:
-        >>> place_of("1", {"": 0, "backbone": 1, "backbone.0": 2, "backbone.1": 3}, "backbone", "timm/resnet18")
-        3
-    """
-    names = {name.removeprefix(f"{within}."): name for name in order if name}
-    if module not in names:
-        raise AdvCAMError(f"{backbone} has no module {module!r} to train from{nearest(module, names)}")
-    return order[names[module]]
-
-
-def freeze_before(net: nn.Module, order: Mapping[str, int], first: int) -> None:
-    """Take the gradient of all weights that are used before a place in the forward.
-
-    Args:
-        net: changed in place.
-        order: when each module is called; from `advcam_attr.networks.strides.execution_order`.
-        first: the place from which on weights are trained.
-
-    Example:
-        >>> net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1))
-        >>> freeze_before(net, {"": 0, "0": 1, "1": 2}, first=2)
-        >>> [parameter.requires_grad for parameter in net.parameters()]
-        [False, False, True, True]
-    """
-    for name in weight_owners(net):
-        called = name
-        while called not in order:  # part of a module that uses its weights itself
-            called = called.rpartition(".")[0]
-        if order[called] < first:
-            for parameter in net.get_submodule(name).parameters(recurse=False):
-                parameter.requires_grad_(False)

@@ -1,4 +1,4 @@
-"""A timm model's name in; its feature extractor, with the output stride that is wanted, out."""
+"""timm models as feature extractors, at a wanted output stride."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from advcam_attr.networks.backbone import Backbone
-from advcam_attr.networks.load import LoadedModel, load_model
-from advcam_attr.networks.sources import ModelArgsError
+from advcam_attr.networks.load import load_model
+from advcam_attr.networks.sources import LoadedModel, ModelArgsError
 from advcam_attr.networks.strides import output_stride, remove_strides
 from advcam_attr.types import AdvCAMError
 
-#: What models that are published for one image size need to take any, each family its own.
+#: Arguments with which models that are published for one image size take any; each family has its own.
 _ANY_SIZE: tuple[dict[str, Any], ...] = (
     {"dynamic_img_size": True, "dynamic_img_pad": True},
     {"strict_img_size": False},
@@ -27,14 +27,14 @@ _ANY_SIZE: tuple[dict[str, Any], ...] = (
 
 @dataclass(frozen=True)
 class FeatureReader:
-    """How ``(N, C, h, w)`` is had of a timm model without classifier and pooling.
+    """Computes the feature map ``(N, C, h, w)`` of a timm model without classifier and pooling.
 
     Attributes:
-        method: of the model, which gives the maps.
+        method: the model's method that gives the features.
         layout: in which it gives them.
         channels: C.
-        prefix: how many tokens come before those of the grid.
-        stride: the model's own output stride; tokens are laid out by it.
+        prefix: the number of tokens before those of the grid.
+        stride: the model's own output stride, by which tokens form a grid.
     """
 
     method: Literal["forward", "forward_features"]
@@ -44,7 +44,6 @@ class FeatureReader:
     stride: int
 
     def __call__(self, model: nn.Module, x: Tensor) -> Tensor:
-        """Images ``(N, 3, H, W)`` to ``(N, C, h, w)``."""
         out: Tensor = getattr(model, self.method)(x)
         if self.layout == "NHWC":
             return out.permute(0, 3, 1, 2)
@@ -56,15 +55,15 @@ class FeatureReader:
 
 @dataclass(frozen=True)
 class TimmTrunk:
-    """A timm model without classifier and pooling.
+    """A model without classifier and pooling.
 
     Attributes:
         model: the module.
-        reader: how its maps are read.
+        reader: computes its feature map.
         stride: the output stride.
         size: a side length of images that it takes.
-        mean, std: its normalisation.
-        classifier: what was taken off; an identity where nothing is known of it.
+        mean, std: the normalization.
+        classifier: what was removed; an identity if there is none to start from.
     """
 
     model: nn.Module
@@ -77,10 +76,10 @@ class TimmTrunk:
 
 
 def timm_trunk(backbone: Backbone) -> TimmTrunk:
-    """Load a timm model, take its classifier and pooling off, and lower its output stride.
+    """Load a timm model, remove its classifier and pooling, and lower its output stride.
 
     Raises:
-        AdvCAMError: the model cannot be loaded, has no maps, or cannot have the stride.
+        AdvCAMError: the model cannot be loaded, has no feature map, or cannot have the stride.
     """
     name, stride = backbone.name, backbone.max_stride
     dilated = backbone.stride_mode == "dilation" and stride is not None
@@ -108,15 +107,6 @@ def timm_trunk(backbone: Backbone) -> TimmTrunk:
     return TimmTrunk(model, reader, reached, size, mean, std, classifier)
 
 
-def _load(backbone: Backbone, args: Mapping[str, Any]) -> LoadedModel:
-    backbone = replace(backbone, model_args={**backbone.model_args, **args})
-    any_size = "img_size" not in backbone.model_args and _published_for_one_size(backbone.name)
-    for more in _ANY_SIZE if any_size else ():
-        with contextlib.suppress(ModelArgsError):
-            return load_backbone(replace(backbone, model_args={**backbone.model_args, **more}))
-    return load_backbone(backbone)
-
-
 def load_backbone(backbone: Backbone) -> LoadedModel:
     """Load the whole classifier that a backbone is taken from."""
     return load_model(
@@ -129,7 +119,16 @@ def load_backbone(backbone: Backbone) -> LoadedModel:
     )
 
 
-def _published_for_one_size(name: str) -> bool:
+def _load(backbone: Backbone, args: Mapping[str, Any]) -> LoadedModel:
+    backbone = replace(backbone, model_args={**backbone.model_args, **args})
+    any_size = "img_size" not in backbone.model_args and _is_published_for_one_size(backbone.name)
+    for more in _ANY_SIZE if any_size else ():
+        with contextlib.suppress(ModelArgsError):
+            return load_backbone(replace(backbone, model_args={**backbone.model_args, **more}))
+    return load_backbone(backbone)
+
+
+def _is_published_for_one_size(name: str) -> bool:
     import timm
 
     architecture = name.partition("/")[2]
@@ -140,7 +139,7 @@ def _published_for_one_size(name: str) -> bool:
 
 
 def _reader(name: str, model: Any, size: int) -> FeatureReader:
-    """The last maps of a model: what its forward gives, unless its features have the finer grid (VGG)."""
+    """The last maps of a model: the output of its forward, unless its features have a finer grid (VGG)."""
     twin = copy.deepcopy(model).to("meta").eval()
     image = torch.zeros(1, 3, size, size, device="meta")
     found = []
@@ -148,13 +147,13 @@ def _reader(name: str, model: Any, size: int) -> FeatureReader:
         with torch.no_grad():
             out = getattr(twin, method)(image)
         if isinstance(out, Tensor) and out.ndim in (3, 4):
-            found.append(_reading(method, out, model, size))
+            found.append(_reader_of(method, out, model, size))
     if not found:
-        raise AdvCAMError(f"{name} has no feature map that a CAM net could be made of; choose another backbone")
+        raise AdvCAMError(f"{name} has no feature map; choose another backbone")
     return min(found, key=lambda reader: reader.stride)
 
 
-def _reading(method: Any, out: Tensor, model: Any, size: int) -> FeatureReader:
+def _reader_of(method: Any, out: Tensor, model: Any, size: int) -> FeatureReader:
     if out.ndim == 3:
         prefix = int(getattr(model, "num_prefix_tokens", 0))
         return FeatureReader(method, "NLC", out.shape[2], prefix, round(size / math.isqrt(out.shape[1] - prefix)))

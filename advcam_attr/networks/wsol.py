@@ -1,4 +1,4 @@
-"""A backbone's name in; the classifier for weakly supervised localization that is made of it, with its weights, out."""
+"""Classifiers for weakly supervised localization: making, initializing and loading them."""
 
 from __future__ import annotations
 
@@ -7,29 +7,28 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
-import torch
 from torch import Tensor
 
 from advcam_attr.networks.backbone import Backbone, channels
-from advcam_attr.networks.checkpoint import Checkpoint, load_weights, read_checkpoint, without_prefix
+from advcam_attr.networks.checkpoint import Checkpoint, load_weights, read_checkpoint, seeded, without_prefix
+from advcam_attr.networks.freezing import apply_train_from
 from advcam_attr.networks.load import first_published
 from advcam_attr.networks.net_file import NetKind, load_net
-from advcam_attr.networks.strides import execution_order, freeze_before, place_of
 from advcam_attr.networks.timm_trunk import timm_trunk
 from advcam_attr.networks.wsol_parts import ARCHITECTURES, SIGNATURE_KEYS, Norms, TimmWSOL, WSOLNet, WSOLNetSpec
 from advcam_attr.registry import nearest
 from advcam_attr.types import AdvCAMError
 
-#: Of RGB values in 0..1, over ImageNet; Choe et al. use them for Inception-V3, too.
+#: ImageNet's, of RGB values in 0..1; Choe et al. use them for Inception-V3, too.
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class Started(NamedTuple):
-    """What became of the weights that a net starts from.
+    """The weights that a net starts from.
 
     Attributes:
         loaded: keys of the net that came from the file.
-        new: keys of the net that are as they were initialised.
+        new: keys of the net that are newly initialized.
         unread: keys of the file that the net has no place for.
     """
 
@@ -43,28 +42,29 @@ def wsol_net(
 ) -> WSOLNet:
     """Make a classifier whose class activation maps localize, to be trained.
 
-    Weights are ImageNet's published ones unless ``checkpoint`` or ``random_weights`` says otherwise; those of
-    torchvision are its first (``IMAGENET1K_V1``). The classifier is kept where it has ``num_classes`` classes
-    (ResNet-50 on ImageNet), and new otherwise; the heads of Inception-V3 and VGG-16, and of timm models, always are.
+    Pretrained weights of torchvision are its first (``IMAGENET1K_V1``). The classifier is kept if it has
+    ``num_classes`` classes (ResNet-50 on ImageNet), and new otherwise; the heads of Inception-V3 and VGG-16, and of
+    timm models, always are.
 
     Args:
-        backbone: ``torchvision/resnet50``, ``torchvision/inception_v3``, ``torchvision/vgg16``, or ``timm/NAME``.
-            Stride 16 gives maps of 14 × 14 cells at 224 pixels, 8 of 28 × 28 (Choe et al.'s ``large_feature_map``), by
-            removal; 16 unless it says otherwise. Norms before its ``train_from`` keep their running statistics; None
-            trains all, as Choe et al. do.
+        backbone: ``torchvision/resnet50``, ``torchvision/inception_v3``, ``torchvision/vgg16``, or ``timm/NAME``. By
+            default of stride 16 by removal, which gives maps of 14 × 14 cells at 224 pixels; 8 gives 28 × 28 (Choe et
+            al.'s ``large_feature_map``). Norms before its ``train_from`` keep their running statistics; None trains
+            all, as Choe et al. do.
         num_classes: K.
         norms: ``"batch"`` as Choe et al.; ``"running"`` for weights whose norms hold no statistics (folded), or for
             small batches.
-        seed: of new weights; the global random state is left alone.
+        seed: of new weights.
 
     Returns:
         The net, in eval mode, on the CPU.
 
     Raises:
-        AdvCAMError: an unknown name, weights that cannot be had or do not fit, a stride that the net cannot have, or a
-            ``train_from`` that it does not have.
+        AdvCAMError: the backbone is unknown, its weights cannot be loaded, or it cannot have the stride or
+            ``train_from``.
 
     Example:
+        >>> import torch
         >>> net = wsol_net(Backbone("timm/resnet18", random_weights=True), 10)
         >>> net.stride, net(torch.zeros(1, 3, 64, 64)).shape
         (16, torch.Size([1, 10]))
@@ -80,7 +80,13 @@ def wsol_net(
     net: WSOLNet
     size = 256
     if backbone.name in ARCHITECTURES:
-        net = _build_architecture(spec, seed)
+        if backbone.model_args:
+            raise AdvCAMError(
+                f"{backbone.name} takes no model arguments for localization, got {dict(backbone.model_args)}"
+            )
+        architecture: Any = ARCHITECTURES[backbone.name]
+        with seeded(seed):
+            net = architecture(spec)
         net.mean, net.std = tuple(backbone.mean or _MEAN), tuple(backbone.std or _STD)
         if backbone.checkpoint is not None:
             start_from(net, read_checkpoint(backbone.checkpoint))
@@ -88,8 +94,7 @@ def wsol_net(
             start_from(net, first_published(backbone.name))
     elif backbone.is_timm:
         trunk = timm_trunk(backbone)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with seeded(seed):
             net = TimmWSOL(spec, trunk)
         net.mean, net.std, size = trunk.mean, trunk.std, trunk.size
     else:
@@ -98,36 +103,20 @@ def wsol_net(
             f"{backbone.name!r}{nearest(backbone.name, ARCHITECTURES)}"
         )
     net.spec = replace(spec, backbone=backbone.without_weights(net.mean, net.std))
-    if backbone.train_from is not None:
-        order = execution_order(net, size=size)
-        freeze_before(net, order, place_of(backbone.train_from, order, "backbone", backbone.name))
+    apply_train_from(net, backbone, "backbone", size)
     return net.eval()
 
 
-def _build_architecture(spec: WSOLNetSpec, seed: int) -> WSOLNet:
-    backbone = spec.backbone
-    if backbone.model_args:
-        raise AdvCAMError(f"{backbone.name} takes no model arguments for localization, got {dict(backbone.model_args)}")
-    architecture: Any = ARCHITECTURES[backbone.name]
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        net: WSOLNet = architecture(spec)
-    return net
-
-
 def start_from(net: WSOLNet, checkpoint: Checkpoint) -> Started:
-    """Put the weights of a published backbone into a net of the same kind, where they fit.
+    """Load the weights of a published backbone into a net of the same kind, as far as they fit.
 
     Args:
         net: changed in place, unless an error is raised; made of a name of torchvision's.
-        checkpoint: of the backbone; of its own classifier, too, which is kept where it has as many classes.
-
-    Returns:
-        Which weights came from the file, which are new, and which of the file are not read.
+        checkpoint: of the backbone with its own classifier, which is kept if it has as many classes.
 
     Raises:
-        AdvCAMError: weights of the backbone are missing, are of other shapes or are not finite, or there are others
-            than the net knows of.
+        AdvCAMError: weights of the backbone are missing, are of other shapes or are not finite, or there are unexpected
+            ones.
     """
     own = net.state_dict()
     weights = net.own_keys(without_prefix(checkpoint.weights, [*own, *net.unread]))
@@ -142,11 +131,6 @@ def start_from(net: WSOLNet, checkpoint: Checkpoint) -> Started:
     return Started(tuple(key for key in own if key in used), tuple(new), tuple(key for key in weights if key in unread))
 
 
-WSOL_NET = NetKind(
-    WSOLNetSpec, lambda spec: wsol_net(spec.backbone, spec.num_classes, norms=spec.norms), lambda c: _published(c)
-)
-
-
 def load_wsol_net(
     path: str | Path,
     *,
@@ -154,17 +138,17 @@ def load_wsol_net(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
 ) -> tuple[WSOLNet, tuple[str, ...]]:
-    """Read a trained net: one that `save_net` wrote, or an authors' file of Choe et al. or of CutMix.
+    """Load a trained net: one that `advcam_attr.networks.net_file.save_net` wrote, or an authors' file.
 
-    The latter are torch files with the weights under ``state_dict``, by torchvision's keys, with or without ``module.``
-    before them; what they are of is told from the keys. CutMix's ResNet-50 was trained with a stride in layer4, which
-    it has not here. No code of a file is run.
+    Authors' files are those of Choe et al. or of CutMix: torch files with the weights under ``state_dict``, by
+    torchvision's keys, which tell their architecture. CutMix's ResNet-50 was trained with a stride in layer4, which it
+    does not have here. No code of a file is run.
 
     Args:
         path: the file.
-        stride: 16 or 8, which authors' files of ResNet-50 and Inception-V3 do not tell; 16 if it is not given, which
-            is ``large_feature_map=False``. A net of `save_net` has its own.
-        mean, std: another normalisation than the file's own, or than ImageNet's.
+        stride: 16 or 8, which authors' files of ResNet-50 and Inception-V3 do not tell; 16 by default, which is
+            ``large_feature_map=False``. Other files have their own.
+        mean, std: another normalization than the file's own, or than ImageNet's.
 
     Returns:
         The net, in eval mode, on the CPU, and the names of its classes (none in authors' files).
@@ -177,7 +161,7 @@ def load_wsol_net(
     """
     checkpoint = read_checkpoint(path)
     if WSOLNetSpec.key not in checkpoint.metadata:
-        return _published(checkpoint, stride, mean, std), ()
+        return _published(checkpoint, Backbone("", stride=stride or "auto", mean=mean, std=std)), ()
     net, classes = load_net(checkpoint, WSOL_NET)
     if stride not in (None, net.spec.backbone.stride):
         raise AdvCAMError(f"{path} was trained with output stride {net.spec.backbone.stride}, not {stride}")
@@ -186,26 +170,27 @@ def load_wsol_net(
     return net, classes
 
 
-def _published(
-    checkpoint: Checkpoint,
-    stride: int | None = None,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
-) -> WSOLNet:
+def _published(checkpoint: Checkpoint, options: Backbone | None = None) -> WSOLNet:
+    """Load an authors' file; its backbone is found from the keys."""
     roots = ("conv1.", "features.", "Conv2d_1a_3x3.", "layer1.")
     weights = without_prefix(checkpoint.weights, roots)
-    backbone = next((name for key, name in SIGNATURE_KEYS if key in weights), None)
-    head = weights.get("SPG_A4.weight" if backbone == "torchvision/inception_v3" else "fc.weight")
-    if backbone is None or head is None:
+    name = next((name for key, name in SIGNATURE_KEYS if key in weights), None)
+    head = weights.get("SPG_A4.weight" if name == "torchvision/inception_v3" else "fc.weight")
+    if name is None or head is None:
         raise AdvCAMError(
             f"checkpoint {checkpoint.path} is none of a ResNet-50, Inception-V3 or VGG-16 for localization; "
-            "start from it by wsol_net(checkpoint=...) if it is a backbone's"
+            "start from it by Backbone(..., checkpoint=...) if it is a backbone's"
         )
-    if backbone == "torchvision/vgg16":
-        told = 16 if "features.28.weight" in weights else 8
-        if stride not in (None, told):
-            raise AdvCAMError(f"checkpoint {checkpoint.path} is of a VGG-16 of output stride {told}, not {stride}")
-        stride = told
-    net = wsol_net(Backbone(backbone, random_weights=True, stride=stride or 16, mean=mean, std=std), len(head))
-    load_weights(net, replace(checkpoint, weights=weights), backbone)
+    options = options or Backbone(name)
+    stride = options.stride
+    if name == "torchvision/vgg16":
+        own = 16 if "features.28.weight" in weights else 8
+        if stride not in ("auto", own):
+            raise AdvCAMError(f"checkpoint {checkpoint.path} is of a VGG-16 of output stride {own}, not {stride}")
+        stride = own
+    net = wsol_net(replace(options, name=name, random_weights=True, stride=stride), len(head))
+    load_weights(net, replace(checkpoint, weights=weights), name)
     return net
+
+
+WSOL_NET = NetKind(WSOLNetSpec, lambda spec: wsol_net(spec.backbone, spec.num_classes, norms=spec.norms), _published)

@@ -1,8 +1,7 @@
-"""What a classifier for localization is made of in; the net out: ResNet-50, Inception-V3, VGG-16, or any of timm's.
+"""Architectures of classifiers for localization: ResNet-50, Inception-V3, VGG-16, and timm models.
 
 Choe et al., "Evaluating Weakly Supervised Object Localization Methods Right" (CVPR 2020), whose keys the state dicts
-have. Each ends in global average pooling, so that class activation maps are exact; at 224 pixels, output stride 16
-gives maps of 14 × 14 cells, and stride 8 of 28 × 28.
+have. Each ends in global average pooling, so that class activation maps are exact.
 """
 
 from __future__ import annotations
@@ -18,18 +17,19 @@ from torchvision.models.inception import BasicConv2d, InceptionA, InceptionB, In
 from torchvision.models.resnet import Bottleneck, ResNet
 from torchvision.models.vgg import cfgs, make_layers
 
+from advcam_attr.networks.freezing import running_norms
 from advcam_attr.networks.net_file import NetSpec
 from advcam_attr.networks.timm_trunk import TimmTrunk
 from advcam_attr.types import AdvCAMError
 
-#: ``batch``: norms use the batch's statistics in training and keep running ones. ``running``: they use these always,
-#: and leave them as they are.
+#: ``batch``: norms use the batch's statistics in training and update the running ones. ``running``: they always use the
+#: running ones, and never update them.
 Norms = Literal["batch", "running"]
 
 
 @dataclass(frozen=True)
 class WSOLNetSpec(NetSpec):
-    """What a classifier is made of, without its weights; see `advcam_attr.networks.wsol.wsol_net`."""
+    """What a classifier is made of; see `advcam_attr.networks.wsol.wsol_net`."""
 
     key: ClassVar[str] = "wsol_net"
     title: ClassVar[str] = "localization classifier"
@@ -39,20 +39,20 @@ class WSOLNetSpec(NetSpec):
 
     @property
     def num_names(self) -> int:
-        """How many class names the network's file has."""
+        """How many class names the net's file has."""
         return self.num_classes
 
 
 class WSOLNet(nn.Module):
-    """What the classifiers share: how they are trained.
+    """A classifier for localization.
 
     Attributes:
-        head: what the names of weights begin with that no published backbone has.
-        fast: what the names of weights begin with that are trained at ten times the learning rate.
-        unread: what keys of a published backbone begin with that the net has no place for.
-        spec: what it was made of.
-        stride: by how many pixels of the image the cells of its maps lie apart.
-        mean, std: the normalisation of its images, by channel, for RGB in [0, 1].
+        head: prefixes of the weights that no published backbone has.
+        fast: prefixes of the weights that are trained at ten times the learning rate.
+        unread: prefixes of the keys of a published backbone that the net has no place for.
+        spec: what it is made of.
+        stride: the output stride.
+        mean, std: the normalization, by channel, for RGB in [0, 1].
     """
 
     head: ClassVar[tuple[str, ...]] = ("fc.",)
@@ -65,17 +65,16 @@ class WSOLNet(nn.Module):
     std: tuple[float, ...]
 
     def train(self, mode: bool = True) -> WSOLNet:
-        """Training mode for all but the norms that are frozen, or that are to use their running statistics."""
+        """Set training mode for all but the norms that are frozen, or that use their running statistics."""
         super().train(mode)
-        for module in self.modules():
-            if isinstance(module, nn.modules.batchnorm._NormBase):
-                weights = list(module.parameters())
-                if self.spec.norms == "running" or (weights and not any(w.requires_grad for w in weights)):
-                    module.eval()
+        for norm in running_norms(self):
+            weights = list(norm.parameters())
+            if self.spec.norms == "running" or (weights and not any(w.requires_grad for w in weights)):
+                norm.eval()
         return self
 
     def own_keys(self, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """The weights of a published backbone by the names that they have here."""
+        """Return the weights of a published backbone by the names that they have here."""
         return weights
 
 
@@ -87,14 +86,7 @@ def _checked_stride(spec: WSOLNetSpec) -> int:
 
 
 class ResNet50WSOL(WSOLNet, ResNet):
-    """ResNet-50 whose layer4 has stride 1, without dilation; and layer3 too, for stride 8. Keys are torchvision's.
-
-    Example:
-        >>> from advcam_attr.networks.backbone import Backbone
-        >>> net = ResNet50WSOL(WSOLNetSpec(Backbone("torchvision/resnet50", stride=16), 3))
-        >>> net.layer4[0].conv2.stride, net.layer3[0].conv2.stride
-        ((1, 1), (2, 2))
-    """
+    """ResNet-50 whose layer4 has stride 1, without dilation; and layer3 too, for stride 8. Keys are torchvision's."""
 
     fast = ("layer4.", "fc.")
 
@@ -108,9 +100,9 @@ class ResNet50WSOL(WSOLNet, ResNet):
 
 
 class InceptionV3WSOL(WSOLNet):
-    """Inception-V3 up to ``Mixed_6e`` on a finer grid, and the head of SPG; its class maps are what ``SPG_A4`` gives.
+    """Inception-V3 up to ``Mixed_6e`` on a finer grid, and the head of SPG, whose ``SPG_A4`` gives the class maps.
 
-    Against torchvision's net, ``Conv2d_1a_3x3`` and the early pools are padded, and ``Mixed_6a`` has stride 1.
+    Unlike in torchvision's net, ``Conv2d_1a_3x3`` and the early pools are padded, and ``Mixed_6a`` has stride 1.
     """
 
     head = fast = ("SPG_",)
@@ -140,7 +132,7 @@ class InceptionV3WSOL(WSOLNet):
                 (nn.init.zeros_ if name.endswith("bias") else nn.init.xavier_uniform_)(parameter)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Images ``(N, 3, H, W)`` to logits ``(N, K)``."""
+        """Return the logits ``(N, K)`` of images ``(N, 3, H, W)``."""
         x = self.Conv2d_2b_3x3(self.Conv2d_2a_3x3(self.Conv2d_1a_3x3(x)))
         x = F.max_pool2d(x, 3, stride=2, padding=1, ceil_mode=True)
         x = self.Conv2d_4a_3x3(self.Conv2d_3b_1x1(x))
@@ -157,7 +149,7 @@ class InceptionV3WSOL(WSOLNet):
 
 
 class _InceptionBStride1(InceptionB):
-    """torchvision's block without its stride; the same weights."""
+    """torchvision's block without its stride."""
 
     def __init__(self, in_channels: int) -> None:
         super().__init__(in_channels)
@@ -192,12 +184,12 @@ class VGG16WSOL(WSOLNet):
         new_classifier(self.fc)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Images ``(N, 3, H, W)`` to logits ``(N, K)``."""
+        """Return the logits ``(N, K)`` of images ``(N, 3, H, W)``."""
         logits: Tensor = self.fc(F.relu(self.conv6(self.features(x))).mean((2, 3)))
         return logits
 
     def own_keys(self, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """The weights of torchvision's VGG-16 by the numbers that their layers have here."""
+        """Return the weights of torchvision's VGG-16 by the numbers that their layers have here."""
         if self.stride == 16 or "features.28.weight" not in weights:
             return weights
         return {self._own_key(key): value for key, value in weights.items()}
@@ -211,12 +203,7 @@ class VGG16WSOL(WSOLNet):
 
 
 class TimmWSOL(WSOLNet):
-    """The features of a timm model, global average pooling, and a linear classifier with bias.
-
-    Args:
-        spec: what the trunk was made by.
-        trunk: the model without its classifier and pooling.
-    """
+    """The features of a timm model, global average pooling, and a linear classifier with bias."""
 
     fast = ("fc.", "backbone.layer4.")
 
@@ -228,28 +215,22 @@ class TimmWSOL(WSOLNet):
         new_classifier(self.fc)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Images ``(N, 3, H, W)`` to logits ``(N, K)``."""
+        """Return the logits ``(N, K)`` of images ``(N, 3, H, W)``."""
         logits: Tensor = self.fc(self._reader(self.backbone, x).mean((2, 3)))
         return logits
 
 
 def new_classifier(layer: nn.Linear) -> None:
-    """Weights of normal distribution with standard deviation 0.01, and no bias, as Choe et al. begin."""
+    """Draw weights from N(0, 0.01²) and set the bias to 0, as Choe et al."""
     nn.init.normal_(layer.weight, 0, 0.01)
     nn.init.zeros_(layer.bias)
 
 
 def parameter_groups(net: WSOLNet) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """The weights that are trained at the learning rate, and those that are at ten times it.
+    """Return the weights that are trained at the learning rate, and those that are at ten times it.
 
     The latter are layer4 and the classifier of a ResNet, the head of SPG in Inception-V3, conv6 and the classifier of
     VGG-16, and the classifier of other nets.
-
-    Example:
-        >>> from advcam_attr.networks.backbone import Backbone
-        >>> slow, fast = parameter_groups(VGG16WSOL(WSOLNetSpec(Backbone("torchvision/vgg16", stride=16), 2)))
-        >>> len(slow), len(fast)
-        (26, 4)
     """
     slow: list[nn.Parameter] = []
     fast: list[nn.Parameter] = []
@@ -258,7 +239,7 @@ def parameter_groups(net: WSOLNet) -> tuple[list[nn.Parameter], list[nn.Paramete
     return slow, fast
 
 
-#: The nets that are built by hand, by torchvision's names.
+#: The architectures that are defined here, by torchvision's names.
 ARCHITECTURES: dict[str, type[WSOLNet]] = {
     "torchvision/resnet50": ResNet50WSOL,
     "torchvision/inception_v3": InceptionV3WSOL,

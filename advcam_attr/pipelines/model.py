@@ -11,7 +11,8 @@ from typing import Any
 from torch import Tensor
 
 from advcam_attr.heads import Head, HeadView
-from advcam_attr.networks.load import LoadedModel, load_model
+from advcam_attr.networks.load import load_model
+from advcam_attr.networks.sources import LoadedModel
 from advcam_attr.types import AdvCAMError
 
 

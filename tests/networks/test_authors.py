@@ -12,7 +12,7 @@ import torchvision
 from torch import Tensor, nn
 
 from advcam_attr import AdvCAMError, heads
-from advcam_attr.networks.authors import irn_weights
+from advcam_attr.networks.authors import irn_cam_weights
 from advcam_attr.networks.checkpoint import Checkpoint, load_weights, read_checkpoint
 from advcam_attr.networks.generators import load_generator
 from logs import record_log
@@ -59,7 +59,7 @@ def test_irn_keys_of_the_published_net_are_those_of_resnet50():
     with torch.device("meta"):
         keys = list(IRNet(resnet50_of_stride_16()).state_dict())
         expected = PlainNet(resnet50_of_stride_16()).state_dict()
-    found = irn_weights(Checkpoint(Path("irn.pth"), dict.fromkeys(keys, torch.ones(())), {}))
+    found = irn_cam_weights(Checkpoint(Path("irn.pth"), dict.fromkeys(keys, torch.ones(())), {}))
     assert set(found.checkpoint.weights) == set(expected)
     assert len(found.ignored) == 2 * (len(expected) - 1) + 1
     roots = "backbone.*, newly_added.*, stage1.*, stage2.*, stage3.*, stage4.*"
@@ -74,7 +74,7 @@ def test_irn_files_load_whichever_names_they_hold(tmp_path, kept):
     pattern = ".*" if prefix else kept
     weights = {prefix + k: v for k, v in irn.state_dict().items() if re.match(pattern, k)}
     torch.save(weights | {f"{prefix}resnet50.fc.bias": torch.ones(1000)}, tmp_path / "irn.pth")
-    found = irn_weights(read_checkpoint(tmp_path / "irn.pth"))
+    found = irn_cam_weights(read_checkpoint(tmp_path / "irn.pth"))
     assert "ImageNet's classifier" in found.note
     torch.manual_seed(1)
     net = PlainNet(resnet50_of_stride_16((1, 1, 1, 1)), classes=3).eval()
@@ -106,7 +106,7 @@ def test_the_published_net_loads_by_its_name(tmp_path):
 
 def test_irn_files_that_contradict_themselves_or_hold_more_are_refused():
     weights = {"resnet50.conv1.weight": torch.ones(2), "backbone.0.0.weight": torch.zeros(2)}
-    with pytest.raises(AdvCAMError, match=r"x\.pth is refused: resnet50\.conv1\.weight and backbone\.0\.0\.weight"):
-        irn_weights(Checkpoint(Path("x.pth"), weights, {}))
+    with pytest.raises(AdvCAMError, match=r"x\.pth is rejected: resnet50\.conv1\.weight and backbone\.0\.0\.weight"):
+        irn_cam_weights(Checkpoint(Path("x.pth"), weights, {}))
     more = dict.fromkeys(["resnet50.conv1.weight", "stage5.0.weight", "fc_edge1.0.weight"], torch.ones(2))
-    assert set(irn_weights(Checkpoint(Path("x.pth"), more, {})).checkpoint.weights) == set(more)
+    assert set(irn_cam_weights(Checkpoint(Path("x.pth"), more, {})).checkpoint.weights) == set(more)

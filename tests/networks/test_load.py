@@ -149,7 +149,7 @@ def test_a_factory_may_bring_preprocessing_and_names(module):
     assert loaded.preprocess(Image.new("RGB", (50, 9))).shape == (3, 5, 7)
     shown = loaded.display(torch.arange(105.0).reshape(3, 5, 7))
     assert (shown.min(), shown.max()) == (0, 1)
-    assert "brings its own preprocess" in refusal(f"{module}:dressed", mean=[0.5])
+    assert "has its own preprocess" in refusal(f"{module}:dressed", mean=[0.5])
 
 
 def test_factories_that_are_none(module):
@@ -274,7 +274,7 @@ def test_pickles_of_more_than_weights_are_refused(tmp_path, monkeypatch):
         pickle.dump(Harmful(), file)
     for name in ("harmful.pth", "module.pth", "harmful.pkl"):
         message = refusal(SMALL, checkpoint=name)
-        assert f"checkpoint {name} is refused: it is a pickle of more than plain weights" in message
+        assert f"checkpoint {name} is rejected: it is a pickle of more than plain weights" in message
     assert not (tmp_path / "harm").exists()
 
 

@@ -323,7 +323,7 @@ def test_the_papers_numbers():
         ({"loss": "focal"}, "unknown loss 'focal'"),
         ({"crf": "deplab"}, "unknown CRF recipe 'deplab'; did you mean 'deeplab'"),
         ({"class_offset": 1}, "class_offset 1 has no file to go with"),
-        ({"known": "known.json", "trained": "net.safetensors"}, "known is the start of a training"),
+        ({"class_map": "known.json", "trained": "net.safetensors"}, "class_map is the start of a training"),
     ],
 )
 def test_settings_that_mean_nothing(options, message):
