@@ -13,7 +13,7 @@ from torch import Tensor
 
 from advcam_attr.data.images import open_image
 from advcam_attr.report.page import Entry, Frame, Section, extremes, heat_uri, thumbnail
-from advcam_attr.tables.segmentation import Table
+from advcam_attr.tables.table import Table
 from advcam_attr.types import AdvCAMError
 
 #: Position and height of the first image in a drawing of `advcam_attr.viz.overlay.panels`.

@@ -14,7 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
 from advcam_attr.data.masks import palette
-from advcam_attr.tables.segmentation import Table
+from advcam_attr.tables.table import Table
 
 T = TypeVar("T")
 

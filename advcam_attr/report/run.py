@@ -21,7 +21,7 @@ from advcam_attr.report.page import Figure, Section, file_uri, parse_tables, ren
 from advcam_attr.report.semi import semi_sections
 from advcam_attr.report.wsol import wsol_sections
 from advcam_attr.report.wsss import wsss_sections
-from advcam_attr.tables.segmentation import Table
+from advcam_attr.tables.table import Table
 from advcam_attr.training.log import read_log
 from advcam_attr.types import AdvCAMError
 from advcam_attr.viz.axes import BLUE, figure, style_axes

@@ -1,1 +1,1 @@
-"""Tables of results beside the paper's."""
+"""Tables of results with the paper's numbers."""

@@ -18,7 +18,8 @@ from advcam_attr.pipelines.evaluate import evaluate_seeds, write_seed_evaluation
 from advcam_attr.refine.seeds import GridMaps
 from advcam_attr.report.page import heat_uri, labels_uri, parse_tables
 from advcam_attr.runs.map_store import MapStore
-from advcam_attr.tables.segmentation import Table, table_i
+from advcam_attr.tables.segmentation import table_i
+from advcam_attr.tables.table import Table
 from report_runs import NASTY, WORSE, attribution_run, report, report_error
 from tiny_voc import write_voc
 

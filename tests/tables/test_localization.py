@@ -1,4 +1,4 @@
-"""Tables VII, VIII and X: the paper's numbers agree with themselves, and ours stand below those of the same name."""
+"""Tables VII, VIII and X: the paper's numbers are consistent, and ours follow those of the same name."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 
 from advcam_attr.metrics.localization import LocalizationScores
-from advcam_attr.tables.localization import TABLE_VII, TABLE_VIII, TABLE_X, table_vii, table_viii, table_x
+from advcam_attr.tables.localization import table_vii, table_viii, table_x
+from advcam_attr.tables.paper import TABLE_VII, TABLE_VIII, TABLE_X
 from advcam_attr.types import AdvCAMError
 
 SCORES = LocalizationScores(
@@ -31,7 +32,7 @@ def test_climbing_changes_no_prediction_in_the_paper():
     assert TABLE_X["climbing, regularized"] == TABLE_VII["CUB-200-2011"]["CutMix + AdvCAM"][1:]
 
 
-def test_ours_stand_below_the_papers():
+def test_ours_follow_the_papers():
     table = table_vii({"CAM": SCORES, "ours": replace(SCORES, top1_cls=None, top1_loc=None)}, "ImageNet-1K", "here, 9")
     place = next(i for i, row in enumerate(table.rows) if row[:2] == ("CAM", "here, 9"))
     assert table.rows[place - 1] == ("CAM", "paper", "75.5", "51.9", "83.9", "65.8", "41.5", "63.7")
@@ -41,7 +42,7 @@ def test_ours_stand_below_the_papers():
     assert table_x({"no climbing": SCORES}).rows[1][2] == "55.5"
 
 
-def test_measures_of_another_kind_are_refused():
+def test_measures_of_another_kind_raise():
     with pytest.raises(AdvCAMError, match="Table VII has CUB-200-2011 and ImageNet-1K"):
         table_vii({}, "VOC")
     for other in (replace(SCORES, contours="largest"), replace(SCORES, ious=(0.5,))):

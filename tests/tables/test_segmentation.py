@@ -63,9 +63,15 @@ PAPER = {
     """,
 }
 TABLES = {
-    "I": table_i, "II": table_ii, "III": table_iii, "IV": table_iv, "V": table_v, "VI": table_vi, "XI": table_xi,
+    "I": table_i,
+    "II": table_ii,
+    "III": table_iii,
+    "IV": table_iv,
+    "V": table_v,
+    "VI": table_vi,
+    "XI": table_xi,
     "XIII": table_xiii,
-}  # fmt: skip
+}
 
 
 def typed(name):
@@ -89,7 +95,7 @@ def test_columns():
     assert heads["XIII"] == tuple(f"{size} {m}" for size in ("all", "small", "large") for m in ("P", "R", "F1"))
 
 
-def test_ours_stand_below_the_papers_row_and_unknown_methods_last():
+def test_ours_follow_the_papers_row_and_unknown_methods_last():
     rows = table_i({"mine": (0.5, None, math.nan), "SEAM": (0.51234, 0.6, 0.7)}, source="here, 94 images").rows
     at = [row[:2] for row in rows].index(("SEAM", "paper"))
     assert rows[at + 1] == ("SEAM", "here, 94 images", "51.2", "60.0", "70.0")
@@ -135,9 +141,9 @@ def test_layouts():
     assert len({len(line) for line in lines[1:-2]}) == 1, "columns are aligned"
 
 
-def test_wrong_numbers_of_columns_are_refused():
+def test_wrong_numbers_of_columns_raise():
     for make, ours in ((table_i, {"IRN": (0.1, 0.2)}), (table_ii, {"IRN": (0.1,)})):
         with pytest.raises(AdvCAMError, match="'IRN' must have a number for each of seed"):
             make(ours)
-    with pytest.raises(AdvCAMError, match="'CAM' must have a number for each of background, cat, mean: got 4"):
+    with pytest.raises(AdvCAMError, match="a number for each of background, cat, mean: got 4"):
         table_ix({"CAM": (0.1, 0.2, 0.3)}, ("cat",))

@@ -27,7 +27,7 @@ from advcam_attr.pipelines.config import path_of
 from advcam_attr.pipelines.wsol.config import TrainedNet, WSOLConfig, WSOLMethod
 from advcam_attr.pipelines.wsol.evaluate import TABLES, load_table
 from advcam_attr.tables.localization import table_vii, table_viii, table_x
-from advcam_attr.tables.segmentation import Table
+from advcam_attr.tables.table import Table
 
 logger = logging.getLogger(__name__)
 

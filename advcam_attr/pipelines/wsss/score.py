@@ -27,7 +27,6 @@ from advcam_attr.pipelines.wsss.segment import predictions_folder, recipes_of
 from advcam_attr.pipelines.wsss.stages import read_split
 from advcam_attr.runs.sharding import shard_of
 from advcam_attr.tables.segmentation import (
-    Table,
     table_i,
     table_ii,
     table_iii,
@@ -37,6 +36,7 @@ from advcam_attr.tables.segmentation import (
     table_xi,
     table_xiii,
 )
+from advcam_attr.tables.table import Table
 from advcam_attr.types import AdvCAMError
 
 logger = logging.getLogger(__name__)
