@@ -1,30 +1,30 @@
-"""The folder of MS COCO 2014 in; its splits out, with label maps drawn from the published JSON."""
+"""MS COCO 2014, with label maps drawn from the instances of the published JSON."""
 
 from __future__ import annotations
 
-import array
 import contextlib
-import gc
-import itertools
+import io
 import json
+import math
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from advcam_attr.data.images import size_if_readable
 from advcam_attr.data.labels import coco_key, few, look_up, read_label_table, read_list
 from advcam_attr.data.masks import MaskFiles
-from advcam_attr.data.samples import SegmentationData
+from advcam_attr.data.samples import MissingSplitError, SegmentationData
 from advcam_attr.types import VOID, AdvCAMError, NoMaskError, Sample
 
-#: In the order of the categories' ids, which leave gaps; class k is k + 1 in label maps.
+#: In the order of the categories' ids, which have gaps; class k is k + 1 in label maps.
 CLASSES = (
     "person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat", "traffic light",
     "fire hydrant", "stop sign", "parking meter", "bench", "bird", "cat", "dog", "horse", "sheep", "cow",
@@ -36,19 +36,22 @@ CLASSES = (
     "toaster", "sink", "refrigerator", "book", "clock", "vase", "scissors", "teddy bear", "hair drier", "toothbrush",
 )  # fmt: skip
 
-#: The splits, and how many photographs the published ones have.
+#: The splits and the numbers of their published images.
 SPLITS = {"train2014": 82783, "val2014": 40504}
 
 _ALIASES = {"train": "train2014", "val": "val2014"}
 
-#: Where ready masks lie in the layout of RIB.
+#: The folder of ready masks in the layout of RIB.
 MASKS = "coco_seg_anno"
 
-#: Take the folder `MASKS` if there is one, and else draw.
+#: Read the masks in the folder `MASKS` if there is one, and draw them otherwise.
 AUTO = "auto"
 
 #: Draw the masks from the JSON.
 DRAW = "draw"
+
+#: How far a vertex may lie outside of its image, in pixels.
+_SLACK = 2.0
 
 
 def read_coco(
@@ -59,30 +62,29 @@ def read_coco(
     labels: str | Path | None = None,
     ids: str | Path | None = None,
 ) -> SegmentationData:
-    """Read a split of MS COCO 2014.
+    """Read a split of MS COCO 2014; needs pycocotools.
 
-    The labels are the categories of an image's annotations; an image without any is a sample with empty labels. The
-    photographs may lie in ``<split>``, ``images/<split>`` or (as RIB has them) ``JPEGImages``, and be named as in the
-    JSON or by their number of twelve digits; a sample's id is its file's stem.
+    Labels are the categories of an image's annotations, possibly none. Images may be in ``<split>``,
+    ``images/<split>`` or ``JPEGImages`` (RIB), named as in the JSON or by their number of twelve digits; ids are the
+    files' stems. Reading the annotations of ``train2014`` takes about 10 seconds.
 
-    A photograph that is not there is no error before it is read; `advcam_attr.data.samples.without_missing`
-    finds them.
+    Missing image files raise when they are read; `advcam_attr.data.samples.without_missing` finds them.
 
     Args:
-        root: the folder that ``annotations`` is in.
+        root: the folder of ``annotations``, or the one above ``coco``.
         split: ``train2014`` or ``train``, ``val2014`` or ``val``, or any x with an ``annotations/instances_x.json``.
-        masks: a folder of ready label maps, named as the photographs or by their number of twelve digits; or
-            ``"draw"``, to draw them from the JSON (see `CocoInstances.draw`); or ``"auto"``: from the folder
-            ``coco_seg_anno`` if there is one, else drawn.
-        labels: a ``cls_labels.npy`` to take the labels from, in place of the JSON; it must have all images.
-        ids: a list of the images to keep, in its order.
+        masks: a folder of ready label maps, named as the images or by their number of twelve digits; ``"draw"`` to draw
+            them from the JSON (see `CocoMasks`); or ``"auto"``, from the folder ``coco_seg_anno`` if there is one, else
+            drawn.
+        labels: a ``cls_labels.npy`` with the labels of all images, instead of the JSON's.
+        ids: a list of images to read, in its order.
 
     Returns:
         The split, 80 classes.
 
     Raises:
-        AdvCAMError: the JSON is missing, damaged or names an image twice, no photograph is there, or the list or the
-            table of labels does not fit.
+        AdvCAMError: the JSON is missing or malformed, no image is there, or the list or the table of labels does not
+            fit.
 
     Example:
         >>> data = read_coco("coco", "train")  # doctest: +SKIP
@@ -91,8 +93,9 @@ def read_coco(
     """
     folder = find_coco(root)
     split = _ALIASES.get(split, split)
-    classes, images, instances = read_instances(find_json(folder, split))
-    photographs = find_photographs(folder, split, images)
+    path = find_json(folder, split)
+    classes, images, instances = read_instances(path)
+    files = _find_images(folder, split, images)
     if ids is not None:
         images = _listed(images, Path(ids))
     if labels is None:
@@ -100,12 +103,10 @@ def read_coco(
     else:
         table = read_label_table(labels, len(classes), coco_key)
         shown = look_up(table, [str(image.number) for image in images], labels)
-    by_id = {photographs[image.number].stem: image for image in images}
+    by_id = {files[image.number].stem: image for image in images}
     if len(by_id) < len(images):
-        raise AdvCAMError(f"{find_json(folder, split)} has two images of one file name")
-    samples = (
-        Sample(id, photographs[image.number], labels) for (id, image), labels in zip(by_id.items(), shown, strict=True)
-    )
+        raise AdvCAMError(f"{path} has two images of one file name")
+    samples = (Sample(id, files[image.number], k) for (id, image), k in zip(by_id.items(), shown, strict=True))
     ready = folder / MASKS if masks == AUTO else Path(masks)
     read: CocoMasks | CocoMaskFiles
     if masks == DRAW or (masks == AUTO and not ready.is_dir()):
@@ -115,6 +116,14 @@ def read_coco(
     else:
         raise AdvCAMError(f"no such folder of masks: {ready}")
     return SegmentationData("coco", folder, split, classes, tuple(samples), read)
+
+
+class CocoMaskFiles(MaskFiles):
+    """Reads the true label map of a sample from a PNG named by its id or by the digits of its number."""
+
+    def find(self, id: str) -> Path | None:
+        """Return the mask file of an id, if there is one."""
+        return super().find(id) or super().find(id[-12:])
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,11 +139,11 @@ class CocoMasks:
     instances: CocoInstances
 
     def __call__(self, sample: Sample) -> Tensor:
-        """The label map ``(H, W)`` uint8.
+        """Draw the label map ``(H, W)`` uint8.
 
         Raises:
-            NoMaskError: there is none.
-            AdvCAMError: it cannot be drawn, or the photograph is of another size than the JSON says.
+            NoMaskError: the annotations do not have the image.
+            AdvCAMError: an instance is malformed, or the image has another size than in the JSON.
         """
         image = self.images.get(sample.id)
         if image is None:
@@ -142,26 +151,14 @@ class CocoMasks:
         size = size_if_readable(sample.image)
         if size is not None and size != image.size:
             raise AdvCAMError(
-                f"image {sample.image} is of {size[1]}x{size[0]} pixels, and of {image.size[1]}x{image.size[0]} in the "
-                "annotations; take the published photograph, or scale the annotations with it"
+                f"image {sample.image} has {size[1]}x{size[0]} pixels, and {image.size[1]}x{image.size[0]} in the "
+                "annotations; use the published image, or scale the annotations with it"
             )
         return torch.from_numpy(self.instances.draw(image))
 
 
-class CocoMaskFiles(MaskFiles):
-    """Reads the true label map of a sample from PNGs named as the samples or by the digits of their number."""
-
-    def find(self, id: str) -> Path | None:
-        """The file of an id's mask, if it has one."""
-        return super().find(id) or super().find(id[-12:])
-
-
 def find_coco(root: str | Path) -> Path:
-    """The folder that COCO's ``annotations`` are in: a root, or ``coco`` in it.
-
-    Raises:
-        AdvCAMError: there is none.
-    """
+    """Return the folder of COCO's ``annotations``: a root, or ``coco`` in it."""
     root = Path(root)
     for folder in (root, root / "coco", root / "COCO", root / "MSCOCO"):
         if any((folder / "annotations").glob("instances_*.json")):
@@ -173,24 +170,16 @@ def find_coco(root: str | Path) -> Path:
 
 
 def find_json(coco: Path, split: str) -> Path:
-    """A split's annotations.
-
-    Raises:
-        AdvCAMError: there are none.
-    """
+    """Return the file of a split's annotations."""
     path = coco / "annotations" / f"instances_{split}.json"
     if not path.is_file():
         there = sorted(file.stem.removeprefix("instances_") for file in path.parent.glob("instances_*.json"))
-        raise AdvCAMError(f"no split {split!r} of COCO: looked for {path}; there are {', '.join(there)}")
+        raise MissingSplitError(f"no split {split!r} of COCO: looked for {path}; there are {', '.join(there)}")
     return path
 
 
-def find_photographs(coco: Path, split: str, images: Sequence[CocoImage]) -> dict[int, Path]:
-    """The image files by number, in the layout that most of them are found in; also those that are not there.
-
-    Raises:
-        AdvCAMError: none is there.
-    """
+def _find_images(coco: Path, split: str, images: Sequence[CocoImage]) -> dict[int, Path]:
+    """Return the image files by number, in the layout that most of them are found in."""
     folders = [coco / split, coco / "images" / split, coco / "JPEGImages"]
     best, most = {}, 0
     for folder in folders:
@@ -205,198 +194,189 @@ def find_photographs(coco: Path, split: str, images: Sequence[CocoImage]) -> dic
 
 
 def _listed(images: Sequence[CocoImage], path: Path) -> list[CocoImage]:
-    known = {str(image.number): image for image in images}
+    by_key = {str(image.number): image for image in images}
     listed = [coco_key(id) for id in read_list(path).ids]
-    missing = [id for id in listed if id not in known]
+    missing = [id for id in listed if id not in by_key]
     if missing:
         raise AdvCAMError(f"{path} names {len(missing)} images that the annotations do not have ({few(missing)})")
-    return [known[id] for id in listed]
+    return [by_key[id] for id in listed]
 
 
 @dataclass(frozen=True)
 class CocoImage:
-    """An image of the JSON.
-
-    Attributes:
-        number: its id.
-        file: its file's name.
-        size: height and width.
-        instances: where the image's instances begin and end in `CocoInstances`.
-    """
+    """An image of the JSON: its id, file name, and height and width."""
 
     number: int
     file: str
     size: tuple[int, int]
-    instances: tuple[int, int]
 
 
 @dataclass(frozen=True, eq=False)
 class CocoInstances:
-    """All instances, those of an image together and in the order of the file.
+    """The instances of all images.
 
     Attributes:
-        classes: 0-based class of each instance, ``(A,)`` uint8.
-        crowd: which stand for groups, ``(A,)`` bool.
-        polygons: where the polygons of each instance begin, ``(A + 1,)``; none for a run-length code.
-        vertices: where the numbers of each polygon begin, ``(P + 1,)``.
-        coordinates: x and y in turn, float64.
-        codes: run-length codes (``size`` and ``counts``) by instance.
+        api: an indexed ``pycocotools.coco.COCO``.
+        class_of: 0-based class by category id.
     """
 
-    classes: np.ndarray
-    crowd: np.ndarray
-    polygons: np.ndarray
-    vertices: np.ndarray
-    coordinates: np.ndarray
-    codes: Mapping[int, Mapping[str, Any]]
+    api: Any
+    class_of: Mapping[int, int]
+
+    def of(self, image: CocoImage) -> list[dict[str, Any]]:
+        """Return the annotations of an image, in the order of the file."""
+        found: list[dict[str, Any]] = self.api.imgToAnns.get(image.number, [])
+        return found
 
     def labels(self, image: CocoImage) -> tuple[int, ...]:
-        """The classes of an image's instances, crowds included, ascending."""
-        return tuple(np.unique(self.classes[slice(*image.instances)]).tolist())
+        """Return the classes of an image's instances, crowds included, ascending."""
+        return tuple(sorted({self.class_of[annotation["category_id"]] for annotation in self.of(image)}))
 
     def draw(self, image: CocoImage) -> np.ndarray:
-        """The image's label map ``(H, W)`` uint8.
+        """Draw the label map ``(H, W)`` uint8 of an image.
 
-        Instances are painted in the order of decreasing area, so that what is in front of something larger stays
-        visible; of equal areas, the later in the file is above. A crowd is painted as void (255), in the same order:
-        it covers the larger things that it is part of, and leaves single things in front of it their class. COCO
-        defines no label maps; order and crowds are this project's choice, as the maps in use document neither.
-
-        Raises:
-            AdvCAMError: pycocotools is not installed, or a shape cannot be drawn.
+        Instances are painted by decreasing area, so that what is in front of something larger stays visible; of equal
+        areas, the later in the file is on top. Crowds are painted as void (255), in the same order: they cover the
+        larger instances that they are part of, and leave single instances in front of them their class. COCO defines no
+        label maps; order and crowds are this project's choice, as the maps in use document neither.
         """
-        coder = _pycocotools()
+        coder = _pycocotools().mask
         try:
-            shapes = [self._code(coder, index, *image.size) for index in range(*image.instances)]
+            annotations = self.of(image)
+            shapes = [_checked_shape(annotation["segmentation"], *image.size) for annotation in annotations]
+            codes = [self.api.annToRLE({"image_id": image.number, "segmentation": shape}) for shape in shapes]
             mask = np.zeros(image.size, np.uint8)
-            order = sorted(range(len(shapes)), key=lambda i: -int(coder.area(shapes[i])))
-            for i in order:
-                index = image.instances[0] + i
-                mask[coder.decode(shapes[i]) > 0] = VOID if self.crowd[index] else self.classes[index] + 1
-        except (ValueError, TypeError, KeyError) as error:
-            complaint = str(error) if isinstance(error, _Misfit) else f"an instance that cannot be drawn ({error})"
-            raise AdvCAMError(f"{image.file} has {complaint}; take the published annotations") from error
+            for i in sorted(range(len(codes)), key=lambda i: -int(coder.area(codes[i]))):
+                label = VOID if annotations[i].get("iscrowd") else self.class_of[annotations[i]["category_id"]] + 1
+                mask[coder.decode(codes[i]) > 0] = label
+        except (ValueError, TypeError, KeyError, IndexError) as error:
+            raise AdvCAMError(f"{image.file} has an instance with {error}; use the published annotations") from error
         return mask
 
-    def _code(self, coder: Any, index: int, height: int, width: int) -> Any:
-        """pycocotools' run-length code of an instance."""
-        if index not in self.codes:
-            ends = self.vertices[self.polygons[index] : self.polygons[index + 1] + 1]
-            corners = [self.coordinates[a:b].tolist() for a, b in itertools.pairwise(ends)]
-            nothing = [[0.0] * 6]  # a polygon without area
-            return coder.merge(coder.frPyObjects(corners or nothing, height, width))
-        (rows, columns), counts = self.codes[index]["size"], self.codes[index]["counts"]
-        if (rows, columns) != (height, width):
-            raise _Misfit(f"a run-length code of {columns}x{rows} pixels in {width}x{height}")
-        if isinstance(counts, str):
-            return {"size": [height, width], "counts": counts.encode()}
+
+def _checked_shape(shape: Any, height: int, width: int) -> Any:
+    """Return a segmentation that pycocotools can take; on others it may hang or crash."""
+    if isinstance(shape, dict):
+        size, counts = shape["size"], shape["counts"]
+        if size != [height, width]:
+            raise ValueError(f"a run-length code of size {str(size)[:40]} in an image of {[height, width]}")
+        counts = _uncompressed(counts) if isinstance(counts, str) else counts
+        if not isinstance(counts, list) or any(type(n) is not int or n < 0 for n in counts):
+            raise ValueError("a run-length code that is not made of counts")
         if sum(counts) != height * width:
-            raise _Misfit(f"a run-length code of {sum(counts)} pixels in {width}x{height}")
-        return coder.frPyObjects({"size": [height, width], "counts": list(counts)}, height, width)
+            raise ValueError(f"a run-length code of {sum(counts)} pixels in an image of {height * width}")
+        return {"size": [height, width], "counts": counts}
+    polygons = []
+    for corners in shape:
+        beyond = (corners < -_SLACK) | (corners > np.resize((width + _SLACK, height + _SLACK), len(corners)))
+        if beyond.any() or not np.isfinite(corners).all():
+            raise ValueError("a vertex outside of the image")
+        if len(corners) >= 6:  # two vertices have no area, and pycocotools would take them for a box
+            polygons.append(corners)
+    return polygons or [np.zeros(6)]
 
 
-class _Misfit(ValueError):
-    """Says in words what an image has that does not fit it."""
+def _uncompressed(text: str) -> list[int]:
+    """Return the counts of a compressed run-length code.
+
+    A count is written in groups of 5 bits, the lowest first, with a sign bit; from the third on, it is the difference
+    from the count two before.
+    """
+    counts: list[int] = []
+    value = shift = 0
+    for character in text.encode():
+        group = character - 48
+        if not 0 <= group < 64 or shift > 35:
+            raise ValueError("a compressed run-length code that cannot be decoded")
+        value |= (group & 31) << shift
+        shift += 5
+        if not group & 32:
+            value -= (group & 16) << 1 << (shift - 5)
+            counts.append(value + (counts[-2] if len(counts) > 2 else 0))
+            value = shift = 0
+    return counts
 
 
 def read_instances(path: Path) -> tuple[tuple[str, ...], list[CocoImage], CocoInstances]:
     """Read an ``instances_*.json``.
 
-    Args:
-        path: the file; the one of ``train2014`` takes about 10 seconds.
-
     Returns:
         The names of the classes in the order of their categories' ids, the images in the order of the file, and the
-        instances.
+        instances, whose shapes are checked when they are drawn.
 
     Raises:
-        AdvCAMError: the file is missing, damaged or of another kind, two images share an id, or an annotation names an
-            image or a category that the file does not define.
+        AdvCAMError: the file is missing or malformed, two images share an id, or an annotation names an image or a
+            category that the file does not define.
     """
+    api = _pycocotools().coco.COCO()
     try:
-        with _no_collection():
-            names, images, instances = _parse(path, json.loads(path.read_bytes()))
+        content = json.loads(path.read_bytes())
+        names = {_integer(category["id"]): str(category["name"]) for category in content["categories"]}
+        images = [_image(image) for image in content["images"]]
+        for annotation in content["annotations"]:
+            shape = annotation["segmentation"]
+            if not shape or not isinstance(shape, (list, dict)):
+                raise ValueError(f"annotation {annotation['id']} has no segmentation")
+            if isinstance(shape, list):
+                annotation["segmentation"] = [_polygon(corners) for corners in shape]
+        _require_known(path, "image", (a["image_id"] for a in content["annotations"]), {i.number for i in images})
+        _require_known(path, "category", (a["category_id"] for a in content["annotations"]), names.keys())
+        api.dataset = content
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints
+            api.createIndex()
     except FileNotFoundError as error:
         raise AdvCAMError(f"no such annotations: {path}") from error
     except AdvCAMError:
         raise
     except (KeyError, TypeError, AttributeError, IndexError) as error:
         raise AdvCAMError(f"{path} is no instances_*.json of COCO ({type(error).__name__}: {error})") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise AdvCAMError(f"cannot read {path} ({error}): is it truncated or damaged?") from error
     if not images or len(names) >= VOID:
         raise AdvCAMError(f"{path} lists {len(images)} images and {len(names)} categories; label maps hold 1 to 254")
-    return tuple(names[number] for number in sorted(names)), images, instances
+    repeated = [number for number, count in Counter(image.number for image in images).items() if count > 1]
+    if repeated:
+        raise AdvCAMError(f"{path} has two images of one id: {few(repeated)}; remove one of each")
+    class_of = {number: k for k, number in enumerate(sorted(names))}
+    return tuple(names[number] for number in class_of), images, CocoInstances(api, class_of)
 
 
-def _parse(path: Path, content: Any) -> tuple[dict[int, str], list[CocoImage], CocoInstances]:
-    names = {int(category["id"]): str(category["name"]) for category in content["categories"]}
-    annotations = content["annotations"]
-    numbers = [int(image["id"]) for image in content["images"]]
-    owners = _positions(path, "image", numbers, [a["image_id"] for a in annotations])
-    classes = _positions(path, "category", sorted(names), [a["category_id"] for a in annotations])
-    order = np.argsort(owners, kind="stable")
-    instances = _flatten([annotations[i] for i in order.tolist()], classes[order])
-    ends = np.searchsorted(owners[order], np.arange(len(numbers) + 1)).tolist()
-    images = [
-        CocoImage(number, PurePosixPath(image["file_name"]).name, (int(image["height"]), int(image["width"])), span)
-        for number, image, span in zip(numbers, content["images"], itertools.pairwise(ends), strict=True)
-    ]
-    return names, images, instances
+def _image(image: Mapping[str, Any]) -> CocoImage:
+    height, width = _integer(image["height"]), _integer(image["width"])
+    limit = Image.MAX_IMAGE_PIXELS or math.inf
+    if not (height > 0 and width > 0 and height * width <= limit):
+        raise ValueError(f"image {image['id']} of {width}x{height} pixels")
+    name = PurePosixPath(image["file_name"]).name
+    if not name:
+        raise ValueError(f"image {image['id']} without a file name")
+    return CocoImage(_integer(image["id"]), name, (height, width))
 
 
-@contextlib.contextmanager
-def _no_collection() -> Iterator[None]:
-    """A block that makes millions of objects and no cycles: looking for cycles would take longer than the block."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
+def _polygon(corners: Any) -> np.ndarray:
+    """Return x and y in turn as float64, which takes a quarter of the memory of a list."""
+    polygon = np.array(corners)
+    if polygon.ndim != 1 or len(polygon) % 2 or (len(polygon) and polygon.dtype.kind not in "if"):
+        raise ValueError(f"a polygon is not a list of x, y, x, y, ...: {str(corners)[:40]}")
+    return polygon.astype(np.float64)
 
 
-def _positions(path: Path, what: str, known: Sequence[int], wanted: Sequence[int]) -> np.ndarray:
-    """Where each wanted id stands among the known ones, ``(A,)`` int64."""
-    position = {number: index for index, number in enumerate(known)}
-    if len(position) < len(known):
-        twice = [number for number, count in Counter(known).items() if count > 1]
-        raise AdvCAMError(f"{path} has two images of one id: {few(twice)}; keep one of each")
-    strangers = {number for number in wanted if number not in position}
-    if strangers:
-        raise AdvCAMError(f"{path} has annotations of {what} {few(strangers)}, which it does not define")
-    return np.array([position[number] for number in wanted], np.int64)
+def _integer(value: Any) -> int:
+    if type(value) is not int:
+        raise TypeError(f"{str(value)[:40]!r} where a whole number belongs")
+    return value
 
 
-def _flatten(annotations: Sequence[Mapping[str, Any]], classes: np.ndarray) -> CocoInstances:
-    coordinates = array.array("d")
-    vertices, polygons, codes = [0], [0], {}
-    for index, annotation in enumerate(annotations):
-        shape = annotation["segmentation"]
-        if isinstance(shape, Mapping):
-            codes[index] = {"size": tuple(shape["size"]), "counts": shape["counts"]}
-        else:
-            for corners in shape:
-                if len(corners) >= 6:  # two corners have no area (and pycocotools would take them for a box)
-                    coordinates.extend(corners)
-                    vertices.append(len(coordinates))
-        polygons.append(len(vertices) - 1)
-    return CocoInstances(
-        classes=classes.astype(np.uint8),
-        crowd=np.array([bool(a.get("iscrowd")) for a in annotations], bool),
-        polygons=np.array(polygons),
-        vertices=np.array(vertices),
-        coordinates=np.array(coordinates, np.float64),
-        codes=codes,
-    )
+def _require_known(path: Path, what: str, wanted: Iterable[Any], known: Iterable[int]) -> None:
+    unknown = set(wanted) - set(known)
+    if unknown:
+        raise AdvCAMError(f"{path} has annotations of {what} {few(unknown)}, which it does not define")
 
 
 def _pycocotools() -> Any:
     try:
-        from pycocotools import mask
+        import pycocotools
+        import pycocotools.coco
+        import pycocotools.mask
     except ImportError as error:
-        raise AdvCAMError(
-            "drawing COCO's masks needs pycocotools: pip install 'advcam_attr[segmentation]', or give a folder of masks"
-        ) from error
-    return mask
+        raise AdvCAMError("reading COCO needs pycocotools: pip install 'advcam_attr[segmentation]'") from error
+    return pycocotools
