@@ -1,14 +1,14 @@
-"""WebDataset's tar files of images and labels in; where in them each image lies, and images by number, out.
+"""WebDataset shards: images by index within tar files of images and class numbers.
 
-A shard is a plain tar file: files of one name and several endings (``000012.jpg``, ``000012.cls``) are one sample. The
-headers are read once; then any image can be read alone. So order, augmentation, and how a training resumes are the same
-as with a folder of images, and no library is needed.
+Files of one name and several endings (``000012.jpg``, ``000012.cls``) are one sample. Headers are read once; then each
+image is read alone, so that order, augmentation and exact resume are the same as with a folder of images.
 """
 
 from __future__ import annotations
 
+import io
 import tarfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +22,9 @@ from advcam_attr.types import AdvCAMError
 #: The ending of the file that holds a sample's class: a number, 0-based.
 _LABEL = "cls"
 
+#: Largest header and largest class file in bytes.
+_MAX_READ = 1 << 16
+
 
 @dataclass(frozen=True, eq=False)
 class ShardData:
@@ -29,11 +32,11 @@ class ShardData:
 
     Attributes:
         name: of the data set, e.g. ``"imagenet"``.
-        split: of it.
+        split: e.g. ``"train"``.
         classes: K names.
         files: the shards, sorted.
-        shard: of each image, its place among the files, ``(N,)`` int32.
-        span: of each image, where it begins in its shard and how many bytes it has, ``(N, 2)`` int64.
+        shard: index of each image's file, ``(N,)`` int32.
+        span: offset and length of each image in its shard, ``(N, 2)`` int64.
         labels: of each image, ``(N,)`` int32.
     """
 
@@ -49,11 +52,7 @@ class ShardData:
         return len(self.labels)
 
     def read(self, index: int) -> Image.Image:
-        """An image as an RGB picture.
-
-        Raises:
-            AdvCAMError: the shard is not there any more, or the image is damaged.
-        """
+        """Read an image as 8-bit RGB."""
         file, (start, count) = self.files[self.shard[index]], self.span[index]
         try:
             with file.open("rb") as stream:
@@ -65,19 +64,23 @@ class ShardData:
 
 
 def read_shards(
-    root: str | Path, pattern: str = "*.tar", *, classes: Sequence[str] | int = 1000, name: str = "imagenet",
+    root: str | Path,
+    pattern: str = "*.tar",
+    *,
+    classes: Sequence[str] | int = 1000,
+    name: str = "imagenet",
     split: str = "train",
-) -> ShardData:  # fmt: skip
-    """Read the headers of WebDataset's shards, about a minute for a million images.
+) -> ShardData:
+    """Index WebDataset shards by reading their headers, about a minute for a million images.
 
     Args:
         root: the folder of the shards, or one shard.
         pattern: of the shards' names, e.g. ``"imagenet-train-*.tar"``.
         classes: K names, or K.
-        name, split: what to call the data.
+        name, split: of the data.
 
     Raises:
-        AdvCAMError: there is no shard, one is damaged or compressed, or a sample has not one image and one class.
+        AdvCAMError: there is no shard, one is damaged or compressed, or a sample does not have one image and one class.
 
     Example:
         >>> data = read_shards("shards", "imagenet-train-*.tar")  # doctest: +SKIP
@@ -89,29 +92,35 @@ def read_shards(
     if not files:
         raise AdvCAMError(f"no shards at {root}: looked for {pattern}")
     names = tuple(map(str, range(classes))) if isinstance(classes, int) else tuple(classes)
-    shard: list[int] = []
-    span: list[tuple[int, int]] = []
-    labels: list[int] = []
-    for place, file in enumerate(files):
-        for start, count, label in _samples(file, len(names)):
-            shard.append(place)
-            span.append((start, count))
-            labels.append(label)
+    rows = [(place, *sample) for place, file in enumerate(files) for sample in _samples(file, len(names))]
+    table = np.array(rows, np.int64)
     return ShardData(
-        name, split, names, files, np.array(shard, np.int32), np.array(span, np.int64), np.array(labels, np.int32)
+        name, split, names, files, table[:, 0].astype(np.int32), table[:, 1:3], table[:, 3].astype(np.int32)
     )
 
 
-def _samples(file: Path, num_classes: int) -> Iterable[tuple[int, int, int]]:
-    """Where each image begins, its length, and its class."""
+class _Bounded(io.FileIO):
+    """A file of which tarfile cannot read more at once than a header may hold."""
+
+    def read(self, size: int | None = -1) -> bytes:
+        if size is None or not 0 <= size <= _MAX_READ:
+            raise OSError(f"a header or class file of more than {_MAX_READ} bytes")
+        return super().read(size)
+
+
+def _samples(file: Path, num_classes: int) -> list[tuple[int, int, int]]:
+    """Return the offset, the length and the class of each image."""
     images: dict[str, tuple[int, int]] = {}
     labels: dict[str, int] = {}
     keys: dict[str, None] = {}
     try:
-        with tarfile.open(file, "r:") as tar:
+        total = file.stat().st_size
+        with _Bounded(file) as stream, tarfile.open(fileobj=stream, mode="r:") as tar:
             for member in tar:
-                if not member.isfile():
+                if not member.isreg():
                     continue
+                if member.issparse() or member.size < 0 or member.offset_data + member.size > total:
+                    raise tarfile.TarError(f"{member.name} is sparse, or longer than the shard")
                 folder, _, last = member.name.rpartition("/")
                 stem, _, ending = last.partition(".")
                 key = f"{folder}/{stem}"
@@ -119,17 +128,17 @@ def _samples(file: Path, num_classes: int) -> Iterable[tuple[int, int, int]]:
                 if is_image(Path(f"image.{ending.lower()}")):
                     images[key] = member.offset_data, member.size
                 elif ending == _LABEL:
-                    text = tar.extractfile(member)
-                    labels[key] = int(text.read()) if text else -1
+                    stream.seek(member.offset_data)
+                    labels[key] = int(stream.read(member.size))
     except (OSError, tarfile.TarError, ValueError, EOFError) as error:
         raise AdvCAMError(f"cannot read shard {file} ({error}); it should be a tar file, not compressed") from error
-    for what, there in (("an image", images), ("a class (.cls)", labels)):
+    for what, there in (("image", images), ("class (.cls)", labels)):
         missing = [key for key in keys if key not in there]
         if missing:
-            raise AdvCAMError(f"{file}: {len(missing)} of {len(keys)} samples have not {what} ({few(missing)})")
-    strangers = {label for label in labels.values() if not 0 <= label < num_classes}
-    if strangers:
-        raise AdvCAMError(f"{file} has the classes {few(sorted(strangers))}, but there are {num_classes}, from 0 on")
+            raise AdvCAMError(f"{file}: {len(missing)} of {len(keys)} samples have no {what} ({few(missing)})")
+    unknown = {label for label in labels.values() if not 0 <= label < num_classes}
+    if unknown:
+        raise AdvCAMError(f"{file} has the classes {few(sorted(unknown))}, but there are {num_classes}, from 0 on")
     if not keys:
         raise AdvCAMError(f"{file} holds no samples")
     return [(*images[key], labels[key]) for key in keys]
