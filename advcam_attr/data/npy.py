@@ -173,9 +173,15 @@ def _built(value: Any, done: dict[int, Any]) -> Any:
     if isinstance(value, _StandIn):
         if value.arguments is None:
             raise pickle.UnpicklingError("a function where a value belongs")
-        arguments = () if _BUILDERS[value.name] is _reconstruct else value.arguments
-        state = _built(value.state, done)
-        built = _BUILDERS[value.name](state, *(_built(argument, done) for argument in arguments))
+        build, state = _BUILDERS[value.name], _built(value.state, done)
+        if build is _reconstruct:
+            built = _reconstruct(*state)
+        elif build is _dtype:
+            built = _dtype(state, *value.arguments)
+        elif state is None:
+            built = build(*(_built(argument, done) for argument in value.arguments))
+        else:
+            raise pickle.UnpicklingError("a state where none belongs")
     elif isinstance(value, dict):
         built = {_built(key, done): _built(item, done) for key, item in value.items()}
     elif isinstance(value, (list, tuple)):
@@ -195,12 +201,11 @@ def _array(content: Any, dtype: np.dtype[Any], shape: tuple[int, ...], by_column
     return flat.reshape(shape, order="F" if by_columns else "C")
 
 
-def _reconstruct(state: Any) -> np.ndarray:
-    _, shape, dtype, by_columns, content = state
+def _reconstruct(version: int, shape: Any, dtype: np.dtype[Any], by_columns: bool, content: Any) -> np.ndarray:
     return _array(content, dtype, shape, by_columns)
 
 
-def _from_buffer(state: None, content: Any, dtype: np.dtype[Any], shape: Any, order: str) -> np.ndarray:
+def _from_buffer(content: Any, dtype: np.dtype[Any], shape: Any, order: str) -> np.ndarray:
     return _array(content, dtype, shape, order == "F")
 
 
@@ -215,13 +220,13 @@ def _dtype(state: Any, name: str, align: Any = False, copy: Any = False) -> np.d
     return np.dtype(name).newbyteorder(order)
 
 
-def _scalar(state: None, dtype: np.dtype[Any], content: bytes) -> Any:
+def _scalar(dtype: np.dtype[Any], content: bytes) -> Any:
     if dtype.hasobject:
         raise pickle.UnpicklingError("a pointer")
     return np.frombuffer(content, dtype)[0]
 
 
-def _encode(state: None, text: str, encoding: str) -> bytes:
+def _encode(text: str, encoding: str) -> bytes:
     """Return bytes that Python 3 wrote in a protocol of Python 2."""
     if encoding not in ("latin1", "latin-1"):
         raise pickle.UnpicklingError(f"encoding {encoding!r}")
@@ -242,7 +247,7 @@ _STORAGES = {
 }
 
 
-def _storage(state: None, content: bytes) -> Tensor:
+def _storage(content: bytes) -> Tensor:
     """Return the numbers of a storage in ``torch.save``'s format before 1.6, in which pickled tensors hold them.
 
     The format is five pickles (magic number, protocol, system, persistent id, keys), the count, and the numbers.
@@ -259,14 +264,14 @@ def _storage(state: None, content: bytes) -> Tensor:
     return torch.frombuffer(numbers, dtype=dtype) if numbers else torch.empty(0, dtype=dtype)
 
 
-def _tensor(state: None, storage: Tensor, offset: int, size: Any, stride: Any, *others: Any) -> Tensor:
+def _tensor(storage: Tensor, offset: int, size: Any, stride: Any, *others: Any) -> Tensor:
     """Return a part of a storage; torch rejects what reaches beyond it."""
     if math.prod(size) > storage.numel():
         raise pickle.UnpicklingError("a tensor larger than its storage")
     return storage.as_strided(size, stride, offset).clone()
 
 
-def _not_a_value(state: Any, *arguments: Any) -> Any:
+def _not_a_value(*arguments: Any) -> Any:
     raise pickle.UnpicklingError("a type where a value belongs")
 
 
@@ -284,5 +289,5 @@ _BUILDERS: dict[tuple[str, str], Callable[..., Any]] = {
     **{("torch", name): _not_a_value for name in _STORAGES},
     _ORDERED_DICT: _not_a_value,
     ("_codecs", "encode"): _encode,
-    **{(module, "bytes"): lambda state: b"" for module in ("__builtin__", "builtins")},
+    **{(module, "bytes"): lambda: b"" for module in ("__builtin__", "builtins")},
 }

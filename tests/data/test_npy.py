@@ -1,10 +1,11 @@
-"""Arrays and dicts of arrays are read as NumPy wrote them; nothing that a file says is run."""
+"""Arrays and dicts of arrays are read as NumPy wrote them; no file runs code or allocates more than it holds."""
 
 from __future__ import annotations
 
 import collections
 import io
 import pickle
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -148,6 +149,67 @@ def test_crafted_pickles_are_refused(tmp_path, payload):
         read_npy(write_pickle(tmp_path / "labels.npy", payload))
     np.save(tmp_path / "good.npy", TABLES["IRN"])
     assert len(read_npy(tmp_path / "good.npy")) == 2, "nothing stays behind of the attempt"
+
+
+class Call:
+    """Asks to call a function, and then to set a state."""
+
+    def __init__(self, function, *arguments, state=None) -> None:
+        self.reduced = (function, arguments) if state is None else (function, arguments, state)
+
+    def __reduce__(self):
+        return self.reduced
+
+
+def storage(numbers: int, count: int) -> bytes:
+    """A storage of torch's old format that claims another count."""
+    content = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.save(torch.zeros(numbers).storage(), content, _use_new_zipfile_serialization=False)
+    return content.getvalue().replace(f"K{chr(numbers)}N".encode(), b"J" + count.to_bytes(4, "little") + b"N")
+
+
+@pytest.mark.parametrize("count", [0, 6, 10**6])
+def test_storages_hold_what_they_claim(tmp_path, count):
+    assert storage(5, 5) != storage(5, count), "the count is found"
+    call = Call(torch.storage._load_from_bytes, storage(5, count))
+    with pytest.raises(AdvCAMError, match=r"cannot read .*a\.npy"):
+        read_npy(write_pickle(tmp_path / "a.npy", pickle.dumps(np.array({"x": call}, object))))
+
+
+def test_no_state_reaches_a_rebuilt_object(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.Tensor, "__setstate__", lambda *_: pytest.fail("a state is set"))
+    rebuild = Call(torch.storage._load_from_bytes, storage(5, 5)), 0, (5,), (1,), False, {}
+    tensor = Call(torch._utils._rebuild_tensor_v2, *rebuild, state=(1, 2))
+    with pytest.raises(AdvCAMError, match=r"cannot read .*a\.npy"):
+        read_npy(write_pickle(tmp_path / "a.npy", pickle.dumps(np.array({"x": [tensor, tensor]}, object))))
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        b"\x80\x02}" + b")" + b"\x85" * 10**6 + b"K\x01s.",  # a key whose hash overflows the stack
+        b"\x80\x02" + b"]" * 10**5 + b"a" * (10**5 - 1) + b".",
+        b"\x80\x02}" + b")" + b"2\x86" * 60 + b"K\x01s.",  # a key of 2^60 parts
+        b"\x80\x02K\x01" + b"".join(b"q%cK\x01h%ch%c\x86" % (n, n, n) for n in range(60)) + b".",
+        b"\x80\x02Nr\xff\xff\xff\x7f.",  # a memo of 2^31 entries
+        b"\x80\x05\x96\x00\x00\x00\x00\x10\x00\x00\x00.",  # a bytearray of 64 GB
+        b"\x80\x04\x8e\x00\x00\x00\x00\x10\x00\x00\x00.",
+    ],
+    ids=["deep key", "deep list", "wide key", "shared", "memo", "bytearray", "bytes"],
+)
+def test_nothing_is_allocated_that_is_not_there(tmp_path, payload):
+    with pytest.raises(AdvCAMError, match=r"cannot read .*a\.npy"):
+        read_npy(write_pickle(tmp_path / "a.npy", payload))
+
+
+def test_arrays_hold_what_they_claim(tmp_path):
+    np.save(tmp_path / "a.npy", np.zeros((2, 3)))
+    whole = (tmp_path / "a.npy").read_bytes()
+    (tmp_path / "a.npy").write_bytes(whole.replace(b"(2, 3), }" + b" " * 12, b"(200000000000, 3), }" + b" "))
+    with pytest.raises(AdvCAMError, match=r"cannot read .*a\.npy"):
+        read_npy(tmp_path / "a.npy")
 
 
 def test_damaged_and_missing_files(tmp_path):
