@@ -1,40 +1,39 @@
-"""The folder of CUB-200-2011 in; its splits, with one class and one box an image, out."""
+"""CUB-200-2011: one class and one box an image."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from advcam_attr.data.images import stored_size
-from advcam_attr.data.labels import few
+from advcam_attr.data.labels import few, read_lines
 from advcam_attr.data.samples import Box, LocalizationData, clipped_box, image_ids, require_images
 from advcam_attr.types import AdvCAMError, Sample
 
-#: The splits, what ``train_test_split.txt`` calls them, and how many photographs the published ones have.
+#: The splits, their codes in ``train_test_split.txt``, and the numbers of their published images.
 SPLITS = {"train": ("1", 5994), "test": ("0", 5794)}
 
-IMAGES, LABELS, BOXES, SPLIT, CLASSES = (
-    "images.txt", "image_class_labels.txt", "bounding_boxes.txt", "train_test_split.txt", "classes.txt",
-)  # fmt: skip
+IMAGES, LABELS, BOXES = "images.txt", "image_class_labels.txt", "bounding_boxes.txt"
+SPLIT, CLASSES = "train_test_split.txt", "classes.txt"
 
 
 def read_cub(root: str | Path, split: str = "test") -> LocalizationData:
-    """Read a split of CUB-200-2011 from its published files, which are joined by the images' numbers.
+    """Read a split of CUB-200-2011 from its published files, joined by the images' numbers.
 
-    A box ``x y width height`` becomes ``x, y, min(x + width, W - 1), min(y + height, H - 1)``: no pixel is taken off
-    for counting from 1, and none for the last column, as in the lists of Choe et al. Numbers that are not whole, which
-    the published file does not have, are cut off. Labels are the file's less 1.
+    A box ``x y width height`` becomes ``x, y, min(x + width, W - 1), min(y + height, H - 1)``, as in the lists of Choe
+    et al.: no pixel is subtracted for counting from 1, and none for the last column. Fractions, which the published
+    file does not have, are truncated. Labels are the file's minus 1.
 
     Args:
         root: the folder of ``images.txt``, or the one above ``CUB_200_2011``.
         split: ``train`` or ``test``.
 
     Returns:
-        The split, with all names of ``classes.txt``; ids are the photographs' names.
+        The split, with all names of ``classes.txt``; ids are the stems of the images.
 
     Raises:
-        AdvCAMError: a file is missing or damaged, has no line for an image, or names one twice; a photograph is not
-            there; a box is not in its image.
+        AdvCAMError: a file is missing, damaged or has no line for an image; an image is missing; a box lies outside of
+            its image.
 
     Example:
         >>> data = read_cub("CUB_200_2011", "test")  # doctest: +SKIP
@@ -44,28 +43,20 @@ def read_cub(root: str | Path, split: str = "test") -> LocalizationData:
     if split not in SPLITS:
         raise AdvCAMError(f"CUB-200-2011 has no split {split!r}; there are {', '.join(SPLITS)}")
     folder = find_cub(root)
-    classes, samples, numbers = read_samples(folder, split)
+    classes, samples, listed = read_samples(folder, split)
     require_images(samples, f"CUB-200-2011 {split}")
     sizes = {sample.id: stored_size(sample.image) for sample in samples}
-    listed = read_table(folder / BOXES, 4)
-    require_lines(folder / BOXES, listed, numbers)
-    boxes = {
-        sample.id: (cub_box(listed[number], sizes[sample.id], f"{folder / BOXES}, image {number}"),)
-        for number, sample in zip(numbers, samples, strict=True)
-    }
+    boxes = {id: (cub_box(listed[id], size, f"{folder / BOXES}, {id}"),) for id, size in sizes.items()}
     return LocalizationData("cub", folder / "images", split, classes, samples, boxes, sizes)
 
 
 def cub_box(fields: Sequence[str], size: tuple[int, int], where: str) -> Box:
-    """A box as it is used, from its line.
+    """Return a box from the fields x, y, width and height of its line.
 
     Args:
-        fields: x, y, width and height.
+        fields: the numbers.
         size: height and width of the image.
-        where: what to call the box in errors.
-
-    Raises:
-        AdvCAMError: the fields are not numbers, or nothing of the box lies in the image.
+        where: names the box in errors.
 
     Example:
         >>> cub_box(["60.0", "27.0", "325.0", "304.0"], (335, 500), "image 1")
@@ -79,11 +70,7 @@ def cub_box(fields: Sequence[str], size: tuple[int, int], where: str) -> Box:
 
 
 def find_cub(root: str | Path) -> Path:
-    """The folder of CUB's lists: a root, or ``CUB_200_2011`` in it.
-
-    Raises:
-        AdvCAMError: there is none.
-    """
+    """Return the folder of CUB's lists: a root, or ``CUB_200_2011`` in it."""
     root = Path(root)
     for folder in (root, root / "CUB_200_2011"):
         if (folder / IMAGES).is_file() and (folder / SPLIT).is_file():
@@ -94,56 +81,38 @@ def find_cub(root: str | Path) -> Path:
     )
 
 
-def read_samples(folder: Path, split: str) -> tuple[tuple[str, ...], tuple[Sample, ...], list[str]]:
-    """The classes, the samples of a split, and the samples' numbers in CUB's lists; no photograph is looked for.
-
-    Raises:
-        AdvCAMError: as `read_cub`.
-    """
-    classes = _classes(folder / CLASSES)
-    images = {number: fields[0] for number, fields in read_table(folder / IMAGES, 1).items()}
-    shares, labels = read_table(folder / SPLIT, 1), read_table(folder / LABELS, 1)
+def read_samples(folder: Path, split: str) -> tuple[tuple[str, ...], tuple[Sample, ...], dict[str, tuple[str, ...]]]:
+    """Return the classes, the samples of a split, and the fields of their boxes by id; images are not looked for."""
+    names = {number: " ".join(fields) for number, fields in _read_table(folder / CLASSES, 1).items()}
+    if list(names) != [str(k) for k in range(1, len(names) + 1)]:
+        raise AdvCAMError(f"{folder / CLASSES} should number its classes from 1 on, one a line")
+    images = {number: fields[0] for number, fields in _read_table(folder / IMAGES, 1).items()}
+    shares, labels, boxes = (_read_table(folder / name, n) for name, n in ((SPLIT, 1), (LABELS, 1), (BOXES, 4)))
     for path, table in ((folder / SPLIT, shares), (folder / LABELS, labels)):
-        require_lines(path, table, list(images))
+        _require_lines(path, table, images)
+    samples, listed = [], {}
     ids = image_ids(list(images.values()))
-    samples, numbers = [], []
     for id, (number, file) in zip(ids, images.items(), strict=True):
         if shares[number][0] not in ("0", "1"):
             raise AdvCAMError(f"{folder / SPLIT}: image {number} is {shares[number][0]!r}; 1 is train and 0 is test")
         if shares[number][0] == SPLITS[split][0]:
             label = labels[number][0]
-            if not label.isdecimal() or not 1 <= int(label) <= len(classes):
+            if not label.isdecimal() or not 1 <= int(label) <= len(names):
                 raise AdvCAMError(
-                    f"{folder / LABELS}: the class of image {number} is {label!r}; there are 1 to {len(classes)}"
+                    f"{folder / LABELS}: the class of image {number} is {label!r}; there are 1 to {len(names)}"
                 )
             samples.append(Sample(id, folder / "images" / file, (int(label) - 1,)))
-            numbers.append(number)
+            listed[number] = id
     if not samples:
         raise AdvCAMError(f"{folder / SPLIT} puts no image into {split}")
-    return classes, tuple(samples), numbers
+    _require_lines(folder / BOXES, boxes, listed)
+    return tuple(names.values()), tuple(samples), {id: boxes[number] for number, id in listed.items()}
 
 
-def _classes(path: Path) -> tuple[str, ...]:
-    names = {number: " ".join(fields) for number, fields in read_table(path, 1).items()}
-    if list(names) != [str(k) for k in range(1, len(names) + 1)]:
-        raise AdvCAMError(f"{path} should number its classes from 1 on, one a line")
-    return tuple(names.values())
-
-
-def read_table(path: Path, columns: int) -> dict[str, tuple[str, ...]]:
-    """A list of CUB: what follows an image's number, by number.
-
-    Raises:
-        AdvCAMError: the file is missing, empty, not text, has a line of other columns, or a number twice.
-    """
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except FileNotFoundError as error:
-        raise AdvCAMError(f"no such list of CUB-200-2011: {path}; unpack it anew") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise AdvCAMError(f"cannot read {path}: it must be a text file") from error
+def _read_table(path: Path, columns: int) -> dict[str, tuple[str, ...]]:
+    """Read a list of CUB: the fields after an image's or class's number, by number."""
     table: dict[str, tuple[str, ...]] = {}
-    for place, line in enumerate(lines, start=1):
+    for place, line in enumerate(read_lines(path, "list of CUB-200-2011"), start=1):
         number, *fields = line.split() or [""]
         if not number:
             continue
@@ -153,18 +122,14 @@ def read_table(path: Path, columns: int) -> dict[str, tuple[str, ...]]:
             raise AdvCAMError(f"{path} has {number} twice, the second time in line {place}; remove one")
         table[number] = tuple(fields)
     if not table:
-        raise AdvCAMError(f"{path} is empty; unpack it anew")
+        raise AdvCAMError(f"{path} is empty; unpack it again")
     return table
 
 
-def require_lines(path: Path, table: dict[str, tuple[str, ...]], numbers: list[str]) -> None:
-    """That a list has a line for each image; it may have more.
-
-    Raises:
-        AdvCAMError: it has not.
-    """
+def _require_lines(path: Path, table: dict[str, tuple[str, ...]], numbers: Iterable[str]) -> None:
+    numbers = list(numbers)
     missing = [number for number in numbers if number not in table]
     if missing:
         raise AdvCAMError(
-            f"{path} has no line for {len(missing)} of {len(numbers)} images (number {few(missing)}); is it cut off?"
+            f"{path} has no line for {len(missing)} of {len(numbers)} images (number {few(missing)}); is it truncated?"
         )

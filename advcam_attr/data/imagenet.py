@@ -9,7 +9,7 @@ from pathlib import Path
 
 from advcam_attr.data.images import is_image, stored_size
 from advcam_attr.data.labels import few, read_lines, read_xml
-from advcam_attr.data.samples import Box, LocalizationData, checked_box, clipped_box, image_ids
+from advcam_attr.data.samples import Box, LocalizationData, MissingSplitError, checked_box, clipped_box, image_ids
 from advcam_attr.types import AdvCAMError, Sample
 
 #: The splits and the numbers of their published images; ``val2`` is ImageNetV2's Threshold0.7.
@@ -84,7 +84,7 @@ def find_images(root: Path, split: str) -> Path:
     for place in places:
         if place.is_dir():
             return place
-    raise AdvCAMError(
+    raise MissingSplitError(
         f"no split {split!r} of ImageNet at {root}: looked for {', '.join(str(p) for p in places[:2])}"
         + ("" if root.is_dir() else "; there is no such folder")
     )

@@ -1,4 +1,4 @@
-"""What every segmentation data set looks like to the pipelines: samples, class names, and masks on demand."""
+"""Splits of data sets for segmentation and localization: samples with their masks or boxes."""
 
 from __future__ import annotations
 
@@ -14,19 +14,26 @@ from advcam_attr.data.labels import few
 from advcam_attr.data.masks import PixelMasks
 from advcam_attr.types import AdvCAMError, Sample
 
+#: First and last column and row of a box, ``x0, y0, x1, y1``, in pixels of the original image, 0-based and inclusive.
+Box = tuple[int, int, int, int]
+
+
+class MissingSplitError(AdvCAMError):
+    """A split whose list, annotations or images are not there at all; one that is damaged is another error."""
+
 
 @dataclass(frozen=True)
 class SegmentationData:
-    """One split of a data set.
+    """One split of a segmentation data set.
 
     Attributes:
         name: of the data set, e.g. ``"voc"``.
-        root: the folder it was read from.
-        split: of it, e.g. ``"train_aug"``.
-        classes: the names of the foreground classes; class k is k + 1 in label maps, 0 the background, 255 void.
+        root: its folder.
+        split: e.g. ``"train_aug"``.
+        classes: K names of the foreground classes; class k is k + 1 in label maps, 0 the background, 255 void.
         samples: in the order of the split's list.
-        mask: reads a sample's true label map, ``(H, W)`` uint8; raises `NoMaskError` where there is none, and
-            `AdvCAMError` where it is damaged.
+        mask: reads the true label map ``(H, W)`` uint8 of a sample; raises `NoMaskError` where there is none, and
+            another `AdvCAMError` where it is damaged.
     """
 
     name: str
@@ -38,41 +45,29 @@ class SegmentationData:
 
 
 def without_missing(data: SegmentationData) -> tuple[SegmentationData, tuple[Sample, ...]]:
-    """Leave out the samples whose photograph is not there.
-
-    Folders are listed once, which is quick for a hundred thousand samples.
-
-    Returns:
-        The others, and those that were left out.
-    """
-    folders = {sample.image.parent for sample in data.samples}
-    there = {folder: set(os.listdir(folder)) if folder.is_dir() else set() for folder in folders}
-    missing = tuple(sample for sample in data.samples if sample.image.name not in there[sample.image.parent])
+    """Return a split without the samples whose image file is missing, and these samples."""
+    missing = tuple(missing_images(data.samples))
     if not missing:
         return data, ()
-    gone = {sample.id for sample in missing}
-    return replace(data, samples=tuple(sample for sample in data.samples if sample.id not in gone)), missing
-
-
-#: First and last column and row that a box covers, ``x0, y0, x1, y1``, in pixels of the original image, from 0.
-Box = tuple[int, int, int, int]
+    ids = {sample.id for sample in missing}
+    return replace(data, samples=tuple(sample for sample in data.samples if sample.id not in ids)), missing
 
 
 @dataclass(frozen=True)
 class LocalizationData:
-    """One split of a data set whose images show one labelled class each.
+    """One split of a data set with one label an image.
 
-    Images are to be read by `advcam_attr.data.images.read_stored_rgb`: boxes and sizes are of the stored pixels.
+    Boxes and sizes refer to the stored pixels: read images by `advcam_attr.data.images.read_stored_rgb`.
 
     Attributes:
         name: of the data set, e.g. ``"cub"``.
         root: the folder of the images.
-        split: of it, e.g. ``"test"``.
+        split: e.g. ``"test"``.
         classes: K names.
         samples: in the order of the split's list; each has one label.
-        boxes: the true boxes of an image, by id, one or more; empty where the split has none.
-        sizes: height and width of the original image, by id; of all that have boxes or masks, and it may be of others.
-        masks: the true pixels of an image, by id, where the data set has masks in place of boxes.
+        boxes: the true boxes by id, at least one each; empty where the split has none.
+        sizes: height and width of the original image by id, at least of all images with boxes or masks.
+        masks: the true pixels by id, where the data set has masks instead of boxes.
     """
 
     name: str
@@ -86,17 +81,17 @@ class LocalizationData:
 
 
 def clipped_box(x: float, y: float, x1: float, y1: float, size: tuple[int, int], where: str) -> Box:
-    """A box from published corners: the far ones at most the image's last pixel, all cut off to whole numbers.
+    """Return a box from published corners: the far ones clipped to the image, all truncated to integers.
 
-    A box without area, of which one row or column is left, is legal: it covers that row or column.
+    A box without area covers one row or column.
 
     Args:
         x, y, x1, y1: the corners.
         size: height and width of the image.
-        where: what to call the box in errors.
+        where: names the box in errors.
 
     Raises:
-        AdvCAMError: nothing of the box lies in the image, or a number is not finite or below 0.
+        AdvCAMError: the box lies outside of the image, or a corner is negative or not finite.
 
     Example:
         >>> clipped_box(60.0, 27.0, 60.0 + 325.0, 27.0 + 304.0, (335, 500), "1")
@@ -116,10 +111,7 @@ def clipped_box(x: float, y: float, x1: float, y1: float, size: tuple[int, int],
 
 
 def checked_box(box: Sequence[int], size: tuple[int, int], where: str) -> Box:
-    """A box that is used as it is published.
-
-    Raises:
-        AdvCAMError: a corner is outside of the image, or the second corner before the first.
+    """Return a published box as it is; one that is not within the image raises `AdvCAMError`.
 
     Example:
         >>> checked_box([4, 5, 4, 5], (6, 6), "1")
@@ -135,13 +127,7 @@ def checked_box(box: Sequence[int], size: tuple[int, int], where: str) -> Box:
 
 
 def image_ids(paths: Sequence[str]) -> list[str]:
-    """Ids that can name files, from the images' paths: their stems, or where these are not unique, the whole paths.
-
-    Args:
-        paths: relative, with slashes.
-
-    Raises:
-        AdvCAMError: a path comes twice.
+    """Return ids that can name files: the stems of relative paths, or the whole paths where stems are not unique.
 
     Example:
         >>> image_ids(["val/ILSVRC2012_val_00000001.JPEG"]), image_ids(["val2/0/0.jpeg", "val2/10/0.jpeg"])
@@ -151,14 +137,14 @@ def image_ids(paths: Sequence[str]) -> list[str]:
     if len(set(ids)) < len(ids):
         ids = ["_".join(PurePosixPath(path).with_suffix("").parts) for path in paths]
     if len(set(ids)) < len(ids):
-        seen: set[str] = set()
-        twice = next(path for id, path in zip(ids, paths, strict=True) if id in seen or seen.add(id))  # type: ignore[func-returns-value]
+        first: dict[str, int] = {}
+        twice = next(path for n, (id, path) in enumerate(zip(ids, paths, strict=True)) if first.setdefault(id, n) < n)
         raise AdvCAMError(f"the list of images names {twice} twice; remove one")
     return ids
 
 
 def missing_images(samples: Iterable[Sample]) -> list[Sample]:
-    """The samples whose image is not there; folders are listed once."""
+    """Return the samples whose image file is missing; every folder is listed once."""
     there: dict[Path, set[str]] = {}
     missing = []
     for sample in samples:
@@ -171,51 +157,36 @@ def missing_images(samples: Iterable[Sample]) -> list[Sample]:
 
 
 def require_images(samples: Sequence[Sample], split: str) -> None:
-    """That all images of a split are there.
-
-    Raises:
-        AdvCAMError: some are not; the first are named.
-    """
+    """Raise `AdvCAMError` where the image files of some samples are missing."""
     missing = missing_images(samples)
     if missing:
         raise AdvCAMError(
             f"{len(missing)} of {len(samples)} images of {split} are not there ({few(s.image for s in missing)}); "
-            "unpack them anew, or take them off the list"
+            "unpack them again, or remove them from the list"
         )
 
 
 def per_class(data: LocalizationData, count: int) -> LocalizationData:
-    """The first images of each class, for a cheaper search of hyper-parameters.
-
-    Args:
-        data: a split.
-        count: of each class, in the order of the list; classes with fewer keep all.
-
-    Raises:
-        AdvCAMError: the count is below 1.
-    """
+    """Return the first ``count`` images of each class, e.g. for a cheaper search of hyper-parameters."""
     if count < 1:
         raise AdvCAMError(f"at least one image of each class is needed, got {count}")
     seen: dict[int, int] = {}
-    kept = []
+    part = []
     for sample in data.samples:
         (label,) = sample.labels
         seen[label] = seen.get(label, 0) + 1
         if seen[label] <= count:
-            kept.append(sample)
-    return with_samples(data, kept)
+            part.append(sample)
+    return with_samples(data, part)
 
 
 def with_samples(data: LocalizationData, samples: Sequence[Sample]) -> LocalizationData:
-    """A split of some of the samples only, with their boxes, sizes and masks."""
-    ids = [sample.id for sample in samples]
-    return LocalizationData(
-        data.name,
-        data.root,
-        data.split,
-        data.classes,
-        tuple(samples),
-        {id: data.boxes[id] for id in ids if id in data.boxes},
-        {id: data.sizes[id] for id in ids if id in data.sizes},
-        {id: data.masks[id] for id in ids if id in data.masks},
+    """Return a split of some of the samples, with their boxes, sizes and masks."""
+    ids = {sample.id for sample in samples}
+    return replace(
+        data,
+        samples=tuple(samples),
+        boxes={id: boxes for id, boxes in data.boxes.items() if id in ids},
+        sizes={id: size for id, size in data.sizes.items() if id in ids},
+        masks={id: masks for id, masks in data.masks.items() if id in ids},
     )

@@ -1,8 +1,8 @@
-"""A seed in; toy scenes with textured animals, their classes and their exact masks, out.
+"""Synthetic scenes of animals with exact masks; only the head identifies the class.
 
-Each animal has a *head*, whose pattern tells its class for certain, and a larger *body*, whose hue only hints at
-it. A classifier therefore looks at heads, and its class activation map covers little more than them, while the
-mask asks for the whole animal: the problem that AdvCAM is made for, at a size that trains in seconds.
+Each animal has a head with the pattern of its class, and a larger body whose hue is weakly correlated with the class. A
+classifier therefore looks at heads, and its class activation map covers little more than them, while the mask covers
+the whole animal: the problem that AdvCAM addresses, at a size that trains in seconds.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from advcam_attr.types import AdvCAMError
 
 Grid = np.ndarray  # (H, W) float64
 
-#: A head's pattern from its coordinates in pixels, 0 or 1 everywhere. The order is the order of the classes.
+#: The patterns of the heads in the order of the classes, from coordinates in pixels to 0 or 1.
 _PATTERNS: dict[str, Callable[[Grid, Grid], Grid]] = {
     "striped": lambda u, v: u % 6 < 3,
     "checked": lambda u, v: (u % 8 < 4) ^ (v % 8 < 4),
@@ -26,10 +26,10 @@ _PATTERNS: dict[str, Callable[[Grid, Grid], Grid]] = {
     "ringed": lambda u, v: np.hypot(u, v) % 6 < 3,
 }
 
-#: The classes, as their heads show them.
+#: Named by the patterns of the heads.
 CLASS_NAMES = tuple(_PATTERNS)
 
-#: How far a body's hue strays from its class's (the hues of neighbouring classes are 1 / K apart).
+#: Standard deviation of a body's hue around its class's (the hues of neighbouring classes are 1 / K apart).
 _HUE_SPREAD = 0.09
 
 BACKGROUND, HEAD, BODY = 0, 1, 2
@@ -37,11 +37,11 @@ BACKGROUND, HEAD, BODY = 0, 1, 2
 
 @dataclass(frozen=True)
 class ToyScenes:
-    """A set of N scenes of S × S pixels.
+    """N scenes of S × S pixels.
 
     Attributes:
         images: ``(N, 3, S, S)`` float32 in [0, 1].
-        labels: ``(N, K)`` bool, the classes that are in the scene.
+        labels: ``(N, K)`` bool, the classes in the scene.
         masks: ``(N, S, S)`` uint8, 0 for the background and k + 1 for class k.
         parts: ``(N, S, S)`` uint8, `BACKGROUND`, `HEAD` or `BODY`.
     """
@@ -55,18 +55,15 @@ class ToyScenes:
 def make_scenes(count: int, *, size: int = 96, seed: int = 0) -> ToyScenes:
     """Draw scenes of one to three animals on textured ground.
 
-    Scene i depends on ``seed``, ``size`` and i alone, and no global random state is touched.
+    Scene i depends on ``seed``, ``size`` and i alone; no global random state is used.
 
     Args:
         count: N.
         size: S, at least 48.
-        seed: which world; two seeds share no scene.
+        seed: of the random numbers.
 
     Returns:
         The scenes with K = ``len(CLASS_NAMES)`` classes.
-
-    Raises:
-        AdvCAMError: ``count`` is below 1, or ``size`` below 48.
 
     Example:
         >>> scenes = make_scenes(2, size=64)
@@ -98,7 +95,7 @@ def _draw_scene(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.nda
 
 
 def _draw_animal(rng: np.random.Generator, label: int, image: np.ndarray, mask: np.ndarray, parts: np.ndarray) -> None:
-    """Paint one animal where it hides no other; a crowded scene may have no place for it."""
+    """Draw one animal where it covers no other; a crowded scene may have no place for it."""
     size = len(mask)
     for _ in range(20):
         length, width = size * rng.uniform(0.18, 0.26), size * rng.uniform(0.10, 0.14)
@@ -123,7 +120,7 @@ def _draw_animal(rng: np.random.Generator, label: int, image: np.ndarray, mask: 
 
 
 def _ground(rng: np.random.Generator, size: int) -> np.ndarray:
-    """A ground ``(S, S, 3)`` of two mixed colours with coarse and fine grain."""
+    """Return a background ``(S, S, 3)`` of two mixed colours with coarse and fine grain."""
     colours = [_rgb(rng.uniform(), saturation=rng.uniform(0.1, 0.5), value=rng.uniform(0.3, 0.8)) for _ in range(2)]
     mix = 1 / (1 + np.exp(-3 * _noise(rng, size, size / 6)))[..., None]
     ground: np.ndarray = (mix * colours[0] + (1 - mix) * colours[1]) * (1 + 0.15 * _noise(rng, size, 3))[..., None]
@@ -131,7 +128,7 @@ def _ground(rng: np.random.Generator, size: int) -> np.ndarray:
 
 
 def _noise(rng: np.random.Generator, size: int, grain: float) -> Grid:
-    """Smooth noise ``(S, S)`` of unit variance whose grains are about ``grain`` pixels wide."""
+    """Return smooth noise ``(S, S)`` of unit variance with a grain of about ``grain`` pixels."""
     frequency = np.hypot(np.fft.fftfreq(size)[:, None], np.fft.rfftfreq(size)[None])
     spectrum = np.fft.rfft2(rng.normal(size=(size, size))) * np.exp(-((frequency * grain) ** 2) * 2)
     noise = np.fft.irfft2(spectrum, s=(size, size))
@@ -140,7 +137,7 @@ def _noise(rng: np.random.Generator, size: int, grain: float) -> Grid:
 
 
 def _rgb(hue: float, *, saturation: float, value: float) -> np.ndarray:
-    """A colour ``(3,)``; the hue is a turn of the colour circle, of any number of turns."""
+    """Return a colour ``(3,)``; the hue is in turns of the colour circle, modulo 1."""
     phase = 2 * np.pi * (hue - np.arange(3) / 3)
     colour: np.ndarray = value * (1 - saturation * (0.5 - 0.5 * np.cos(phase)))
     return colour

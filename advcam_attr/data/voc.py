@@ -1,8 +1,7 @@
-"""The folder of PASCAL VOC 2012 (and of the Semantic Boundaries Dataset) in; its splits out.
+"""PASCAL VOC 2012 and the Semantic Boundaries Dataset (SBD).
 
-``train_aug``, on which weakly supervised segmentation trains, is in no published list: it is the photographs that
-either data set has a mask for, less VOC's ``val`` (10 582 photographs). It is read from a list where there is one, and
-else made from what is there.
+``train_aug``, on which weakly supervised segmentation trains, has no published list: it is the images with a mask in
+either data set, without VOC's ``val`` (10 582 images). It is read from a list if there is one, and else derived.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from pathlib import Path
 from advcam_attr.data.images import is_image
 from advcam_attr.data.labels import IdList, few, look_up, read_annotation, read_label_table, read_list, voc_id
 from advcam_attr.data.masks import MaskFiles
-from advcam_attr.data.samples import SegmentationData
+from advcam_attr.data.samples import MissingSplitError, SegmentationData
 from advcam_attr.registry import nearest
 from advcam_attr.types import AdvCAMError, Sample
 
@@ -23,19 +22,18 @@ CLASSES = (
     "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
 )  # fmt: skip
 
-#: The splits, and how many photographs the published ones have.
+#: The splits and the numbers of their published images.
 SPLITS = {"train": 1464, "train_aug": 10582, "val": 1449, "trainval": 2913, "test": 1456}
 
-#: Other names in use.
 _ALIASES = {"trainaug": "train_aug"}
 
-#: Where lists lie: VOC's own, and where codebases put the one of train_aug.
+#: Folders of lists: VOC's own, and where codebases put the one of train_aug.
 _LIST_FOLDERS = ("ImageSets/Segmentation", "ImageSets/SegmentationAug")
 
-#: Where masks lie: VOC's own, and those of the Semantic Boundaries Dataset as PNGs.
+#: Folders of masks: VOC's own, and SBD's as PNGs.
 MASKS, MASKS_AUG = "SegmentationClass", "SegmentationClassAug"
 
-#: Below the root of VOC or beside it, where the Semantic Boundaries Dataset is looked for.
+#: Where SBD is looked for, below the root of VOC or beside it.
 _SBD_FOLDERS = ("benchmark_RELEASE/dataset", "SBD/benchmark_RELEASE/dataset", "SBD", "sbd")
 
 
@@ -48,28 +46,26 @@ def read_voc(
 ) -> SegmentationData:
     """Read a split of PASCAL VOC 2012.
 
-    The labels are the classes of the annotations' objects. The split ``test`` has none (its annotations are withheld):
-    its samples have empty labels unless a table gives them. Masks are read on demand: those of ``train_aug`` from
-    ``SegmentationClassAug``, then ``SegmentationClass``, then SBD's own files; those of VOC's splits from
-    ``SegmentationClass``; those of a list from the folder that it names. SBD's masks have no void.
+    Labels are the classes of the annotations' objects; those of ``test`` are withheld, so its samples have no labels
+    unless a table gives them. Masks are read on demand: of ``train_aug`` from ``SegmentationClassAug``, then
+    ``SegmentationClass``, then SBD's own files; of VOC's splits from ``SegmentationClass``; of a list from the folder
+    that it names. SBD's masks have no void.
 
-    A photograph that is listed and not there is no error before it is read;
-    `advcam_attr.data.samples.without_missing` finds them.
+    Missing image files raise when they are read; `advcam_attr.data.samples.without_missing` finds them.
 
     Args:
         root: ``VOC2012``, the ``VOCdevkit`` above it, or the folder above that.
-        split: ``train``, ``train_aug``, ``val``, ``trainval``, ``test``, the name of another list in
-            ``ImageSets/Segmentation``, or a list's path.
-        labels: a ``cls_labels.npy`` to take the labels from, in place of the annotations.
-        sbd: the folder ``benchmark_RELEASE/dataset`` of the Semantic Boundaries Dataset, where it is not in or beside
-            the root.
+        split: ``train``, ``train_aug``, ``val``, ``trainval``, ``test``, another list in ``ImageSets/Segmentation``,
+            or a list's path.
+        labels: a ``cls_labels.npy`` with the labels, instead of the annotations.
+        sbd: the folder ``benchmark_RELEASE/dataset`` of SBD; by default it is looked for in and beside the root.
 
     Returns:
         The split, 20 classes.
 
     Raises:
-        AdvCAMError: the folder is none of VOC's, the list is missing, empty or names an id twice, no photograph of it
-            is there or one is there in two files, or an image has no labels.
+        AdvCAMError: the list is missing or unusable, none of its images is there, an image has two files, or an image
+            has no labels.
 
     Example:
         >>> data = read_voc("VOCdevkit", "train")  # doctest: +SKIP
@@ -79,12 +75,12 @@ def read_voc(
     folder = find_voc(root)
     sbd = find_sbd(folder, sbd)
     name, listed = find_list(folder, split, sbd)
-    photographs = find_photographs(folder)
-    files = [photographs.get(id, [folder / "JPEGImages" / f"{id}.jpg"]) for id in listed.ids]
-    if not any(id in photographs for id in listed.ids):
+    images = find_photographs(folder)
+    files = [images.get(id, [folder / "JPEGImages" / f"{id}.jpg"]) for id in listed.ids]
+    if not any(id in images for id in listed.ids):
         raise AdvCAMError(f"none of the {len(listed.ids)} images of {name} is in {folder / 'JPEGImages'}")
     if twins := [paths for paths in files if len(paths) > 1]:
-        raise AdvCAMError(f"two images of one id: {twins[0][0]} and {twins[0][1].name}; keep one")
+        raise AdvCAMError(f"two images of one id: {twins[0][0]} and {twins[0][1].name}; remove one")
     if labels is not None:
         classes = look_up(read_label_table(labels, len(CLASSES), voc_id), listed.ids, labels)
     elif name == "test":
@@ -96,11 +92,7 @@ def read_voc(
 
 
 def find_voc(root: str | Path) -> Path:
-    """The folder ``VOC2012`` in or below a root.
-
-    Raises:
-        AdvCAMError: there is none.
-    """
+    """Return the folder ``VOC2012`` in or below a root."""
     root = Path(root)
     for folder in (root, root / "VOC2012", root / "VOCdevkit" / "VOC2012"):
         others = any((folder / part).is_dir() for part in ("ImageSets", MASKS, MASKS_AUG))
@@ -113,11 +105,7 @@ def find_voc(root: str | Path) -> Path:
 
 
 def find_sbd(voc: Path, sbd: str | Path | None = None) -> Path | None:
-    """The folder of the Semantic Boundaries Dataset: the given one, or one below VOC or up to two folders above it.
-
-    Raises:
-        AdvCAMError: the given one is not.
-    """
+    """Return the folder of SBD: the given one, or one below VOC or up to two folders above it, if any."""
     if sbd is not None:
         given = Path(sbd)
         for folder in (given, given / "dataset", given / "benchmark_RELEASE" / "dataset"):
@@ -133,10 +121,11 @@ def _is_sbd(folder: Path) -> bool:
 
 
 def find_list(voc: Path, split: str | Path, sbd: Path | None = None) -> tuple[str, IdList]:
-    """A split's name and what it lists.
+    """Return the name of a split and its list.
 
     Raises:
-        AdvCAMError: there is no such list, and none can be made.
+        MissingSplitError: there is no such list, and it cannot be derived.
+        AdvCAMError: the list is unusable.
     """
     if isinstance(split, Path) or split.endswith(".txt") or "/" in split:
         return _ALIASES.get(Path(split).stem, Path(split).stem), read_list(split)
@@ -149,14 +138,14 @@ def find_list(voc: Path, split: str | Path, sbd: Path | None = None) -> tuple[st
     if name == "train_aug":
         return name, IdList(_derive_train_aug(voc, sbd), ())
     there = {file.stem for folder in _LIST_FOLDERS for file in (voc / folder).glob("*.txt")}
-    raise AdvCAMError(
+    raise MissingSplitError(
         f"no list of the split {name!r}: looked for {files[0]}"
         + ("" if name in SPLITS else nearest(name, there | set(SPLITS)))
     )
 
 
 def _derive_train_aug(voc: Path, sbd: Path | None) -> tuple[str, ...]:
-    """All ids that SBD has a mask for, and those of train, less those of val; in order of the ids."""
+    """Return the ids with a mask of SBD and those of train, without those of val, sorted."""
     if (voc / MASKS_AUG).is_dir():
         augmented = {file.stem for file in (voc / MASKS_AUG).glob("*.png")}
     elif sbd is not None and (sbd / "train.txt").is_file():
@@ -165,8 +154,8 @@ def _derive_train_aug(voc: Path, sbd: Path | None) -> tuple[str, ...]:
     elif sbd is not None:
         augmented = {file.stem for file in (sbd / "cls").glob("*.mat")}
     else:
-        raise AdvCAMError(
-            f"no train_aug at {voc}: it takes a list ImageSets/Segmentation/train_aug.txt, the folder {MASKS_AUG}, or "
+        raise MissingSplitError(
+            f"no train_aug at {voc}: it needs a list ImageSets/Segmentation/train_aug.txt, the folder {MASKS_AUG}, or "
             "the Semantic Boundaries Dataset (benchmark_RELEASE/dataset) beside it; or use the split train"
         )
     train, val = (set(find_list(voc, split)[1].ids) for split in ("train", "val"))
@@ -174,7 +163,7 @@ def _derive_train_aug(voc: Path, sbd: Path | None) -> tuple[str, ...]:
 
 
 def find_photographs(voc: Path) -> dict[str, list[Path]]:
-    """The image files by id; more than one for an id only if something is wrong."""
+    """Return the image files by id; more than one file of an id is an error of the data."""
     folder = voc / "JPEGImages"
     found: dict[str, list[Path]] = {}
     for path in (folder / name for name in sorted(os.listdir(folder))):
@@ -184,7 +173,7 @@ def find_photographs(voc: Path) -> dict[str, list[Path]]:
 
 
 def find_masks(voc: Path, split: str, listed: IdList, sbd: Path | None = None) -> MaskFiles:
-    """What reads a split's masks."""
+    """Return the reader of a split's masks."""
     own, augmented = (voc / MASKS,), (voc / MASKS_AUG,)
     boundaries = (sbd / "cls",) if sbd is not None else ()
     if listed.mask_folders:

@@ -1,29 +1,32 @@
-"""The metadata folders of Choe et al. ("Evaluating WSOL right") in; CUB, ImageNet and OpenImages for localization, out.
+"""The lists of Choe et al. ("Evaluating WSOL right"): CUB, ImageNet and OpenImages for localization.
 
 A folder ``metadata/<CUB|ILSVRC|OpenImages>/<train|val|test>`` holds lists that name images by their paths: CUBV2 is
-CUB's ``val``, ImageNetV2 is ILSVRC's, and OpenImages30k has masks in place of boxes.
+CUB's ``val``, ImageNetV2 is ILSVRC's, and OpenImages30k has masks instead of boxes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from advcam_attr.data.labels import few
+from advcam_attr.data.labels import few, read_lines
 from advcam_attr.data.masks import PixelMasks
-from advcam_attr.data.samples import Box, LocalizationData, checked_box, image_ids
+from advcam_attr.data.samples import Box, LocalizationData, MissingSplitError, checked_box, image_ids
 from advcam_attr.types import AdvCAMError, Sample
 
-#: The data sets by the names of their folders, and how many classes the published ones have.
+#: The data sets by the names of their folders, and the numbers of their published classes.
 CLASSES = {"CUB": 200, "ILSVRC": 1000, "OpenImages": 100}
 
 #: The splits: training with labels, search of hyper-parameters with boxes or masks, and the test.
 SPLITS = ("train", "val", "test")
 
-#: How many images the published lists of each split name.
+#: Numbers of images of the published lists, by split.
 PUBLISHED = {"CUB": (5994, 1000, 5794), "ILSVRC": (1281167, 10000, 50000), "OpenImages": (29819, 2500, 5000)}
 
 IDS, LABELS, SIZES, TRUTH = "image_ids.txt", "class_labels.txt", "image_sizes.txt", "localization.txt"
+
+_NAMES = {"CUB": "cub", "ILSVRC": "imagenet", "OpenImages": "openimages"}
 
 
 def read_wsol_metadata(
@@ -35,22 +38,23 @@ def read_wsol_metadata(
     classes: Sequence[str] | None = None,
     proxy: bool = False,
 ) -> LocalizationData:
-    """Read a split from a metadata folder. No image is looked at.
+    """Read a split from a metadata folder, without looking at the images.
 
-    Boxes are taken as they are listed, in the order ``x0,y0,x1,y1``, all of an image; labels are 0-based. A split
-    without ``localization.txt`` has none of them, one with masks has `LocalizationData.masks`.
+    Boxes are taken as listed, in the order ``x0,y0,x1,y1``; labels are 0-based. A split with masks has
+    `LocalizationData.masks`; one without ``localization.txt``, or with an empty one, has neither. Sizes are needed only
+    where there are boxes; the published ``image_sizes.txt`` of some splits are empty.
 
     Args:
         metadata: a data set's folder, e.g. ``metadata/CUB``.
-        images: the folder that the lists' paths start from, e.g. ``dataset/CUB``.
+        images: the folder of the lists' paths, e.g. ``dataset/CUB``.
         split: ``train``, ``val`` or ``test``.
-        masks: the folder that the masks' paths start from; ``images`` if it is not given.
-        classes: K names; else the names of the images' folders where these are the classes, and numbers for others.
+        masks: the folder of the masks' paths; default: ``images``.
+        classes: K names; default: the names of the images' folders where these are the classes, else numbers.
         proxy: read ``image_ids_proxy.txt``, the part of ImageNet's training images for cheap searches.
 
     Raises:
-        AdvCAMError: a list is missing, has no line for an image or one that cannot be read; a label is not among the
-            classes, or a box is not in its image.
+        AdvCAMError: a list is missing, malformed or has no line for an image; a label is not among the classes, or a
+            box is not in its image.
 
     Example:
         >>> data = read_wsol_metadata("metadata/CUB", "dataset/CUB", "val")  # doctest: +SKIP
@@ -60,61 +64,53 @@ def read_wsol_metadata(
     folder, root = Path(metadata) / split, Path(images)
     if split not in SPLITS:
         raise AdvCAMError(f"metadata have no split {split!r}; there are {', '.join(SPLITS)}")
+    if not folder.is_dir():
+        raise MissingSplitError(f"no such folder: {folder}; it should hold {IDS} and {LABELS}")
     list_file = folder / ("image_ids_proxy.txt" if proxy else IDS)
-    paths = [line[0] for line in _lines(list_file, 1)]
+    paths = [line[0] for line in _read(list_file, 1)]
+    if not paths:
+        raise AdvCAMError(f"{list_file} is empty; it should have a line for each image")
     labels = _labels(folder / LABELS, paths)
     ids = image_ids(paths)
     samples = tuple(Sample(id, root / path, (labels[path],)) for id, path in zip(ids, paths, strict=True))
-    names = tuple(classes) if classes is not None else _names(Path(metadata).name, paths, labels)
-    highest = max(labels[path] for path in paths)
+    names = tuple(classes) if classes is not None else _class_names(Path(metadata).name, paths, labels)
+    highest = max(labels.values())
     if highest >= len(names):
         raise AdvCAMError(f"{folder / LABELS} has a class {highest}, but there are {len(names)}, from 0 on")
     by_path = dict(zip(paths, ids, strict=True))
     sizes_file, truth_file = folder / SIZES, folder / TRUTH
-    sizes = _sizes(sizes_file, by_path) if sizes_file.is_file() else {}
-    if not truth_file.is_file():
-        return LocalizationData(_name(metadata), root, split, names, samples, {}, sizes)
-    if not sizes:
-        raise AdvCAMError(f"no such list: {sizes_file}; boxes and masks need the sizes of their images")
+    sizes = {by_path[path]: size for path, size in _sizes(sizes_file, paths).items()}
+    data = LocalizationData(_NAMES.get(Path(metadata).name, "wsol"), root, split, names, samples, {}, sizes)
+    listed = _read(truth_file, 3, 5) if truth_file.is_file() else []
+    if not listed:
+        return data
     rows: dict[str, list[list[str]]] = {path: [] for path in paths}
-    for path, *fields in _lines(truth_file, 3, 5):
+    for path, *fields in listed:
         if path in rows:
             rows[path].append(fields)
-    _require(truth_file, [path for path, found in rows.items() if not found], len(paths))
-    if any(len(fields) == 2 for found in rows.values() for fields in found):
+    _require(truth_file, [path for path, of in rows.items() if not of], len(paths))
+    if any(len(fields) == 2 for of in rows.values() for fields in of):
         above = root if masks is None else Path(masks)
-        files = {by_path[path]: _masks(above, found, f"{truth_file}, {path}") for path, found in rows.items()}
-        return LocalizationData(_name(metadata), root, split, names, samples, {}, sizes, files)
-    boxes = {by_path[p]: _boxes(found, sizes[by_path[p]], f"{truth_file}, {p}") for p, found in rows.items()}
-    return LocalizationData(_name(metadata), root, split, names, samples, boxes, sizes)
+        files = {by_path[path]: _masks(above, of, f"{truth_file}, {path}") for path, of in rows.items()}
+        return replace(data, masks=files)
+    if not sizes:
+        raise AdvCAMError(f"no such list, or an empty one: {sizes_file}; boxes need the sizes of their images")
+    boxes = {by_path[p]: _boxes(of, sizes[by_path[p]], f"{truth_file}, {p}") for p, of in rows.items()}
+    return replace(data, boxes=boxes)
 
 
 def find_metadata(root: str | Path) -> Path:
-    """A root whose ``train``, ``val`` or ``test`` holds lists of images or of their labels.
-
-    Raises:
-        AdvCAMError: none of them does.
-    """
+    """Return the root if its ``train``, ``val`` or ``test`` holds lists of images or of their labels."""
     root = Path(root)
     if any((root / split / name).is_file() for split in SPLITS for name in (IDS, LABELS)):
         return root
     raise AdvCAMError(f"no lists at {root}: looked for {IDS} and {LABELS} in {', '.join(SPLITS)}")
 
 
-def _name(metadata: str | Path) -> str:
-    return {"CUB": "cub", "ILSVRC": "imagenet", "OpenImages": "openimages"}.get(Path(metadata).name, "wsol")
-
-
-def _lines(path: Path, *columns: int) -> list[list[str]]:
-    """The lines of a list, each of one of some numbers of fields with commas between them."""
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except FileNotFoundError as error:
-        raise AdvCAMError(f"no such list: {path}") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise AdvCAMError(f"cannot read {path}: it must be a text file") from error
+def _read(path: Path, *columns: int) -> list[list[str]]:
+    """Read the comma-separated fields of a list's lines, each of one of these numbers of fields."""
     found = []
-    for place, line in enumerate(lines, start=1):
+    for place, line in enumerate(read_lines(path, "list"), start=1):
         if line.strip():
             fields = [field.strip() for field in line.split(",")]
             if len(fields) not in columns or not fields[0]:
@@ -123,30 +119,35 @@ def _lines(path: Path, *columns: int) -> list[list[str]]:
                     "between them"
                 )
             found.append(fields)
-    if not found:
-        raise AdvCAMError(f"{path} is empty; it should have a line for each image")
+    return found
+
+
+def _fields(path: Path, images: Sequence[str], columns: int) -> dict[str, list[str]]:
+    """Read the fields that follow the path of each image; every image must be listed."""
+    wanted = set(images)
+    found = {image: fields for image, *fields in _read(path, columns) if image in wanted}
+    _require(path, [image for image in images if image not in found], len(images))
     return found
 
 
 def _labels(path: Path, images: Sequence[str]) -> dict[str, int]:
-    labels: dict[str, int] = {}
-    for image, label in _lines(path, 2):
+    labels = {}
+    for image, (label,) in _fields(path, images, 2).items():
         if not label.isdecimal():
             raise AdvCAMError(f"{path}: the class of {image} is {label!r}; classes are numbers from 0 on")
         labels[image] = int(label)
-    _require(path, [image for image in images if image not in labels], len(images))
     return labels
 
 
-def _sizes(path: Path, ids: dict[str, str]) -> dict[str, tuple[int, int]]:
-    sizes: dict[str, tuple[int, int]] = {}
-    for image, *fields in _lines(path, 3):
-        if image in ids:
-            if not all(field.isdecimal() and int(field) for field in fields):
-                raise AdvCAMError(f"{path}: the width and height of {image} are {' and '.join(fields)}")
-            width, height = map(int, fields)
-            sizes[ids[image]] = height, width
-    _require(path, [image for image, id in ids.items() if id not in sizes], len(ids))
+def _sizes(path: Path, images: Sequence[str]) -> dict[str, tuple[int, int]]:
+    if not path.is_file() or not _read(path, 3):
+        return {}
+    sizes = {}
+    for image, fields in _fields(path, images, 3).items():
+        if not all(field.isdecimal() and int(field) for field in fields):
+            raise AdvCAMError(f"{path}: the width and height of {image} are {' and '.join(fields)}")
+        width, height = map(int, fields)
+        sizes[image] = height, width
     return sizes
 
 
@@ -159,20 +160,20 @@ def _boxes(rows: Sequence[Sequence[str]], size: tuple[int, int], where: str) -> 
 
 
 def _masks(root: Path, rows: Sequence[Sequence[str]], where: str) -> PixelMasks:
-    """The masks of an image; the first of its lines names what is ignored, too."""
+    """Return the masks of an image; one of its lines, the first in the published list, names the ignored pixels."""
     if any(len(fields) != 2 for fields in rows):
-        raise AdvCAMError(f"{where}: lines of masks name a mask and what is ignored, which may be empty")
+        raise AdvCAMError(f"{where}: lines of masks name a mask and a mask of ignored pixels, which may be empty")
     ignored = next((fields[1] for fields in rows if fields[1]), None)
     return PixelMasks(tuple(root / fields[0] for fields in rows), None if ignored is None else root / ignored)
 
 
 def _require(path: Path, missing: Sequence[str], count: int) -> None:
     if missing:
-        raise AdvCAMError(f"{path} has no line for {len(missing)} of {count} images ({few(missing)}); is it cut off?")
+        raise AdvCAMError(f"{path} has no line for {len(missing)} of {count} images ({few(missing)}); is it truncated?")
 
 
-def _names(data_set: str, paths: Sequence[str], labels: dict[str, int]) -> tuple[str, ...]:
-    """The images' folders where each is of one class and each class has one; else the classes' numbers."""
+def _class_names(data_set: str, paths: Sequence[str], labels: dict[str, int]) -> tuple[str, ...]:
+    """Return the images' folders where these are in one-to-one relation to the classes; else the classes' numbers."""
     folders: dict[int, set[str]] = {}
     for path in paths:
         folders.setdefault(labels[path], set()).add(Path(path).parent.name)

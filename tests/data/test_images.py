@@ -1,4 +1,4 @@
-"""Image files of all kinds: read right, or refused in one line that names the file."""
+"""Image files of all kinds are read right, or are one error that names the file."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 
-from advcam_attr.data.images import expand_images, read_rgb
+from advcam_attr.data.images import expand_images, image_size, read_rgb, read_stored_rgb, stored_size
 from advcam_attr.types import AdvCAMError
 
 RAMP = np.linspace(0, 255, 12 * 8).reshape(8, 12)
@@ -104,6 +104,25 @@ def test_what_is_no_image_is_refused(tmp_path):
     for name in ("notes.jpg", "empty.png"):
         with pytest.raises(AdvCAMError, match=rf"not an image that can be read: .*{name}"):
             read_rgb(tmp_path / name)
+
+
+@pytest.mark.parametrize("read", [read_rgb, read_stored_rgb, image_size, stored_size])
+def test_postscript_starts_no_interpreter(tmp_path, monkeypatch, read):
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *_: pytest.fail("Ghostscript is started"))
+    (tmp_path / "photo.jpg").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\n%%EOF\n")
+    with pytest.raises(AdvCAMError, match=r"not an image that can be read: .*photo\.jpg"):
+        read(tmp_path / "photo.jpg")
+
+
+def test_any_error_of_a_decoder_is_one_line(tmp_path, monkeypatch):
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+
+    def fail(*_):
+        raise RuntimeError("decoder\nfailed")
+
+    monkeypatch.setattr(Image.Image, "load", fail)
+    with pytest.raises(AdvCAMError, match=r"cannot read image .*a\.png \(decoder failed\)"):
+        read_rgb(tmp_path / "a.png")
 
 
 def test_a_missing_file_has_a_nearest_name(tmp_path):

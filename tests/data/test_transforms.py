@@ -1,8 +1,9 @@
-"""The classifiers' augmentation: the sizes, values and places that it may give, and their frequencies."""
+"""Transforms and datasets of classifiers: sizes, values and places, and their frequencies."""
 
 from __future__ import annotations
 
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from advcam_attr.data.datasets import ClassificationDataset
+from advcam_attr.data.datasets import ClassificationDataset, SingleLabelDataset
 from advcam_attr.data.images import MEAN, STD, resize_to
 from advcam_attr.data.transforms import (
     RandomCropOrPad,
@@ -19,6 +20,8 @@ from advcam_attr.data.transforms import (
     classifier_train,
     classifier_val,
     to_input,
+    wsol_eval,
+    wsol_train,
 )
 from advcam_attr.types import AdvCAMError, Sample
 
@@ -173,7 +176,36 @@ def test_impossible_settings():
             make(crop=0)
 
 
-# --- the data set
+# --- localization
+
+
+def test_images_are_squares_whatever_their_proportions():
+    half = Image.new("RGB", (300, 100))
+    half.paste((255, 255, 255), (150, 0, 300, 100))
+    x = wsol_eval(mean=(0.5,) * 3, std=(0.5,) * 3)(half)
+    assert (x.shape, x.dtype) == ((3, 224, 224), torch.float32)
+    assert x[:, :, :110].max() == -1
+    assert x[:, :, 114:].min() == 1
+    expected = np.asarray(half.resize((224, 224), Image.Resampling.BILINEAR)).transpose(2, 0, 1) / 127.5 - 1
+    assert np.allclose(x.numpy(), expected, atol=1e-6)
+
+
+def test_training_crops_and_mirrors_the_square():
+    ramp = Image.fromarray(np.tile(np.arange(64, dtype=np.uint8) * 4, (64, 1))).convert("RGB")
+    torch.manual_seed(0)
+    seen = set()
+    for _ in range(60):
+        row = (wsol_train(64, 56, (0.0,) * 3, (1.0,) * 3)(ramp)[0, 0] * 255 / 4).round().int().tolist()
+        step = row[1] - row[0]
+        assert row == list(range(row[0], row[0] + step * 56, step))
+        seen.add((step, row[0] if step == 1 else row[-1]))
+    assert {step for step, _ in seen} == {1, -1}
+    assert {first for _, first in seen} == set(range(9))
+    with pytest.raises(AdvCAMError, match="does not fit"):
+        wsol_train(64, 65)
+
+
+# --- data sets
 
 
 def test_classification_dataset(tmp_path):
@@ -193,3 +225,9 @@ def test_classification_dataset(tmp_path):
         ClassificationDataset([], 3, classifier_val(32))
     with pytest.raises(AdvCAMError, match=r"a has the labels \(0, 2\), but there are 2 classes"):
         ClassificationDataset(samples, 2, classifier_val(32))
+
+
+def test_items_need_one_label():
+    for labels in ((), (0, 1), (2,)):
+        with pytest.raises(AdvCAMError, match="it should have one of 2"):
+            SingleLabelDataset([Sample("a", Path("a.jpg"), labels)], 2, wsol_eval())

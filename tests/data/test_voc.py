@@ -225,6 +225,12 @@ def test_annotations_with_entities_are_refused(tmp_path, entity):
         read_annotation(file, CLASSES)
 
 
+def test_annotations_have_a_limited_depth(tmp_path):
+    (tmp_path / "a.xml").write_text("<annotation>" * 20_000 + "</annotation>" * 20_000)
+    with pytest.raises(AdvCAMError, match="nested too deeply"):
+        read_annotation(tmp_path / "a.xml", CLASSES)
+
+
 def test_an_image_without_annotation_is_not_one_without_objects(voc):
     (voc / "Annotations" / "2007_000039.xml").unlink()
     with pytest.raises(AdvCAMError, match=r"no labels for 1 of 2 images of train: .* lacks 2007_000039; unpack"):
@@ -251,7 +257,7 @@ def test_missing_photographs(voc):
 
 def test_two_photographs_of_one_id(voc):
     Image.new("RGB", (8, 6)).save(voc / "JPEGImages" / "2007_000032.png")
-    with pytest.raises(AdvCAMError, match=r"two images of one id: .*2007_000032\.jpg and 2007_000032\.png; keep one"):
+    with pytest.raises(AdvCAMError, match=r"two images of one id: .*2007_000032\.jpg and 2007_000032\.png; remove one"):
         read_voc(voc, "train")
     assert len(read_voc(voc, "val").samples) == 2, "other splits are as they were"
 

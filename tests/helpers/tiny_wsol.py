@@ -15,6 +15,14 @@ BIRDS = [
     ("5", "002.Wren/wren_b.jpg", 2, 0, "5.0 2.0 30.0 30.0"),
 ]
 
+#: Lists of two images, of which the second has two boxes.
+LISTS = {
+    "image_ids": ["002.Wren/7.jpg", "001.Gull/5.jpg"],
+    "class_labels": ["001.Gull/5.jpg,0", "002.Wren/7.jpg,1"],
+    "image_sizes": ["001.Gull/5.jpg,20,10", "002.Wren/7.jpg,30,12"],
+    "localization": ["001.Gull/5.jpg,1,2,3,4", "002.Wren/7.jpg,0,0,29,11", "002.Wren/7.jpg,5,5,5,5"],
+}
+
 
 def photograph(path: Path, size: tuple[int, int] = (20, 10), colour: tuple[int, int, int] = (90, 120, 30)) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
