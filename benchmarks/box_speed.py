@@ -22,6 +22,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -31,7 +32,8 @@ import torch
 
 from advcam_attr.metrics.box_sweep import available, best_ious, best_ious_by_union_find, box_iou
 from advcam_attr.metrics.localization import MAP_THRESHOLDS, levels_at, localization_scores
-from advcam_attr.pipelines.wsol.evaluate import StoredMaps, score_boxes
+from advcam_attr.pipelines.wsol.evaluate import score_boxes
+from advcam_attr.pipelines.wsol_maps import read_map
 from advcam_attr.refine.boxes import boxes_above, grey_levels, score_map
 from advcam_attr.refine.seeds import GridMaps
 from advcam_attr.runs.map_store import MapStore
@@ -129,7 +131,7 @@ def whole_evaluation(count: int, processes: int, search: str) -> str:
         peaks: list[float] = []
         start = time.perf_counter()
         table = score_boxes(
-            StoredMaps(store), data, processes=processes, search=search,  # type: ignore[arg-type]
+            partial(read_map, store), data, processes=processes, search=search,  # type: ignore[arg-type]
             progress=lambda done, total: peaks.append(_own_peak()),
         )  # fmt: skip
         took = time.perf_counter() - start

@@ -6,10 +6,11 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from advcam_attr.data.samples import Box, LocalizationData
 from advcam_attr.files import write_bytes, write_json
 from advcam_attr.metrics.box_sweep import LEVELS, available, best_ious, best_ious_by_union_find
 from advcam_attr.metrics.localization import (
@@ -29,8 +31,7 @@ from advcam_attr.metrics.localization import (
 )
 from advcam_attr.pipelines.wsol_maps import read_map, read_predictions, wsol_map_store
 from advcam_attr.refine.boxes import boxes_above, grey_levels, largest_box_above, opencv, resize_boxes, score_map
-from advcam_attr.runs.map_store import MapStore
-from advcam_attr.runs.provenance import ImageList, read_record
+from advcam_attr.runs.provenance import read_record
 from advcam_attr.types import AdvCAMError, Sample
 
 #: The report in a run folder, and the table of each kind of contours.
@@ -43,35 +44,22 @@ Search = Literal["auto", "levels", "union-find"]
 #: Called with the number of scored images and of all.
 Progress = Callable[[int, int], None]
 
-#: Images per task of a process.
+#: Returns the map of an image, ``(h, w)``, by id.
+MapReader = Callable[[str], Tensor | np.ndarray]
+
+#: Returns scores in [0, 1] of a map.
+Prepare = Callable[[Tensor | np.ndarray], np.ndarray]
+
+#: Images per call of a process.
 _CHUNK = 32
 
-
-class BoxedImages(ImageList, Protocol):
-    """A split of a data set with one class per image, and boxes."""
-
-    @property
-    def boxes(self) -> Mapping[str, Sequence[tuple[int, int, int, int]]]:
-        """True boxes by image id: x0, y0, x1, y1 in pixels of the original."""
-
-    @property
-    def sizes(self) -> Mapping[str, tuple[int, int]]:
-        """Height and width of the original by image id."""
-
-
-@dataclass(frozen=True)
-class StoredMaps:
-    """Reads the maps of a store, ``(h, w)`` by image id; picklable."""
-
-    store: MapStore
-
-    def __call__(self, id: str) -> Tensor:
-        return read_map(self.store, id)
+_Task = tuple[str, Sequence[Box], tuple[int, int]]
+_ScoreChunk = Callable[[Sequence[_Task]], tuple[np.ndarray, np.ndarray]]
 
 
 def evaluate_wsol(
     out: Path,
-    data: BoxedImages,
+    data: LocalizationData,
     *,
     contours: Sequence[Contours] = ("all", "largest"),
     search: Search = "auto",
@@ -113,7 +101,7 @@ def evaluate_wsol(
     return found
 
 
-def score_run(out: Path, data: BoxedImages, *, contours: Contours = "all", **options: Any) -> BoxTable:
+def score_run(out: Path, data: LocalizationData, *, contours: Contours = "all", **options: Any) -> BoxTable:
     """Score the boxes of a run's maps at every threshold.
 
     Args:
@@ -128,18 +116,18 @@ def score_run(out: Path, data: BoxedImages, *, contours: Contours = "all", **opt
     store, record = wsol_map_store(out), read_record(out / "maps.json")
     if record is not None and record["settings"].get("target") == "predicted":
         raise AdvCAMError(f"the maps of {out} are of predicted classes: score those of the true classes")
-    return score_boxes(StoredMaps(store), data, predictions=read_predictions(out), contours=contours, **options)
+    return score_boxes(partial(read_map, store), data, predictions=read_predictions(out), contours=contours, **options)
 
 
 def score_boxes(
-    read: Callable[[str], Tensor | np.ndarray],
-    data: BoxedImages,
+    read: MapReader,
+    data: LocalizationData,
     *,
     samples: Sequence[Sample] | None = None,
     predictions: Mapping[str, int] | None = None,
     contours: Contours = "all",
     search: Search = "auto",
-    prepare: Callable[[Tensor | np.ndarray], np.ndarray] = score_map,
+    prepare: Prepare = score_map,
     processes: int = 1,
     progress: Progress = lambda done, total: None,
 ) -> BoxTable:
@@ -179,18 +167,18 @@ def score_boxes(
         raise AdvCAMError(f"no images in {data.name} {data.split} at {data.root}: look at its list")
     if processes < 1:
         raise AdvCAMError(f"processes must be at least 1, got {processes}")
-    scorer = _Scorer(read, prepare, contours, _checked_search(search, contours))
+    score = partial(_score_chunk, read, prepare, _checked_search(search, contours), contours)
     tasks = _tasks(chosen, data)
     correct = _correct(chosen, predictions)
     opencv()
     best, peak = np.empty((len(tasks), LEVELS)), np.empty(len(tasks), np.uint8)
     done = 0
-    for ious, peaks in _results(scorer, tasks, processes):
+    for ious, peaks in _results(score, tasks, processes):
         end = done + len(peaks)
         best[done:end], peak[done:end] = ious, peaks
         done = end
         progress(done, len(tasks))
-    ids = tuple(task.id for task in tasks)
+    ids = tuple(sample.id for sample in chosen)
     return BoxTable(ids, torch.from_numpy(best), torch.from_numpy(peak), correct, contours)
 
 
@@ -211,49 +199,34 @@ def load_table(path: Path) -> BoxTable:
         raise AdvCAMError(f"cannot read a table of boxes from {path}: missing, damaged or another file") from error
 
 
-@dataclass(frozen=True)
-class _Task:
-    id: str
-    boxes: Sequence[tuple[int, int, int, int]]
-    size: tuple[int, int]
+def _score_chunk(
+    read: MapReader, prepare: Prepare, search: Search, contours: Contours, tasks: Sequence[_Task]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return best overlaps, ``(n, 255)``, and peaks, ``(n,)``, in any process."""
+    best, peak = np.zeros((len(tasks), LEVELS)), np.zeros(len(tasks), np.uint8)
+    for i, (id, boxes, size) in enumerate(tasks):
+        raw = read(id)
+        try:
+            grey = grey_levels(prepare(raw))
+            truth = resize_boxes(boxes, size, (grey.shape[0], grey.shape[1]))
+            if search == "union-find":
+                best[i] = best_ious_by_union_find(grey, truth)
+            else:
+                best[i] = best_ious(grey, truth, boxes_above if contours == "all" else largest_box_above)
+            peak[i] = grey.max()
+        except AdvCAMError as error:
+            raise AdvCAMError(f"image {id}: {error}") from error
+    return best, peak
 
 
-@dataclass(frozen=True)
-class _Scorer:
-    """Scores images in any process."""
-
-    read: Callable[[str], Tensor | np.ndarray]
-    prepare: Callable[[Tensor | np.ndarray], np.ndarray]
-    contours: Contours
-    search: Search
-
-    def __call__(self, tasks: Sequence[_Task]) -> tuple[np.ndarray, np.ndarray]:
-        """Return best overlaps, ``(n, 255)``, and peaks, ``(n,)``."""
-        best, peak = np.zeros((len(tasks), LEVELS)), np.zeros(len(tasks), np.uint8)
-        for i, task in enumerate(tasks):
-            raw = self.read(task.id)
-            try:
-                grey = grey_levels(self.prepare(raw))
-                truth = resize_boxes(task.boxes, task.size, (grey.shape[0], grey.shape[1]))
-                best[i], peak[i] = self._best(grey, truth), grey.max()
-            except AdvCAMError as error:
-                raise AdvCAMError(f"image {task.id}: {error}") from error
-        return best, peak
-
-    def _best(self, grey: np.ndarray, truth: np.ndarray) -> np.ndarray:
-        if self.search == "union-find":
-            return best_ious_by_union_find(grey, truth)
-        return best_ious(grey, truth, boxes_above if self.contours == "all" else largest_box_above)
-
-
-def _results(scorer: _Scorer, tasks: Sequence[_Task], processes: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def _results(score: _ScoreChunk, tasks: Sequence[_Task], processes: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     chunks = [tasks[i : i + _CHUNK] for i in range(0, len(tasks), _CHUNK)]
     if processes == 1 or len(chunks) < 2:
-        yield from map(scorer, chunks)
+        yield from map(score, chunks)
         return
     pool = ProcessPoolExecutor(min(processes, len(chunks)), get_context("spawn"), initializer=_one_thread)
     try:
-        yield from pool.map(scorer, chunks)
+        yield from pool.map(score, chunks)
     except BrokenProcessPool as error:
         raise AdvCAMError(
             "a process that scored boxes ended: is memory short? Use fewer processes; a script that starts processes "
@@ -279,14 +252,14 @@ def _checked_search(search: Search, contours: Contours) -> Search:
     return search
 
 
-def _tasks(samples: Iterable[Sample], data: BoxedImages) -> list[_Task]:
-    tasks = []
+def _tasks(samples: Iterable[Sample], data: LocalizationData) -> list[_Task]:
+    tasks: list[_Task] = []
     for sample in samples:
         if not data.boxes.get(sample.id):
             raise AdvCAMError(f"image {sample.id} has no box: leave it out, or give its boxes")
         if sample.id not in data.sizes:
             raise AdvCAMError(f"the size of image {sample.id} is not known: its boxes cannot be laid over its map")
-        tasks.append(_Task(sample.id, data.boxes[sample.id], data.sizes[sample.id]))
+        tasks.append((sample.id, data.boxes[sample.id], data.sizes[sample.id]))
     return tasks
 
 
