@@ -44,14 +44,7 @@ WEIGHTS = "classifier.safetensors"
 
 @dataclass(frozen=True)
 class WSOLClassifierResult:
-    """A trained classifier.
-
-    Attributes:
-        weights: the net's file; `advcam_attr.networks.wsol.load_wsol_net` reads it.
-        train_loss: mean over the last epoch.
-        val_loss: after the last epoch; None without validation images.
-        val_top1: accuracy in [0, 1]; None without validation images.
-    """
+    """The file of a trained net, and the measures of its last epoch; those of validation are None without images."""
 
     weights: Path
     train_loss: float
@@ -81,8 +74,7 @@ def train_wsol_classifier(
         runtime: device, workers, precision and seed.
 
     Raises:
-        AdvCAMError: the folder holds another training, there are fewer images than one batch, an image cannot be read,
-            or the loss is not finite.
+        AdvCAMError: the folder holds another training, or data, batch and net do not fit.
 
     Example:
         >>> settings = WSOL_SETTINGS["cub_resnet50_cam"]  # doctest: +SKIP
@@ -117,6 +109,8 @@ def train_wsol_classifier(
 
     slow, fast = parameter_groups(net)
     optimizer = settings.optimizer
+    splits = {"train": train_data, "val": val_data}
+    prints = {name: None if data is None else wsol_data_fingerprint(data) for name, data in splits.items()}
     task = TrainingTask(
         name="classifier",
         net=net,
@@ -131,13 +125,7 @@ def train_wsol_classifier(
         batch=settings.batch,
         runtime=runtime,
         checkpoint_every=settings.checkpoint_every,
-        depends_on=training_config(
-            settings,
-            net,
-            runtime,
-            train=wsol_data_fingerprint(train_data),
-            val=None if val_data is None else wsol_data_fingerprint(val_data),
-        ),
+        depends_on=training_config(settings, net, runtime, **prints),
         save=lambda file: save_net(file, net, train_data.classes),
         file=WEIGHTS,
         after_epoch=validate,
@@ -160,17 +148,7 @@ def wsol_items(data: WSOLData, transform: Callable[..., Tensor]) -> Items:
 
 @torch.no_grad()
 def predicted_labels(net: WSOLNet, data: WSOLData, runtime: Runtime, *, size: int = 224, batch: int = 32) -> Tensor:
-    """Predict the class of each image, resized to a square.
-
-    Args:
-        net: its mode and device are restored.
-        data: images.
-        runtime: device and workers.
-        size: side of the square.
-        batch: images per forward pass.
-
-    Returns:
-        ``(N,)`` int64, in the order of the data.
+    """Predict the class, ``(N,)`` int64, of each image, resized to a square of ``size`` pixels.
 
     Example:
         >>> labels = predicted_labels(net, data, Runtime())  # doctest: +SKIP

@@ -41,15 +41,15 @@ class WSOLClassifierSettings:
 
     Attributes:
         backbone: see `advcam_attr.networks.wsol.wsol_net`.
-        norms: statistics of batch norms, of the ``"batch"`` or ``"running"``.
-        optimizer: SGD with Nesterov momentum. ``head_lr``, ten times ``lr`` (Choe et al.), is that of layer4 and the
-            classifier of ResNet-50, and of the head of other nets. Rates are lowered by ``decay_every``, not ``power``.
-        epochs: the last incomplete batch of an epoch is dropped (Choe et al. keep it).
+        norms: statistics of batch norms.
+        optimizer: ``head_lr``, ten times ``lr`` (Choe et al.), is that of layer4 and the classifier of ResNet-50, and
+            of the head of other nets. Rates follow ``decay_every``, not ``power``.
+        epochs: incomplete batches are dropped (Choe et al. keep them).
         batch: images per update, of all ranks together.
-        resize: side of the square that a training image is resized to.
-        crop: side of the random crop, and of validation images.
-        decay_every: learning rates are divided by ten before each epoch, from 1, that is a multiple of it.
-        cutmix_probability: share of mixed batches; 0 for training without CutMix.
+        resize: side of a resized training image.
+        crop: side of its random crop, and of validation images.
+        decay_every: rates are divided by ten before each epoch, from 1, that is a multiple of it.
+        cutmix_probability: share of mixed batches.
         cutmix_beta: of the Beta distribution of the mixed area.
         checkpoint_every: steps between two checkpoints, besides one after each epoch.
     """
@@ -89,18 +89,15 @@ def _settings(name: str, lr: float, weight_decay: float = 1e-4, **changes: Any) 
 
 _IMAGENET = {"epochs": 10, "decay_every": 3}
 
-#: By data set, net and method. AdvCAM's paper does not say how its classifiers were trained, and Choe et al. keep their
-#: values in a table that is not public. Learning rates, decays and CutMix's numbers are those of public scripts that
-#: quote that table; batch, epochs and the decay of rates are Choe et al.'s. Where nobody quotes a value another stands
-#: in: CAM's learning rate and CutMix's own numbers (1 and 1) for CutMix on ImageNet, and CAM's grid for CutMix. Check
-#: them on the validation split (CUBV2, ImageNetV2).
+#: By data set, net and method. AdvCAM's paper does not say how its classifiers were trained, and the table of Choe et
+#: al. is not public: learning rates, decays and CutMix's numbers are those of public scripts that quote it; batch,
+#: epochs and rate decay are Choe et al.'s. Unquoted: CAM's learning rate and CutMix's own numbers (1, 1) for CutMix on
+#: ImageNet, CAM's grid for CutMix. Check them on the validation split (CUBV2, ImageNetV2).
 WSOL_SETTINGS: dict[str, WSOLClassifierSettings] = {
     "cub_resnet50_cam": WSOLClassifierSettings(),
     "cub_resnet50_cutmix": _settings("resnet50", 3.333722e-4, cutmix_beta=1.35, cutmix_probability=0.24),
     "cub_inception_v3_cam": _settings("inception_v3", 2.24844746e-3, 5e-4),
-    "cub_inception_v3_cutmix": _settings(
-        "inception_v3", 2.25171726e-3, 5e-4, cutmix_beta=0.04, cutmix_probability=0.30
-    ),
+    "cub_inception_v3_cutmix": _settings("inception_v3", 2.25171726e-3, 5e-4, cutmix_beta=0.04, cutmix_probability=0.3),
     "imagenet_resnet50_cam": _settings("resnet50", 3.108411e-5, **_IMAGENET),
     "imagenet_resnet50_cutmix": _settings("resnet50", 3.108411e-5, cutmix_probability=1.0, **_IMAGENET),
     "imagenet_inception_v3_cam": _settings("inception_v3", 3.606503e-4, 5e-4, **_IMAGENET),
@@ -113,15 +110,14 @@ class WSOLDataConfig:
     """The data set and its splits. Paths may hold ``~`` and ``$VARIABLES``.
 
     Attributes:
-        root: folder of the data set; for ``kind: metadata``, the folder that the lists' paths are relative to.
+        root: folder of the data set; for ``kind: metadata``, of the paths in the lists.
         kind: ``"cub"``, ``"imagenet"``, or ``"metadata"``, the lists of Choe et al.
-        metadata: folder of the lists, e.g. ``metadata/CUB``; for other kinds, of the split ``val`` alone (CUBV2,
-            ImageNetV2).
+        metadata: folder of the lists, e.g. ``metadata/CUB``; for other kinds, of the split ``val`` (CUBV2, ImageNetV2).
         train: split that classifiers are trained on.
-        val: split that classifiers are validated on; None for none.
+        val: split that they are validated on; None for none.
         score: split that maps are made of and scored on.
         shards: WebDataset tar files in place of ``train``, e.g. ``shards/imagenet-train-*.tar``.
-        per_class: number of images of each class of ``score``; None for all.
+        per_class: images of each class of ``score``; None for all.
     """
 
     root: str
@@ -138,11 +134,7 @@ class WSOLDataConfig:
             raise AdvCAMError("data.kind metadata needs the folder of the lists: give data.metadata, e.g. metadata/CUB")
 
     def read(self, split: str) -> LocalizationData:
-        """Return a split.
-
-        Raises:
-            AdvCAMError: The split cannot be read.
-        """
+        """Return a split."""
         root = path_of(self.root)
         if self.kind == "metadata" or (split == "val" and self.metadata is not None):
             data = read_wsol_metadata(path_of(str(self.metadata)), root, split)
@@ -170,8 +162,9 @@ class ReadyNet:
         random_weights: leave the weights as initialized, for tests.
         labels: file of the net's class names, one per line, to match with the data's; images of other classes are left
             out. None if the net's classes are the data's.
-        stride: of a classifier of Choe et al. or CutMix: 16 or 8, which their files do not say.
-        mean, std: normalization; None is the net's own.
+        stride: 16 or 8, of a classifier of Choe et al. or CutMix.
+        mean: of the normalization; None is the net's own.
+        std: of the normalization; None is the net's own.
         layer: module whose output is mapped; None finds it.
     """
 
@@ -188,7 +181,7 @@ class ReadyNet:
 
 @dataclass(frozen=True)
 class WSOLMapConfig:
-    """How maps are made; see `advcam_attr.pipelines.wsol_maps.WSOLMapSettings`.
+    """How maps are made.
 
     Attributes:
         methods: CAM, AdvCAM without regularization, AdvCAM.
@@ -248,16 +241,12 @@ class WSOLConfig:
 
     Attributes:
         run: folder of all results.
-        data: data set and splits.
         net: a trained net; None trains one for each of ``trainings`` and ``seeds``.
         name: row of the paper's tables that a trained net belongs to.
         classifier: training of a classifier.
         trainings: classifiers by their row in the paper's tables, each with its differences from ``classifier``:
             ``{CAM: {}, CutMix: {cutmix_probability: 1.0, optimizer: {lr: 3.0e-4}}}``.
         seeds: of the trainings, in place of ``runtime.seed``.
-        maps: how maps are made.
-        score: how maps are scored.
-        runtime: device, workers and precision of all stages.
     """
 
     run: str
@@ -307,16 +296,11 @@ class WSOLConfig:
 
 def wsol_data_fingerprint(data: WSOLData) -> str:
     """Return name, split, number of images, and a digest of ids and labels."""
-    content = hashlib.sha256()
     if isinstance(data, ShardData):
-        for part in (data.shard, data.span, data.labels):
-            content.update(part.tobytes())
-        count = len(data)
+        count, parts = len(data), [part.tobytes() for part in (data.shard, data.span, data.labels)]
     else:
-        for sample in data.samples:
-            content.update(f"{sample.id} {sample.labels}\n".encode())
-        count = len(data.samples)
-    return f"{data.name} {data.split}, {count} images, {content.hexdigest()[:8]}"
+        count, parts = len(data.samples), [f"{sample.id} {sample.labels}\n".encode() for sample in data.samples]
+    return f"{data.name} {data.split}, {count} images, {hashlib.sha256(b''.join(parts)).hexdigest()[:8]}"
 
 
 def _merged(settings: T, changes: Mapping[str, Any], section: str) -> T:

@@ -68,7 +68,7 @@ def evaluate_wsol(
     """Score the maps of a run, and write ``localization.json`` and the tables of best overlaps.
 
     Args:
-        out: run folder.
+        out: run folder of `advcam_attr.pipelines.wsol_maps.make_wsol_maps`.
         data: images, boxes and original sizes.
         contours: ``"all"`` for MaxBoxAccV2, ``"largest"`` for MaxBoxAcc; each is a pass over the maps.
         search: of the contours ``"all"``.
@@ -78,7 +78,7 @@ def evaluate_wsol(
         The measures by contours.
 
     Raises:
-        AdvCAMError: as `score_run`.
+        AdvCAMError: maps or predictions are missing, or of predicted classes; else as `score_boxes`.
 
     Example:
         >>> evaluate_wsol(Path("runs/cub"), data, processes=2)["all"].max_box_acc_v2  # doctest: +SKIP
@@ -102,17 +102,7 @@ def evaluate_wsol(
 
 
 def score_run(out: Path, data: LocalizationData, *, contours: Contours = "all", **options: Any) -> BoxTable:
-    """Score the boxes of a run's maps at every threshold.
-
-    Args:
-        out: run folder of `advcam_attr.pipelines.wsol_maps.make_wsol_maps`.
-        data: images, boxes and original sizes.
-        contours: see `score_boxes`.
-        **options: see `score_boxes`.
-
-    Raises:
-        AdvCAMError: maps or predictions are missing, or of predicted classes; else as `score_boxes`.
-    """
+    """Score the boxes of a run's maps; see `score_boxes` and `evaluate_wsol`."""
     store, record = wsol_map_store(out), read_record(out / "maps.json")
     if record is not None and record["settings"].get("target") == "predicted":
         raise AdvCAMError(f"the maps of {out} are of predicted classes: score those of the true classes")

@@ -52,13 +52,7 @@ class Measured:
 
 
 def write_wsol_report(config: WSOLConfig, data: str, found: Sequence[Measured]) -> None:
-    """Write and log ``tables.md`` and ``report.json`` of a run.
-
-    Args:
-        config: of the run.
-        data: name of the data set.
-        found: all measures.
-    """
+    """Write and log ``tables.md`` and ``report.json`` of a run on the data set ``data``."""
     out = path_of(config.run)
     backbone = (config.net.model or config.net.checkpoint or "") if config.net else config.classifier.backbone.name
     tables = paper_tables(found, data, backbone.rpartition("/")[2])
@@ -85,13 +79,7 @@ def write_wsol_report(config: WSOLConfig, data: str, found: Sequence[Measured]) 
 
 
 def paper_tables(found: Sequence[Measured], data: str, backbone: str) -> list[Table]:
-    """Return the paper's tables with our rows: VII and X for ResNet-50 and others, VIII for Inception-V3.
-
-    Args:
-        found: all measures; seeds are averaged.
-        data: name of the data set; others than the paper's have no tables.
-        backbone: of the nets, for the source of our rows.
-    """
+    """Return the paper's tables of a data set with our rows: VIII for Inception-V3 on CUB, else VII and X."""
     if data not in PAPER_DATA:
         return []
     means = mean_scores(found)
