@@ -1,4 +1,4 @@
-"""A path in; a file that is either whole or not there, or one line on why, out; and digests of files' contents."""
+"""Atomic writing of files, reading of text, and digests of contents."""
 
 from __future__ import annotations
 
@@ -16,12 +16,15 @@ from typing import Any
 
 from advcam_attr.types import AdvCAMError
 
+#: Age in seconds from which temporary files are leftovers of killed processes: a write takes milliseconds.
+STALE = 3600.0
+
 
 def make_folder(folder: Path) -> None:
-    """Make a folder, and those above it, unless it is there.
+    """Create a folder and its parents if missing.
 
     Raises:
-        AdvCAMError: it cannot be made, or not be written to.
+        AdvCAMError: it cannot be created or is not writable.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -33,13 +36,12 @@ def make_folder(folder: Path) -> None:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A block that writes to a temporary name beside ``path``, which takes the place of ``path`` when it is done.
+    """Yield a temporary path beside ``path``; rename it to ``path`` at the end, and remove it after an error.
 
-    Folders are made as needed. After an error, ``path`` is as it was before and the temporary file is gone.
+    Folders are created as needed.
 
     Raises:
-        AdvCAMError: the file cannot be written: its folder is none that can be written to, the disk is full, or the
-            quota is used up.
+        AdvCAMError: the folder is not writable, the disk is full, or the quota is used up.
 
     Example:
         >>> with replacing(Path("scores.json")) as file:  # doctest: +SKIP
@@ -59,40 +61,32 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def remove_leftovers(folder: Path, *, older_than: float = 0.0) -> None:
-    """Remove what killed processes were writing in a folder, under the temporary names of `replacing`.
+    """Remove temporary files of `replacing` that killed processes left in a folder.
 
     Args:
-        folder: need not exist; its sub-folders are left alone.
-        older_than: seconds since the last write; younger files may be another process's that is at work.
+        folder: need not exist; sub-folders are not searched.
+        older_than: seconds since the last write; younger files may belong to a running process.
     """
     for file in folder.glob(".*"):
         if re.fullmatch(r"\.[0-9a-f]{32}(\.\w+)?", file.name):
-            with contextlib.suppress(FileNotFoundError):  # another process was faster
+            with contextlib.suppress(FileNotFoundError):  # another process removed it first
                 if time.time() - file.stat().st_mtime >= older_than:
                     file.unlink()
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all."""
+    """Write a file atomically."""
     with replacing(path) as file:
         file.write_bytes(content)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file whole or not at all."""
+    """Write a UTF-8 text file atomically."""
     write_bytes(path, text.encode())
 
 
 def read_text(path: Path, remedy: str) -> str:
-    """Read a text file.
-
-    Args:
-        path: the file.
-        remedy: what to do where it is damaged, for the message.
-
-    Raises:
-        AdvCAMError: it holds bytes that are no UTF-8.
-    """
+    """Return the content of a UTF-8 text file; errors about other bytes name the ``remedy``."""
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
@@ -100,7 +94,7 @@ def read_text(path: Path, remedy: str) -> str:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write a JSON file whole or not at all."""
+    """Write a JSON file atomically."""
     write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
@@ -121,7 +115,7 @@ def to_json(value: Any) -> Any:
 
 
 def digest(path: Path) -> str:
-    """What tells a file's content from others': 16 hexadecimal digits of its SHA-256."""
+    """Return 16 hexadecimal digits of the SHA-256 of a file's content."""
     content = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 20):
@@ -130,11 +124,7 @@ def digest(path: Path) -> str:
 
 
 def files_digest(paths: Iterable[Path]) -> str:
-    """What tells some files, their names and content, from others': 16 hexadecimal digits.
-
-    Raises:
-        AdvCAMError: one cannot be read.
-    """
+    """Return 16 hexadecimal digits of the SHA-256 of the names and contents of files."""
     content = hashlib.sha256()
     for path in paths:
         try:

@@ -1,4 +1,4 @@
-"""A name, a number or an object in; the object out. The one place where strings become parts of a recipe."""
+"""Look-up of objects by name, with suggestions for misspelt names."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """``"; did you mean 'a' or 'b'?"`` for a misspelt name, or the known ones where none is near."""
+    """Return ``"; did you mean 'a' or 'b'?"`` for a misspelt name, or the list of known names if none is near."""
     names = [k for k in known if k]
     close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
     if close:
@@ -21,10 +21,10 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def lookup(value: Any, table: Mapping[str, T], what: str) -> T | Any:
-    """``value`` itself, or what ``table`` holds under it if it is a name.
+    """Return ``table[value]`` for a name, and any other value itself.
 
     Raises:
-        AdvCAMError: no such name; the nearest ones are told.
+        AdvCAMError: unknown name; the message suggests the nearest ones.
     """
     if not isinstance(value, str):
         return value
@@ -34,11 +34,7 @@ def lookup(value: Any, table: Mapping[str, T], what: str) -> T | Any:
 
 
 def require_callable(value: Any, what: str) -> Callable[..., Any]:
-    """``value`` if it can be called.
-
-    Raises:
-        TypeError: it cannot.
-    """
+    """Return ``value`` if it is callable; a `TypeError` otherwise."""
     if not callable(value):
         raise TypeError(f"{what} must be a name or a callable, got {type(value).__name__} {value!r}")
     return value

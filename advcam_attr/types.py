@@ -22,7 +22,7 @@ class AdvCAMError(ValueError):
 
 
 class NoMaskError(AdvCAMError):
-    """An image that has no true mask, as those of test splits; a mask that is damaged is another error."""
+    """An image without a true mask, as in test splits; a damaged mask is another error."""
 
 
 @dataclass(frozen=True)
@@ -60,9 +60,9 @@ class Sample:
     """One image of a data set.
 
     Attributes:
-        id: its name within the data set, and of every file that is made from it; e.g. ``"2007_000032"``.
-        image: the picture's file.
-        labels: the classes that it shows, 0-based (the background is none of them), ascending; may be empty.
+        id: unique in the data set, and the name of all files made from it; e.g. ``"2007_000032"``.
+        image: path of its file.
+        labels: the classes that it shows, 0-based without the background, ascending; may be empty.
     """
 
     id: str
@@ -75,10 +75,10 @@ class ClassMaps:
     """The localization maps of the classes of one image, each with a peak of about 1.
 
     Attributes:
-        classes: 0-based, ascending; label maps call class k by k + 1.
-        size: the image's height and width.
-        cam: ``(K, ceil(H / 4), ceil(W / 4))``, float32; what affinity networks refine.
-        high_res: ``(K, H, W)``, float32; what seeds are cut from.
+        classes: 0-based, ascending; class k is k + 1 in label maps.
+        size: height and width of the image.
+        cam: ``(K, ceil(H / 4), ceil(W / 4))``, float32; input of affinity networks.
+        high_res: ``(K, H, W)``, float32; seeds are these maps above a threshold.
     """
 
     classes: tuple[int, ...]

@@ -1,4 +1,4 @@
-"""Files are whole or not there, and nothing stays of what could not be written."""
+"""Atomic writing of files."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from advcam_attr.files import remove_leftovers, replacing, write_json
 from advcam_attr.types import AdvCAMError
 
 
-def test_a_file_that_cannot_be_written_is_one_line_and_the_old_one_stays(tmp_path):
+def test_a_failed_write_leaves_the_old_file(tmp_path):
     path = tmp_path / "scores.json"
     write_json(path, {"mIoU": 0.5})
-    with pytest.raises(AdvCAMError) as told, replacing(path) as file:  # noqa: PT012
+    with pytest.raises(AdvCAMError) as caught, replacing(path) as file:  # noqa: PT012
         file.write_text("half")
         raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
-    assert str(told.value) == (
+    assert str(caught.value) == (
         f"cannot write {path} ({os.strerror(errno.EDQUOT)}): make room or choose another folder, and run it again"
     )
     (tmp_path / "folder" / "inner").mkdir(parents=True)

@@ -204,7 +204,7 @@ def _stores(out: Path, folders: Mapping[int, str], digest: str, images: int) -> 
         for steps, name in folders.items()
     }
     for store in stores.values():
-        store.remove_dead()
+        store.remove_stale()
     return stores
 
 

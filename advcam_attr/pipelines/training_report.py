@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from advcam_attr.files import to_json
 from advcam_attr.runs.provenance import net_config
 from advcam_attr.runs.runtime import Runtime
 from advcam_attr.runs.sharding import Shard
-from advcam_attr.runs.stage import to_json
 from advcam_attr.training.loading import Items, load_batches
 from advcam_attr.training.log import read_log
 

@@ -90,7 +90,7 @@ def make_wsol_maps(
     overwrite = settings.overwrite or nothing_there
     digest = check_settings(out / "maps.json", described(settings, net, data), overwrite=overwrite)
     store = MapStore(out / "maps", settings=digest, layout="flat" if len(data.samples) <= FLAT_LIMIT else "spread")
-    store.remove_dead()
+    store.remove_stale()
     batches = plan_batches([settings.size] * len(data.samples), [1] * len(data.samples), settings.batch)
     mine = [tuple(data.samples[i] for i in batch) for batch in shard.take(batches)]
     known = {} if settings.overwrite else _predictions(out, digest)

@@ -1,11 +1,9 @@
-"""The maps of a data set's images in; a folder of small files, one an image, written whole or not at all, out.
+"""Store of localization maps: one small safetensors file per image, written atomically.
 
-A file holds the maps of the classes that an image shows, and no others. Maps of a climb are kept as the net gives them,
-on its own grids (`GridMaps`, about 23 kB a class for a 500 × 375 picture, four scales and stride 16), and the maps of
-the image's size are made from them when they are read (800 kB a class); ready maps from elsewhere are kept as they are.
-
-A folder is flat, or for many images spread over a thousand sub-folders by a hash of the id. Shards of a thousand packed
-images were no faster on a local disk, and a finished file, not a finished shard, is what an interrupted run keeps.
+A file holds the maps of its image's own classes. Maps of a climb are stored on the net's grids (`GridMaps`, about 23 kB
+a class for a 500 × 375 image, four scales and stride 16) and resized when read (800 kB a class); others as they are.
+Large stores are spread over a thousand sub-folders by a hash of the id. Shards of a thousand packed images were no
+faster on a local disk, and would lose more work at an interruption.
 """
 
 from __future__ import annotations
@@ -22,42 +20,40 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from advcam_attr.files import remove_leftovers, write_bytes, write_json
+from advcam_attr.files import STALE, remove_leftovers, write_bytes, write_json
 from advcam_attr.refine.seeds import GridMaps, class_maps, strided_size
 from advcam_attr.types import AdvCAMError, ClassMaps
 
 Layout = Literal["flat", "spread"]
 
-#: More images than this are spread over sub-folders, unless a layout is asked for.
+#: The most images of a flat store, unless a layout is given.
 FLAT_LIMIT = 100_000
 
 _FOLDERS = 1000
 _LAYOUT = "layout.json"
 _SUFFIX = ".safetensors"
-#: One key, because files hold several in no fixed order, and equal maps shall make equal bytes.
+#: A single key, because files hold several in no fixed order, and equal maps should make equal bytes.
 _KEY = "advcam_maps"
-#: Temporary files older than this, in seconds, were left by killed processes: a write takes milliseconds.
-_DEAD = 3600.0
+_UNREADABLE = (OSError, SafetensorError, ValueError, KeyError, TypeError)
 
 
 class MapReader(Protocol):
-    """Where localization maps are: a map store, or anything that reads them by id."""
+    """A source of localization maps by image id, such as a map store."""
 
-    def __contains__(self, id: str, /) -> bool:
-        """Whether there are maps of this image."""
+    def __contains__(self, id: str, /) -> bool: ...
 
     def read(self, id: str, /) -> ClassMaps:
-        """The maps of an image; an `AdvCAMError` that names the file where they cannot be read."""
+        """Return the maps of an image, or raise an `AdvCAMError` that names the file."""
 
 
 @dataclass(frozen=True)
 class MapHeader:
-    """What a file says of itself.
+    """The metadata of a file.
 
     Attributes:
         classes: 0-based, ascending.
-        size: the image's height and width.
-        settings: a digest of all that the maps depend on; empty for maps from elsewhere.
+        size: height and width of the image.
+        settings: digest of the settings of the maps; empty for maps from elsewhere.
     """
 
     classes: tuple[int, ...]
@@ -66,15 +62,13 @@ class MapHeader:
 
 
 class MapStore:
-    """A folder of maps, one safetensors file an image.
-
-    Any number of processes may read and write at once, each image being written by one of them at a time.
+    """A folder of maps; any number of processes may use it at once.
 
     Args:
-        folder: made at the first write.
-        settings: digest of what the maps depend on; it is written into each file, and files of others are refused.
-            Empty: written as such, and any file is read.
-        layout: of a store that is not there yet; one that is there keeps its own.
+        folder: created at the first write.
+        settings: digest of the settings of the maps, stored in each file; files of others are rejected. Empty: any file
+            is read.
+        layout: of a new store; an existing one keeps its own.
 
     Example:
         >>> import tempfile
@@ -86,17 +80,13 @@ class MapStore:
 
     def __init__(self, folder: Path, *, settings: str = "", layout: Layout = "flat") -> None:
         self.folder, self.settings = Path(folder), settings
-        self.layout: Layout = _layout_there(self.folder) or layout
+        self.layout: Layout = _existing_layout(self.folder) or layout
 
     def __repr__(self) -> str:
         return f"MapStore({str(self.folder)!r}, layout={self.layout!r})"
 
     def path(self, id: str) -> Path:
-        """Where the maps of an image are, or would be.
-
-        Raises:
-            AdvCAMError: an id that cannot name a file.
-        """
+        """Return the path of an image's file, whether it exists or not."""
         if not id or id.startswith(".") or any(c in id for c in "/\\\0"):
             raise AdvCAMError(f"image id {id!r} cannot name a file: use one without slashes that starts with no dot")
         name = id + _SUFFIX
@@ -106,35 +96,35 @@ class MapStore:
         return self.path(id).is_file()
 
     def ids(self) -> Iterator[str]:
-        """The images whose maps are there, in the order of their ids."""
+        """Yield the ids of the stored images in order."""
         files = self.folder.glob(f"*{_SUFFIX}" if self.layout == "flat" else f"*/*{_SUFFIX}")
         yield from sorted(file.name.removesuffix(_SUFFIX) for file in files if not file.name.startswith("."))
 
     def missing(self, ids: Iterable[str]) -> list[str]:
-        """Those of ``ids`` whose maps are not there, in their order; the folder is read once."""
-        there = set(self.ids())
-        return [id for id in ids if id not in there]
+        """Return those of ``ids`` that are not stored, listing the folder once."""
+        stored = set(self.ids())
+        return [id for id in ids if id not in stored]
 
     def header(self, id: str) -> MapHeader | None:
-        """What the file of an image says of itself; None where it is missing or damaged."""
+        """Return the metadata of an image's file; None if it is missing or damaged."""
         try:
             with safe_open(self.path(id), framework="pt") as file:
                 return _header(file.metadata())
-        except (OSError, SafetensorError, ValueError, KeyError, TypeError):
+        except _UNREADABLE:
             return None
 
     def write(self, id: str, maps: GridMaps | ClassMaps) -> None:
-        """Write the maps of an image, whole or not at all; equal maps make equal bytes.
+        """Write the maps of an image atomically; equal maps make equal bytes.
 
         Raises:
-            AdvCAMError: maps that do not fit their classes or size or are not finite; a full disk.
+            AdvCAMError: the maps are not finite or do not fit their classes or size, or the disk is full.
         """
         tensors = _tensors(maps)
         path = self.path(id)
         for name, tensor in tensors.items():
             if tensor.ndim != 3 or len(tensor) != len(maps.classes) or not bool(tensor.isfinite().all()):
                 raise AdvCAMError(
-                    f"maps of {id} are refused: {name} must be finite, one map for each of {len(maps.classes)} "
+                    f"maps of {id} are rejected: {name} must be finite, one map for each of {len(maps.classes)} "
                     f"classes, got shape {tuple(tensor.shape)}"
                 )
         if isinstance(maps, ClassMaps):
@@ -145,29 +135,29 @@ class MapStore:
         write_bytes(path, save(tensors, {_KEY: json.dumps(about)}))
 
     def read(self, id: str) -> ClassMaps:
-        """The localization maps of an image, made from its grids or as they were stored.
+        """Return the localization maps of an image.
 
         Raises:
-            AdvCAMError: missing, damaged, no file of maps, or made with other settings.
+            AdvCAMError: the file is missing, damaged, or of other settings.
         """
         maps = self._load(id)
         return class_maps(maps) if isinstance(maps, GridMaps) else maps
 
     def read_grids(self, id: str) -> GridMaps:
-        """The maps of an image on the net's own grids.
+        """Return the maps of an image on the net's grids.
 
         Raises:
-            AdvCAMError: as `read`, and where the store holds ready maps.
+            AdvCAMError: as `read`, or the maps are from elsewhere.
         """
         maps = self._load(id)
         if isinstance(maps, GridMaps):
             return maps
         raise AdvCAMError(f"{self.path(id)} holds ready maps and no grids: they come from elsewhere")
 
-    def remove_dead(self) -> None:
-        """Remove temporary files that processes left behind when they were killed, more than an hour ago."""
+    def remove_stale(self) -> None:
+        """Remove temporary files that killed processes left more than an hour ago."""
         for folder in (self.folder, *self.folder.glob("[0-9][0-9][0-9]")):
-            remove_leftovers(folder, older_than=_DEAD)
+            remove_leftovers(folder, older_than=STALE)
 
     def _load(self, id: str) -> GridMaps | ClassMaps:
         path = self.path(id)
@@ -178,15 +168,14 @@ class MapStore:
                 header = _header(file.metadata())
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             maps = _maps(header, tensors)
-        except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+        except _UNREADABLE as error:
             raise AdvCAMError(f"{path} is damaged or no file of maps; remove it and make the seeds again") from error
         if self.settings and header.settings != self.settings:
             raise AdvCAMError(f"{path} was made with other settings than the rest; remove it and make the seeds again")
         return maps
 
 
-def _layout_there(folder: Path) -> Layout | None:
-    """The layout of a store that is there."""
+def _existing_layout(folder: Path) -> Layout | None:
     if (folder / _LAYOUT).is_file():
         return "spread"
     return "flat" if next(folder.glob(f"*{_SUFFIX}"), None) is not None else None
@@ -205,11 +194,10 @@ def _header(metadata: Any) -> MapHeader:
 
 
 def _tensors(maps: GridMaps | ClassMaps) -> dict[str, Tensor]:
-    named = (
-        {f"grid{i}": grid for i, grid in enumerate(maps.grids)}
-        if isinstance(maps, GridMaps)
-        else {"cam": maps.cam, "high_res": maps.high_res}
-    )
+    if isinstance(maps, GridMaps):
+        named = {f"grid{i}": grid for i, grid in enumerate(maps.grids)}
+    else:
+        named = {"cam": maps.cam, "high_res": maps.high_res}
     return {name: tensor.detach().to("cpu", torch.float32).contiguous() for name, tensor in named.items()}
 
 
@@ -225,7 +213,7 @@ def _maps(header: MapHeader, tensors: dict[str, Tensor]) -> GridMaps | ClassMaps
 
 
 def _check_sizes(maps: ClassMaps, path: Path) -> None:
-    wanted = strided_size(maps.size, 4), maps.size
+    expected = strided_size(maps.size, 4), maps.size
     found = tuple(maps.cam.shape[1:]), tuple(maps.high_res.shape[1:])
-    if found != wanted:
-        raise AdvCAMError(f"maps for {path} are refused: sizes {found} where the image's {maps.size} needs {wanted}")
+    if found != expected:
+        raise AdvCAMError(f"maps for {path} are rejected: sizes {found}, but its image of {maps.size} needs {expected}")

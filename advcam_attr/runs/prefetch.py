@@ -1,4 +1,4 @@
-"""A list in; its items, each made ready by a thread while those before it are used, out."""
+"""Reading ahead in threads, and batches of images of one size."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ T = TypeVar("T")
 
 
 def prefetched(make: Callable[[S], T], items: Iterable[S], *, workers: int, ahead: int = 2) -> Iterator[T]:
-    """``map(make, items)``, in order, with up to ``workers + ahead`` results made before they are asked for.
+    """Yield ``map(make, items)`` in order, computed by threads ahead of use.
 
-    Threads, not processes: decoding and resizing pictures frees the interpreter, nothing is copied between processes,
-    and nothing outlives a killed run. An error of ``make`` is raised where its result would be.
+    Threads, because decoding and resizing images release the interpreter lock, nothing is copied between processes,
+    and none outlives a killed run. An error of ``make`` is raised in its result's place.
 
     Args:
         make: called with one item, in a thread.
-        items: taken as they are needed.
-        workers: how many threads; 0 makes each result when it is asked for.
-        ahead: how many finished results may wait.
+        items: consumed lazily.
+        workers: number of threads; 0 computes each result on demand.
+        ahead: number of finished results that may wait.
 
     Example:
         >>> list(prefetched(str.upper, ["a", "b", "c"], workers=2))
@@ -46,39 +46,36 @@ def prefetched(make: Callable[[S], T], items: Iterable[S], *, workers: int, ahea
 
 
 def plan_batches(
-    sizes: Sequence[tuple[int, int] | None], rows: Sequence[int], batch_rows: int
+    sizes: Sequence[tuple[int, int] | None], samples: Sequence[int], batch_samples: int
 ) -> list[tuple[int, ...]]:
-    """Gather images of one size into batches.
+    """Group images of one size into batches.
 
     Args:
-        sizes: height and width of each image; one without (None) is in no batch.
-        rows: how many rows each image makes: one a class.
-        batch_rows: at most so many rows in a batch; an image of more, or of none, makes one alone.
+        sizes: height and width of each image; images without (None) are left out.
+        samples: number of image-class pairs of each image.
+        batch_samples: the most pairs in a batch; images with more, or none, are batches of their own.
 
     Returns:
-        Batches of indices, in the order of their first image; within a batch, in the order of the list.
-
-    Raises:
-        AdvCAMError: ``batch_rows`` is below 1.
+        Indices of the images of each batch, ascending; batches are ordered by their first image.
 
     Example:
-        >>> plan_batches([(3, 4), (4, 3), (3, 4), (3, 4)], rows=[1, 1, 2, 1], batch_rows=3)
+        >>> plan_batches([(3, 4), (4, 3), (3, 4), (3, 4)], samples=[1, 1, 2, 1], batch_samples=3)
         [(0, 2), (1,), (3,)]
     """
-    if batch_rows < 1:
-        raise AdvCAMError(f"batch_rows must be at least 1, got {batch_rows}")
+    if batch_samples < 1:
+        raise AdvCAMError(f"batch_samples must be at least 1, got {batch_samples}")
     batches: list[list[int]] = []
-    open_batch: dict[tuple[int, int], int] = {}
-    filled: dict[tuple[int, int], int] = {}
-    for index, (size, count) in enumerate(zip(sizes, rows, strict=True)):
+    last: dict[tuple[int, int], tuple[list[int], int]] = {}  # by size: the batch being filled, and its samples
+    for index, (size, count) in enumerate(zip(sizes, samples, strict=True)):
         if size is None:
             continue
         if count == 0:
             batches.append([index])
             continue
-        if size not in open_batch or filled[size] + count > batch_rows:
-            open_batch[size], filled[size] = len(batches), 0
-            batches.append([])
-        batches[open_batch[size]].append(index)
-        filled[size] += count
+        batch, filled = last.get(size, ([], batch_samples))
+        if filled + count > batch_samples:
+            batch, filled = [], 0
+            batches.append(batch)
+        batch.append(index)
+        last[size] = batch, filled + count
     return [tuple(batch) for batch in batches]

@@ -1,8 +1,4 @@
-"""A run folder, and what its results depend on, in; the digest of that, the images' sizes, or a refusal, out.
-
-What a stage depends on is kept beside its results: a later run goes on with the same, or is told the difference. The
-configuration of the last stage that was not refused is kept in the run folder.
-"""
+"""Provenance of results: the settings, weights and images that they were made from."""
 
 from __future__ import annotations
 
@@ -24,27 +20,29 @@ from advcam_attr.types import AdvCAMError, Sample
 
 
 class ImageList(Protocol):
-    """A split of a data set, as far as its images go."""
+    """The images of a data set's split."""
 
     @property
-    def name(self) -> str:
-        """Of the data set."""
+    def name(self) -> str: ...
 
     @property
-    def root(self) -> Path:
-        """Its folder."""
+    def root(self) -> Path: ...
 
     @property
-    def split(self) -> str:
-        """Of the data set."""
+    def split(self) -> str: ...
 
     @property
-    def samples(self) -> tuple[Sample, ...]:
-        """The images."""
+    def samples(self) -> tuple[Sample, ...]: ...
+
+
+def fingerprint(data: ImageList) -> str:
+    """Return the number of images and a digest of their ids."""
+    ids = "".join(f"{sample.id}\n" for sample in data.samples)
+    return f"{len(data.samples)}, {hashlib.sha256(ids.encode()).hexdigest()[:8]}"
 
 
 def weights_digest(net: nn.Module) -> str:
-    """What tells a net's weights from others': 16 hexadecimal digits of their SHA-256.
+    """Return 16 hexadecimal digits of the SHA-256 of a net's weights.
 
     Example:
         >>> len(weights_digest(nn.Linear(2, 2)))
@@ -58,69 +56,103 @@ def weights_digest(net: nn.Module) -> str:
 
 
 def net_config(net: nn.Module, spec: Any) -> dict[str, Any]:
-    """What a net's results depend on: its architecture, a dataclass; its normalisation; its weights."""
+    """Return what a net's outputs depend on: architecture (a dataclass), normalisation, weights."""
     return {**dataclasses.asdict(spec), "mean": net.mean, "std": net.std, "weights": weights_digest(net)}
 
 
 def check_settings(path: Path, config: Mapping[str, Any], *, overwrite: bool = False) -> str:
-    """Remember what the results of a folder depend on, or check that it is what is remembered.
+    """Record the settings of a folder's results, or check that they equal the recorded ones.
 
     Args:
-        path: the file to remember it in.
-        config: as JSON gives it back.
-        overwrite: other settings take the place of those that are there.
+        path: of the record.
+        config: all settings, as JSON.
+        overwrite: whether to replace a record of other settings.
 
     Returns:
-        A digest of the settings, 16 hexadecimal digits.
+        16 hexadecimal digits of their SHA-256.
 
     Raises:
-        AdvCAMError: the folder was made with other settings; the message says which.
+        AdvCAMError: the recorded settings differ; the message lists the changes.
     """
     digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:16]
     record = read_record(path)
     if record is None or (overwrite and record["digest"] != digest):
         write_json(path, {"digest": digest, "settings": config})
-        record = read_record(path)  # another process may have been faster, with other settings
+        record = read_record(path)  # another process may have written after us
     require_same(path, record["settings"] if record else {}, config, "overwrite")
     return digest
 
 
 def read_record(path: Path) -> dict[str, Any] | None:
-    """What `check_settings` wrote: ``digest`` and ``settings``; None where there is nothing of the kind."""
+    """Return ``digest`` and ``settings`` as recorded by `check_settings`; None without a readable record."""
+    return _read_json(path, {"digest", "settings"})
+
+
+def _read_json(path: Path, keys: set[str]) -> dict[str, Any] | None:
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return record if isinstance(record, dict) and {"digest", "settings"} <= record.keys() else None
+    return record if isinstance(record, dict) and keys <= record.keys() else None
+
+
+def require_same(made: Path, old: Mapping[str, Any], new: Mapping[str, Any], remedy: str) -> None:
+    """Check that existing results were made with the present settings.
+
+    Args:
+        made: the results.
+        old: their settings.
+        new: the present ones.
+        remedy: an alternative to another folder.
+
+    Raises:
+        AdvCAMError: the settings differ; the message lists the changes.
+    """
+    if old != new:
+        raise AdvCAMError(
+            f"{made} was made with other settings ({difference(old, new)}); choose another folder, or {remedy}"
+        )
+
+
+def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    """Return up to three changes of settings in words.
+
+    Example:
+        >>> difference({"steps": 8, "base": "cam"}, {"steps": 9, "base": "cam"})
+        'steps was 8, is 9'
+    """
+    changed = [key for key in {**old, **new} if old.get(key) != new.get(key)]
+    shown = [f"{key} was {old.get(key)}, is {new.get(key)}" for key in changed[:3]]
+    return "; ".join(shown + (["..."] if len(changed) > 3 else []))
 
 
 def image_sizes(
     samples: Sequence[Sample], path: Path, workers: int
 ) -> tuple[dict[str, tuple[int, int]], list[tuple[str, str]]]:
-    """Height and width of every image, from a file or else from the images' headers; and why others have none.
+    """Return height and width of every image, read from headers and cached in a file.
 
     Args:
         samples: the images.
-        path: where sizes are remembered; it is written when images are new to it.
+        path: of the cache.
         workers: threads that read headers.
 
     Returns:
-        Sizes by id, and id and reason of the images that cannot be read. These are not remembered.
+        Sizes by id, and id and reason of unreadable images, which are not cached.
     """
     try:
-        known = {id: (int(h), int(w)) for id, (h, w) in json.loads(path.read_text(encoding="utf-8")).items()}
+        sizes = {id: (int(h), int(w)) for id, (h, w) in json.loads(path.read_text(encoding="utf-8")).items()}
     except (OSError, ValueError, TypeError, AttributeError):
-        known = {}
-    unknown = [sample for sample in samples if sample.id not in known]
+        sizes = {}
+    new = [sample for sample in samples if sample.id not in sizes]
     failed: list[tuple[str, str]] = []
-    for sample, found in zip(unknown, prefetched(_size_or_reason, unknown, workers=workers, ahead=64), strict=True):
-        if isinstance(found, str):
-            failed.append((sample.id, found))
+    for sample, size in zip(new, prefetched(_size_or_reason, new, workers=workers, ahead=64), strict=True):
+        if isinstance(size, str):
+            failed.append((sample.id, size))
         else:
-            known[sample.id] = found
-    if len(failed) < len(unknown):
-        write_json(path, known)
-    return known, failed
+            sizes[sample.id] = size
+    if len(failed) < len(new):
+        write_json(path, sizes)
+    return sizes, failed
 
 
 def _size_or_reason(sample: Sample) -> tuple[int, int] | str:
@@ -132,12 +164,12 @@ def _size_or_reason(sample: Sample) -> tuple[int, int] | str:
 
 @dataclass(frozen=True)
 class Job:
-    """One image to do.
+    """An image whose results are to be computed.
 
     Attributes:
         image: its file.
-        name: what the names of its results begin with; no other image of the folder has it.
-        digest: of the image's content; empty if it cannot be read.
+        name: unique prefix of its results' names in their folder.
+        digest: of its content; empty if unreadable.
         stale: files of earlier results under this name.
     """
 
@@ -147,33 +179,25 @@ class Job:
     stale: tuple[Path, ...] = ()
 
     def identity(self, config: Mapping[str, Any]) -> dict[str, Any]:
-        """What the image's JSON must hold for a later run to know it again."""
-        return {
-            "image": self.image.resolve().as_posix(),
-            "image_digest": self.digest,
-            "config": dict(config),
-        }
+        """Return the fields of the image's JSON by which later runs recognise its results."""
+        return {"image": self.image.resolve().as_posix(), "image_digest": self.digest, "config": dict(config)}
 
 
 def outstanding(
     images: Sequence[Path], out: Path, config: Mapping[str, Any], *, overwrite: bool = False
 ) -> tuple[list[Job], list[Path]]:
-    """Sort images into those to do and those that are done.
+    """Split images into those to compute and those whose results are up to date.
 
-    A name is the file's stem; where another image of the folder has that already, the names of the image's folders go
-    before it, as many as it takes.
+    Names are stems; of images with equal stems, as many parent folders as necessary are prefixed.
 
     Args:
         images: the files.
-        out: the folder; need not exist.
-        config: all settings, as JSON would give them back.
-        overwrite: everything is to do, whatever is there.
-
-    Returns:
-        The jobs, and the images whose results are there and up to date.
+        out: the folder of the results; need not exist.
+        config: all settings, as JSON.
+        overwrite: whether to compute all.
 
     Raises:
-        AdvCAMError: an image was done with other settings; the message says which.
+        AdvCAMError: an image's results are of other settings; the message lists the changes.
     """
     jobs: list[Job] = []
     done: list[Path] = []
@@ -193,25 +217,20 @@ def outstanding(
 
 
 def _place(image: Path, out: Path, taken: set[str]) -> tuple[str, dict[str, Any] | None]:
-    """A name that is free or the image's own, and the record of its earlier results."""
+    """Return a name that is free or the image's own, and the record of its earlier results."""
     full = image.resolve()
     name = full.stem
     for folder in (*full.parent.parts[:0:-1], None):
-        record = _record(out / f"{name}.json")
+        record = _job_record(out, name)
         if name not in taken and (record is None or record["image"] == full.as_posix()):
             return name, record
         name = f"{folder}_{name}"
     name = f"{full.stem}_{hashlib.sha256(full.as_posix().encode()).hexdigest()[:8]}"
-    return name, _record(out / f"{name}.json")
+    return name, _job_record(out, name)
 
 
-def _record(path: Path) -> dict[str, Any] | None:
-    """An earlier run's JSON, or None where there is none that `Job.identity` is in."""
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return record if isinstance(record, dict) and {"image", "image_digest", "config"} <= record.keys() else None
+def _job_record(out: Path, name: str) -> dict[str, Any] | None:
+    return _read_json(out / f"{name}.json", {"image", "image_digest", "config"})
 
 
 def _digest(image: Path) -> str:
@@ -219,33 +238,3 @@ def _digest(image: Path) -> str:
         return digest(image)
     except OSError:
         return ""
-
-
-def require_same(made: Path, old: Mapping[str, Any], new: Mapping[str, Any], remedy: str) -> None:
-    """Check that what is there was made with the settings of this run.
-
-    Args:
-        made: what is there.
-        old: its settings.
-        new: this run's.
-        remedy: what helps besides another folder.
-
-    Raises:
-        AdvCAMError: it was not; the message says what changed.
-    """
-    if old != new:
-        raise AdvCAMError(
-            f"{made} was made with other settings ({difference(old, new)}); choose another folder, or {remedy}"
-        )
-
-
-def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
-    """What changed from some settings to others, in words; three changes at most.
-
-    Example:
-        >>> difference({"steps": 8, "base": "cam"}, {"steps": 9, "base": "cam"})
-        'steps was 8, is 9'
-    """
-    changed = [key for key in {**old, **new} if old.get(key) != new.get(key)]
-    shown = [f"{key} was {old.get(key)}, is {new.get(key)}" for key in changed[:3]]
-    return "; ".join(shown + (["..."] if len(changed) > 3 else []))

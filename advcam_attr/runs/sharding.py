@@ -1,13 +1,13 @@
-"""The environment of a process in; which share of a list is its own, out. No process group, no messages.
+"""The share of a process among those of a run, from the environment.
 
-Every process of a run holds the same list and takes every world-th item of it, from its rank on. Nothing is padded and
-nothing is done twice.
+Every process holds the same list and takes every ``world``-th item of it, so no process group is needed.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -17,6 +17,9 @@ from advcam_attr.types import AdvCAMError
 
 T = TypeVar("T")
 
+#: Seconds without a new result of other processes after which they count as stopped.
+PATIENCE = 1800.0
+
 
 @dataclass(frozen=True)
 class Shard:
@@ -24,8 +27,8 @@ class Shard:
 
     Attributes:
         rank: its number, from 0.
-        world: how many there are.
-        local: its number among those of its machine, which chooses its GPU.
+        world: number of processes.
+        local: its number on its machine, which selects the GPU.
     """
 
     rank: int = 0
@@ -40,7 +43,7 @@ class Shard:
         return f"rank {self.rank} of {self.world}"
 
     def take(self, items: Sequence[T]) -> Sequence[T]:
-        """This process's items: ``items[rank::world]``.
+        """Return the items of this process, ``items[rank::world]``.
 
         Example:
             >>> Shard(1, 3).take("abcdefg")
@@ -49,30 +52,23 @@ class Shard:
         return items[self.rank :: self.world]
 
 
-#: A process that shares its work with nobody.
+#: A process that shares no work.
 ALONE = Shard()
 
 
 def shard_of_launch(environment: Mapping[str, str] | None = None) -> Shard:
-    """This process among those that its launcher started together; they can talk to each other.
+    """Return this process among those launched together by ``torchrun`` or ``srun``.
 
-    ``torchrun`` sets ``RANK``, ``WORLD_SIZE`` and ``LOCAL_RANK``; ``srun`` sets ``SLURM_PROCID``,
-    ``SLURM_STEP_NUM_TASKS`` and ``SLURM_LOCALID``. (``SLURM_NTASKS`` alone does not count: a batch script sees it too
-    when it starts a single process, which would then do a part of the work only.)
+    A batch script's own process belongs to no step and is alone, whatever its job has allocated.
 
     Args:
-        environment: in place of the process's own.
-
-    Raises:
-        AdvCAMError: a variable that is no number, or a rank outside of the world.
+        environment: instead of ``os.environ``.
 
     Example:
         >>> shard_of_launch({"RANK": "1", "WORLD_SIZE": "4", "LOCAL_RANK": "1"})
         Shard(rank=1, world=4, local=1)
         >>> shard_of_launch({"SLURM_PROCID": "5", "SLURM_STEP_NUM_TASKS": "8", "SLURM_LOCALID": "1"})
         Shard(rank=5, world=8, local=1)
-        >>> shard_of_launch({})
-        Shard(rank=0, world=1, local=0)
     """
     env = os.environ if environment is None else environment
     for rank, world, local in (
@@ -85,16 +81,12 @@ def shard_of_launch(environment: Mapping[str, str] | None = None) -> Shard:
 
 
 def shard_of(environment: Mapping[str, str] | None = None) -> Shard:
-    """This process's share of work whose parts do not depend on each other.
+    """Return this process's share of independent work, the tasks of a SLURM array included.
 
-    Each task of a SLURM array is a share of `shard_of_launch` again, so that an array of 10 tasks of 4 processes is a
-    run of 40.
+    An array of 10 tasks of 4 processes is a run of 40.
 
     Args:
-        environment: in place of the process's own.
-
-    Raises:
-        AdvCAMError: as `shard_of_launch`, and an array with gaps.
+        environment: instead of ``os.environ``.
 
     Example:
         >>> array = {"SLURM_ARRAY_TASK_ID": "5", "SLURM_ARRAY_TASK_MIN": "1", "SLURM_ARRAY_TASK_MAX": "10"}
@@ -109,32 +101,47 @@ def shard_of(environment: Mapping[str, str] | None = None) -> Shard:
     step = (high - low) // (tasks - 1) if tasks > 1 else 1
     place, rest = divmod(task - low, max(step, 1))
     if rest or high - low != step * (tasks - 1):
-        raise AdvCAMError("the SLURM array has gaps, so its shares cannot be told: use --array=0-N")
+        raise AdvCAMError("the SLURM array has gaps, so its shares are undefined: use --array=0-N")
     return Shard(place * launch.world + launch.rank, tasks * launch.world, launch.local)
 
 
 def number(env: Mapping[str, str], name: str) -> int:
-    """A variable of the environment that holds a whole number.
-
-    Raises:
-        AdvCAMError: it is missing, or holds something else.
-    """
+    """Return an integer variable of the environment."""
     try:
         return int(env[name])
     except (KeyError, ValueError) as error:
         raise AdvCAMError(f"the environment's {name} must be a number, got {env.get(name)!r}") from error
 
 
-def choose_device(name: str = "auto", local: int = 0) -> torch.device:
-    """A device that can be used.
+def wait_for(missing: Callable[[], Sequence[object]]) -> None:
+    """Wait for results of the other processes of a launch; return at once if there are none.
 
     Args:
-        name: ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:N"``, or another that torch has. By ``"auto"`` a GPU if there
-            is one, else the CPU.
-        local: the number of this process on its machine, which chooses among its GPUs where the name does not.
+        missing: returns the results that do not exist yet, e.g. their paths.
 
     Raises:
-        AdvCAMError: a device that cannot be used here.
+        AdvCAMError: nothing new came for half an hour.
+    """
+    if shard_of_launch().world == 1:
+        return
+    count, since = None, time.monotonic()
+    while left := missing():
+        if count is None or len(left) < count:
+            count, since = len(left), time.monotonic()
+        if time.monotonic() - since > PATIENCE:
+            raise AdvCAMError(f"another process has stopped: {left[0]} and {len(left) - 1} more did not come")
+        time.sleep(0.2)
+
+
+def choose_device(name: str = "auto", local: int = 0) -> torch.device:
+    """Return a usable device.
+
+    Args:
+        name: ``"auto"`` (a GPU if there is one), ``"cpu"``, ``"cuda"``, ``"cuda:N"``, or another of torch.
+        local: number of this process on its machine, which selects the GPU of ``"auto"`` and ``"cuda"``.
+
+    Raises:
+        AdvCAMError: the device cannot be used here.
 
     Example:
         >>> choose_device("cpu")

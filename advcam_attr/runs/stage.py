@@ -1,45 +1,34 @@
-"""A data set and how an image's label map is made in; a folder of palette PNGs, one an image, out.
+"""Stages that make one label map per image: resumable, shared by processes, each file written atomically.
 
-Beside the folder, ``<folder>.json`` says what the label maps depend on, and each PNG holds its digest. A stage that was
-killed goes on where it stopped, any number of processes share it, and files appear whole or not at all.
+The settings of a folder of label maps are recorded beside it, in ``<folder>.json``, and each PNG holds their digest.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-import torch
 from torch import Tensor
 
 from advcam_attr.data.images import read_rgb, to_bytes
 from advcam_attr.data.masks import mask_path, png_settings, write_mask
 from advcam_attr.data.samples import SegmentationData
-from advcam_attr.files import remove_leftovers
-from advcam_attr.refine.seeds import strided_size
+from advcam_attr.files import STALE, remove_leftovers, to_json
+from advcam_attr.refine.seeds import GridMaps, class_maps
 from advcam_attr.runs.map_store import MapReader
 from advcam_attr.runs.prefetch import prefetched
 from advcam_attr.runs.progress_bar import progress_bar
 from advcam_attr.runs.provenance import check_settings, read_record, require_same
-from advcam_attr.runs.sharding import Shard, shard_of, shard_of_launch
+from advcam_attr.runs.sharding import Shard, shard_of, shard_of_launch, wait_for
 from advcam_attr.types import AdvCAMError, ClassMaps, Sample
 
 logger = logging.getLogger(__name__)
 
-
 T = TypeVar("T")
-
-#: For so long, in seconds, nothing new may come from the other processes before they count as stopped.
-PATIENCE = 1800.0
-
-#: Temporary files older than this, in seconds, were left by killed processes: a write takes milliseconds.
-_DEAD = 3600.0
 
 
 @dataclass(frozen=True)
@@ -47,12 +36,12 @@ class LabelStage(Generic[T]):
     """How the label maps of a folder are made.
 
     Attributes:
-        what: the label maps' name in messages, e.g. ``"masks"``.
+        what: their name in messages, e.g. ``"masks"``.
         folder: of the PNGs.
-        depends_on: all that they depend on.
-        read: what an image's label map is made of; called ahead, in threads.
-        make: the label map, ``(H, W)`` uint8, or whatever ``write`` takes.
-        write: writes it to a path, with a digest that `advcam_attr.data.masks.png_settings` finds.
+        depends_on: all settings that they depend on.
+        read: loads the input of an image's label map; called ahead, in threads.
+        make: computes the label map, ``(H, W)`` uint8, or whatever ``write`` takes.
+        write: writes it to a path, with a digest that `advcam_attr.data.masks.png_settings` reads.
     """
 
     what: str
@@ -71,32 +60,32 @@ def run_stage(
     overwrite: bool = False,
     shard: Shard | None = None,
 ) -> str:
-    """Make the label maps of this process's share of the images.
+    """Make the label maps of this process's share of the images; existing ones are skipped.
 
     Args:
         stage: what is made.
         data: the images.
         workers: threads that read ahead.
-        overwrite: make all anew, also where the folder was made with other settings.
-        shard: which share; None asks the environment (``torchrun``, SLURM).
+        overwrite: whether to recompute all, also in a folder of other settings.
+        shard: the share; None reads it from the environment (``torchrun``, SLURM).
 
     Returns:
-        The digest of what they depend on.
+        The digest of the settings.
 
     Raises:
-        AdvCAMError: the folder was made with other settings (the difference is told), a file cannot be written, or,
-            after all others were done, some images could not be.
+        AdvCAMError: the folder was made with other settings, a file cannot be written, or, after all others were
+            made, some label maps could not be.
     """
     shard, begin, folder = shard_of() if shard is None else shard, time.monotonic(), stage.folder
-    nothing_there = next(folder.glob("*.png"), None) is None
-    digest = check_settings(record_path(folder), to_json(stage.depends_on), overwrite=overwrite or nothing_there)
+    empty = next(folder.glob("*.png"), None) is None
+    digest = check_settings(record_path(folder), to_json(stage.depends_on), overwrite=overwrite or empty)
     mine = shard.take(data.samples)
     todo = [s for s in mine if overwrite or png_settings(mask_path(folder, s.id)) != digest]
     logger.info(
         f"{shard}: {stage.what} of {len(mine)} of {len(data.samples)} images; {len(mine) - len(todo)} are in {folder}"
     )
-    remove_leftovers(folder, older_than=_DEAD)
-    failed: list[tuple[str, str]] = []
+    remove_leftovers(folder, older_than=STALE)
+    failed: list[str] = []
 
     def read(sample: Sample) -> Any:
         try:
@@ -111,34 +100,31 @@ def run_stage(
                     raise content
                 labels = stage.make(content)
             except AdvCAMError as error:
-                failed.append((sample.id, str(error)))
+                failed.append(f"{sample.id}: {error}")
             else:
                 stage.write(mask_path(folder, sample.id), labels, digest)
             bar.update()
     if todo:
         made = len(todo) - len(failed)
         logger.info(f"{shard}: {made} {stage.what} written, {made / max(time.monotonic() - begin, 1e-9):.2f} images/s")
-    _raise_failures(failed, stage.what)
+    if failed:
+        more = f"; and {len(failed) - 3} more" if len(failed) > 3 else ""
+        raise AdvCAMError(
+            f"{stage.what} of {len(failed)} images could not be made ({'; '.join(failed[:3])}{more}); all others exist"
+        )
     return digest
 
 
-def _raise_failures(failed: Sequence[tuple[str, str]], what: str) -> None:
-    if failed:
-        shown = "; ".join(f"{id}: {reason}" for id, reason in failed[:3])
-        more = f"; and {len(failed) - 3} more" if len(failed) > 3 else ""
-        raise AdvCAMError(f"{what} of {len(failed)} images could not be made ({shown}{more}); all others are there")
-
-
 def record_path(folder: Path) -> Path:
-    """The file that says what a folder's label maps depend on."""
+    """Return the path of the settings of a folder's label maps."""
     return folder.with_name(f"{folder.name}.json")
 
 
 def folder_digest(folder: Path) -> str:
-    """The digest of what a folder's label maps depend on.
+    """Return the digest of the settings of a folder's label maps.
 
     Raises:
-        AdvCAMError: there is no record of it.
+        AdvCAMError: they are not recorded.
     """
     record = read_record(record_path(folder))
     if record is None:
@@ -147,22 +133,22 @@ def folder_digest(folder: Path) -> str:
 
 
 def check_method(masks: Path, method: str, *, overwrite: bool) -> None:
-    """That the masks of a folder, if there are any, are by this method: to tell it before a net is trained for them.
+    """Check, before a net is trained for them, that existing masks of a folder are by this method.
 
     Raises:
-        AdvCAMError: they are by another one, and are not to be made anew.
+        AdvCAMError: they are by another one and not to be overwritten.
     """
     record = read_record(record_path(masks))
     if record is not None and not overwrite and next(masks.glob("*.png"), None) is not None:
-        known = {"method": record["settings"].get("method")}
-        require_same(record_path(masks), known, {"method": method}, "overwrite")
+        made_by = {"method": record["settings"].get("method")}
+        require_same(record_path(masks), made_by, {"method": method}, "overwrite")
 
 
 def check_made(folder: Path, data: SegmentationData, what: str) -> str:
-    """That a folder has the label maps of all images, and the digest of what they depend on.
+    """Return the digest of a folder's settings if it has the label maps of all images.
 
     Raises:
-        AdvCAMError: some are missing, or were made with other settings.
+        AdvCAMError: some are missing or of other settings.
     """
     record = read_record(record_path(folder))
     digest = None if record is None else str(record["digest"])
@@ -176,35 +162,29 @@ def check_made(folder: Path, data: SegmentationData, what: str) -> str:
 
 
 def wait_for_ranks(folder: Path, data: SegmentationData) -> None:
-    """Wait until the label maps of all images are there, which the ranks of a launch make; alone, go on.
+    """Wait until the ranks of a launch have made the label maps of all images; return at once for one rank.
 
     Raises:
         AdvCAMError: nothing new came for half an hour.
     """
-    if shard_of_launch().world == 1:
-        return
-    digest, since = folder_digest(folder), time.monotonic()
-    missing = [mask_path(folder, sample.id) for sample in data.samples]
-    while left := [file for file in missing if png_settings(file) != digest]:
-        if len(left) < len(missing):
-            missing, since = left, time.monotonic()
-        if time.monotonic() - since > PATIENCE:
-            raise AdvCAMError(f"another process has stopped: {missing[0]} and {len(missing) - 1} more did not come")
-        time.sleep(0.2)
+    if shard_of_launch().world > 1:
+        digest, files = folder_digest(folder), [mask_path(folder, sample.id) for sample in data.samples]
+        wait_for(lambda: [file for file in files if png_settings(file) != digest])
 
 
 def ready_to_train(what: str, folder: Path, net: str, weights: Path, data: SegmentationData) -> None:
-    """Wait for the label maps that a net learns from; in a SLURM array, leave the training to a job of its own.
+    """Wait for the label maps that a net learns from.
 
     Args:
-        what: the label maps' name in messages.
-        folder: of them; this process's share is made.
+        what: their name in messages.
+        folder: of the label maps.
         net: the net's name in messages.
-        weights: its file, when it is trained.
+        weights: its file, once trained.
         data: the images.
 
     Raises:
-        AdvCAMError: this is a share of an array and the net is not trained yet; or as `wait_for_ranks`.
+        AdvCAMError: this is a task of a SLURM array and the net is not trained yet: that is one job's; or as
+            `wait_for_ranks`.
     """
     wait_for_ranks(folder, data)
     if shard_of().world > shard_of_launch().world and not weights.is_file():
@@ -215,7 +195,7 @@ def ready_to_train(what: str, folder: Path, net: str, weights: Path, data: Segme
 
 
 def check_seeds(seeds: MapReader, data: SegmentationData) -> None:
-    """That there are images, and seeds of all that have labels.
+    """Check that there are images, and seeds of all with labels.
 
     Raises:
         AdvCAMError: otherwise.
@@ -229,25 +209,14 @@ def check_seeds(seeds: MapReader, data: SegmentationData) -> None:
         )
 
 
-def fingerprint(data: SegmentationData) -> str:
-    """How many images, and what tells their list from others."""
-    ids = "".join(f"{sample.id}\n" for sample in data.samples)
-    return f"{len(data.samples)}, {hashlib.sha256(ids.encode()).hexdigest()[:8]}"
-
-
-def to_json(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings as JSON gives them back."""
-    return dict(json.loads(json.dumps(config, default=str)))
-
-
 @dataclass(frozen=True)
 class SeededImage:
     """An image and the localization maps of its classes.
 
     Attributes:
-        sample: which.
+        sample: its id and labels.
         pixels: ``(3, H, W)`` uint8.
-        maps: of the same size; of no class for an image without labels.
+        maps: of the same size; without classes for an image without labels.
     """
 
     sample: Sample
@@ -259,14 +228,12 @@ def read_seeded(seeds: MapReader, sample: Sample) -> SeededImage:
     """Read an image and its maps.
 
     Raises:
-        AdvCAMError: one of them cannot be read, they differ in size, or the maps are not finite.
+        AdvCAMError: one is unreadable, they differ in size, or the maps are not finite.
     """
     pixels = to_bytes(read_rgb(sample.image))
     size = (pixels.shape[1], pixels.shape[2])
     if not sample.labels and sample.id not in seeds:
-        return SeededImage(
-            sample, pixels, ClassMaps((), size, torch.zeros(0, *strided_size(size, 4)), torch.zeros(0, *size))
-        )
+        return SeededImage(sample, pixels, class_maps(GridMaps((), size, ())))
     maps = seeds.read(sample.id)
     if tuple(maps.high_res.shape) != (len(maps.classes), *size):
         raise AdvCAMError(
@@ -274,7 +241,7 @@ def read_seeded(seeds: MapReader, sample: Sample) -> SeededImage:
             f"{sample.image} is of {size[1]} x {size[0]}; make the maps again from this image"
         )
     if not bool(maps.high_res.isfinite().all() and maps.cam.isfinite().all()):
-        raise AdvCAMError(f"the maps of {sample.id} are not finite; make them anew")
+        raise AdvCAMError(f"the maps of {sample.id} are not finite; make them again")
     return SeededImage(sample, pixels, maps)
 
 
@@ -287,13 +254,9 @@ def seeded_stage(
     make: Callable[[SeededImage], Tensor],
     write: Callable[[Path, Tensor, str], None] = write_mask,
 ) -> LabelStage[SeededImage]:
-    """A stage whose label maps are made of images and their seeds.
+    """Return a stage whose label maps are made of images and their seeds; arguments as of `LabelStage`.
 
-    Args:
-        what, folder, make, write: as in `advcam_attr.runs.stage.LabelStage`.
-        depends_on: all that the label maps depend on besides the seeds and the data set.
-        seeds: localization maps by image id; what they depend on is told by their ``settings``, if they have any.
-        data: the images.
+    What the seeds depend on is read from their attribute ``settings``, if they have one.
     """
     config = {**depends_on, "seeds": str(getattr(seeds, "settings", "")), "data": data.name}
     return LabelStage(what, folder, config, lambda sample: read_seeded(seeds, sample), make, write)

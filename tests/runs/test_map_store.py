@@ -1,4 +1,4 @@
-"""One small file an image: what goes in comes out, whole or not at all, and what is foreign is refused."""
+"""The map store: round trips, atomic writes, foreign and damaged files."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def same(one: ClassMaps, two: ClassMaps) -> bool:
     )
 
 
-def test_grids_come_back_exactly_and_maps_are_made_of_them(store):
+def test_grids_round_trip_and_are_resized_when_read(store):
     written = grids()
     store.write("2007_000032", written)
     read = store.read_grids("2007_000032")
@@ -46,7 +46,7 @@ def test_grids_come_back_exactly_and_maps_are_made_of_them(store):
     assert same(store.read("2007_000032"), class_maps(written))
 
 
-def test_ready_maps_come_back_exactly(store):
+def test_ready_maps_round_trip(store):
     maps = class_maps(grids())
     store.write("a", maps)
     assert same(store.read("a"), maps)
@@ -61,7 +61,7 @@ def test_an_image_without_classes(store, empty):
     assert (read.classes, read.size, read.cam.shape, read.high_res.shape) == ((), (33, 47), (0, 9, 12), (0, 33, 47))
 
 
-def test_what_is_there_and_what_is_missing(store):
+def test_ids_and_missing_ids(store):
     assert list(store.ids()) == []
     for id in ("b", "a.1", "COCO_train2014_000000000009"):
         store.write(id, grids())
@@ -70,7 +70,7 @@ def test_what_is_there_and_what_is_missing(store):
     assert "b" in store
     assert "z" not in store
     again = MapStore(store.folder)
-    assert again.layout == store.layout, "a store that is there keeps its layout"
+    assert again.layout == store.layout, "an existing store keeps its layout"
     assert list(again.ids()) == list(store.ids())
     assert same(again.read("b"), store.read("b"))
 
@@ -88,7 +88,7 @@ def umask() -> int:
     return mask
 
 
-def test_headers_tell_damaged_files_from_whole_ones(store):
+def test_damaged_files_have_no_header(store):
     store.write("a", grids())
     header = store.header("a")
     assert header is not None
@@ -100,12 +100,12 @@ def test_headers_tell_damaged_files_from_whole_ones(store):
     for damaged in (content[:-4], content[:20], b"", b"\0" * 500, content[:8] + b"x" + content[9:], negative):
         store.path("a").write_bytes(damaged)
         assert store.header("a") is None
-        with pytest.raises(AdvCAMError, match=r"a\.safetensors is damaged or no file of maps; remove it") as told:
+        with pytest.raises(AdvCAMError, match=r"a\.safetensors is damaged or no file of maps; remove it") as caught:
             store.read("a")
-        assert "\n" not in str(told.value)
+        assert "\n" not in str(caught.value)
 
 
-def test_missing_foreign_and_other_settings_are_told(store):
+def test_missing_and_foreign_files_are_errors(store):
     with pytest.raises(AdvCAMError, match=r"no maps of image a: .* is missing"):
         store.read("a")
     store.write("a", grids())
@@ -124,12 +124,12 @@ def test_missing_foreign_and_other_settings_are_told(store):
 
 
 @pytest.mark.parametrize("id", ["", "../a", "a/b", ".hidden", "a\\b", "a\0"])
-def test_ids_that_name_no_file_of_the_folder_are_refused(store, id):
+def test_ids_must_name_a_file_of_the_folder(store, id):
     with pytest.raises(AdvCAMError, match="cannot name a file"):
         store.write(id, grids())
 
 
-def test_maps_that_do_not_fit_are_refused(store):
+def test_maps_must_fit_and_be_finite(store):
     whole = grids()
     broken = GridMaps(whole.classes, whole.size, (whole.grids[0] / 0, *whole.grids[1:]))
     ready = class_maps(whole)
@@ -138,12 +138,12 @@ def test_maps_that_do_not_fit_are_refused(store):
         GridMaps((1,), whole.size, whole.grids),
         ClassMaps(ready.classes, (34, 47), ready.cam, ready.high_res),
     ):
-        with pytest.raises(AdvCAMError, match="refused"):
+        with pytest.raises(AdvCAMError, match="rejected"):
             store.write("a", maps)
     assert "a" not in store
 
 
-def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(store, monkeypatch):
+def test_a_full_disk_leaves_the_old_file(store, monkeypatch):
     store.write("a", grids())
     before = store.path("a").read_bytes()
 
@@ -160,7 +160,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(store, monkeypa
     assert [file.name for file in store.path("a").parent.iterdir() if file.name.startswith(".")] == []
 
 
-def test_what_killed_processes_left_is_removed_once_it_is_old(store):
+def test_stale_temporary_files_are_removed(store):
     store.write("a", grids())
     folder = store.path("a").parent
     old, new = (folder / f".{digit * 32}.safetensors" for digit in "0a")
@@ -168,12 +168,12 @@ def test_what_killed_processes_left_is_removed_once_it_is_old(store):
         file.write_bytes(b"half")
     os.utime(old, (time.time() - 7200,) * 2)
     assert list(store.ids()) == ["a"]
-    store.remove_dead()
+    store.remove_stale()
     assert not old.exists()
     assert new.exists()
 
 
-def test_a_spread_store_spreads(tmp_path):
+def test_a_spread_store_uses_many_folders(tmp_path):
     store = MapStore(tmp_path, layout="spread")
     for n in range(200):
         store.write(str(n), GridMaps((), (1, 1), ()))

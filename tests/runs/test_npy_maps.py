@@ -1,4 +1,4 @@
-"""Dictionaries of the released code: written so that they read them, read so that nothing is run."""
+"""IRN's and PSA's dictionaries: readable by the released code, read without running pickled code."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def store(tmp_path) -> MapStore:
 
 
 def save(path, content, protocol=4):
-    """As numpy.save does, with any protocol."""
+    """Write as numpy.save does, with any protocol."""
     with path.open("wb") as file:
         np.lib.format.write_array_header_1_0(file, {"descr": "|O", "fortran_order": False, "shape": ()})
         boxed = np.empty((), dtype=object)
@@ -36,7 +36,7 @@ def save(path, content, protocol=4):
     return path
 
 
-def test_irn_reads_what_is_exported(store, tmp_path):
+def test_exports_have_irns_format(store, tmp_path):
     assert export_maps(store, tmp_path / "irn") == 2
     for id in store.ids():
         maps = store.read(id)
@@ -51,7 +51,7 @@ def test_irn_reads_what_is_exported(store, tmp_path):
         assert (theirs["high_res"] == maps.high_res.numpy()).all()
 
 
-def test_psa_reads_what_is_exported(store, tmp_path):
+def test_exports_have_psas_format(store, tmp_path):
     assert export_maps(store, tmp_path / "psa", "psa", ["2007_000032"]) == 1
     theirs = np.load(tmp_path / "psa" / "2007_000032.npy", allow_pickle=True).item()
     assert list(theirs) == [0, 14]
@@ -99,7 +99,7 @@ def test_images_without_classes(tmp_path, dictionary):
 
 
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
-def test_files_of_any_protocol_and_kind_are_read(tmp_path, protocol):
+def test_files_of_any_protocol_are_read(tmp_path, protocol):
     content = {
         "keys": np.array([3, 1]),  # NumPy where IRN has torch, and not ascending
         "cam": torch.stack([torch.full((5, 6), 3.0), torch.full((5, 6), 1.0)]).double(),
@@ -126,17 +126,17 @@ class Runs:
 @pytest.mark.parametrize(
     "function", [os.system, eval, exec, getattr, __import__, io.open, torch.load, np.load, np.fromfile]
 )
-def test_a_malicious_pickle_is_refused_and_not_run(tmp_path, protocol, function):
+def test_malicious_pickles_are_not_run(tmp_path, protocol, function):
     witness = tmp_path / "run"
     argument = f"touch {witness}" if function is os.system else f"open({str(witness)!r}, 'w')"
     path = save(tmp_path / "a.npy", {"keys": Runs(function, argument)}, protocol)
-    with pytest.raises(AdvCAMError, match=r"a\.npy is rejected: its pickle asks for \S+, which could") as told:
+    with pytest.raises(AdvCAMError, match=r"a\.npy is rejected: its pickle asks for \S+, which could") as caught:
         read_dictionary(path)
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(caught.value)
     assert not witness.exists()
 
 
-def test_a_malicious_storage_inside_a_tensor_is_refused_and_not_run(tmp_path):
+def test_malicious_storages_inside_tensors_are_not_run(tmp_path):
     witness = tmp_path / "run"
     inner = io.BytesIO()
     torch.save(Runs(os.system, f"touch {witness}"), inner, _use_new_zipfile_serialization=False)
@@ -146,7 +146,7 @@ def test_a_malicious_storage_inside_a_tensor_is_refused_and_not_run(tmp_path):
     assert not witness.exists()
 
 
-def test_forged_states_are_refused(tmp_path):
+def test_forged_states_are_errors(tmp_path):
     rebuild, storage = torch._utils._rebuild_tensor_v2, torch.ones(3).storage()
     for content in (
         {"keys": Runs(rebuild, storage, 0, (10**12,), (0,), False, {})},  # a small storage, repeated without end
@@ -161,15 +161,15 @@ def test_forged_states_are_refused(tmp_path):
             read_dictionary(save(tmp_path / "a.npy", content))
 
 
-def test_damaged_and_foreign_files_are_one_line(tmp_path, store):
+def test_damaged_and_foreign_files_are_errors(tmp_path, store):
     export_maps(store, tmp_path / "npy", ids=["2007_000032"])
     path = tmp_path / "npy" / "2007_000032.npy"
     whole = path.read_bytes()
     for content in (b"", b"no numpy", whole[:50], whole[:-200], whole[:200] + b"\xff" * 20 + whole[220:]):
         path.write_bytes(content)
-        with pytest.raises(AdvCAMError, match=r"(cannot read .*2007_000032\.npy|npy is rejected)") as told:
+        with pytest.raises(AdvCAMError, match=r"(cannot read .*2007_000032\.npy|npy is rejected)") as caught:
             read_dictionary(path)
-        assert "\n" not in str(told.value)
+        assert "\n" not in str(caught.value)
     np.save(path, np.ones(3))
     with pytest.raises(AdvCAMError, match="holds no dictionary of IRN or PSA, but a ndarray"):
         read_dictionary(path)
@@ -190,7 +190,7 @@ def test_damaged_and_foreign_files_are_one_line(tmp_path, store):
         export_maps(store, tmp_path, "seam")
 
 
-def test_another_size_is_refused(store, tmp_path):
+def test_another_size_is_an_error(store, tmp_path):
     maps = store.read("2007_000032")
     write_dictionary(tmp_path / "a.npy", {14: maps.high_res[1].numpy()})
     with pytest.raises(AdvCAMError, match=r"maps of \(33, 47\) for an image of \(47, 33\)"):

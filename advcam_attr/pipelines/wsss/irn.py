@@ -26,6 +26,7 @@ from advcam_attr.data.images import normalised, read_rgb
 from advcam_attr.data.masks import mask_path, read_mask
 from advcam_attr.data.samples import SegmentationData
 from advcam_attr.data.transforms import RandomCropOrPad, classifier_val, to_input
+from advcam_attr.files import to_json
 from advcam_attr.networks.backbone import Backbone
 from advcam_attr.networks.cam_net import IRN_BACKBONE
 from advcam_attr.networks.irnet import IRNET, IRNet, irnet
@@ -44,7 +45,7 @@ from advcam_attr.refine.irn import (
 from advcam_attr.refine.pairs import pair_counts
 from advcam_attr.registry import lookup
 from advcam_attr.runs.map_store import MapReader
-from advcam_attr.runs.provenance import net_config
+from advcam_attr.runs.provenance import fingerprint, net_config
 from advcam_attr.runs.runtime import Autocast, Runtime
 from advcam_attr.runs.sharding import Shard, choose_device, shard_of, shard_of_launch
 from advcam_attr.runs.stage import (
@@ -52,11 +53,9 @@ from advcam_attr.runs.stage import (
     check_made,
     check_method,
     check_seeds,
-    fingerprint,
     ready_to_train,
     run_stage,
     seeded_stage,
-    to_json,
 )
 from advcam_attr.training.distributed import gather
 from advcam_attr.training.fit import RELEASED_MOMENTUM, Group, Optimizer

@@ -23,6 +23,7 @@ from advcam_attr.data.images import normalised, open_image, read_rgb
 from advcam_attr.data.masks import mask_path, write_png
 from advcam_attr.data.samples import SegmentationData
 from advcam_attr.data.transforms import RandomCropOrPad, to_input
+from advcam_attr.files import to_json
 from advcam_attr.networks.affinitynet import (
     AFFINITY_NET,
     RESNET38,
@@ -45,7 +46,7 @@ from advcam_attr.refine.psa import (
 from advcam_attr.refine.random_walk import LARGEST_RADIUS
 from advcam_attr.registry import lookup
 from advcam_attr.runs.map_store import MapReader
-from advcam_attr.runs.provenance import net_config
+from advcam_attr.runs.provenance import fingerprint, net_config
 from advcam_attr.runs.runtime import Autocast, Runtime
 from advcam_attr.runs.sharding import Shard, choose_device, shard_of, shard_of_launch
 from advcam_attr.runs.stage import (
@@ -53,11 +54,9 @@ from advcam_attr.runs.stage import (
     check_made,
     check_method,
     check_seeds,
-    fingerprint,
     ready_to_train,
     run_stage,
     seeded_stage,
-    to_json,
 )
 from advcam_attr.training.distributed import gather
 from advcam_attr.training.fit import Group, Optimizer

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from functools import partial
 from itertools import product
 
-from advcam_attr.data.samples import SegmentationData
 from advcam_attr.pipelines.wsss.classifier import WEIGHTS as CLASSIFIER_WEIGHTS
 from advcam_attr.pipelines.wsss.config import WSSSConfig, folder_of
 from advcam_attr.pipelines.wsss.refine import check_refined, final_step
@@ -26,8 +25,7 @@ from advcam_attr.pipelines.wsss.stages import (
 from advcam_attr.runs.map_store import MapStore
 from advcam_attr.runs.progress import Progress, maps_progress, masks_progress, progress_table, training_progress
 from advcam_attr.runs.progress_bar import duration
-from advcam_attr.runs.sharding import shard_of, shard_of_launch
-from advcam_attr.runs.stage import PATIENCE
+from advcam_attr.runs.sharding import shard_of, shard_of_launch, wait_for
 from advcam_attr.types import AdvCAMError
 
 logger = logging.getLogger(__name__)
@@ -92,8 +90,7 @@ def run(config: WSSSConfig, *, show_progress: bool = False) -> None:
     if config.net.generator is None:
         train(config)
     require_all(seeds(config, show_progress=show_progress))
-    if launch.world > 1:
-        wait_for_seeds(config, seeded_images(config))
+    wait_for(partial(_missing_maps, config))
     refine_seeds(config)
     segment_masks(config)
     if launch.rank == 0:
@@ -101,24 +98,7 @@ def run(config: WSSSConfig, *, show_progress: bool = False) -> None:
         logger.info(f"this took {duration(time.monotonic() - begin)}")
 
 
-def wait_for_seeds(config: WSSSConfig, data: SegmentationData) -> None:
-    """Wait until the maps of all images are there, which other processes make.
-
-    Raises:
-        AdvCAMError: nothing new came for half an hour.
-    """
+def _missing_maps(config: WSSSConfig) -> list[str]:
+    ids = [sample.id for sample in seeded_images(config).samples]
     stores = [MapStore(folder_of(config, "seeds", method, "maps")) for method in config.seeds.methods]
-    missing, since = _missing(stores, data), time.monotonic()
-    while missing:
-        time.sleep(0.2)
-        left = _missing(stores, data)
-        if left < missing:
-            since = time.monotonic()
-        missing = left
-        if time.monotonic() - since > PATIENCE:
-            raise AdvCAMError(f"another process has stopped: {missing} maps did not come; start the run again")
-
-
-def _missing(stores: Sequence[MapStore], data: SegmentationData) -> int:
-    ids = [sample.id for sample in data.samples]
-    return sum(len(store.missing(ids)) for store in stores)
+    return [f"maps of {id}" for store in stores for id in store.missing(ids)]

@@ -23,6 +23,7 @@ from advcam_attr.data.images import normalised, read_rgb, to_bytes
 from advcam_attr.data.labels import few
 from advcam_attr.data.samples import SegmentationData
 from advcam_attr.data.transforms import SEGMENTATION_SCALES, SegmentationTrain
+from advcam_attr.files import to_json
 from advcam_attr.networks.backbone import Backbone, StrideMode
 from advcam_attr.networks.cam_net import UnknownClassError
 from advcam_attr.networks.deeplab import DEEPLAB, DeepLab, MultiScale, deeplab
@@ -31,10 +32,10 @@ from advcam_attr.networks.resnet101 import RESNET101, StrideIn
 from advcam_attr.pipelines.wsss.pseudo_masks import MaskedImages, look_at_masks
 from advcam_attr.refine.crf import CRF_RECIPES, DenseCRF, unary_from_logits
 from advcam_attr.registry import lookup
-from advcam_attr.runs.provenance import net_config
+from advcam_attr.runs.provenance import fingerprint, net_config
 from advcam_attr.runs.runtime import Autocast, Runtime
 from advcam_attr.runs.sharding import Shard, choose_device, shard_of, shard_of_launch
-from advcam_attr.runs.stage import LabelStage, fingerprint, run_stage, to_json, wait_for_ranks
+from advcam_attr.runs.stage import LabelStage, run_stage, wait_for_ranks
 from advcam_attr.training.fit import Group, Optimizer
 from advcam_attr.training.losses.segmentation import SEGMENTATION_LOSSES, summed_over_grids
 from advcam_attr.training.train import TrainingTask, as_found, train
