@@ -32,8 +32,8 @@ import torch
 
 from advcam_attr.metrics.box_sweep import available, best_ious, best_ious_by_union_find, box_iou
 from advcam_attr.metrics.localization import MAP_THRESHOLDS, levels_at, localization_scores
+from advcam_attr.pipelines.maps import read_map
 from advcam_attr.pipelines.wsol.evaluate import score_boxes
-from advcam_attr.pipelines.wsol_maps import read_map
 from advcam_attr.refine.boxes import boxes_above, grey_levels, score_map
 from advcam_attr.refine.seeds import GridMaps
 from advcam_attr.runs.map_store import MapStore

@@ -25,8 +25,8 @@ from advcam_attr.data.class_names import in_classes_of
 from advcam_attr.data.images import read_stored_rgb
 from advcam_attr.networks.load import read_labels
 from advcam_attr.pipelines.config import path_of
+from advcam_attr.pipelines.maps import read_map, wsol_map_store
 from advcam_attr.pipelines.wsol.run import maps_folder
-from advcam_attr.pipelines.wsol_maps import read_map, wsol_map_store
 from advcam_attr.refine.boxes import map_to_boxes
 
 COLOURS = {"cam": "#e69f00", "advcam": "#0072b2"}

@@ -20,7 +20,7 @@ from advcam_attr.data.masks import mask_path, read_mask
 from advcam_attr.networks.irnet import IRNET
 from advcam_attr.networks.net_file import load_net
 from advcam_attr.pipelines.config import config_of
-from advcam_attr.pipelines.seeds import seed_store
+from advcam_attr.pipelines.maps import seed_store
 from advcam_attr.pipelines.wsss.irn import edges
 from advcam_attr.pipelines.wsss.stages import read_split
 from advcam_attr.refine.random_walk import edge_walk

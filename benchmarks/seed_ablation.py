@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from seeds import SETTINGS, Setting, arguments, overrides
 
 from advcam_attr.climbing.objective import TargetMinusOthers
-from advcam_attr.pipelines.seeds import SeedSettings, make_seeds, seed_store, sweep_seeds
+from advcam_attr.pipelines.maps import MapSettings, make_seeds, seed_store, sweep_seeds
 from advcam_attr.types import Sample
 
 Saliency = Callable[[Sample, tuple[int, int]], Tensor]
@@ -80,10 +80,10 @@ def main() -> None:
     for setting in SETTINGS[options.setting](options):
         folder = options.out / f"{setting.name}_{options.half}_ablation"
         common = setting.common(options)
-        make_seeds(setting.net, setting.data, folder / "cam", SeedSettings(method="cam", **common))
+        make_seeds(setting.net, setting.data, folder / "cam", MapSettings(method="cam", **common))
         base = setting.score(seed_store(folder / "cam"))
         for name, (parts, saliency) in variants(setting, overrides(options)).items():
-            settings = SeedSettings(recipe=options.recipe, overrides=parts, saliency=saliency, **common)
+            settings = MapSettings(recipe=options.recipe, overrides=parts, saliency=saliency, **common)
             out = folder / name.replace(" ", "_")
             sweep_seeds(setting.net, setting.data, out, steps, settings)
             for t in steps:

@@ -51,7 +51,7 @@ from advcam_attr.networks.backbone import Backbone
 from advcam_attr.networks.cam_net import cam_net
 from advcam_attr.pipelines.demo import train_net
 from advcam_attr.pipelines.evaluate import evaluate_seeds
-from advcam_attr.pipelines.seeds import SeedSettings, make_seeds, seed_store, sweep_seeds
+from advcam_attr.pipelines.maps import MapSettings, make_seeds, seed_store, sweep_seeds
 from advcam_attr.pipelines.wsss.classifier import ClassifierSettings, train_classifier
 from advcam_attr.runs.map_store import MapStore
 from advcam_attr.types import Sample
@@ -74,7 +74,7 @@ class Setting:
     def common(self, options: argparse.Namespace) -> dict[str, Any]:
         """What all of its seeds are made with."""
         rows = 64 if options.setting == "toy" else 1
-        return {"mean": self.mean, "std": self.std, "scales": tuple(options.scales), "batch_rows": rows}
+        return {"mean": self.mean, "std": self.std, "scales": tuple(options.scales), "batch": rows}
 
 
 # --- toy scenes -------------------------------------------------------------------------------------------------------
@@ -256,10 +256,10 @@ def main() -> None:
         folder = options.out / f"{setting.name}_{options.half}_seeds"
         common = setting.common(options)
         start = time.perf_counter()
-        make_seeds(setting.net, setting.data, folder / "cam", SeedSettings(method="cam", **common))
+        make_seeds(setting.net, setting.data, folder / "cam", MapSettings(method="cam", **common))
         base = setting.score(seed_store(folder / "cam"))
         between = time.perf_counter()
-        settings = SeedSettings(recipe=options.recipe, overrides=changes, **common)
+        settings = MapSettings(recipe=options.recipe, overrides=changes, **common)
         steps = options.steps or [settings.whole_recipe().steps]
         sweep_seeds(setting.net, setting.data, folder / options.name, steps, settings)
         for t in steps:

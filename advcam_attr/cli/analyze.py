@@ -14,7 +14,7 @@ from advcam_attr.types import AdvCAMError
 
 if TYPE_CHECKING:
     from advcam_attr.data.samples import SegmentationData
-    from advcam_attr.pipelines.seed_settings import SeedSettings
+    from advcam_attr.pipelines.maps import MapSettings
 
 #: How many toy scenes are looked at unless another number is given: as images, and as a data set with masks.
 _TOY_IMAGES, _TOY_DATA = 12, 60
@@ -89,7 +89,8 @@ def _analyze_data(names: tuple[str, ...], options: Namespace) -> None:
     from advcam_attr.data.masks import SaliencyFolder
     from advcam_attr.pipelines.analyze import run as analyze
     from advcam_attr.pipelines.analyze.seeds import SeedOptions
-    from advcam_attr.pipelines.seed_settings import SeedSettings
+    from advcam_attr.pipelines.maps import MapSettings
+    from advcam_attr.runs.runtime import Runtime
 
     given = [o for o in ("run", "data", "demo") if options[o]]
     if len(given) != 1 or options.images:
@@ -100,11 +101,11 @@ def _analyze_data(names: tuple[str, ...], options: Namespace) -> None:
     detector = None if options.saliency is None else SaliencyFolder(Path(options.saliency))
     made: dict[str, Any] = {"recipe": options.recipe, "overrides": _without_scales(options), "base": options.base,
                             "layer": options.layer, "scales": numbers(options.scales) or (1.0,), "saliency": detector,
-                            "batch_rows": options.batch_size, "device": options.device}  # fmt: skip
+                            "batch": options.batch_size, "runtime": Runtime(device=options.device)}  # fmt: skip
     out = Path(options.out or ("analysis" if options.run is None else f"{options.run}/analysis"))
     if options.demo:
         count = options.first or _TOY_DATA
-        analyze.analyze_toy_data(names, count, out, SeedSettings(**made), chosen)
+        analyze.analyze_toy_data(names, count, out, MapSettings(**made), chosen)
         return
     net, data, settings = _of_run(options, made) if options.run else _of_data(options, made)
     data = replace(data, samples=data.samples[: options.first])
@@ -115,12 +116,12 @@ def _without_scales(options: Namespace) -> dict[str, Any]:
     return {name: part for name, part in overrides_of(options).items() if name != "scales"}
 
 
-def _of_run(options: Namespace, made: dict[str, Any]) -> tuple[Any, SegmentationData, SeedSettings]:
+def _of_run(options: Namespace, made: dict[str, Any]) -> tuple[Any, SegmentationData, MapSettings]:
     """Net, data and settings of a run folder; the recipe is the run's, with the command line's changes."""
     from advcam_attr.attr.adapters import base_of
     from advcam_attr.cli.wsss import OPTIONS
     from advcam_attr.pipelines.config import config_of
-    from advcam_attr.pipelines.seed_settings import SeedSettings
+    from advcam_attr.pipelines.maps import MapSettings
     from advcam_attr.pipelines.wsss import stages as wsss
 
     config = OPTIONS.read(config_of(Path(options.run)))
@@ -130,12 +131,12 @@ def _of_run(options: Namespace, made: dict[str, Any]) -> tuple[Any, Segmentation
     base = base_of(net) if config.net.generator else config.seeds.base
     scales = numbers(options.scales) or config.seeds.scales
     own = {"recipe": config.seeds.recipe, "overrides": {**config.seeds.overrides, **made["overrides"]}, "base": base}
-    return net, data, SeedSettings(**{**made, **own, "scales": scales, "mean": mean, "std": std})
+    return net, data, MapSettings(**{**made, **own, "scales": scales, "mean": mean, "std": std})
 
 
-def _of_data(options: Namespace, made: dict[str, Any]) -> tuple[Any, SegmentationData, SeedSettings]:
+def _of_data(options: Namespace, made: dict[str, Any]) -> tuple[Any, SegmentationData, MapSettings]:
     """Net, data and settings from ``--model`` and ``--data``."""
-    from advcam_attr.pipelines.seed_settings import SeedSettings
+    from advcam_attr.pipelines.maps import MapSettings
     from advcam_attr.pipelines.wsss.config import DataConfig
     from advcam_attr.pipelines.wsss.stages import read_split
 
@@ -146,7 +147,7 @@ def _of_data(options: Namespace, made: dict[str, Any]) -> tuple[Any, Segmentatio
     prepared = loaded.preprocessing
     if prepared.mean is None or prepared.std is None:
         raise AdvCAMError(f"nobody knows the normalisation of {options.model}: give --mean and --std")
-    return loaded.model, data, SeedSettings(**made, mean=tuple(prepared.mean), std=tuple(prepared.std))
+    return loaded.model, data, MapSettings(**made, mean=tuple(prepared.mean), std=tuple(prepared.std))
 
 
 COMMAND = Command("the paper's analyses, as figures and numbers", _add_options, _run)

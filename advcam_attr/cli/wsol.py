@@ -12,7 +12,7 @@ from advcam_attr.cli.parser import Command, ConfigOptions, Group, several
 from advcam_attr.types import AdvCAMError
 
 if TYPE_CHECKING:
-    from advcam_attr.pipelines.seeds import SeedSummary
+    from advcam_attr.pipelines.maps import MapSummary
     from advcam_attr.pipelines.wsol.config import WSOLConfig
 
 OPTIONS: ConfigOptions[WSOLConfig] = ConfigOptions("advcam_attr.pipelines.wsol.config:WSOLConfig", "configs/cub.yaml")
@@ -44,7 +44,7 @@ def _run(options: Namespace) -> None:
     _require_all(WSOLRun(OPTIONS.of(options)).run(show_progress=sys.stderr.isatty()))
 
 
-def _require_all(summaries: Iterable[SeedSummary]) -> None:
+def _require_all(summaries: Iterable[MapSummary]) -> None:
     failed = [f"{id}: {reason}" for one in summaries for id, reason in one.failed]
     if failed:
         raise AdvCAMError(f"{len(failed)} maps could not be made: {several(failed)}")

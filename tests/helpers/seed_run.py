@@ -1,4 +1,4 @@
-"""A folder of random pictures and a small net in; its seeds, as any launcher starts them, out."""
+"""Random images, a small net, and a script that makes its seeds under any launcher."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from PIL import Image
 from torch import nn
 
 from advcam_attr.data.samples import SegmentationData
-from advcam_attr.pipelines.seeds import SeedSettings, make_seeds
+from advcam_attr.pipelines.maps import MapSettings, make_seeds
+from advcam_attr.runs.runtime import Runtime
 from advcam_attr.types import AdvCAMError, Sample
 
 SIZES = ((20, 28), (28, 20), (24, 24))
-SETTINGS = SeedSettings(recipe="official", overrides={"steps": 3}, scales=(1.0, 0.5), workers=1)
+SETTINGS = MapSettings(recipe="official", overrides={"steps": 3}, scales=(1.0, 0.5), runtime=Runtime(workers=1))
 
 
 def small_classifier() -> nn.Module:

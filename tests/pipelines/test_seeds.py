@@ -24,8 +24,9 @@ from advcam_attr.climbing.recipes import released_schedule
 from advcam_attr.data.samples import SegmentationData
 from advcam_attr.networks import load_model
 from advcam_attr.networks.seam import SEAM
-from advcam_attr.pipelines.seeds import SeedSettings, make_seeds, seed_store, sweep_seeds
+from advcam_attr.pipelines.maps import MapSettings, make_seeds, seed_store, sweep_seeds
 from advcam_attr.refine.seeds import threshold_maps
+from advcam_attr.runs.runtime import Runtime
 from advcam_attr.runs.sharding import Shard
 from advcam_attr.types import AdvCAMError, Sample
 from seed_run import SETTINGS, random_data, small_classifier
@@ -188,8 +189,8 @@ def test_seeds_of_a_generator_are_its_accumulated_maps(tmp_path, data):
 
 @pytest.mark.parametrize("settings", [SETTINGS, replace(SETTINGS, recipe="auto"), replace(SETTINGS, method="cam")])
 def test_batches_and_threads_do_not_matter(tmp_path, data, net, settings):
-    make_seeds(net, data, tmp_path / "one", replace(settings, batch_rows=1, workers=0))
-    make_seeds(net, data, tmp_path / "many", replace(settings, batch_rows=64, workers=3))
+    make_seeds(net, data, tmp_path / "one", replace(settings, batch=1, runtime=Runtime(workers=0)))
+    make_seeds(net, data, tmp_path / "many", replace(settings, batch=64, runtime=Runtime(workers=3)))
     same_maps(tmp_path / "one", tmp_path / "many", [s.id for s in data.samples], tolerance=1e-5)
 
 
@@ -355,7 +356,7 @@ def test_a_picture_that_changed_its_size_is_told(tmp_path, data, net):
     one = replace(data, samples=(Sample("a", path, (0,)),))
     make_seeds(net, one, tmp_path / "out", SETTINGS)
     Image.new("RGB", (20, 20), "red").save(path)
-    summary = make_seeds(net, one, tmp_path / "out", replace(SETTINGS, overwrite=True))
+    summary = make_seeds(net, one, tmp_path / "out", replace(SETTINGS, runtime=Runtime(overwrite=True)))
     assert summary.failed == (
         ("a", f"{path} is 20 x 20, and was 20 x 28 when the run began: remove sizes.json from the run folder if the "
               "images have changed"),
@@ -375,11 +376,12 @@ def test_what_cannot_be_used_is_one_line(tmp_path, data, net):
     refused(r"unknown recipe 'ofical'", settings=replace(SETTINGS, recipe="ofical"))
     refused(r"unknown option 'stepps'", settings=replace(SETTINGS, overrides={"stepps": 3}))
     refused(r"scales must be positive", settings=replace(SETTINGS, scales=(0.0,)))
-    refused(r"method must be", settings=replace(SETTINGS, method="campy"))
-    for wrong in ({"batch_rows": 0}, {"workers": -1}, {"mean": (0.5, 0.5)}, {"std": (0.0,)}):
+    with pytest.raises(AdvCAMError, match="method must be"):
+        replace(SETTINGS, method="campy")
+    for wrong in ({"batch": 0}, {"size": (0, 3)}, {"mean": (0.5, 0.5)}, {"std": (0.0,)}):
         with pytest.raises(AdvCAMError, match="must be"):
             replace(SETTINGS, **wrong)
-    refused(r"device 'nonsense'", settings=replace(SETTINGS, device="nonsense"))
+    refused(r"device 'nonsense'", settings=replace(SETTINGS, runtime=Runtime(device="nonsense")))
     flat = nn.Sequential(nn.Flatten(), nn.Linear(3 * 20 * 28, 5))
     refused(r"Sequential does not take images of 24 x 24 pixels .* seeds need a net that takes any size", model=flat)
     with pytest.raises(AdvCAMError, match="at least one number of steps"):
@@ -401,7 +403,7 @@ def test_other_settings_are_refused_unless_overwritten(tmp_path, data, net):
     with pytest.raises(AdvCAMError, match=r"weights was \w+, is \w+"):
         make_seeds(net, data, tmp_path, SETTINGS)
     assert snapshot(tmp_path) == before
-    assert make_seeds(net, data, tmp_path, replace(other, overwrite=True)).written == 9
+    assert make_seeds(net, data, tmp_path, replace(other, runtime=Runtime(overwrite=True))).written == 9
     make_seeds(net, data, tmp_path / "fresh", other)
     after, fresh = snapshot(tmp_path), snapshot(tmp_path / "fresh")
     assert {name: after[name] for name in fresh} == fresh
@@ -409,17 +411,17 @@ def test_other_settings_are_refused_unless_overwritten(tmp_path, data, net):
 
 def test_execution_is_no_setting(tmp_path, data, net):
     make_seeds(net, data, tmp_path, SETTINGS)
-    faster = replace(SETTINGS, batch_rows=9, workers=0, device="cpu")
+    faster = replace(SETTINGS, batch=9, runtime=Runtime(workers=0, device="cpu"))
     assert make_seeds(net, data, tmp_path, faster).kept == 9
 
 
 def test_every_setting_is_described_or_execution(net, data):
-    from advcam_attr.pipelines.seed_settings import described
+    from advcam_attr.pipelines.map_settings import config_dict
 
-    words = described(SeedSettings(), net, data, None)
-    names = {f.name for f in dataclasses.fields(SeedSettings)}
+    words = config_dict(MapSettings(), net, data.name, None)
+    names = {f.name for f in dataclasses.fields(MapSettings)}
     recorded = {name.removeprefix("recipe.") for name in words} | {"recipe", "overrides"}
-    assert names - recorded == {"batch_rows", "workers", "device", "overwrite"}
+    assert names - recorded == {"batch", "runtime"}
 
 
 def test_a_full_disk_stops_with_one_line_and_the_run_goes_on_later(tmp_path, data, net, monkeypatch):
@@ -446,8 +448,8 @@ def test_too_little_memory_is_told(tmp_path, data, net, monkeypatch):
     def too_large(*arguments, **options):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr("advcam_attr.pipelines.seed_batches.summed_maps", too_large)
-    with pytest.raises(AdvCAMError, match=r"too little memory for 4 rows of \d+ x \d+ pixels: lower batch_rows"):
+    monkeypatch.setattr("advcam_attr.attr.advcam.climb", too_large)
+    with pytest.raises(AdvCAMError, match=r"too little memory for 4 samples of \d+ x \d+ pixels: lower batch"):
         make_seeds(net, data, tmp_path, SETTINGS)
 
 
@@ -458,7 +460,7 @@ def test_maps_that_are_not_finite_are_failures_of_their_image(tmp_path, data, ne
         calls.append(target)
         return acts.features.sum(1) / (0.0 if len(calls) == 1 else 1.0)
 
-    settings = replace(SETTINGS, recipe="auto", overrides={"steps": 0}, base=once_infinite, batch_rows=1, scales=(1.0,))
+    settings = replace(SETTINGS, recipe="auto", overrides={"steps": 0}, base=once_infinite, batch=1, scales=(1.0,))
     summary = make_seeds(net, data, tmp_path, settings)
     assert len(summary.failed) == 1
     assert "not finite" in summary.failed[0][1]
@@ -490,7 +492,7 @@ def test_real_photographs_and_weights(tmp_path, data_root):
         samples.append(Sample(id, path, tuple(sorted(likely))))
     names = tuple(map(str, range(1001)))
     few = SegmentationData("voc", voc, "few", names, tuple(samples), lambda sample: torch.zeros(1, 1))
-    settings = SeedSettings(mean=(0.5,), std=(0.5,), overrides={"steps": 1}, scales=(0.5, 0.25))
+    settings = MapSettings(mean=(0.5,), std=(0.5,), overrides={"steps": 1}, scales=(0.5, 0.25))
     assert make_seeds(loaded.model, few, tmp_path, settings).written == 2
     for sample in samples:
         maps = seed_store(tmp_path).read(sample.id)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from advcam_attr.pipelines.seeds import make_seeds
+from advcam_attr.pipelines.maps import make_seeds
 from places import HELPERS
 from seed_run import SETTINGS, random_data, small_classifier
 

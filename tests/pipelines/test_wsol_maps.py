@@ -18,13 +18,14 @@ pytest.importorskip("cv2")
 from advcam_attr import CAM, AdvCAM
 from advcam_attr.climbing import recipes
 from advcam_attr.metrics.localization import localization_scores, merge_tables
+from advcam_attr.pipelines.maps import MapSettings, make_wsol_maps, read_map, read_predictions, wsol_map_store
 from advcam_attr.pipelines.wsol.evaluate import REPORT, TABLES, evaluate_wsol, load_table, score_boxes, score_run
-from advcam_attr.pipelines.wsol_maps import WSOLMapSettings, make_wsol_maps, read_map, read_predictions, wsol_map_store
+from advcam_attr.runs.runtime import Runtime
 from advcam_attr.runs.sharding import Shard
 from advcam_attr.types import AdvCAMError, Sample
 from seed_run import small_classifier
 
-SETTINGS = WSOLMapSettings(overrides={"steps": 2}, size=(24, 32), batch=4, workers=0)
+SETTINGS = MapSettings(recipe="wsol", overrides={"steps": 2}, size=(24, 32), runtime=Runtime(workers=0))
 CAM_SETTINGS = replace(SETTINGS, method="cam")
 
 
@@ -168,7 +169,7 @@ def test_other_settings_are_told_and_replaced(net, data, tmp_path):
     make_wsol_maps(net, data, tmp_path, CAM_SETTINGS)
     with pytest.raises(AdvCAMError, match="method was cam, is advcam"):
         make_wsol_maps(net, data, tmp_path, SETTINGS)
-    assert make_wsol_maps(net, data, tmp_path, replace(SETTINGS, overwrite=True)).written == 10
+    assert make_wsol_maps(net, data, tmp_path, replace(SETTINGS, runtime=Runtime(overwrite=True))).written == 10
     assert make_wsol_maps(net, data, tmp_path, SETTINGS).kept == 10
 
 
@@ -187,7 +188,7 @@ def test_bad_input_is_one_line(net, data, tmp_path):
     ):  # fmt: skip
         with pytest.raises(AdvCAMError, match=message):
             make_wsol_maps(net, with_samples(data, samples), tmp_path / "b", SETTINGS)
-    for change in ({"batch": 0}, {"workers": -1}, {"size": (0, 3)}, {"std": (0.0,)}, {"method": "x"}, {"target": "x"}):
+    for change in ({"batch": 0}, {"size": (0, 3)}, {"std": (0.0,)}, {"method": "x"}, {"target": "x"}):
         with pytest.raises(AdvCAMError):
             replace(SETTINGS, **change)
     for read in (wsol_map_store, read_predictions):
@@ -205,7 +206,7 @@ def test_maps_that_are_not_finite_are_named(net, data, tmp_path):
             return x * torch.where(x.mean((1, 2, 3), keepdim=True) > limit + 1e-4, torch.inf, 1.0)
 
     found = make_wsol_maps(nn.Sequential(Overflowing(), *net), with_samples(data, order), tmp_path, CAM_SETTINGS)
-    assert found.failed == ((order[-1].id, "its map is not finite; look at the precision"),)
+    assert found.failed == ((order[-1].id, "its maps are not finite; look at the precision (autocast) and the recipe"),)
     assert found.written == 9
     assert set(wsol_map_store(tmp_path).ids()) == {sample.id for sample in order[:-1]}
 

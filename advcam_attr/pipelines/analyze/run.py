@@ -17,7 +17,7 @@ from advcam_attr.pipelines.analyze.inputs import AnalysisInputs, read_inputs, to
 from advcam_attr.pipelines.analyze.seeds import SEED_ANALYSES, SeedOptions, SeedRuns, analyze_seeds
 from advcam_attr.pipelines.attribute import Settings
 from advcam_attr.pipelines.demo import MEAN, STD, toy_data, toy_net
-from advcam_attr.pipelines.seed_settings import SeedSettings
+from advcam_attr.pipelines.maps import MapSettings
 from advcam_attr.registry import nearest
 from advcam_attr.types import AdvCAMError
 
@@ -98,7 +98,7 @@ def analyze_toy_images(names: Sequence[str], count: int, out: Path, settings: Se
 
 
 def analyze_data(
-    names: Sequence[str], net: Any, data: SegmentationData, out: Path, settings: SeedSettings, options: SeedOptions
+    names: Sequence[str], net: Any, data: SegmentationData, out: Path, settings: MapSettings, options: SeedOptions
 ) -> None:
     """Run analyses of a data set with masks.
 
@@ -119,7 +119,7 @@ def analyze_data(
     _write(analyze_seeds(names, runs), about, out)
 
 
-def analyze_toy_data(names: Sequence[str], count: int, out: Path, settings: SeedSettings, options: SeedOptions) -> None:
+def analyze_toy_data(names: Sequence[str], count: int, out: Path, settings: MapSettings, options: SeedOptions) -> None:
     """Run analyses of toy scenes and their masks with the demonstration's net; see `analyze_data`."""
     data = toy_data(out / "toy" / "scenes", count)
     analyze_data(names, toy_net(out / "toy"), data, out, dataclasses.replace(settings, mean=MEAN, std=STD), options)

@@ -26,8 +26,7 @@ from advcam_attr.data.samples import SegmentationData
 from advcam_attr.metrics.evaluation import SeedEvaluation
 from advcam_attr.pipelines.analyze.images import Result
 from advcam_attr.pipelines.evaluate import evaluate_seeds
-from advcam_attr.pipelines.seed_settings import SeedSettings
-from advcam_attr.pipelines.seeds import seed_store, sweep_seeds
+from advcam_attr.pipelines.maps import MapSettings, seed_store, sweep_seeds
 from advcam_attr.refine.seeds import threshold_maps
 from advcam_attr.runs.map_store import MapStore
 from advcam_attr.tables.segmentation import table_xi, table_xiii
@@ -72,7 +71,7 @@ class SeedRuns:
     """
 
     def __init__(
-        self, net: nn.Module, data: SegmentationData, settings: SeedSettings, options: SeedOptions, out: Path
+        self, net: nn.Module, data: SegmentationData, settings: MapSettings, options: SeedOptions, out: Path
     ) -> None:
         self.net, self.data, self.options, self.out = net, data, options, out
         self.detector = settings.saliency

@@ -29,7 +29,7 @@ from advcam_attr.metrics.localization import (
     table_of_state,
     table_state,
 )
-from advcam_attr.pipelines.wsol_maps import read_map, read_predictions, wsol_map_store
+from advcam_attr.pipelines.maps import read_map, read_predictions, wsol_map_store
 from advcam_attr.refine.boxes import boxes_above, grey_levels, largest_box_above, opencv, resize_boxes, score_map
 from advcam_attr.runs.provenance import read_record
 from advcam_attr.types import AdvCAMError, Sample
@@ -68,7 +68,7 @@ def evaluate_wsol(
     """Score the maps of a run, and write ``localization.json`` and the tables of best overlaps.
 
     Args:
-        out: run folder of `advcam_attr.pipelines.wsol_maps.make_wsol_maps`.
+        out: run folder of `advcam_attr.pipelines.maps.make_wsol_maps`.
         data: images, boxes and original sizes.
         contours: ``"all"`` for MaxBoxAccV2, ``"largest"`` for MaxBoxAcc; each is a pass over the maps.
         search: of the contours ``"all"``.

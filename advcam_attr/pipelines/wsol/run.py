@@ -5,7 +5,7 @@ A stage reads what the one before it wrote, and skips what exists. The folder of
 
 - ``classifier/``: the trained net and its log (`advcam_attr.pipelines.wsol.classifier`);
 - ``maps/cam/``, ``maps/climb/``, ``maps/advcam/``: maps, predictions, and their scores
-  (`advcam_attr.pipelines.wsol_maps`, `advcam_attr.pipelines.wsol.evaluate`).
+  (`advcam_attr.pipelines.maps`, `advcam_attr.pipelines.wsol.evaluate`).
 
 ``report.json`` and ``tables.md`` in the run folder cover all classifiers.
 """
@@ -30,13 +30,12 @@ from advcam_attr.heads import view
 from advcam_attr.networks.load import load_model, read_labels
 from advcam_attr.networks.wsol import load_wsol_net
 from advcam_attr.pipelines.config import path_of, recorded_config
+from advcam_attr.pipelines.maps import MapSettings, MapSummary, make_wsol_maps
 from advcam_attr.pipelines.model import head_at
-from advcam_attr.pipelines.seeds import SeedSummary
 from advcam_attr.pipelines.wsol.classifier import WEIGHTS, WSOLClassifierResult, train_wsol_classifier
 from advcam_attr.pipelines.wsol.config import ReadyNet, TrainedNet, WSOLConfig, WSOLData, WSOLMethod
 from advcam_attr.pipelines.wsol.evaluate import evaluate_wsol
 from advcam_attr.pipelines.wsol.score import Measured, write_wsol_report
-from advcam_attr.pipelines.wsol_maps import WSOLMapSettings, make_wsol_maps
 from advcam_attr.registry import lookup
 from advcam_attr.runs.run_log import run_log
 from advcam_attr.runs.sharding import shard_of
@@ -62,7 +61,7 @@ class WSOLRun:
     def __init__(self, config: WSOLConfig) -> None:
         self.config, self.folder = config, path_of(config.run)
 
-    def run(self, *, show_progress: bool = False) -> list[SeedSummary]:
+    def run(self, *, show_progress: bool = False) -> list[MapSummary]:
         """Run all stages, and return the summaries of the maps.
 
         Nothing is scored if maps failed, or in one of several processes.
@@ -97,7 +96,7 @@ class WSOLRun:
                 results[net] = train_wsol_classifier(settings, untrained, data, val, out, runtime)
         return results
 
-    def make_maps(self, *, show_progress: bool = False) -> list[SeedSummary]:
+    def make_maps(self, *, show_progress: bool = False) -> list[MapSummary]:
         """Run the stage ``maps``: the maps of every classifier by every method."""
         logger.info(f"making maps of {_size(self.scored)}")
         settings, summaries = self.map_settings(), []
@@ -110,7 +109,7 @@ class WSOLRun:
                     out = maps_folder(trained, method)
                     logger.info(f"making maps of {trained.name} by {method} in {out}")
                     chosen = replace(chosen, mean=mean, std=std)
-                    summaries.append(make_wsol_maps(net, self.mapped, out, chosen, show_progress=show_progress))
+                    summaries.append(make_wsol_maps(net, self.mapped, out, chosen))
         return summaries
 
     def evaluate(self) -> list[Measured]:
@@ -132,7 +131,7 @@ class WSOLRun:
         if data.masks:
             raise AdvCAMError(
                 f"{data.name} {data.split} has masks and no boxes, and MaxBoxAcc needs boxes: in Python, make maps by "
-                "advcam_attr.pipelines.wsol_maps.make_wsol_maps and score them (PxAP) by "
+                "advcam_attr.pipelines.maps.make_wsol_maps and score them (PxAP) by "
                 "advcam_attr.metrics.localization.PixelAP"
             )
         return data
@@ -153,14 +152,14 @@ class WSOLRun:
         )
         return found
 
-    def map_settings(self) -> dict[WSOLMethod, WSOLMapSettings]:
+    def map_settings(self) -> dict[WSOLMethod, MapSettings]:
         """Return the settings of the maps by method, with their recipes checked."""
         c, runtime = self.config.maps, self.config.runtime
         lookup(c.base, BASES, "base")
-        found: dict[WSOLMethod, WSOLMapSettings] = {}
+        found: dict[WSOLMethod, MapSettings] = {}
         for method in c.methods:
             bare = {"objective": "target", "regularizers": ()} if method == "climb" else {}
-            found[method] = WSOLMapSettings(
+            found[method] = MapSettings(
                 method="cam" if method == "cam" else "advcam",
                 recipe=c.recipe,
                 overrides={**c.overrides, **bare},
@@ -169,11 +168,7 @@ class WSOLRun:
                 size=(c.size, c.size),
                 batch=c.batch,
                 read=read_stored_rgb,
-                workers=runtime.workers,
-                device=runtime.device,
-                autocast=runtime.autocast_dtype,
-                channels_last=runtime.channels_last,
-                overwrite=runtime.overwrite,
+                runtime=runtime,
             )
             found[method].whole_recipe()
         return found

@@ -71,7 +71,7 @@ class NetConfig:
 
 @dataclass(frozen=True)
 class SeedConfig:
-    """How seeds are made; see `advcam_attr.pipelines.seeds.SeedSettings`.
+    """How seeds are made; see `advcam_attr.pipelines.maps.MapSettings`.
 
     Attributes:
         methods: plain CAM seeds, AdvCAM's, or both.

@@ -20,7 +20,7 @@ from advcam_attr.files import write_json, write_text
 from advcam_attr.metrics.evaluation import SeedEvaluation, compare_best
 from advcam_attr.metrics.seeds import SEED_THRESHOLDS
 from advcam_attr.pipelines.evaluate import REPORT, evaluate_masks, evaluate_seeds, left_out, write_seed_evaluation
-from advcam_attr.pipelines.seeds import seed_store
+from advcam_attr.pipelines.maps import seed_store
 from advcam_attr.pipelines.wsss.config import NetConfig, WSSSConfig, folder_of
 from advcam_attr.pipelines.wsss.refine import check_refined, final_step
 from advcam_attr.pipelines.wsss.segment import predictions_folder, recipes_of

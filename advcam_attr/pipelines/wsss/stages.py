@@ -4,7 +4,7 @@ Every stage reads what the one before it has written, tells what it reads and wr
 there. The folder of a run:
 
 - ``classifier/``: the trained net, its log and its measures (`advcam_attr.pipelines.wsss.classifier`);
-- ``seeds/cam/``, ``seeds/advcam/``: localization maps (`advcam_attr.pipelines.seeds`), and their ``evaluation.json``;
+- ``seeds/cam/``, ``seeds/advcam/``: localization maps (`advcam_attr.pipelines.maps`), and their ``evaluation.json``;
 - ``refined/cam/``, ``refined/advcam/``: pseudo ground truth, a folder a step (`advcam_attr.pipelines.wsss.refine`);
 - ``segmentation/cam/``, ``segmentation/advcam/``: a net that has learnt from that, and its label maps
   (`advcam_attr.pipelines.wsss.segment`);
@@ -38,7 +38,7 @@ from advcam_attr.networks.generators import load_generator
 from advcam_attr.networks.net_file import load_net
 from advcam_attr.pipelines.config import path_of, recorded_config, with_paths
 from advcam_attr.pipelines.evaluate import evaluate_masks, left_out, write_mask_evaluation
-from advcam_attr.pipelines.seeds import SeedSettings, SeedSummary, make_seeds, seed_store
+from advcam_attr.pipelines.maps import MapSettings, MapSummary, make_seeds, seed_store
 from advcam_attr.pipelines.wsss.classifier import WEIGHTS, ClassifierResult, train_classifier
 from advcam_attr.pipelines.wsss.config import DataConfig, WSSSConfig, folder_of
 from advcam_attr.pipelines.wsss.refine import RefineSummary, check_refined, final_step, refine
@@ -46,6 +46,7 @@ from advcam_attr.pipelines.wsss.segment import SegmentationSettings, predict, re
 from advcam_attr.runs.map_store import MapStore
 from advcam_attr.runs.npy_maps import export_maps, import_maps, npy_files
 from advcam_attr.runs.provenance import check_settings, read_record
+from advcam_attr.runs.runtime import Runtime
 from advcam_attr.runs.sharding import shard_of_launch
 from advcam_attr.types import AdvCAMError
 
@@ -87,11 +88,11 @@ def train(
         return train_classifier(config.classifier, model, data, val, folder_of(config, "classifier"))
 
 
-def seeds(config: WSSSConfig, *, overwrite: bool = False, show_progress: bool = False) -> list[SeedSummary]:
+def seeds(config: WSSSConfig, *, overwrite: bool = False, show_progress: bool = False) -> list[MapSummary]:
     """The stage ``seeds``: the maps of every method.
 
     Raises:
-        AdvCAMError: there is no classifier yet; or as `advcam_attr.pipelines.seeds.make_seeds`.
+        AdvCAMError: there is no classifier yet; or as `advcam_attr.pipelines.maps.make_seeds`.
     """
     data = read_split(config.data, config.data.seeds or config.data.train)
     data, missing = without_missing(data)
@@ -100,11 +101,10 @@ def seeds(config: WSSSConfig, *, overwrite: bool = False, show_progress: bool = 
     )
     net, mean, std = seed_net(config, data)
     c = config.seeds
-    settings = SeedSettings(
+    settings = MapSettings(
         recipe=c.recipe, overrides=c.overrides, base=base_of(net) if config.net.generator else c.base, scales=c.scales,
-        mean=mean, std=std, batch_rows=c.batch_rows, workers=c.workers, device=c.device,
-        autocast=None if c.autocast is None else getattr(torch, c.autocast), channels_last=c.channels_last,
-        overwrite=overwrite,
+        mean=mean, std=std, batch=c.batch_rows,
+        runtime=Runtime(c.device, c.workers, c.autocast, c.channels_last, overwrite=overwrite),
     )  # fmt: skip
     methods = {method: replace(settings, method=method) for method in c.methods}
     for chosen in methods.values():
@@ -117,11 +117,11 @@ def seeds(config: WSSSConfig, *, overwrite: bool = False, show_progress: bool = 
             chosen = replace(chosen, saliency=detector if method == "advcam" else None)
             out = folder_of(config, "seeds", method)
             logger.info(f"making {method} seeds in {out}")
-            summaries.append(make_seeds(net, data, out, chosen, show_progress=show_progress))
+            summaries.append(make_seeds(net, data, out, chosen))
     return summaries
 
 
-def require_all(summaries: Sequence[SeedSummary]) -> None:
+def require_all(summaries: Sequence[MapSummary]) -> None:
     """That maps of all images were made.
 
     Raises:
