@@ -110,19 +110,7 @@ class _Analysis:
 
 
 def analyze_images(names: Sequence[str], inputs: AnalysisInputs, options: ImageOptions) -> Iterator[tuple[str, Result]]:
-    """Run image analyses; those of the same climb share it.
-
-    Args:
-        names: of `IMAGE_ANALYSES`.
-        inputs: the image–class pairs.
-        options: of the analyses.
-
-    Yields:
-        Name and result, after all climbs.
-
-    Raises:
-        AdvCAMError: an analysis does not apply to these inputs.
-    """
+    """Run some of `IMAGE_ANALYSES`, which share climbs; yield name and result of each after all climbs."""
     if not len(inputs):
         raise AdvCAMError("there is nothing to analyze: no image has a class to climb")
     steps = inputs.advcam.recipe.steps

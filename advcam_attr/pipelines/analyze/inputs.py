@@ -32,10 +32,7 @@ class AnalysisInputs:
         x: normalised images, ``(R, C, H, W)``.
         target: classes, ``(R,)``.
         images: for display, ``(R, H, W, 3)`` in [0, 1].
-        names: file names.
-        classes: of the model.
         wanted: classes requested by name; empty for the highest-scoring ones.
-        probability: from logits.
         batch_size: pairs per climb.
     """
 
@@ -127,13 +124,7 @@ def read_inputs(images: Sequence[Path], settings: Settings) -> AnalysisInputs:
 
 
 def toy_inputs(out: Path, settings: Settings, count: int) -> AnalysisInputs:
-    """Make toy scenes, each with all of its classes, and the demonstration's net.
-
-    Args:
-        out: folder of the net's cache.
-        settings: base, recipe and overrides; model and targets are ignored.
-        count: number of scenes.
-    """
+    """Make ``count`` toy scenes, each with all of its classes, and the demonstration's net, cached in ``out``."""
     scenes = make_scenes(count, seed=TEST_SEED)
     image, target = scenes.labels.nonzero().unbind(1)
     return AnalysisInputs(

@@ -57,9 +57,6 @@ def listing() -> str:
 def parse_names(text: str) -> tuple[str, ...]:
     """Parse comma-separated names; ``images`` and ``masks`` stand for all that need images or masks.
 
-    Raises:
-        AdvCAMError: unknown name, or a mixture of both groups.
-
     Example:
         >>> parse_names("saliency,amplification")
         ('saliency', 'amplification')
@@ -111,7 +108,7 @@ def analyze_data(
         options: of the analyses.
 
     Raises:
-        AdvCAMError: as `analyze_seeds`.
+        AdvCAMError: seeds cannot be made, no image has a mask, or none has a class.
     """
     present, _ = without_missing(data)
     runs = SeedRuns(net, present, settings, options, out)

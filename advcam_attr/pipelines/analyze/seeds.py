@@ -60,15 +60,7 @@ class SeedOptions:
 
 
 class SeedRuns:
-    """Evaluations of seeds under any setting, each computed once; no sample stops early.
-
-    Args:
-        net: classifier.
-        data: images with masks.
-        settings: of the seeds; the method is AdvCAM.
-        options: of the analyses.
-        out: folder.
-    """
+    """Evaluations of AdvCAM's seeds under any setting, each computed once; no sample stops early."""
 
     def __init__(
         self, net: nn.Module, data: SegmentationData, settings: MapSettings, options: SeedOptions, out: Path
@@ -85,13 +77,7 @@ class SeedRuns:
         self._found: dict[tuple[str, int], SeedEvaluation] = {}
 
     def evaluation(self, name: str, steps: int | None = None, **changes: Any) -> SeedEvaluation:
-        """Return the scores of a climb's seeds.
-
-        Args:
-            name: of the climb.
-            steps: one of `steps`; default: the recipe's.
-            **changes: overrides of the recipe relative to `WITH`.
-        """
+        """Return the scores of a climb's seeds after some steps (default: the recipe's), with changes of the recipe."""
         if self.recipe.with_(**changes) == self.recipe and name != SALIENCY:
             name = WITH
         key = name, self.recipe.steps if steps is None else steps
@@ -131,18 +117,7 @@ class SeedRuns:
 
 
 def analyze_seeds(names: Sequence[str], runs: SeedRuns) -> Iterator[tuple[str, Result]]:
-    """Run seed analyses one after the other.
-
-    Args:
-        names: of `SEED_ANALYSES`.
-        runs: evaluations of the seeds.
-
-    Yields:
-        Name and result.
-
-    Raises:
-        AdvCAMError: seeds cannot be made, no image has a mask, or none has a class.
-    """
+    """Run some of `SEED_ANALYSES`; yield name and result of each."""
     if not any(sample.labels for sample in runs.data.samples):
         raise AdvCAMError(f"no image of {runs.data.name} {runs.data.split} shows a class: there is nothing to climb")
     for name in names:

@@ -17,6 +17,7 @@ from advcam_attr.data.transforms import PairedAugmentation
 from advcam_attr.pipelines.config import path_of
 from advcam_attr.pipelines.semi.config import SemiDataConfig
 from advcam_attr.runs.prefetch import prefetched
+from advcam_attr.runs.stage import fingerprint
 from advcam_attr.types import VOID, AdvCAMError, Sample
 
 MaskReader = Callable[[Sample], Tensor]
@@ -24,28 +25,27 @@ MaskReader = Callable[[Sample], Tensor]
 
 @dataclass(frozen=True)
 class SemiData:
-    """The images of a training.
-
-    Attributes:
-        labelled: images with true masks.
-        unlabelled: other images.
-        pseudo: reads the pseudo mask, ``(H, W)`` uint8, of an unlabelled image; None without pseudo masks.
-        val: further images with true masks; None without validation.
-    """
+    """The images of a training; ``pseudo`` reads the pseudo mask, ``(H, W)`` uint8, of an unlabelled image, if any."""
 
     labelled: SegmentationData
     unlabelled: SegmentationData
     pseudo: MaskReader | None
     val: SegmentationData | None
 
+    def fingerprints(self, workers: int = 0) -> dict[str, str | None]:
+        """Read all masks, and return what identifies images and masks; invalid masks raise."""
+        pseudo = masks_digest(self.unlabelled.samples, self.pseudo, workers) if self.pseudo else None
+        return {
+            "labelled": fingerprint(self.labelled),
+            "unlabelled": fingerprint(self.unlabelled),
+            "val": None if self.val is None else fingerprint(self.val),
+            "masks": masks_digest(self.labelled.samples, self.labelled.mask, workers),
+            "pseudo": pseudo,
+        }
+
 
 def read_semi(config: SemiDataConfig) -> SemiData:
-    """Read the splits.
-
-    Raises:
-        AdvCAMError: a split cannot be read, there are no unlabelled images, pseudo masks are missing, or training and
-            validation images overlap.
-    """
+    """Read the splits; validation images that overlap with training ones, or missing pseudo masks, raise."""
     labelled = config.read(config.labelled)
     if config.labelled_count is not None:
         count, total = config.labelled_count, len(labelled.samples)
@@ -97,28 +97,10 @@ class PseudoMaskFolder:
 
 
 def masks_digest(samples: Sequence[Sample], read: MaskReader, workers: int) -> str:
-    """Read all masks, and return a digest of their contents.
-
-    Raises:
-        AdvCAMError: masks cannot be read; the first one is named.
-    """
+    """Read all masks, and return a digest of their contents; the first that cannot be read raises."""
     content = hashlib.sha256()
-    failed: list[str] = []
-
-    def attempt(sample: Sample) -> Tensor | str:
-        try:
-            return read(sample)
-        except AdvCAMError as error:
-            return str(error)
-
-    for sample, found in zip(samples, prefetched(attempt, samples, workers=workers, ahead=8), strict=True):
-        if isinstance(found, str):
-            failed.append(found)
-        else:
-            content.update(f"{sample.id} {tuple(found.shape)};".encode() + found.numpy().tobytes())
-    if failed:
-        more = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
-        raise AdvCAMError(failed[0] + more)
+    for sample, mask in zip(samples, prefetched(read, samples, workers=workers, ahead=8), strict=True):
+        content.update(f"{sample.id} {tuple(mask.shape)};".encode() + mask.numpy().tobytes())
     return content.hexdigest()[:16]
 
 

@@ -26,12 +26,7 @@ from advcam_attr.types import Sample
 
 @torch.no_grad()
 def padded_scores(net: CCT, images: Tensor) -> Tensor:
-    """Return the scores, ``(N, K, H, W)``, of images of any size, padded by reflection to a multiple of the stride.
-
-    Args:
-        net: in eval mode.
-        images: normalised, ``(N, 3, H, W)``.
-    """
+    """Return the scores, ``(N, K, H, W)``, of normalised images, padded by reflection to a multiple of the stride."""
     height, width = images.shape[2:]
     below, right = -height % net.stride, -width % net.stride
     mode = "reflect" if below < height and right < width else "replicate"  # reflection is limited by the size
@@ -66,13 +61,7 @@ def multi_scale_scores(net: CCT, pixels: Tensor, scales: Sequence[float], flip: 
 
 
 def validation_iou(net: CCT, data: SegmentationData, workers: int = 0) -> float:
-    """Return the mean IoU of a net, at one scale, over the classes that occur.
-
-    Args:
-        net: its mode is restored.
-        data: images and masks.
-        workers: threads that read ahead.
-    """
+    """Return the mean IoU of a net, at one scale, over the classes that occur; the net's mode is restored."""
     matrix = ConfusionMatrix(len(data.classes) + 1)
     device = next(net.parameters()).device
     with as_found(net):
@@ -92,7 +81,7 @@ def write_predictions(
     runtime: Runtime,
     shard: Shard | None = None,
 ) -> None:
-    """Predict the label maps ``folder/<id>.png``; existing ones are skipped.
+    """Predict the label maps ``folder/<id>.png``; existing ones are skipped, those of other settings raise.
 
     Args:
         config: scales, flip and CRF.
@@ -101,9 +90,6 @@ def write_predictions(
         folder: of palette PNGs in VOC's layout.
         runtime: device and workers.
         shard: of the images; None asks the environment (``torchrun``, SLURM).
-
-    Raises:
-        AdvCAMError: the folder has predictions of other settings, or some images could not be predicted.
     """
     shard = shard_of() if shard is None else shard
     device = runtime.torch_device(shard)

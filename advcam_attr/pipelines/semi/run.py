@@ -41,9 +41,6 @@ logger = logging.getLogger(__name__)
 class SemiRun:
     """A run of semi-supervised segmentation; its stages resume, and share the images that they read.
 
-    Args:
-        config: of the run.
-
     Raises:
         AdvCAMError: by all stages, if data, net, or earlier results are missing or do not fit.
 
@@ -86,11 +83,7 @@ class SemiRun:
             return train_semi(config.training, net, data, self.folder / "cct", config.runtime)
 
     def evaluate(self) -> MaskEvaluation | None:
-        """Run the stage ``evaluate``: label maps, their scores, Table VI and ``report.json``.
-
-        Returns:
-            The scores, on the first process.
-        """
+        """Run the stage ``evaluate``: label maps, their scores (on the first process), Table VI and ``report.json``."""
         with run_log(self.folder):
             self.predict()
             wait_for_ranks(self.predictions, self.predicted)
@@ -123,12 +116,10 @@ class SemiRun:
 
     @cached_property
     def data(self) -> SemiData:
-        """The images of the training."""
         return read_semi(self.config.data)
 
     @cached_property
     def predicted(self) -> SegmentationData:
-        """The images to predict."""
         split = self.config.predict.split or self.config.data.val
         if split is None:
             raise AdvCAMError("no split to predict: give predict.split or data.val")
@@ -136,7 +127,6 @@ class SemiRun:
 
     @property
     def predictions(self) -> Path:
-        """The folder of the label maps."""
         kind = "predictions" if self.config.predict.crf is None else "predictions_crf"
         return self.folder / kind / self.predicted.split
 

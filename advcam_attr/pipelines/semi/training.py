@@ -14,7 +14,7 @@ from advcam_attr.networks.cct import CCT
 from advcam_attr.networks.cct_perturbations import require_opencv
 from advcam_attr.networks.net_file import read_notes, save_net
 from advcam_attr.pipelines.semi.config import SemiSettings
-from advcam_attr.pipelines.semi.data import Pairs, SemiData, masks_digest
+from advcam_attr.pipelines.semi.data import Pairs, SemiData
 from advcam_attr.pipelines.semi.predict import validation_iou
 from advcam_attr.pipelines.training_report import VALIDATION, training_config
 from advcam_attr.runs.provenance import fingerprint, read_record
@@ -50,21 +50,11 @@ def train_semi(settings: SemiSettings, net: CCT, data: SemiData, out: Path, runt
         The file of the net that was best on ``data.val``, or of the last one without ``val``.
 
     Raises:
-        AdvCAMError: a mask is invalid, the folder holds another training, there are fewer unlabelled images than one
-            batch, OpenCV is missing for guided cut-out, or the loss is not finite.
+        AdvCAMError: the folder holds another training, or masks, batch and net do not fit.
     """
     s = settings
     _check(s, net, data)
-    depends_on = training_config(
-        s,
-        net,
-        runtime,
-        labelled=fingerprint(data.labelled),
-        unlabelled=fingerprint(data.unlabelled),
-        val=None if data.val is None else fingerprint(data.val),
-        masks=masks_digest(data.labelled.samples, data.labelled.mask, runtime.workers),
-        pseudo=masks_digest(data.unlabelled.samples, data.pseudo, runtime.workers) if data.pseudo else None,
-    )
+    depends_on = training_config(s, net, runtime, **data.fingerprints(runtime.workers))
     per_epoch = len(data.unlabelled.samples) // s.batch
     loss = CCTLoss(
         steps=s.epochs * per_epoch,
@@ -108,17 +98,9 @@ def train_semi(settings: SemiSettings, net: CCT, data: SemiData, out: Path, runt
 
 
 class Validation:
-    """Validation of a training: measures, saves the best net, and stops without improvement.
+    """Validation of a training in ``out``: measures, saves the best net, and stops without improvement.
 
     Its state is in its folder, so that an interrupted training resumes as it would have continued.
-
-    Args:
-        settings: interval and patience.
-        net: in training.
-        data: images and masks.
-        out: the training's folder.
-        per_epoch: steps.
-        workers: threads that read ahead.
     """
 
     def __init__(
