@@ -17,7 +17,7 @@ from advcam_attr.data.transforms import PairedAugmentation
 from advcam_attr.pipelines.config import path_of
 from advcam_attr.pipelines.semi.config import SemiDataConfig
 from advcam_attr.runs.prefetch import prefetched
-from advcam_attr.runs.stage import fingerprint
+from advcam_attr.runs.provenance import fingerprint
 from advcam_attr.types import VOID, AdvCAMError, Sample
 
 MaskReader = Callable[[Sample], Tensor]

@@ -17,7 +17,7 @@ from advcam_attr.pipelines.semi.config import SemiSettings
 from advcam_attr.pipelines.semi.data import Pairs, SemiData
 from advcam_attr.pipelines.semi.predict import validation_iou
 from advcam_attr.pipelines.training_report import VALIDATION, training_config
-from advcam_attr.runs.provenance import fingerprint, read_record
+from advcam_attr.runs.provenance import read_record
 from advcam_attr.runs.runtime import Runtime
 from advcam_attr.runs.sharding import shard_of_launch
 from advcam_attr.training.distributed import gather
