@@ -56,7 +56,7 @@ def test_the_loss_is_that_of_two_targets():
 
 
 class Scripted:
-    """Draws what it is told to."""
+    """Draws scripted numbers."""
 
     def __init__(self, chance: float, share: float, centre: list[int]) -> None:
         self.chance, self.share, self.centre = chance, share, centre

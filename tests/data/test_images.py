@@ -25,11 +25,11 @@ def grey_rgb(values: np.ndarray) -> np.ndarray:
 
 
 def test_exif_rotation_is_applied(tmp_path):
-    picture = np.zeros((8, 12, 3), np.uint8)
-    picture[:, :6] = (255, 0, 0)  # the left half is red
+    pixels_of = np.zeros((8, 12, 3), np.uint8)
+    pixels_of[:, :6] = (255, 0, 0)  # the left half is red
     exif = Image.Exif()
     exif[0x0112] = 6  # to be shown turned clockwise: what was left comes to the top
-    Image.fromarray(picture).save(tmp_path / "turned.png", exif=exif)
+    Image.fromarray(pixels_of).save(tmp_path / "turned.png", exif=exif)
     shown = pixels(tmp_path / "turned.png")
     assert shown.shape == (12, 8, 3)
     assert (shown[:6] == (255, 0, 0)).all()
@@ -89,7 +89,7 @@ def test_two_levels(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["cut.jpg", "cut.png"])
-def test_truncated_is_refused(tmp_path, name):
+def test_truncated_is_rejected(tmp_path, name):
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     Image.fromarray(noise).save(tmp_path / name)
     whole = (tmp_path / name).read_bytes()
@@ -98,8 +98,8 @@ def test_truncated_is_refused(tmp_path, name):
         read_rgb(tmp_path / name)
 
 
-def test_what_is_no_image_is_refused(tmp_path):
-    (tmp_path / "notes.jpg").write_text("not a picture")
+def test_what_is_no_image_is_rejected(tmp_path):
+    (tmp_path / "notes.jpg").write_text("not an image")
     (tmp_path / "empty.png").touch()
     for name in ("notes.jpg", "empty.png"):
         with pytest.raises(AdvCAMError, match=rf"not an image that can be read: .*{name}"):
@@ -133,7 +133,7 @@ def test_a_missing_file_has_a_nearest_name(tmp_path):
         expand_images([tmp_path / "kiten.jpg"])
 
 
-def test_too_many_pixels_are_refused(tmp_path, monkeypatch):
+def test_too_many_pixels_are_rejected(tmp_path, monkeypatch):
     Image.new("1", (30, 30)).save(tmp_path / "vast.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 500)
     with pytest.raises(AdvCAMError, match=r"vast\.png has more than 500 pixels"):

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import pickle
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from advcam_attr.data.images import image_size
-from advcam_attr.data.masks import palette, read_mask
-from advcam_attr.types import AdvCAMError
+from advcam_attr.data.images import image_size, read_rgb
+from advcam_attr.data.masks import SaliencyFolder, palette, read_mask
+from advcam_attr.data.voc import read_voc
+from advcam_attr.types import AdvCAMError, Sample
 
 LABELS = np.array([[0, 0, 1, 20], [255, 7, 7, 15], [0, 3, 3, 255]], np.uint8)
 
@@ -35,7 +38,7 @@ def test_palette_is_the_published_one():
     assert len({tuple(colour) for colour in palette().tolist()}) == 256
 
 
-def packed_anew() -> Image.Image:
+def repacked() -> Image.Image:
     """What tools that save space make of a mask: only colours that occur stay in the palette."""
     used, indices = np.unique(LABELS, return_inverse=True)
     return with_palette(indices.reshape(LABELS.shape).astype(np.uint8), palette()[used])
@@ -47,7 +50,7 @@ IMAGES = {
     "grey of 16 bits": lambda: Image.fromarray(LABELS.astype(np.uint16)),
     "palette of greys": lambda: with_palette(LABELS, np.repeat(np.arange(256)[:, None], 3, 1)),
     "palette without colours": lambda: with_palette(LABELS, np.zeros((256, 3))),
-    "packed palette": packed_anew,
+    "packed palette": repacked,
     "colours": lambda: Image.fromarray(palette()[LABELS]),
     "colours and alpha": lambda: Image.fromarray(palette()[LABELS]).convert("RGBA"),
 }
@@ -76,13 +79,13 @@ def test_a_packed_palette_of_one_label(tmp_path):
     assert (read_mask(tmp_path / "m.png", 20) == 15).all()
 
 
-def test_labels_above_the_classes_are_refused(tmp_path):
+def test_labels_above_the_classes_are_rejected(tmp_path):
     Image.fromarray(LABELS).save(tmp_path / "m.png")
     with pytest.raises(AdvCAMError, match=r"m\.png holds the labels 15, 20, but there are 10 classes"):
         read_mask(tmp_path / "m.png", 10)
 
 
-def test_other_bad_masks_are_refused(tmp_path):
+def test_other_bad_masks_are_rejected(tmp_path):
     with_palette(LABELS, palette()).save(tmp_path / "m.png")
     with pytest.raises(AdvCAMError, match=r"m\.png has 4x3 pixels and its image 8x6"):
         read_mask(tmp_path / "m.png", 20, (6, 8))
@@ -132,11 +135,69 @@ def test_files_that_claim_to_be_enormous(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_image_size_is_that_of_the_upright_picture(tmp_path, orientation):
-    from advcam_attr.data.images import read_rgb
-
+def test_image_size_is_that_of_the_upright_image(tmp_path, orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
     Image.new("RGB", (12, 8)).save(tmp_path / "p.jpg", exif=exif)
     upright = read_rgb(tmp_path / "p.jpg")
     assert image_size(tmp_path / "p.jpg") == (upright.height, upright.width)
+
+
+# --- saliency maps
+
+SAMPLE = Sample("2007_000032", Path("JPEGImages/2007_000032.jpg"), (0,))
+RAMP = np.arange(0, 240, 5, dtype=np.uint8).reshape(6, 8)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "P", "RGBA"])
+def test_maps_are_read_as_they_are(tmp_path, mode):
+    Image.fromarray(RAMP).convert(mode).save(tmp_path / "2007_000032.png")
+    saliency = pickle.loads(pickle.dumps(SaliencyFolder(tmp_path)))(SAMPLE, (6, 8))
+    assert saliency.dtype == torch.float32
+    np.testing.assert_allclose(saliency, RAMP / 255, atol=1e-7)
+
+
+def test_jpegs_are_found_after_pngs(tmp_path):
+    Image.fromarray(RAMP).save(tmp_path / "2007_000032.jpg", quality=95)
+    np.testing.assert_allclose(SaliencyFolder(tmp_path)(SAMPLE, (6, 8)), RAMP / 255, atol=0.05)
+    Image.fromarray(RAMP * 0 + 255).save(tmp_path / "2007_000032.png")
+    assert (SaliencyFolder(tmp_path)(SAMPLE, (6, 8)) == 1).all()
+
+
+def test_resizing_is_bilinear_and_stays_within_0_and_1(tmp_path):
+    Image.fromarray(np.array([[0, 255], [0, 255]], np.uint8)).save(tmp_path / "2007_000032.png")
+    saliency = SaliencyFolder(str(tmp_path))(SAMPLE, (4, 4))
+    np.testing.assert_allclose(saliency, [[0, 0.25, 0.75, 1]] * 4)
+
+
+@pytest.mark.parametrize("size", [(375, 500), (188, 250), (187, 250), (256, 341), (8, 10)])
+def test_maps_of_the_images_proportions_are_resized(tmp_path, size):
+    Image.new("L", size[::-1], 90).save(tmp_path / "2007_000032.png")
+    saliency = SaliencyFolder(tmp_path)(SAMPLE, (375, 500))
+    np.testing.assert_allclose(saliency, np.full((375, 500), 90 / 255), rtol=1e-5)
+
+
+@pytest.mark.parametrize("size", [(500, 375), (256, 256), (352, 500)])
+def test_maps_of_other_proportions_are_rejected(tmp_path, size):
+    Image.new("L", size[::-1], 90).save(tmp_path / "2007_000032.png")
+    with pytest.raises(AdvCAMError, match=rf"2007_000032\.png has {size[1]}x{size[0]} pixels and its image 500x375"):
+        SaliencyFolder(tmp_path)(SAMPLE, (375, 500))
+
+
+def test_missing_and_damaged(tmp_path):
+    with pytest.raises(AdvCAMError, match=r"no such folder of saliency maps: .*none"):
+        SaliencyFolder(tmp_path / "none")
+    with pytest.raises(
+        AdvCAMError, match=r"no saliency map of 2007_000032 in .*: looked for 2007_000032\.png and \.jpg"
+    ):
+        SaliencyFolder(tmp_path)(SAMPLE, (6, 8))
+    (tmp_path / "2007_000032.png").write_bytes(b"none")
+    with pytest.raises(AdvCAMError, match=r"2007_000032\.png"):
+        SaliencyFolder(tmp_path)(SAMPLE, (6, 8))
+
+
+def test_images_in_place_of_maps_are_noticed(data_root):
+    data = read_voc(data_root / "voc", "val")
+    folder = SaliencyFolder(data.root / "JPEGImages")
+    with pytest.raises(AdvCAMError, match="is a colour image; saliency maps are grey"):
+        folder(data.samples[0], tuple(data.mask(data.samples[0]).shape))

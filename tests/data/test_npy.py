@@ -144,7 +144,7 @@ def test_an_attack_within_a_table_is_found(tmp_path):
         b"cnumpy\nload\n.",
     ],
 )
-def test_crafted_pickles_are_refused(tmp_path, payload):
+def test_crafted_pickles_are_rejected(tmp_path, payload):
     with pytest.raises(AdvCAMError, match=r"labels\.npy"):
         read_npy(write_pickle(tmp_path / "labels.npy", payload))
     np.save(tmp_path / "good.npy", TABLES["IRN"])

@@ -8,14 +8,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch.utils.data import DataLoader
+from torchvision.tv_tensors import Mask
 
 from advcam_attr.data.datasets import ClassificationDataset, SingleLabelDataset
 from advcam_attr.data.images import MEAN, STD, resize_to
 from advcam_attr.data.transforms import (
+    PadRightAndBelow,
     RandomCropOrPad,
     RandomLongSide,
+    RandomScaleOf,
+    SegmentationTrain,
     TopLeftCropOrPad,
     classifier_train,
     classifier_val,
@@ -33,7 +38,7 @@ def _seed():
     torch.manual_seed(0)
 
 
-def picture(width: int, height: int) -> Image.Image:
+def gradient(width: int, height: int) -> Image.Image:
     """Smooth, and nowhere black."""
     y, x = np.mgrid[:height, :width]
     channels = [60 + 150 * x / width, 60 + 150 * y / height, np.full(x.shape, 200)]
@@ -57,28 +62,28 @@ def test_sides_are_rounded_as_numpy_does(size, scale):
     width, height = size
     if (width, scale) == (1, 0.5):
         with pytest.raises(AdvCAMError, match=r"an image of 1x3 pixels cannot be scaled by 0\.5"):
-            resize_to(picture(*size), scale)
+            resize_to(gradient(*size), scale)
         return
-    scaled = resize_to(picture(*size), scale)
+    scaled = resize_to(gradient(*size), scale)
     assert scaled.size == (round(width * scale), round(height * scale))  # Python rounds halves to even, too
-    assert np.array_equal(scaled, picture(*size).resize(scaled.size, Image.Resampling.BICUBIC))
+    assert np.array_equal(scaled, gradient(*size).resize(scaled.size, Image.Resampling.BICUBIC))
 
 
 # --- the long side
 
 
-def test_long_sides_are_all_drawn_and_proportions_kept():
+def test_long_sides_are_all_drawn_and_proportions_preserved():
     resize = RandomLongSide(32, 40)
-    sizes = [resize(picture(100, 61)).size for _ in range(300)]
+    sizes = [resize(gradient(100, 61)).size for _ in range(300)]
     assert {width for width, _ in sizes} == set(range(32, 41)), "both ends may be drawn"
     assert all(height == np.round(61 * width / 100) for width, height in sizes)
-    assert {RandomLongSide(20, 20)(picture(30, 60)).size} == {(10, 20)}
-    assert RandomLongSide(20, 20)(picture(1, 600)).size == (1, 20)
+    assert {RandomLongSide(20, 20)(gradient(30, 60)).size} == {(10, 20)}
+    assert RandomLongSide(20, 20)(gradient(1, 600)).size == (1, 20)
 
 
 def test_long_side_is_bicubic():
-    resized = RandomLongSide(50, 50)(picture(100, 61))
-    assert np.array_equal(resized, picture(100, 61).resize((50, 30), Image.Resampling.BICUBIC))
+    resized = RandomLongSide(50, 50)(gradient(100, 61))
+    assert np.array_equal(resized, gradient(100, 61).resize((50, 30), Image.Resampling.BICUBIC))
 
 
 # --- the crop
@@ -117,30 +122,30 @@ def test_crops_are_windows_of_the_image_and_zeros(height, width):
 def test_training_input(size):
     transform = classifier_train(crop=96, long_side=(64, 128))
     for _ in range(10):
-        x = transform(picture(*size))
+        x = transform(gradient(*size))
         assert x.shape == (3, 96, 96)
         assert x.dtype == torch.float32
         inside = (x != 0).any(0)
         rows, columns = inside.any(1), inside.any(0)
-        assert inside.sum() == rows.sum() * columns.sum(), "zeros are around the picture only"
+        assert inside.sum() == rows.sum() * columns.sum(), "zeros are around the image only"
         short, long = sorted((int(rows.sum()), int(columns.sum())))
         assert long >= 64, "it is not made smaller than asked"
         if long < 96:
             assert short == np.round(long * min(size) / max(size)), "nor squeezed"
 
 
-def test_the_scale_is_kept_by_the_crop():
-    """Neighbouring pixels differ as in the resized picture: nothing is squeezed into the square."""
+def test_the_scale_is_preserved_by_the_crop():
+    """Neighbouring pixels differ as in the resized image: nothing is squeezed into the square."""
     transform = classifier_train(crop=64, long_side=(100, 100), **UNIT)
-    gradients = [transform(picture(200, 100))[0].diff(dim=1).abs().mean().item() for _ in range(8)]
+    gradients = [transform(gradient(200, 100))[0].diff(dim=1).abs().mean().item() for _ in range(8)]
     expected = 150 / 255 / 100
     assert all(gradient == pytest.approx(expected, rel=0.35) for gradient in gradients)
 
 
-def test_half_of_the_pictures_are_mirrored():
+def test_half_of_the_images_are_mirrored():
     transform = classifier_train(crop=32, long_side=(32, 32), **UNIT)
-    straight = to_input(picture(32, 32), **UNIT)
-    drawn = [transform(picture(32, 32)) for _ in range(400)]
+    straight = to_input(gradient(32, 32), **UNIT)
+    drawn = [transform(gradient(32, 32)) for _ in range(400)]
     mirrored = [torch.equal(x, straight.flip(2)) for x in drawn]
     assert all(m or torch.equal(x, straight) for x, m in zip(drawn, mirrored, strict=True))
     assert 160 < sum(mirrored) < 240
@@ -153,7 +158,7 @@ def test_padding_is_of_the_mean_colour():
 
 
 def test_validation_input():
-    image = picture(100, 40)
+    image = gradient(100, 40)
     x = classifier_val(crop=64)(image)
     assert torch.equal(x[:, :40], to_input(image)[:, :, :64])
     assert not x[:, 40:].any()
@@ -162,10 +167,10 @@ def test_validation_input():
 def test_randomness_is_torchs_own():
     transform = classifier_train(crop=32, long_side=(20, 60))
     state = torch.get_rng_state()
-    first = [transform(picture(50, 40)) for _ in range(4)]
+    first = [transform(gradient(50, 40)) for _ in range(4)]
     torch.set_rng_state(state)
     np.random.default_rng().random()
-    assert all(torch.equal(transform(picture(50, 40)), x) for x in first)
+    assert all(torch.equal(transform(gradient(50, 40)), x) for x in first)
 
 
 def test_impossible_settings():
@@ -211,7 +216,7 @@ def test_training_crops_and_mirrors_the_square():
 def test_classification_dataset(tmp_path):
     samples = [Sample("a", tmp_path / "a.png", (0, 2)), Sample("b", tmp_path / "b.png", ())]
     for sample in samples:
-        picture(40, 30).convert("L").save(sample.image)
+        gradient(40, 30).convert("L").save(sample.image)
     dataset = pickle.loads(pickle.dumps(ClassificationDataset(samples, 3, classifier_val(32))))
     images, labels = next(iter(DataLoader(dataset, batch_size=2, num_workers=1)))
     assert images.shape == (2, 3, 32, 32)
@@ -231,3 +236,73 @@ def test_items_need_one_label():
     for labels in ((), (0, 1), (2,)):
         with pytest.raises(AdvCAMError, match="it should have one of 2"):
             SingleLabelDataset([Sample("a", Path("a.jpg"), labels)], 2, wsol_eval())
+
+
+# --- segmentation
+
+
+def labelled_image(height: int, width: int) -> tuple[Image.Image, torch.Tensor]:
+    """Labels 0 to 19 in columns, and a image of which each pixel's red tells its label."""
+    labels = (torch.arange(width) * 20 // width).expand(height, width).to(torch.uint8)
+    red = labels * 10
+    pixels = torch.stack([red, red, red], -1).numpy()
+    return Image.fromarray(pixels), labels
+
+
+@pytest.mark.parametrize("size", [(30, 40), (90, 20), (200, 150)])
+def test_labels_stay_with_their_pixels(size):
+    train = SegmentationTrain(64, (1.0,), mean=(0.0,) * 3, std=(10 / 255,) * 3)
+    places = set()
+    for seed in range(20):
+        torch.manual_seed(seed)
+        x, y = train(*labelled_image(*size))
+        assert (x.shape, x.dtype, y.shape, y.dtype) == ((3, 64, 64), torch.float32, (64, 64), torch.uint8)
+        assert type(x) is type(y) is torch.Tensor
+        void = y == 255
+        torch.testing.assert_close(x[0][~void], y[~void].float(), rtol=0, atol=1e-4)
+        assert not x[:, void].any()
+        places.add(tuple(y[0].tolist()))
+    assert len(places) > 1  # mirrored, or cut elsewhere
+
+
+def test_padding_is_right_and_below():
+    x, y = PadRightAndBelow(5)(torch.ones(3, 2, 7), Mask(torch.ones(2, 7, dtype=torch.uint8)))
+    assert (x.shape, y.shape) == ((3, 5, 7), (5, 7))
+    assert x[:, :2].all()
+    assert not x[:, 2:].any()
+    assert (y[2:] == 255).all()
+    x, _ = PadRightAndBelow(5)(torch.ones(3, 9, 4), Mask(torch.ones(9, 4, dtype=torch.uint8)))
+    assert x.shape == (3, 9, 5)
+    assert not x[..., 4].any()
+
+
+def test_scales_are_drawn_evenly_and_sides_rounded_down():
+    torch.manual_seed(0)
+    scale = RandomScaleOf((0.5, 1.25, 2.0))
+    labels = Mask(torch.zeros(11, 7, dtype=torch.uint8))
+    drawn = [tuple(scale(torch.zeros(3, 11, 7), labels)[1].shape) for _ in range(300)]
+    assert {size: 80 < drawn.count(size) < 120 for size in drawn} == {(5, 3): True, (13, 8): True, (22, 14): True}
+
+
+@pytest.mark.parametrize("factor", [0.5, 0.75, 1.75])
+def test_scaling_is_bilinear_without_smoothing_and_nearest(factor):
+    generator = torch.Generator().manual_seed(0)
+    image, labels = torch.rand(3, 33, 27, generator=generator), torch.randint(0, 255, (33, 27), dtype=torch.uint8)
+    x, y = RandomScaleOf((factor,))(image, Mask(labels))
+    size = (int(33 * factor), int(27 * factor))
+    torch.testing.assert_close(x, F.interpolate(image[None], size, mode="bilinear", align_corners=False)[0])
+    expected = Image.fromarray(labels.numpy()).resize(size[::-1], Image.Resampling.NEAREST)
+    assert np.array_equal(y.numpy(), np.array(expected))
+
+
+def test_half_are_mirrored():
+    train = SegmentationTrain(20, (1.0,))
+    torch.manual_seed(1)
+    rising = [int(train(*labelled_image(20, 20))[1][0, 0]) == 0 for _ in range(200)]
+    assert 75 < sum(rising) < 125
+
+
+@pytest.mark.parametrize("options", [{"crop": 0}, {"scales": ()}, {"scales": (1.0, 0.0)}])
+def test_what_is_rejected(options):
+    with pytest.raises(AdvCAMError, match="the crop must be at least 1 and scales above 0"):
+        SegmentationTrain(**options)

@@ -126,7 +126,7 @@ def test_a_list_of_train_aug_goes_first(voc):
             ("SegmentationClassAug",),
         ),
     ],
-    ids=["ids", "Windows", "photographs", "photographs and masks"],
+    ids=["ids", "Windows", "images", "images and masks"],
 )
 def test_styles_of_lists(voc, tmp_path, text, folders):
     (tmp_path / "mine.txt").write_text(text, encoding="utf-8")
@@ -218,7 +218,7 @@ def test_annotations(tmp_path):
 @pytest.mark.parametrize(
     "entity", ['<!ENTITY a "person">', '<!ENTITY a SYSTEM "file:///etc/hostname">', '<!ENTITY % a "x">']
 )
-def test_annotations_with_entities_are_refused(tmp_path, entity):
+def test_annotations_with_entities_are_rejected(tmp_path, entity):
     file = tmp_path / "a.xml"
     file.write_text(f"<!DOCTYPE annotation [{entity}]><annotation><object><name>&a;</name></object></annotation>")
     with pytest.raises(AdvCAMError, match=r"a\.xml is rejected: it has a DTD"):
@@ -237,10 +237,10 @@ def test_an_image_without_annotation_is_not_one_without_objects(voc):
         read_voc(voc, "train")
 
 
-# --- photographs
+# --- images
 
 
-def test_missing_photographs(voc):
+def test_missing_images(voc):
     (voc / "JPEGImages" / "2007_000032.jpg").unlink()
     data = read_voc(voc, "train")
     with pytest.raises(AdvCAMError, match=r"no such image file: .*2007_000032\.jpg"):
@@ -255,7 +255,7 @@ def test_missing_photographs(voc):
         read_voc(voc, "train")
 
 
-def test_two_photographs_of_one_id(voc):
+def test_two_images_of_one_id(voc):
     Image.new("RGB", (8, 6)).save(voc / "JPEGImages" / "2007_000032.png")
     with pytest.raises(AdvCAMError, match=r"two images of one id: .*2007_000032\.jpg and 2007_000032\.png; remove one"):
         read_voc(voc, "train")
@@ -273,14 +273,14 @@ def test_wrong_roots(tmp_path, voc):
 # --- the real thing
 
 
-def test_real_photographs(data_root):
+def test_real_images(data_root):
     splits = {split: read_voc(data_root / "voc", split) for split in ("train", "val", "trainval")}
     assert {split: len(data.samples) for split, data in splits.items()} == {"train": 70, "val": 24, "trainval": 94}
     together = {s.id for s in splits["train"].samples} | {s.id for s in splits["val"].samples}
     assert together == {s.id for s in splits["trainval"].samples}
     for sample in splits["trainval"].samples:
         mask = splits["trainval"].mask(sample)
-        picture = read_rgb(sample.image)
-        assert mask.shape == (picture.height, picture.width)
+        image = read_rgb(sample.image)
+        assert mask.shape == (image.height, image.width)
         assert set(mask.unique().tolist()) - {0, 255} <= {k + 1 for k in sample.labels}
         assert sample.labels
