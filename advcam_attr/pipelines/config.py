@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -91,13 +90,6 @@ def path_of(text: str | Path) -> Path:
     if "$" in expanded:
         raise AdvCAMError(f"{text}: set the environment variable {expanded[expanded.index('$') :].split('/')[0]}")
     return Path(expanded)
-
-
-def require_at_least(config: Any, section: str, least: float, *names: str) -> None:
-    """Check that fields of a dataclass are finite and at least ``least``; ``section`` is its YAML key."""
-    for name in names:
-        if not least <= getattr(config, name) < math.inf:
-            raise AdvCAMError(f"{section}.{name} must be at least {least}, got {getattr(config, name)}")
 
 
 def with_paths(config: Config, *names: str) -> Config:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveInt
+
 from advcam_attr.networks.backbone import Backbone
 from advcam_attr.networks.cct import CCT, DEEP_BASE, Norms, cct_net
 from advcam_attr.networks.cct_perturbations import AUXILIARY
-from advcam_attr.pipelines.config import MaskedData, require_at_least, with_paths
+from advcam_attr.pipelines.config import MaskedData, with_paths
 from advcam_attr.refine.crf import CRF_RECIPES
 from advcam_attr.registry import lookup
 from advcam_attr.runs.runtime import Runtime
@@ -29,14 +31,10 @@ class SemiDataConfig(MaskedData):
     """
 
     labelled: str = "train"
-    labelled_count: int | None = None
+    labelled_count: PositiveInt | None = None
     unlabelled: str = "train_aug"
     pseudo: str | None = None
     val: str | None = "val"
-
-    def __post_init__(self) -> None:
-        if self.labelled_count is not None:
-            require_at_least(self, "data", 1, "labelled_count")
 
 
 @dataclass(frozen=True)
@@ -88,25 +86,23 @@ class SemiSettings:
     """
 
     optimizer: Optimizer = Optimizer(0.001, head_lr=0.01)
-    epochs: int = 80
+    epochs: PositiveInt = 80
     batch: int = 10
-    crop: int = 320
+    crop: PositiveInt = 320
     long_side: tuple[int, int] = (200, 800)
     supervised: Supervision = "ce"
-    unsupervised_weight: float = 30.0
-    weak_weight: float = 0.4
-    ramp_up: float = 0.1
+    unsupervised_weight: NonNegativeFloat = 30.0
+    weak_weight: NonNegativeFloat = 0.4
+    ramp_up: NonNegativeFloat = 0.1
     confidence: float | None = None
-    pairwise_weight: float = 0.0
-    validate_every: int = 5
-    patience: int = 10
-    checkpoint_every: int = 200
+    pairwise_weight: NonNegativeFloat = 0.0
+    validate_every: PositiveInt = 5
+    patience: NonNegativeInt = 10
+    checkpoint_every: PositiveInt = 200
 
     def __post_init__(self) -> None:
-        require_at_least(self, "training", 1, "epochs", "crop", "checkpoint_every", "validate_every")
-        require_at_least(self, "training", 2, "batch")
-        weights = ("unsupervised_weight", "weak_weight", "ramp_up", "pairwise_weight", "patience")
-        require_at_least(self, "training", 0, *weights)
+        if self.batch < 2:
+            raise AdvCAMError(f"training.batch must be at least 2, got {self.batch}")
         if self.confidence is not None and not 0 <= self.confidence < 1:
             raise AdvCAMError(f"training.confidence must lie in 0 to 1, or be null, got {self.confidence}")
         if not 1 <= self.long_side[0] <= self.long_side[1]:

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from jsonargparse.typing import PositiveInt
+
 from advcam_attr.data.cub import read_cub
 from advcam_attr.data.cutmix import CutMix
 from advcam_attr.data.imagenet import read_imagenet
@@ -20,7 +22,7 @@ from advcam_attr.metrics.localization import Contours
 from advcam_attr.networks.backbone import Backbone
 from advcam_attr.networks.wsol import wsol_net
 from advcam_attr.networks.wsol_parts import Norms, WSOLNet
-from advcam_attr.pipelines.config import check_keys, path_of, require_at_least, with_paths
+from advcam_attr.pipelines.config import check_keys, path_of, with_paths
 from advcam_attr.pipelines.wsol.evaluate import Search
 from advcam_attr.runs.runtime import Runtime
 from advcam_attr.training.fit import Optimizer
@@ -57,17 +59,16 @@ class WSOLClassifierSettings:
     backbone: Backbone = Backbone("torchvision/resnet50", stride=8)
     norms: Norms = "batch"
     optimizer: Optimizer = Optimizer(2.3222617e-4, nesterov=True)
-    epochs: int = 50
-    batch: int = 32
-    resize: int = 256
-    crop: int = 224
-    decay_every: int = 15
+    epochs: PositiveInt = 50
+    batch: PositiveInt = 32
+    resize: PositiveInt = 256
+    crop: PositiveInt = 224
+    decay_every: PositiveInt = 15
     cutmix_probability: float = 0.0
     cutmix_beta: float = 1.0
-    checkpoint_every: int = 1000
+    checkpoint_every: PositiveInt = 1000
 
     def __post_init__(self) -> None:
-        require_at_least(self, "classifier", 1, "epochs", "batch", "crop", "decay_every", "checkpoint_every")
         if self.resize < self.crop:
             raise AdvCAMError(f"classifier.crop must be at most resize, got {self.crop} and {self.resize}")
         CutMix(self.cutmix_beta, self.cutmix_probability)
@@ -127,7 +128,7 @@ class WSOLDataConfig:
     val: str | None = None
     score: str = "test"
     shards: str | None = None
-    per_class: int | None = None
+    per_class: PositiveInt | None = None
 
     def __post_init__(self) -> None:
         if self.kind == "metadata" and self.metadata is None:
@@ -196,14 +197,13 @@ class WSOLMapConfig:
     recipe: str = "wsol"
     overrides: dict[str, Any] = field(default_factory=dict)
     base: str = "cam"
-    size: int = 224
-    batch: int = 8
+    size: PositiveInt = 224
+    batch: PositiveInt = 8
 
     def __post_init__(self) -> None:
         if not self.methods:
             raise AdvCAMError("maps.methods names no method: give cam, climb, advcam, or some of them")
         _require_unique("maps.methods", self.methods)
-        require_at_least(self, "maps", 1, "size", "batch")
 
 
 @dataclass(frozen=True)
@@ -218,12 +218,11 @@ class BoxConfig:
 
     contours: tuple[Contours, ...] = ("all",)
     search: Search = "auto"
-    processes: int = 1
+    processes: PositiveInt = 1
 
     def __post_init__(self) -> None:
         if "all" not in self.contours:
             raise AdvCAMError("score.contours must have all, which the paper's tables show")
-        require_at_least(self, "score", 1, "processes")
 
 
 @dataclass(frozen=True)

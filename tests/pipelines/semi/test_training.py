@@ -247,7 +247,6 @@ def test_settings_that_do_not_fit(changes, message, given, tmp_path):
     ("make", "message"),
     [
         (lambda: SemiSettings(batch=1), "training.batch must be at least 2, got 1"),
-        (lambda: SemiSettings(weak_weight=math.nan), "training.weak_weight must be at least 0"),
         (lambda: SemiSettings(confidence=1.0), "training.confidence must lie in 0 to 1"),
         (lambda: SemiSettings(long_side=(9, 3)), "long_side must ascend"),
         (lambda: SemiPredictConfig(scales=()), "predict.scales must lie between 0 and 16, and be at least one"),
@@ -255,7 +254,6 @@ def test_settings_that_do_not_fit(changes, message, given, tmp_path):
         (lambda: SemiPredictConfig(scales=(math.nan,)), "predict.scales must lie between 0 and 16"),
         (lambda: SemiPredictConfig(scales=(17.0,)), "predict.scales must lie between 0 and 16"),
         (lambda: SemiPredictConfig(crf="deepalb"), "deeplab"),
-        (lambda: SemiDataConfig(".", labelled_count=0), "labelled_count must be at least 1"),
     ],
 )
 def test_bad_settings(make, message):

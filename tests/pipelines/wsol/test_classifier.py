@@ -215,7 +215,6 @@ def test_bad_input(tmp_path, pictures):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"epochs": 0}, "epochs must be at least 1"),
         ({"resize": 200}, "crop must be at most resize"),
         ({"cutmix_beta": 0.0}, "takes a positive beta"),
     ],
