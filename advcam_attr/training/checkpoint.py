@@ -1,6 +1,6 @@
-"""A training in; a file that it continues from, bit by bit, and back.
+"""Checkpoints from which a training resumes bit by bit.
 
-The file holds tensors, numbers, strings, lists and dicts only, so that reading it can never run code.
+They hold tensors, numbers, strings, lists and dicts only, so that reading one never runs code.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ _KEYS = {"config", "step", "model", "optimizer", "scaler", "random"}
 
 
 def save_checkpoint(path: Path, training: Training, config: Mapping[str, Any], shard: Shard = ALONE) -> None:
-    """Write all that the training's next step depends on; every rank calls it, the first one writes.
+    """Write the state of a training atomically; called by every rank, written by the first.
 
     Args:
-        path: written whole or not at all; what it held before is replaced.
+        path: of the file.
         training: between two steps.
-        config: what the training was started with, as JSON would give it back.
+        config: of the training, as JSON.
         shard: which process this is.
 
     Raises:
@@ -52,37 +52,32 @@ def save_checkpoint(path: Path, training: Training, config: Mapping[str, Any], s
     with replacing(path) as file:
         try:
             torch.save(content, file)
-        except (OSError, RuntimeError) as error:  # torch's writer says little about a full disk
+        except (OSError, RuntimeError) as error:  # torch's writer does not name a full disk
             raise AdvCAMError(f"cannot write the checkpoint {path}; is the disk full?") from error
 
 
 def read_training(path: Path) -> dict[str, Any]:
-    """Read what `save_checkpoint` wrote, on the CPU.
+    """Read a checkpoint to the CPU.
 
     Raises:
-        AdvCAMError: the file is damaged or of another kind.
+        AdvCAMError: the file is damaged or no checkpoint.
     """
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
-        raise AdvCAMError(f"cannot read the checkpoint {path}: damaged? remove it to start anew") from error
+        raise AdvCAMError(f"cannot read the checkpoint {path}: damaged? remove it to start over") from error
     if not isinstance(content, dict) or not content.keys() >= _KEYS:
-        raise AdvCAMError(f"{path} is not a checkpoint of a training; remove it to start anew")
+        raise AdvCAMError(f"{path} is not a checkpoint of a training; remove it to start over")
     return content
 
 
 def restore(training: Training, content: Mapping[str, Any], shard: Shard = ALONE) -> None:
-    """Put a checkpoint's content into a training of the same net, and its random states into this process.
+    """Restore a training of the same net, and the random states of this process, from a checkpoint's content.
 
-    With another number of ranks than before, ranks that had no state keep the one they have.
-
-    Args:
-        training: changed in place.
-        content: from `read_training`.
-        shard: which process this is.
+    With more ranks than the checkpoint was written by, additional ranks keep their random states.
 
     Raises:
-        AdvCAMError: it is of another net.
+        AdvCAMError: the checkpoint is of another net.
     """
     try:
         training.model.load_state_dict(content["model"])
@@ -90,7 +85,7 @@ def restore(training: Training, content: Mapping[str, Any], shard: Shard = ALONE
         if training.ema is not None:
             training.ema.load_state_dict(content["ema"])
     except (RuntimeError, ValueError, KeyError) as error:
-        raise AdvCAMError("the checkpoint is of another net; choose another folder to start anew") from error
+        raise AdvCAMError("the checkpoint is of another net; choose another folder to start over") from error
     training.scaler.load_state_dict(content["scaler"])
     training.step = content["step"]
     if shard.rank < len(content["random"]):
@@ -98,7 +93,7 @@ def restore(training: Training, content: Mapping[str, Any], shard: Shard = ALONE
 
 
 def random_states(device: torch.device) -> dict[str, Any]:
-    """The random states of torch (and of the device, if it is a GPU), NumPy and Python, as tensors and numbers."""
+    """Return the random states of torch (and of a GPU), NumPy and Python as tensors and numbers."""
     name, keys, place, has_gauss, gauss = np.random.get_state()  # noqa: NPY002
     version, numbers, following = random.getstate()
     return {
@@ -110,7 +105,7 @@ def random_states(device: torch.device) -> dict[str, Any]:
 
 
 def set_random_states(states: Mapping[str, Any], device: torch.device) -> None:
-    """Put back what `random_states` gave for a device of the same kind."""
+    """Set the states returned by `random_states` for a device of the same kind."""
     torch.random.set_rng_state(states["torch"])
     for state in states["cuda"] if device.type == "cuda" else []:
         torch.cuda.set_rng_state(state, device)
@@ -122,7 +117,7 @@ def set_random_states(states: Mapping[str, Any], device: torch.device) -> None:
 
 @contextmanager
 def own_randomness(device: torch.device) -> Iterator[None]:
-    """A block after which the global random states are as they were."""
+    """Restore the global random states after a block."""
     states = random_states(device)
     try:
         yield

@@ -1,4 +1,4 @@
-"""Processes that were launched together in; a group in which they meet and exchange values, out."""
+"""Distributed data parallel training: process group and collectives."""
 
 from __future__ import annotations
 
@@ -18,36 +18,29 @@ from advcam_attr.types import AdvCAMError
 
 @contextlib.contextmanager
 def process_group(shard: Shard, device: torch.device, env: Mapping[str, str] | None = None) -> Iterator[None]:
-    """A block in which ranks that train together can talk to each other; nothing is set up for one rank alone.
-
-    The ranks meet under the run's id and the number of its restarts, so that after a restart none can read addresses
-    that an earlier attempt left behind.
+    """Set up the process group of the ranks of a launch; nothing for one rank.
 
     Args:
-        shard: which of them this one is; from `advcam_attr.runs.sharding.shard_of_launch`.
-        device: GPUs talk by NCCL, each for one process; CPUs by Gloo.
-        env: the environment; None is the process's own.
+        shard: from `advcam_attr.runs.sharding.shard_of_launch`.
+        device: GPUs, one a process, communicate by NCCL, CPUs by Gloo.
+        env: instead of ``os.environ``.
 
     Raises:
-        AdvCAMError: the environment does not say where to meet, or ``torchrun`` started more processes than there are
-            GPUs.
+        AdvCAMError: ``MASTER_ADDR`` is missing, or ``torchrun`` started more processes than there are GPUs.
     """
     if shard.world == 1:
         yield
         return
     env = os.environ if env is None else env
     if device.type == "cuda":
-        count, wanted = torch.cuda.device_count(), number(env, "LOCAL_WORLD_SIZE") if "LOCAL_WORLD_SIZE" in env else 1
-        if wanted > count:
+        gpus, ranks = torch.cuda.device_count(), number(env, "LOCAL_WORLD_SIZE") if "LOCAL_WORLD_SIZE" in env else 1
+        if ranks > gpus:
             raise AdvCAMError(
-                f"{wanted} ranks on this machine need a GPU each, and there are {count}; start fewer, or use cpu"
+                f"{ranks} ranks on this machine need a GPU each, and there are {gpus}; start fewer, or use cpu"
             )
         torch.cuda.set_device(device)
     dist.init_process_group(
-        "nccl" if device.type == "cuda" else "gloo",
-        store=_meeting_place(shard, env),
-        rank=shard.rank,
-        world_size=shard.world,
+        "nccl" if device.type == "cuda" else "gloo", store=_store(shard, env), rank=shard.rank, world_size=shard.world
     )
     try:
         yield
@@ -55,10 +48,10 @@ def process_group(shard: Shard, device: torch.device, env: Mapping[str, str] | N
         dist.destroy_process_group()
 
 
-def _meeting_place(shard: Shard, env: Mapping[str, str]) -> dist.Store:
+def _store(shard: Shard, env: Mapping[str, str]) -> dist.Store:
     if "MASTER_ADDR" not in env:
         raise AdvCAMError("MASTER_ADDR is not set; start with torchrun, or set MASTER_ADDR and MASTER_PORT before srun")
-    hosted = env.get("TORCHELASTIC_USE_AGENT_STORE") == "True"  # torchrun's agent holds the store
+    hosted = env.get("TORCHELASTIC_USE_AGENT_STORE") == "True"  # by torchrun's agent
     store = dist.TCPStore(
         env["MASTER_ADDR"],
         number(env, "MASTER_PORT"),
@@ -70,7 +63,7 @@ def _meeting_place(shard: Shard, env: Mapping[str, str]) -> dist.Store:
 
 
 def attempt(env: Mapping[str, str]) -> str:
-    """What tells one attempt of a run from all others.
+    """Return the key of one attempt of a run, so that no rank reads addresses of an attempt before a restart.
 
     Example:
         >>> attempt({"TORCHELASTIC_RUN_ID": "voc", "TORCHELASTIC_RESTART_COUNT": "2"})
@@ -82,7 +75,7 @@ def attempt(env: Mapping[str, str]) -> str:
 
 
 def mean_over_ranks(value: Tensor) -> float:
-    """The mean of a scalar over all ranks; its value where there is one rank."""
+    """Return the mean of a scalar over all ranks."""
     if dist.is_initialized():
         value = value.detach().clone()
         dist.all_reduce(value)
@@ -91,16 +84,16 @@ def mean_over_ranks(value: Tensor) -> float:
 
 
 def share_buffers(net: nn.Module) -> None:
-    """Give every rank the first one's buffers, such as the running statistics of norms, which differ after training."""
+    """Give all ranks the first one's buffers, e.g. running statistics of norms, which differ after training."""
     if dist.is_initialized():
         for buffer in net.buffers():
             dist.broadcast(buffer, 0)
 
 
 def gather(content: Any) -> list[Any]:
-    """What each rank has, by rank, on every rank; content that can be pickled."""
+    """Return the picklable content of each rank, on every rank."""
     if not dist.is_initialized():
         return [content]
-    found: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(found, content)
-    return found
+    contents: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(contents, content)
+    return contents

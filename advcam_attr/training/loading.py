@@ -1,4 +1,4 @@
-"""A data set and a seed in; the batches of every step, the same in every run and from any step on, out."""
+"""Data loading: batches that depend on seed and step alone, so that training resumes at any step."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Item = tuple[int, int]  # epoch, index
 
 
 class Items(Protocol):
-    """A data set: images and labels by index."""
+    """A data set of images and targets."""
 
     def __len__(self) -> int: ...
 
@@ -30,29 +30,24 @@ class EpochItems(Protocol):
     """A data set whose items differ from epoch to epoch by more than their augmentation."""
 
     def of_epoch(self, epoch: int) -> Items:
-        """The items of an epoch, from 0."""
+        """Return the items of an epoch, from 0."""
 
 
 def epoch_order(count: int, seed: int, epoch: int) -> list[int]:
-    """The order of an epoch; it depends on the seed and the epoch alone.
-
-    Example:
-        >>> epoch_order(5, seed=0, epoch=1) == epoch_order(5, seed=0, epoch=1)
-        True
-    """
+    """Return the random order of an epoch."""
     generator = torch.Generator().manual_seed(mixed_seed(seed, epoch))
     return torch.randperm(count, generator=generator).tolist()
 
 
 class TrainingBatches(Sampler[list[Item]]):
-    """Which items each step of a training sees: epochs in random order, the rest that fills no batch dropped.
+    """Epoch and index of the items of each step's batch; the rest of an epoch that fills no batch is dropped.
 
     Args:
-        count: of the data set.
-        batch: of all ranks together, which share it evenly.
+        count: length of the data set.
+        batch: items of a batch, of all ranks together.
         seed: of the order.
-        steps: from the first to the one before the last, of the whole training.
-        shard: whose share.
+        steps: first step and end.
+        shard: whose part of each batch.
 
     Example:
         >>> alone = list(TrainingBatches(5, 2, seed=0, steps=(0, 4)))
@@ -80,10 +75,10 @@ class TrainingBatches(Sampler[list[Item]]):
 
 
 class SeededItems(Dataset[Any]):
-    """A data set whose random augmentation depends on the seed, the epoch and the index alone.
+    """A data set whose augmentation depends on seed, epoch and index alone, in whichever process an item is read.
 
-    The random states of torch, NumPy and Python are seeded before an item is read and put back afterwards: an item is
-    the same in whichever worker, process or run it is read. An item that cannot be read comes as its error.
+    The random states of torch, NumPy and Python are seeded for each item and restored. An unreadable item is returned
+    as its error.
     """
 
     def __init__(self, items: Items, seed: int) -> None:
@@ -94,7 +89,7 @@ class SeededItems(Dataset[Any]):
 
     def __getitem__(self, item: Item) -> tuple[Tensor, Tensor] | AdvCAMError:
         epoch, index = item
-        kept = random.getstate(), np.random.get_state()  # noqa: NPY002
+        states = random.getstate(), np.random.get_state()  # noqa: NPY002
         try:
             with torch.random.fork_rng(devices=[]):
                 number = mixed_seed(self.seed, epoch, index)
@@ -106,27 +101,24 @@ class SeededItems(Dataset[Any]):
         except AdvCAMError as error:
             return error
         finally:
-            random.setstate(kept[0])
-            np.random.set_state(kept[1])  # noqa: NPY002
+            random.setstate(states[0])
+            np.random.set_state(states[1])  # noqa: NPY002
 
 
 def load_batches(
     items: Items, batches: Sampler[list[Item]] | Sequence[list[Item]], *, seed: int, workers: int = 0, pin: bool = False
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Read batches, in worker processes if there are any.
+    """Yield batches of images and targets.
 
     Args:
         items: the data set.
-        batches: the epoch and index of each item of each batch.
+        batches: epoch and index of the items of each batch.
         seed: of the augmentation.
-        workers: how many processes; the batches do not depend on it.
-        pin: keep batches where a GPU can fetch them.
-
-    Yields:
-        Images ``(N, 3, H, W)`` and labels ``(N, K)``.
+        workers: processes that load; the batches do not depend on it.
+        pin: whether to use pinned memory.
 
     Raises:
-        AdvCAMError: an item cannot be read.
+        AdvCAMError: an item is unreadable.
     """
     loader: DataLoader[Any] = DataLoader(
         SeededItems(items, seed),
@@ -135,7 +127,7 @@ def load_batches(
         collate_fn=_collate,
         worker_init_fn=_one_thread,
         pin_memory=pin,
-        generator=torch.Generator().manual_seed(0),  # else a loader draws from the global random state
+        generator=torch.Generator().manual_seed(0),  # without one, loaders draw from the global random state
     )
     for batch in loader:
         if isinstance(batch, AdvCAMError):
@@ -152,7 +144,7 @@ def _one_thread(worker: int) -> None:
 
 
 def mixed_seed(*numbers: int) -> int:
-    """One seed from several numbers.
+    """Return one seed made of several numbers.
 
     Example:
         >>> mixed_seed(0, 1) != mixed_seed(1, 0)

@@ -1,7 +1,7 @@
-"""A net, its training data and its loss in; the trained net's file, however often the training is interrupted, out.
+"""Training of a net in a folder, resumed exactly after any interruption.
 
-In the output folder: ``training.json`` (what the training depends on), ``checkpoint.pt`` (the training as it stands),
-``log.jsonl`` (one record a step), and when all is done the net's file.
+The folder holds ``training.json`` (the settings), ``checkpoint.pt``, ``log.jsonl`` (one record a step), and at the end
+the net's file.
 """
 
 from __future__ import annotations
@@ -27,14 +27,13 @@ from advcam_attr.runs.runtime import Runtime
 from advcam_attr.runs.sharding import Shard, shard_of_launch
 from advcam_attr.training.checkpoint import own_randomness, read_training, restore, save_checkpoint
 from advcam_attr.training.distributed import gather, process_group
-from advcam_attr.training.fit import Group, Optimizer, Schedule, Training, fit, loss_scaler, poly, sgd
+from advcam_attr.training.fit import Group, Optimizer, Schedule, StepRecord, Training, fit, loss_scaler, poly, sgd
 from advcam_attr.training.loading import Items, TrainingBatches, load_batches, mixed_seed
-from advcam_attr.training.log import training_log
+from advcam_attr.training.log import json_log
 from advcam_attr.training.losses.classification import Loss, SteppedLoss
 from advcam_attr.types import AdvCAMError
 
 logger = logging.getLogger(__name__)
-
 
 Batch = tuple[Tensor, Tensor]
 
@@ -90,7 +89,7 @@ class TrainingTask:
 
     @property
     def per_epoch(self) -> int:
-        """Steps of an epoch, whose rest that fills no batch is dropped."""
+        """Steps of an epoch."""
         return len(self.items) // self.batch
 
     @property
@@ -99,25 +98,22 @@ class TrainingTask:
         return self.per_epoch * self.epochs if self.steps is None else self.steps
 
 
-def train(
-    task: TrainingTask,
-    out: Path,
-) -> Path:
-    """Train a net, or go on with a training that was interrupted; nothing is done where the net's file is there.
+def train(task: TrainingTask, out: Path) -> Path:
+    """Train a net or resume its training; return at once if the net's file exists.
 
-    Under ``torchrun`` or ``srun``, all ranks share each batch; they need to see the same folder. Killed at any moment,
-    a training on the CPU ends with the same bits.
+    Under ``torchrun`` or ``srun`` all ranks share each batch; they need a common folder. Interrupted at any moment, a
+    training on the CPU ends with the same bits.
 
     Args:
-        task: what and how. The net's mode and device are as before afterwards; if its file is there, it is not read.
+        task: what and how; the net's mode and device are restored at the end.
         out: the folder.
 
     Returns:
         The net's file.
 
     Raises:
-        AdvCAMError: the folder holds another training (the difference is told), there are fewer images than one
-            batch, an item cannot be read, the loss is not finite, or a file cannot be written.
+        AdvCAMError: the folder holds another training, there are fewer images than one batch, an item is unreadable,
+            the loss is not finite, or a file cannot be written.
     """
     shard = shard_of_launch()
     device = task.runtime.torch_device(shard)
@@ -131,26 +127,20 @@ def train(
         return _train(task, out, shard, device)
 
 
-def _train(
-    task: TrainingTask,
-    out: Path,
-    shard: Shard,
-    device: torch.device,
-) -> Path:
-    file, kept = out / task.file, out / "checkpoint.pt"
-    record = out / "training.json"
+def _train(task: TrainingTask, out: Path, shard: Shard, device: torch.device) -> Path:
+    file, checkpoint, record = out / task.file, out / "checkpoint.pt", out / "training.json"
     if task.runtime.overwrite and shard.rank == 0 and (read_record(record) or {}).get("settings") != task.depends_on:
-        for old in (record, file, kept):
+        for old in (record, file, checkpoint):
             old.unlink(missing_ok=True)
     gather(None)
-    digest = check_settings(record, task.depends_on)
-    stored = read_training(kept) if not file.is_file() and kept.is_file() else None
-    if stored is not None and stored["config"] != {"digest": digest}:
-        raise AdvCAMError(f"{kept} is of another training than {record}; remove it to start anew")
+    config = {"digest": check_settings(record, task.depends_on)}
+    stored = read_training(checkpoint) if not file.is_file() and checkpoint.is_file() else None
+    if stored is not None and stored["config"] != config:
+        raise AdvCAMError(f"{checkpoint} is of another training than {record}; remove it to start over")
     if len(set(gather((file.is_file(), stored["step"] if stored else 0)))) > 1:
         raise AdvCAMError(f"the ranks see different files in {out}; it must be a folder that all of them share")
     if file.is_file():
-        logger.info(f"{file} is there: nothing to train")
+        logger.info(f"{file} exists: nothing to train")
         return file
     if shard.rank == 0:
         remove_leftovers(out)
@@ -162,73 +152,68 @@ def _train(
         training.ema = AveragedModel(task.net, multi_avg_fn=get_ema_multi_avg_fn(task.ema_decay))
     if stored is not None:
         restore(training, stored, shard)
-        logger.info(f"going on from step {training.step} of {kept}")
-    _steps(task, training, out, {"digest": digest}, shard, device)
+        logger.info(f"resuming at step {training.step} of {checkpoint}")
+    _run(task, training, out, shard, lambda: save_checkpoint(checkpoint, training, config, shard))
     if training.ema is not None:
         task.net.load_state_dict(training.ema.module.state_dict())
     if shard.rank == 0:
         task.save(file)
     logger.info(f"wrote {file}")
-    gather(None)  # no rank goes on before the file is there
+    gather(None)  # no rank continues before the file exists
     return file
 
 
-def _steps(
-    task: TrainingTask,
-    training: Training,
-    out: Path,
-    config: Mapping[str, Any],
-    shard: Shard,
-    device: torch.device,
-) -> None:
-    steps = task.all_steps
-    length = f"{task.epochs} epochs, " if task.steps is None else ""
-    logger.info(
-        f"training the {task.name} on {len(task.items)} images: {length}{steps} steps of {task.batch} images, on "
-        f"{shard.world} x {device.type}"
-    )
-    order = TrainingBatches(
-        len(task.items), task.batch, seed=task.runtime.seed, steps=(training.step, steps), shard=shard
-    )
-    batches = load_batches(
-        task.items, order, seed=task.runtime.seed, workers=task.runtime.workers, pin=device.type == "cuda"
-    )
-    if task.prepare is not None:
-        batches = task.prepare(batches, training.step)
-    schedule = task.schedule or poly(steps, task.optimizer.power, task.optimizer.lr_update_every)
-    records = fit(
-        training,
-        batches,
-        task.loss,
-        schedule,
-        autocast=task.runtime.autocast,
-        grad_accum=task.grad_accum,
-        replica=_replica(task.net, shard, device),
-    )
-    begun, clock, losses = training.step, time.monotonic(), []
+def _run(task: TrainingTask, training: Training, out: Path, shard: Shard, save: Callable[[], None]) -> None:
+    """Run the remaining steps, with log, validation and checkpoints."""
+    steps, start, clock, losses = task.all_steps, training.step, time.monotonic(), list[float]()
     board = out / "tensorboard" if task.tensorboard else None
     with ExitStack() as stack:
-        log = stack.enter_context(training_log(out / "log.jsonl", begun, board)) if shard.rank == 0 else None
-        bar = stack.enter_context(progress_bar(steps, f"training the {task.name}", "steps", initial=begun))
+        log = stack.enter_context(json_log(out / "log.jsonl", start, board)) if shard.rank == 0 else None
+        records = _records(task, training, shard)
+        bar = stack.enter_context(progress_bar(steps, f"training the {task.name}", "steps", initial=start))
         for record in records:
             if log is not None:
                 log.write({"step": record.step, "loss": record.loss, "lr": list(record.lr), **record.parts})
             losses.append(record.loss)
             bar.update(loss=record.loss)
-            reached = _mark(task, training.step)
-            if reached:
-                speed = (training.step - begun) * task.batch / max(time.monotonic() - clock, 1e-9)
-                logger.info(f"{reached}: loss {sum(losses) / len(losses):.4f}, {speed:.1f} images/s")
+            milestone = _milestone(task, training.step)
+            if milestone:
+                speed = (training.step - start) * task.batch / max(time.monotonic() - clock, 1e-9)
+                logger.info(f"{milestone}: loss {sum(losses) / len(losses):.4f}, {speed:.1f} images/s")
                 losses.clear()
                 epoch, rest = divmod(training.step, task.per_epoch)
                 if rest == 0 and task.after_epoch is not None and task.after_epoch(epoch):
-                    return  # without a checkpoint: a training that is killed from here on ends here again
-            if reached or training.step % task.checkpoint_every == 0:
-                save_checkpoint(out / "checkpoint.pt", training, config, shard)
+                    return  # without a checkpoint: interrupted from here on, the training ends here again
+            if milestone or training.step % task.checkpoint_every == 0:
+                save()
 
 
-def _mark(task: TrainingTask, step: int) -> str:
-    """What has been reached before a step, where it is worth telling: an epoch, or so many steps."""
+def _records(task: TrainingTask, training: Training, shard: Shard) -> Iterator[StepRecord]:
+    """Start the training loop from ``training.step`` on."""
+    steps, runtime = task.all_steps, task.runtime
+    device = next(task.net.parameters()).device
+    length = f"{task.epochs} epochs, " if task.steps is None else ""
+    logger.info(
+        f"training the {task.name} on {len(task.items)} images: {length}{steps} steps of {task.batch} images, on "
+        f"{shard.world} x {device.type}"
+    )
+    order = TrainingBatches(len(task.items), task.batch, seed=runtime.seed, steps=(training.step, steps), shard=shard)
+    batches = load_batches(task.items, order, seed=runtime.seed, workers=runtime.workers, pin=device.type == "cuda")
+    if task.prepare is not None:
+        batches = task.prepare(batches, training.step)
+    return fit(
+        training,
+        batches,
+        task.loss,
+        task.schedule or poly(steps, task.optimizer.power, task.optimizer.lr_update_every),
+        autocast=runtime.autocast,
+        grad_accum=task.grad_accum,
+        replica=_replica(task.net, shard, device),
+    )
+
+
+def _milestone(task: TrainingTask, step: int) -> str:
+    """Return what a step completes, if anything is to be reported: an epoch, or ``checkpoint_every`` steps."""
     if task.steps is None:
         epoch, rest = divmod(step, task.per_epoch)
         return "" if rest else f"epoch {epoch} of {task.epochs}"
@@ -243,7 +228,7 @@ def _replica(net: nn.Module, shard: Shard, device: torch.device) -> nn.Module | 
 
 @contextmanager
 def as_found(net: nn.Module) -> Iterator[None]:
-    """A block after which a net's mode, of each module, and its device are as they were."""
+    """Restore a net's device, and the mode of each of its modules, after a block."""
     modes, home = [(module, module.training) for module in net.modules()], next(net.parameters()).device
     try:
         yield

@@ -35,7 +35,7 @@ from advcam_attr.runs.sharding import Shard, shard_of_launch
 from advcam_attr.training.distributed import gather
 from advcam_attr.training.fit import RELEASED_MOMENTUM, Group, Optimizer
 from advcam_attr.training.loading import Items, load_batches
-from advcam_attr.training.log import read_log, training_log
+from advcam_attr.training.log import json_log, read_log
 from advcam_attr.training.losses.classification import LOSSES, Loss
 from advcam_attr.training.train import TrainingTask
 from advcam_attr.training.train import train as train_net
@@ -111,7 +111,7 @@ def train_classifier(
             measured = _validated(settings, net, val, loss, shard)
             if shard.rank == 0:
                 step, board = epoch * per_epoch - 1, out / "tensorboard" / "validation"
-                with training_log(out / _VALIDATION, step, board if settings.tensorboard else None) as log:
+                with json_log(out / _VALIDATION, step, board if settings.tensorboard else None) as log:
                     log.write({"step": step, "epoch": epoch, **measured})
             mean = "" if measured["val_map"] is None else f", mAP {100 * measured['val_map']:.1f}"
             logger.info(f"epoch {epoch}: validation loss {measured['val_loss']:.4f}{mean}")

@@ -1,7 +1,7 @@
-"""Scores of all decoders and labels in; the loss of cross-consistency training at a step, out.
+"""Cross-consistency training (CCT): the loss at each step.
 
-Ouali, Hudelot and Tami, CVPR 2020: what is labelled is learned by cross-entropy; on what is not, the auxiliary decoders
-learn to agree with the main one (consistency) and, where there are pseudo masks, to predict these (weak labels).
+Ouali, Hudelot and Tami, CVPR 2020. Labelled images are learned by cross-entropy; on unlabelled ones the auxiliary
+decoders are trained to agree with the main one (consistency) and, given pseudo masks, to predict them (weak labels).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Supervision = Literal["ce", "abce"]
 
 
 def ramp_up(step: int, steps: int) -> float:
-    """exp(-5 (1 - s)²), with s = step / steps, 1 at most.
+    """Return exp(-5 (1 - s)²) with s = min(step / steps, 1).
 
     Example:
         >>> [round(ramp_up(step, 10), 4) for step in (0, 5, 10, 20)]
@@ -34,7 +34,7 @@ def ramp_up(step: int, steps: int) -> float:
 
 
 def annealed_threshold(step: int, steps: int, classes: int, end: float = 0.9) -> float:
-    """abCE's threshold: from 1 / K towards 0.9, by 1 - exp(-5 s), over the first 40 % of the training.
+    """Return abCE's threshold, which rises from 1 / K towards 0.9 by 1 - exp(-5 s) over the first 40 % of the training.
 
     Example:
         >>> [round(annealed_threshold(step, 100, 21), 3) for step in (0, 10, 40, 100)]
@@ -45,14 +45,14 @@ def annealed_threshold(step: int, steps: int, classes: int, end: float = 0.9) ->
 
 
 def annealed_cross_entropy(scores: Tensor, labels: Tensor, threshold: float, min_kept: int = 1) -> Tensor:
-    """abCE: the mean cross-entropy of the pixels whose own class is less probable than a threshold; 0 if none is.
+    """Return abCE: the mean cross-entropy of pixels whose class is less probable than a threshold; 0 if none is.
 
-    Where fewer pixels than ``min_kept`` an image lie below it, the threshold is raised to keep that many.
+    The threshold is raised if fewer than ``min_kept`` pixels an image are below it.
 
     Args:
         scores: ``(N, K, H, W)``.
         labels: ``(N, H, W)``, in 0..K - 1 or 255.
-        threshold: of the probability; pixels at it or above are learned well enough.
+        threshold: of the probability.
         min_kept: pixels an image, counted over the batch.
     """
     target = labels.long()
@@ -68,12 +68,12 @@ def annealed_cross_entropy(scores: Tensor, labels: Tensor, threshold: float, min
 
 
 def consistency(scores: Tensor, target: Tensor, confidence: float | None = None) -> Tensor:
-    """The mean squared difference of softmax(scores) and a target.
+    """Return the mean squared difference of softmax(scores) and a target.
 
     Args:
         scores: an auxiliary decoder's, ``(N, K, H, W)``.
-        target: the main decoder's probabilities, ``(N, K, H, W)``; no gradient is taken of them.
-        confidence: only pixels whose most probable class exceeds it count; None counts all.
+        target: the main decoder's probabilities, ``(N, K, H, W)``; detached.
+        confidence: pixels whose most probable class is not above it are ignored; None for all.
     """
     squares = (scores.softmax(1) - target.detach()) ** 2
     if confidence is None:
@@ -83,14 +83,11 @@ def consistency(scores: Tensor, target: Tensor, confidence: float | None = None)
 
 
 def disagreement(scores: Tensor, most: int = 8) -> Tensor:
-    """The pair-wise constraint: the variance of auxiliary decoders' probabilities, summed over classes.
+    """Return the pair-wise constraint: the variance over decoders of their probabilities, summed over classes.
 
     Args:
         scores: of A decoders, ``(N, A, K, H, W)``.
-        most: of more decoders, so many are drawn at random.
-
-    Returns:
-        The mean over images and pixels.
+        most: number of decoders drawn at random if there are more.
     """
     chosen = torch.randperm(scores.shape[1])[:most]
     return scores[:, chosen].softmax(2).var(1, correction=0).sum(1).mean()
@@ -98,19 +95,19 @@ def disagreement(scores: Tensor, most: int = 8) -> Tensor:
 
 @dataclass(frozen=True)
 class CCTLoss:
-    """The loss of a training, by step. Under several ranks, each term is the mean of the ranks' own.
+    """The loss of a training. With several ranks, each term is the mean of the ranks' own.
 
-    Departure from the released code: there the pair-wise constraint is added after the total has been formed, so that
-    it never trains; here it is part of the total. Effect: none unless it is turned on.
+    Departure from the released code: there the pair-wise constraint is added after the total was formed and never
+    trains; here it is part of the total. No effect unless ``pairwise_weight`` is set.
 
     Attributes:
         steps: of the whole training.
-        ramp_steps: until the weights of what is not labelled are at their full height.
-        supervised: ``"ce"``, or ``"abce"``: annealed and bootstrapped.
-        unsupervised_weight: 30, of the consistency, times `ramp_up`.
-        weak_weight: 0.4, of the pseudo masks, times `ramp_up`; 0 leaves them out.
+        ramp_steps: length of the ramp-up of the unlabelled images' weights.
+        supervised: ``"ce"``, or ``"abce"`` (annealed, bootstrapped).
+        unsupervised_weight: of the consistency, times `ramp_up`.
+        weak_weight: of the pseudo masks, times `ramp_up`; 0 for none.
         confidence: see `consistency`.
-        pairwise_weight: of `disagreement`; 0 leaves it out.
+        pairwise_weight: of `disagreement`; 0 for none.
     """
 
     steps: int
@@ -122,8 +119,8 @@ class CCTLoss:
     pairwise_weight: float = 0.0
 
     def at(self, step: int) -> Callable[[Tensor, Tensor], LossTerms]:
-        """The loss of a step: scores ``(N, 2 + A, K, H, W)`` as `advcam_attr.networks.cct.CCT` gives them, and labels
-        ``(N, 2, H, W)``, true ones and the pseudo mask's, to the total; the parts are told without their weights."""
+        """Return the loss of a step: scores ``(N, 2 + A, K, H, W)`` of `advcam_attr.networks.cct.CCT` and labels
+        ``(N, 2, H, W)``, true ones and the pseudo mask, to the total and its unweighted terms."""
         ramp = ramp_up(step, self.ramp_steps)
 
         def loss(scores: Tensor, labels: Tensor) -> LossTerms:

@@ -1,4 +1,4 @@
-"""Logits and labels in; a loss out. A table of names, and what losses may be besides a function."""
+"""Losses of classifiers, and the types that all losses share."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from typing import Any, Protocol, runtime_checkable
 import torch.nn.functional as F
 from torch import Tensor
 
-#: What a net gives, a tensor or several, and labels, to a scalar.
+#: A net's output (a tensor or several) and labels to a scalar.
 Loss = Callable[[Any, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
 class LossTerms:
-    """A loss and what is told of it.
+    """A loss and its terms.
 
     Attributes:
-        total: what is trained on, a scalar.
-        parts: scalars by name, for the log; no gradient is taken of them.
+        total: a scalar, to be minimised.
+        parts: scalars by name, for the log.
     """
 
     total: Tensor
@@ -28,10 +28,10 @@ class LossTerms:
 
 @runtime_checkable
 class SteppedLoss(Protocol):
-    """A loss that differs from step to step: ramps, annealed thresholds."""
+    """A loss that depends on the step, e.g. by ramps or annealed thresholds."""
 
     def at(self, step: int) -> Callable[[Any, Tensor], LossTerms]:
-        """The loss of a step, from 0."""
+        """Return the loss of a step, from 0."""
 
 
 #: Losses of multi-label classifiers: logits and labels ``(N, K)`` to a scalar, the mean over images.

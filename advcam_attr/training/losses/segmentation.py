@@ -1,4 +1,4 @@
-"""Logits of one or several grids and a label map in; a loss out. A table of names."""
+"""Losses of segmentation nets."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from advcam_attr.types import VOID
 
 
 def resized_labels(labels: Tensor, size: Sequence[int]) -> Tensor:
-    """Label maps on another grid, each cell that of the pixel at its centre (PIL's nearest, as in deeplab-pytorch).
+    """Resize label maps by the pixel at each cell's centre (PIL's nearest, as in deeplab-pytorch).
 
     Args:
         labels: ``(N, H, W)`` uint8.
@@ -32,7 +32,7 @@ def resized_labels(labels: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """The mean of ``-ln p(label)`` over the pixels of the batch that are not void; 0 where all are.
+    """Return the mean cross-entropy of the pixels that are not void; 0 if all are.
 
     Args:
         logits: ``(N, K, h, w)``.
@@ -48,16 +48,16 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def balanced_cross_entropy(logits: Tensor, labels: Tensor, least: float = 0.0) -> Tensor:
-    """The mean of ``-ln p(label)`` over the foreground's pixels plus that over the background's, as in DSRG.
+    """Return the mean cross-entropy of the foreground's pixels plus that of the background's, as in DSRG.
 
-    Of each image on its own, then the mean over images. A part without pixels counts 0, void pixels are in neither.
+    Each mean is over one image (0 without pixels), and the sum is averaged over images. Void pixels are ignored.
     AdvCAM's authors call theirs "similar to DSRG" (their issue 9).
 
     Args:
         logits: ``(N, K, h, w)``.
         labels: ``(N, h, w)`` int64, in 0..K - 1 or 255.
-        least: what probabilities are clamped to; about 1e-5 in DSRG. Below it there is no gradient: a pixel that is
-            surely wrong stays so. The logarithm is computed of logits here, and needs no clamp.
+        least: lower limit of probabilities, about 1e-5 in DSRG; no gradient below it. The logarithm is computed from
+            logits here and needs no limit.
 
     Example:
         >>> balanced_cross_entropy(torch.zeros(1, 2, 1, 4), torch.tensor([[[1, 0, 0, 255]]]))
@@ -76,7 +76,7 @@ def balanced_cross_entropy(logits: Tensor, labels: Tensor, least: float = 0.0) -
 
 
 def summed_over_grids(loss: Loss) -> Loss:
-    """A loss of several logits: the sum of the loss of each, with the labels on its grid (deeplab-pytorch's MSC).
+    """Return the sum of a loss over several logits, with the labels resized to each grid (deeplab-pytorch's MSC).
 
     Example:
         >>> labels = torch.ones(1, 8, 8, dtype=torch.uint8)

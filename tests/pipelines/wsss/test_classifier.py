@@ -232,7 +232,7 @@ def test_a_second_run_does_nothing(tmp_path):
     net = TinyCAM()
     again = train_classifier(replace(SETTINGS, workers=1), net, TRAIN, VAL, tmp_path)
     assert again == first
-    assert told == [f"{tmp_path / 'classifier.safetensors'} is there: nothing to train"]
+    assert told == [f"{tmp_path / 'classifier.safetensors'} exists: nothing to train"]
     assert stamps == {file: file.stat().st_mtime_ns for file in tmp_path.iterdir()}
     weights = load_file(first.weights)
     assert all(torch.equal(value, weights[key]) for key, value in net.state_dict().items())
@@ -447,7 +447,7 @@ def test_a_rank_that_dies_is_restarted(tmp_path):
         ran = subprocess.run(
             [*TORCHRUN, script, tmp_path / name, "0"], check=True, env=ENVIRONMENT | {"DIES": dies}, capture_output=True
         )
-        assert (b"a rank dies" in ran.stdout) == (b"going on from step" in ran.stdout) == (dies == "1")
+        assert (b"a rank dies" in ran.stdout) == (b"resuming at step" in ran.stdout) == (dies == "1")
     assert files(tmp_path / "restarted") == files(tmp_path / "whole")
 
 

@@ -155,7 +155,7 @@ def test_a_second_run_does_nothing(done, given, saliency):
     told = record_log()
     refine(replace(ALL, saliency=saliency), given[1], given[0], out)
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()} == before
-    assert f"{out / 'irnet' / 'irnet.safetensors'} is there: nothing to train" in told
+    assert f"{out / 'irnet' / 'irnet.safetensors'} exists: nothing to train" in told
     assert sum("; 9 are in" in line for line in told) == 5
 
 
@@ -195,7 +195,7 @@ def test_a_run_that_is_stopped_ends_with_the_same_bytes(done, given, tmp_path, m
             refine_irn(IRN, seeds, data, tmp_path)
     told = record_log()
     refine_irn(IRN, seeds, data, tmp_path)
-    assert any("going on from step" in line for line in told) == (where in ("checkpoint", "end of training"))
+    assert any("resuming at step" in line for line in told) == (where in ("checkpoint", "end of training"))
     for folder in ("confident", "irnet", "masks"):
         assert contents(tmp_path / folder) == contents(done[0] / folder)
 

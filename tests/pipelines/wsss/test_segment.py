@@ -122,7 +122,7 @@ def test_killed_in_the_middle_of_a_checkpoint(done, given, tmp_path, monkeypatch
     shutil.copy(tmp_path / "deeplab" / "checkpoint.pt", tmp_path / "deeplab" / f".{'0' * 32}.pt")  # kill -9 leaves it
     told = record_log()
     train(SETTINGS, given, tmp_path)
-    assert any("going on from step 2" in line for line in told)
+    assert any("resuming at step 2" in line for line in told)
     assert net_of(tmp_path) == net_of(done[0])
     assert not list((tmp_path / "deeplab").glob(".*"))
 

@@ -1,0 +1,131 @@
+"""The training loop: steps worked out by hand, accumulation, precision."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from advcam_attr.training.fit import (
+    RELEASED_MOMENTUM,
+    Group,
+    Optimizer,
+    Training,
+    fit,
+    loss_scaler,
+    poly,
+    sgd,
+)
+from advcam_attr.training.losses.classification import LOSSES
+from advcam_attr.types import AdvCAMError
+
+
+def one_weight(momentum: float = 0.5, decay: float = 0.5) -> Training:
+    net = nn.Linear(1, 1, bias=False)
+    net.weight.data.fill_(1.0)
+    return Training(net, sgd([Group("all", net.parameters(), 0.1, decay)], momentum), loss_scaler())
+
+
+def mean_logit(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    return logits.mean()
+
+
+def test_golden_steps():
+    """x = 2 so dL/dw = 2. g0 = 2 + 0.5 · 1 = 2.5, w1 = 1 - 0.1 · 2.5; g1 = 2 + 0.5 · 0.75, with momentum 3.625."""
+    training = one_weight()
+    batch = torch.full((2, 1), 2.0), torch.zeros(2, 1)
+    weights = []
+    records = []
+    for record in fit(training, [batch] * 2, mean_logit, poly(2, power=1.0)):
+        weights.append(training.model.weight.item())
+        records.append(record)
+    assert weights == pytest.approx([0.75, 0.75 - 0.05 * 3.625])
+    assert [r.step for r in records] == [0, 1]
+    assert [r.loss for r in records] == pytest.approx([2.0, 1.5])
+    assert [r.lr for r in records] == [(0.1,), (0.05,)]
+
+
+def test_golden_poly():
+    schedule = poly(10)
+    assert schedule(0) == 1.0
+    assert schedule(3) == pytest.approx(0.7254177)
+    assert schedule(9) == pytest.approx(0.1258925)
+
+
+def test_golden_loss():
+    """log(1 + e^-1) for a hit of logit 1, log(1 + e^2) for a false alarm of logit 2, halved: the mean over classes."""
+    loss = LOSSES["multilabel_soft_margin"](torch.tensor([[1.0, 2.0]]), torch.tensor([[1.0, 0.0]]))
+    assert loss.item() == pytest.approx((0.3132617 + 2.1269280) / 2)
+
+
+def test_the_released_momentum_is_the_weight_decay():
+    assert RELEASED_MOMENTUM == 1e-4
+    assert sgd([Group("all", nn.Linear(1, 1).parameters(), 0.1, 1e-4)]).param_groups[0]["momentum"] == 1e-4
+
+
+def test_frozen_weights_are_in_no_group():
+    net = nn.Linear(2, 2)
+    net.bias.requires_grad_(False)
+    groups = sgd([Group("all", net.parameters(), 0.1, 0.0), Group("none", [], 1.0, 0.0)]).param_groups
+    assert [len(group["params"]) for group in groups] == [1, 0]
+    assert [group["name"] for group in groups] == ["all", "none"]
+
+
+@pytest.mark.parametrize("parts", [2, 4])
+def test_accumulated_gradients_make_the_same_step(parts):
+    generator = torch.Generator().manual_seed(0)
+    batches = [(torch.randn(8, 3, generator=generator), torch.randint(0, 2, (8, 2), generator=generator).float())]
+    results = []
+    for accumulate in (1, parts):
+        torch.manual_seed(1)
+        net = nn.Linear(3, 2).double()
+        training = Training(net, sgd([Group("all", net.parameters(), 0.5, 0.1)]), loss_scaler())
+        (record,) = fit(training, [(batches[0][0].double(), batches[0][1])], LOSSES["multilabel_soft_margin"], poly(1),
+                        grad_accum=accumulate)  # fmt: skip
+        results.append((record.loss, net.weight.detach().clone()))
+    assert results[0][0] == pytest.approx(results[1][0], rel=1e-6)
+    assert torch.allclose(results[0][1], results[1][1], rtol=1e-6)
+
+
+def test_bfloat16_steps_are_near_those_of_float32():
+    batch = torch.randn(4, 1, generator=torch.Generator().manual_seed(0)), torch.ones(4, 1)
+    ends = []
+    for autocast in (None, "bfloat16"):
+        training = one_weight()
+        list(fit(training, [batch] * 3, LOSSES["multilabel_soft_margin"], poly(3), autocast=autocast))
+        assert training.model.weight.dtype == torch.float32
+        ends.append(training.model.weight.item())
+    assert ends[0] != ends[1]
+    assert ends[0] == pytest.approx(ends[1], rel=1e-2)
+
+
+def test_float16_needs_a_gpu():
+    with pytest.raises(AdvCAMError, match="float16 training needs a GPU"):
+        loss_scaler("float16", "cpu")
+
+
+def test_a_loss_that_is_not_finite_is_an_error():
+    training = one_weight()
+    batches = [(torch.ones(1, 1), torch.ones(1, 1)), (torch.full((1, 1), torch.nan), torch.ones(1, 1))]
+    with pytest.raises(AdvCAMError, match="loss is nan at step 1; lower the learning rates"):
+        list(fit(training, batches, mean_logit, poly(2)))
+    assert training.model.weight.isfinite().all()
+
+
+def test_new_layers_learn_ten_times_as_fast_by_default():
+    assert Optimizer(lr=0.1).head_rate == 1.0
+    assert Optimizer(lr=0.1, head_lr=0.3).head_rate == 0.3
+
+
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [
+        ({"lr": -1.0}, "lr"),
+        ({"momentum": float("nan")}, "momentum"),
+        ({"nesterov": True, "momentum": 1.0}, "momentum"),
+        ({"lr_update_every": 0}, "lr_update_every"),
+    ],
+)
+def test_settings_of_the_optimizer_are_checked(changes, name):
+    with pytest.raises(AdvCAMError, match=rf"optimizer\.{name}"):
+        Optimizer(**{"lr": 0.1, **changes})
