@@ -1,1 +1,1 @@
-"""Steps of climbs, or counts of seeds, in; the data of the paper's figures, and the figures, out."""
+"""The paper's figures from climbs and from evaluations of seeds."""

@@ -1,4 +1,4 @@
-"""Steps of a climb in; how much brighter the regions of its maps become, out (Fig. 2)."""
+"""Fig. 2: the amplification of discriminative and other regions during a climb."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from advcam_attr.analysis.samples import rounded
 from advcam_attr.types import ClimbStep
 from advcam_attr.viz.axes import BLUE, RED, figure, style_axes
 
-#: A cell is discriminative from this share of its map's peak on, and counts at all above the lower one. The lower one
-#: is the paper's; the upper one is not legible in every copy.
+#: Shares of a map's peak from which a cell is discriminative, and above which it counts at all. The lower one is the
+#: paper's; the upper one is not legible in every copy.
 DISCRIMINATIVE, LOWEST = 0.5, 0.1
 
 _QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -27,23 +27,23 @@ class Amplification:
 
     Attributes:
         ratio: ``(P, S + 1)`` float32, 1 at step 0.
-        discriminative: ``(P,)`` bool: cells of at least half of their map's peak; the others have a tenth to a half.
+        discriminative: ``(P,)`` bool: at least half of the map's peak; the other cells have a tenth to a half.
     """
 
     ratio: Tensor
     discriminative: Tensor
 
     def mean(self) -> tuple[Tensor, Tensor]:
-        """The mean ratio of discriminative and of other cells at each step, ``(S + 1,)`` each; NaN without cells."""
+        """Return the mean ratio of discriminative and of other cells, ``(S + 1,)`` each; NaN without cells."""
         return self.ratio[self.discriminative].mean(0), self.ratio[~self.discriminative].mean(0)
 
     def growth(self) -> Tensor:
-        """How much more other cells grow than discriminative ones, ``(S + 1,)``: the ratio of the two means."""
+        """Return the mean ratio of other cells over that of discriminative ones, ``(S + 1,)``."""
         high, low = self.mean()
         return low / high
 
     def describe(self) -> dict[str, Any]:
-        """As JSON has it."""
+        """Return the growth, and means and quantiles of both regions, for JSON."""
         found: dict[str, Any] = {"growth": rounded(self.growth())}
         for name, cells in (("discriminative", self.discriminative), ("other", ~self.discriminative)):
             ratios = self.ratio[cells]
@@ -53,16 +53,16 @@ class Amplification:
 
 
 def amplification(
-    walk: Iterable[ClimbStep], discriminative: float = DISCRIMINATIVE, lowest: float = LOWEST
+    steps: Iterable[ClimbStep], discriminative: float = DISCRIMINATIVE, lowest: float = LOWEST
 ) -> Amplification:
-    """The amplification ratio of each cell of the clean image's maps, by region (Fig. 2).
+    """Return the amplification ratio of each cell of the clean image's maps, by region (Fig. 2).
 
     Regions are those of the clean image: ``R_D`` where its map has at least half of its peak, ``R_ND`` where it has
-    more than a tenth and less than half. Ratios are of the maps as they are, not of normalised ones. A map without
-    positive cells has no regions.
+    more than a tenth and less than half. Ratios are of maps without normalisation. A map without positive cells has no
+    regions.
 
     Args:
-        walk: from `advcam_attr.climbing.climb`.
+        steps: of a climb.
         discriminative, lowest: the bounds, as shares of each map's peak.
 
     Example:
@@ -70,26 +70,22 @@ def amplification(
         >>> from advcam_attr.types import ClimbStep
         >>> maps = torch.tensor([[[4.0, 1.0, 0.1]]]), torch.tensor([[[8.0, 3.0, 9.0]]])
         >>> none = torch.empty(0)
-        >>> found = amplification(ClimbStep(t, none, none, m, m, none, none) for t, m in enumerate(maps))
+        >>> found = amplification(ClimbStep(t, none, none, m, none, none, none) for t, m in enumerate(maps))
         >>> found.ratio.tolist(), found.growth().tolist()
         ([[1.0, 2.0], [1.0, 3.0]], [1.0, 1.5])
     """
-    steps = [step.maps.float().cpu() for step in walk]
-    clean = steps[0]
+    all_maps = [step.maps.float().cpu() for step in steps]
+    clean = all_maps[0]
     peak = clean.amax((1, 2), keepdim=True)
     share = torch.where(peak > 0, clean / peak.clamp_min(torch.finfo(clean.dtype).tiny), 0.0)
     high, low = share >= discriminative, (share > lowest) & (share < discriminative)
     counted = high | low
-    ratio = torch.stack([maps[counted] / clean[counted] for maps in steps], 1)
+    ratio = torch.stack([maps[counted] / clean[counted] for maps in all_maps], 1)
     return Amplification(ratio, high[counted])
 
 
 def plot_amplification(found: Mapping[str, Amplification]) -> Figure:
-    """Median, quartiles and the middle nine tenths of both regions, one pair of axes a variant.
-
-    Args:
-        found: by variant, e.g. without and with regularization.
-    """
+    """Plot median, quartiles and the 5 % to 95 % range of both regions, one pair of axes a variant."""
     drawing, axes = figure(1, len(found))
     for place, (name, one) in zip(axes[0], found.items(), strict=True):
         t = range(one.ratio.shape[1])

@@ -1,4 +1,4 @@
-"""Evaluations of CAM's and AdvCAM's seeds in; each class's gain, smallest objects first, out (Fig. 14)."""
+"""Fig. 14: the gain of AdvCAM's seeds over CAM's by class, from the smallest to the largest objects."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from advcam_attr.metrics import segmentation as measures
 from advcam_attr.metrics.evaluation import SeedEvaluation
 from advcam_attr.metrics.segmentation import object_sizes
 from advcam_attr.types import AdvCAMError
@@ -16,12 +15,12 @@ from advcam_attr.viz.axes import BLUE, RED, figure, style_axes
 
 @dataclass(frozen=True)
 class ClassGains:
-    """How much AdvCAM's seeds are better than CAM's, by class, the smallest objects first; shares of 1.
+    """IoU of CAM's and AdvCAM's seeds by class, the smallest objects first.
 
     Attributes:
         classes: names of the classes that occur.
         size: mean number of true pixels in the images that show it.
-        cam, advcam: intersection over union.
+        cam, advcam: intersection over union, shares of 1.
     """
 
     classes: tuple[str, ...]
@@ -30,29 +29,30 @@ class ClassGains:
     advcam: tuple[float, ...]
 
     def gain(self) -> tuple[float, ...]:
-        """AdvCAM's less CAM's."""
+        """Return AdvCAM's IoU minus CAM's."""
         return tuple(b - a for a, b in zip(self.cam, self.advcam, strict=True))
 
     def describe(self) -> dict[str, Any]:
-        """As JSON has it."""
-        columns = {"object_size": self.size, "cam": self.cam, "advcam": self.advcam, "gain": self.gain()}
-        rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
-        return {"per_class": [{"name": name} | row for name, row in zip(self.classes, rows, strict=True)]}
+        """Return the classes for JSON."""
+        columns = {
+            "name": self.classes,
+            "object_size": self.size,
+            "cam": self.cam,
+            "advcam": self.advcam,
+            "gain": self.gain(),
+        }
+        return {"per_class": [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]}
 
 
 def class_gains(cam: SeedEvaluation, advcam: SeedEvaluation) -> ClassGains:
-    """Compare two evaluations of the same images, each cut at its own best threshold.
-
-    Raises:
-        AdvCAMError: other images, or none that shows a class.
-    """
+    """Compare two evaluations of the same images, each at its own best threshold."""
     require_same_images(cam, advcam)
     sizes = object_sizes(cam.images.truth())
-    iou = [measures.iou(one.at().matrix.marginals()) for one in (cam, advcam)]
-    known = [label for label in range(1, len(sizes)) if not sizes[label].isnan()]
-    if not known:
+    iou = [one.at().matrix.iou() for one in (cam, advcam)]
+    occurring = [label for label in range(1, len(sizes)) if not sizes[label].isnan()]
+    if not occurring:
         raise AdvCAMError(f"no image of {cam.scope.data} shows a class: there is nothing to compare")
-    order = sorted(known, key=lambda label: float(sizes[label]))
+    order = sorted(occurring, key=lambda label: float(sizes[label]))
     return ClassGains(
         tuple(cam.scope.classes[label - 1] for label in order),
         tuple(float(sizes[label]) for label in order),
@@ -61,19 +61,16 @@ def class_gains(cam: SeedEvaluation, advcam: SeedEvaluation) -> ClassGains:
 
 
 def require_same_images(one: SeedEvaluation, other: SeedEvaluation) -> None:
-    """That two evaluations are of the same images, in the same order.
-
-    Raises:
-        AdvCAMError: they are not.
-    """
+    """Raise unless two evaluations are of the same images, in the same order."""
     if one.scope.ids != other.scope.ids:
         raise AdvCAMError(
-            f"the seeds are of different images ({len(one.scope.ids)} and {len(other.scope.ids)}): make those that lack"
+            f"the seeds are of different images ({len(one.scope.ids)} and {len(other.scope.ids)}): "
+            "make the missing ones"
         )
 
 
 def plot_class_gains(found: ClassGains) -> Figure:
-    """A bar a class."""
+    """Plot the gains, one bar a class."""
     gains = [100 * gain for gain in found.gain()]
     drawing, axes = figure(width=max(4.2, 1.2 + 0.24 * len(gains)), height=3.4)
     place = axes[0, 0]

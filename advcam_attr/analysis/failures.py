@@ -1,4 +1,4 @@
-"""Evaluations of CAM's and AdvCAM's seeds in; the images that lose (or gain) most, and their gallery, out (Fig. 13)."""
+"""Fig. 13: the images whose AdvCAM seeds lose most, or gain most, against CAM's, and their gallery."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ import numpy as np
 from PIL import Image
 
 from advcam_attr.analysis.class_gains import require_same_images
-from advcam_attr.metrics import segmentation as measures
 from advcam_attr.metrics.evaluation import SeedEvaluation
+from advcam_attr.metrics.segmentation import mean_iou
 from advcam_attr.types import ClassMaps
 from advcam_attr.viz.overlay import heat_over, labels_over, panels
 
 
 @dataclass(frozen=True)
 class ImageGains:
-    """How much better AdvCAM's seed of each image is than CAM's, the largest loss first; shares of 1.
+    """Mean IoU of CAM's and AdvCAM's seeds by image, the largest loss first.
 
     Attributes:
         ids: the images.
         cam, advcam: mean IoU over the classes that occur in the image's truth or seed, the background included.
-        thresholds: of CAM and AdvCAM; each is the best over all images.
+        thresholds: of CAM and AdvCAM, each the best over all images.
     """
 
     ids: tuple[str, ...]
@@ -32,11 +32,11 @@ class ImageGains:
     thresholds: tuple[float, float]
 
     def gain(self) -> tuple[float, ...]:
-        """AdvCAM's less CAM's."""
+        """Return AdvCAM's mean IoU minus CAM's."""
         return tuple(b - a for a, b in zip(self.cam, self.advcam, strict=True))
 
     def describe(self) -> dict[str, Any]:
-        """As JSON has it."""
+        """Return the images for JSON."""
         columns = {"id": self.ids, "cam": self.cam, "advcam": self.advcam, "gain": self.gain()}
         return {
             "thresholds": {"cam": self.thresholds[0], "advcam": self.thresholds[1]},
@@ -46,15 +46,11 @@ class ImageGains:
 
 
 def image_gains(cam: SeedEvaluation, advcam: SeedEvaluation) -> ImageGains:
-    """Compare two evaluations image by image, each cut at its best threshold over all of them.
-
-    Raises:
-        AdvCAMError: the evaluations are of other images.
-    """
+    """Compare two evaluations image by image, each at its best threshold over all of them."""
     require_same_images(cam, advcam)
     thresholds = cam.sweep.best_threshold(), advcam.sweep.best_threshold()
     both = [
-        measures.mean_iou(one.images.marginals(one.sweep.place(threshold))).nan_to_num(1.0).tolist()
+        mean_iou(one.images.marginals(one.sweep.place(threshold))).nan_to_num(1.0).tolist()
         for one, threshold in zip((cam, advcam), thresholds, strict=True)
     ]
     rows = sorted(zip(cam.scope.ids, *both, strict=True), key=lambda row: (row[2] - row[1], row[0]))
@@ -68,14 +64,14 @@ class Shown:
 
     Attributes:
         caption: its name, classes and scores.
-        picture: ``(H, W, 3)`` in [0, 1].
+        image: ``(H, W, 3)`` in [0, 1].
         truth: ``(H, W)`` labels, void as background.
         cam, advcam: the maps.
-        seeds: label maps cut from them, ``(H, W)`` each.
+        seeds: of both maps, ``(H, W)`` each.
     """
 
     caption: str
-    picture: np.ndarray
+    image: np.ndarray
     truth: np.ndarray
     cam: ClassMaps
     advcam: ClassMaps
@@ -83,13 +79,13 @@ class Shown:
 
 
 def plot_failures(shown: Sequence[Shown]) -> Image.Image:
-    """One row an image: picture, truth, and for CAM and AdvCAM the strongest class's map and the seed."""
+    """Draw a row per image: the image, the truth, and the strongest class's map and the seed of CAM and of AdvCAM."""
     rows = []
     for one in shown:
-        row = [one.picture, labels_over(one.picture, one.truth, "Paired")]
+        row = [one.image, labels_over(one.image, one.truth, "Paired")]
         for maps, seed in zip((one.cam, one.advcam), one.seeds, strict=True):
-            heat = maps.high_res.numpy().max(0) if maps.classes else np.zeros(one.picture.shape[:2])
-            row += [heat_over(one.picture, heat), labels_over(one.picture, seed, "Paired")]
+            heat = maps.high_res.numpy().max(0) if maps.classes else np.zeros(one.image.shape[:2])
+            row += [heat_over(one.image, heat), labels_over(one.image, seed, "Paired")]
         rows.append(row)
     titles = ["image", "truth", "CAM", "seed of CAM", "AdvCAM", "seed of AdvCAM"]
     return panels(rows, titles, [one.caption for one in shown], cell=150)

@@ -1,4 +1,4 @@
-"""Steps of a climb in; the gradient of the class score to each step's image, out (Fig. 4)."""
+"""Fig. 4: the gradient of the class score with respect to the image at the steps of a climb."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from advcam_attr.heads import HeadView, undisturbed
 from advcam_attr.types import AdvCAMError, ClimbStep
 from advcam_attr.viz.axes import CYCLE, figure, shortened, show_image, style_axes
 
-#: The share of all saliency whose pixels are counted as its spread.
+#: The share of all saliency that the spread counts pixels of.
 MASS = 0.8
 
 
 @dataclass(frozen=True)
 class InputSaliency:
-    """What the class score looks at in the images of some steps.
+    """The input saliency of R samples at S steps.
 
     Attributes:
-        steps: S of them.
+        steps: their indices.
         saliency: ``(R, S, H, W)``, ``|∂y_c / ∂xᵗ|``, the largest of the channels.
         score: ``(R, S)``, y_c.
     """
@@ -34,26 +34,26 @@ class InputSaliency:
     saliency: Tensor
     score: Tensor
 
-    def first(self, rows: int) -> InputSaliency:
-        """That of the first rows."""
-        return InputSaliency(self.steps, self.saliency[:rows], self.score[:rows])
+    def first(self, count: int) -> InputSaliency:
+        """Return the first samples."""
+        return InputSaliency(self.steps, self.saliency[:count], self.score[:count])
 
     def spread(self, mass: float = MASS) -> Tensor:
-        """The smallest share of the pixels that holds this share of the saliency, ``(R, S)``: 1 / HW to ``mass``.
+        """Return the smallest share of the pixels that holds a share of the saliency, ``(R, S)``: 1 / HW to ``mass``.
 
-        A net that looks at few pixels has a small one; NaN where there is no saliency at all.
+        It is small where the net looks at few pixels; NaN where there is no saliency at all.
         """
         flat = self.saliency.double().flatten(2).sort(2, descending=True).values
         total = flat.sum(2, keepdim=True)
         count = (flat.cumsum(2) < mass * total * (1 - 1e-12)).sum(2) + 1
         return torch.where(total[..., 0] > 0, count / flat.shape[2], float("nan"))
 
-    def shares(self, mass: float = MASS) -> SaliencyShares:
-        """The spreads alone, without the pictures: what can be kept of many images."""
-        return SaliencyShares(self.steps, self.spread(mass))
+    def shares(self) -> SaliencyShares:
+        """Return the spreads alone, without the images: small enough for many samples."""
+        return SaliencyShares(self.steps, self.spread())
 
     def describe(self) -> dict[str, Any]:
-        """As JSON has it."""
+        """Return scores and spreads for JSON."""
         return {
             "steps": list(self.steps),
             "score": rounded(self.score),
@@ -65,10 +65,10 @@ class InputSaliency:
 
 @dataclass(frozen=True)
 class SaliencyShares:
-    """How few pixels hold most of the saliency of R images, over S steps.
+    """The spread of the saliency of R samples over S steps.
 
     Attributes:
-        steps: S of them.
+        steps: their indices.
         share: ``(R, S)``, see `InputSaliency.spread`.
     """
 
@@ -76,34 +76,31 @@ class SaliencyShares:
     share: Tensor
 
     def change(self) -> Tensor:
-        """The mean over the rows of the share at each step, less that of the first, ``(S,)``."""
+        """Return the mean over the samples of the share at each step minus that at the first, ``(S,)``."""
         return (self.share - self.share[:, :1]).nanmean(0)
 
     def describe(self) -> dict[str, Any]:
-        """As JSON has it."""
+        """Return means and quartiles for JSON."""
         quartiles = self.share.nanquantile(self.share.new_tensor([0.25, 0.5, 0.75]), 0)
-        found = {"steps": list(self.steps), "rows": len(self.share), "mean": rounded(self.share.nanmean(0))}
+        found = {"steps": list(self.steps), "samples": len(self.share), "mean": rounded(self.share.nanmean(0))}
         found |= {name: rounded(one) for name, one in zip(("q25", "q50", "q75"), quartiles, strict=True)}
-        grown = int((self.share[:, -1] > self.share[:, 0]).sum())
-        return found | {"wider_at_last": grown, "change": rounded(self.change())}
+        wider = int((self.share[:, -1] > self.share[:, 0]).sum())
+        return found | {"wider_at_last": wider, "change": rounded(self.change())}
 
 
 def input_saliency(
-    view: HeadView, walk: Iterable[ClimbStep], target: Tensor, at: Sequence[int] | None = None
+    view: HeadView, steps: Iterable[ClimbStep], target: Tensor, at: Sequence[int] | None = None
 ) -> InputSaliency:
-    """``|∂y_c / ∂xᵗ|`` of the image itself, not of its mirror image (Fig. 4). One forward and backward a step.
+    """Return ``|∂y_c / ∂xᵗ|`` of the image itself, not of its mirror image (Fig. 4). One forward and backward a step.
 
     Args:
-        view: the classifier that was climbed.
-        walk: from `advcam_attr.climbing.climb`.
-        target: the class of each row, ``(R,)``.
-        at: the steps that are looked at; None takes all.
-
-    Raises:
-        AdvCAMError: the climb has no such step.
+        view: the classifier of the climb.
+        steps: of the climb.
+        target: the class of each sample, ``(R,)``.
+        at: indices of the steps to use; None takes all.
     """
     found: dict[int, tuple[Tensor, Tensor]] = {}
-    for step in walk:
+    for step in steps:
         if at is None or step.index in at:
             with undisturbed(view.model):
                 leaf = step.x[:, 0].detach().requires_grad_()
@@ -115,17 +112,17 @@ def input_saliency(
     return InputSaliency(tuple(found), *(torch.stack(column, 1) for column in zip(*found.values(), strict=True)))
 
 
-def plot_input_saliency(found: InputSaliency, pictures: Sequence[np.ndarray], names: Sequence[str]) -> Figure:
-    """One row an image: the picture, then its saliency at each step, all of a row on one scale.
+def plot_input_saliency(found: InputSaliency, images: Sequence[np.ndarray], names: Sequence[str]) -> Figure:
+    """Plot a row per sample: the image, then its saliency at each step, all of a row on one scale.
 
     Args:
-        found: of R rows.
-        pictures: R of ``(H, W, 3)`` in [0, 1].
-        names: of the rows' classes.
+        found: of R samples.
+        images: R of ``(H, W, 3)`` in [0, 1].
+        names: of the samples' classes.
     """
-    drawing, axes = figure(len(pictures), 1 + len(found.steps), width=1.5, height=1.65)
+    drawing, axes = figure(len(images), 1 + len(found.steps), width=1.5, height=1.65)
     spread = found.spread()
-    for row, (places, image, name) in enumerate(zip(axes, pictures, names, strict=True)):
+    for row, (places, image, name) in enumerate(zip(axes, images, names, strict=True)):
         show_image(places[0], image, shortened(name))
         ascending = found.saliency[row].flatten().sort().values
         top = float(ascending[round(0.999 * (len(ascending) - 1))]) or 1.0  # a few pixels would darken all others
@@ -136,11 +133,7 @@ def plot_input_saliency(found: InputSaliency, pictures: Sequence[np.ndarray], na
 
 
 def plot_saliency_shares(found: Mapping[str, SaliencyShares]) -> Figure:
-    """The median and the quartiles of the shares over the rows, one colour a variant.
-
-    Args:
-        found: by variant, e.g. without and with regularization.
-    """
+    """Plot the median and the quartiles of the shares over the samples, one colour a variant."""
     drawing, axes = figure(width=5)
     place = axes[0, 0]
     for (name, one), colour in zip(found.items(), CYCLE, strict=False):
@@ -148,8 +141,8 @@ def plot_saliency_shares(found: Mapping[str, SaliencyShares]) -> Figure:
         lower, median, upper = percent.nanquantile(percent.new_tensor([0.25, 0.5, 0.75]), 0)
         place.fill_between(one.steps, lower, upper, color=colour, alpha=0.18, linewidth=0)
         place.plot(one.steps, median, color=colour, label=name)
-    rows = max(len(one.share) for one in found.values())
-    title = "one image" if rows == 1 else f"median and quartiles of {rows} images"
+    count = max(len(one.share) for one in found.values())
+    title = "one image" if count == 1 else f"median and quartiles of {count} images"
     style_axes(place, f"|∂y/∂xᵗ|, {title}", "step t", f"share of pixels with {100 * MASS:.0f} % of it, %")
     place.legend(frameon=False, fontsize=8)
     return drawing

@@ -1,4 +1,4 @@
-"""Images at the end of climbs and attacks in; the classification loss around them out (Fig. 3)."""
+"""Fig. 3: the classification loss around images at the end of climbs and attacks."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from advcam_attr.registry import lookup
 from advcam_attr.types import AdvCAMError
 from advcam_attr.viz.axes import figure, style_axes
 
-#: A loss of logits ``(B, K)`` and classes ``(B,)``: ``(B,)``.
+#: A loss from logits ``(B, K)`` and classes ``(B,)``, ``(B,)``.
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 def softmax_loss(logits: Tensor, target: Tensor) -> Tensor:
-    """-log softmax(y)_c, for classifiers of one class an image."""
+    """Return -log softmax(y)_c, for classifiers of one class an image."""
     return F.cross_entropy(logits, target, reduction="none")
 
 
 def sigmoid_loss(logits: Tensor, target: Tensor) -> Tensor:
-    """-log sigmoid(y_c), for classifiers of several classes an image, of which only c is known to be there."""
+    """Return -log sigmoid(y_c), for multi-label classifiers of which only class c is known to be in the image."""
     return F.softplus(-logits.gather(1, target[:, None])[:, 0])
 
 
@@ -38,7 +38,7 @@ LOSSES: dict[str, Loss] = {"softmax": softmax_loss, "sigmoid": sigmoid_loss}
 
 @dataclass(frozen=True)
 class Attack:
-    """The negative of the class score: what descends it step by step is an adversarial attack (Eq. 1)."""
+    """The negative class score as an objective: climbing it is an adversarial attack (Eq. 1)."""
 
     def __call__(self, state: ClimbState) -> Tensor:
         return -Target()(state)
@@ -49,7 +49,7 @@ class Landscape:
     """The loss of R images moved by a·n + b·r.
 
     Attributes:
-        distance: P values that a and b take; the root mean square of the change of the input's values.
+        distance: P values of a and b: the root mean square of the change of the input's values.
         loss: ``(R, P, P)``, a down and b across.
     """
 
@@ -57,12 +57,12 @@ class Landscape:
     loss: Tensor
 
     def rise(self) -> Tensor:
-        """How much the loss changes from the image to the farthest point along n, for each row, ``(R,)``."""
+        """Return the change of the loss from each image to the farthest point along n, ``(R,)``."""
         middle = len(self.distance) // 2
         return self.loss[:, -1, middle] - self.loss[:, middle, middle]
 
     def describe(self) -> dict[str, Any]:
-        """As JSON has it: the mean surface, and how far each row's loss rises along its gradient."""
+        """Return the mean surface and each image's rise for JSON."""
         return {
             "distance": list(self.distance),
             "mean_loss": rounded(self.loss.mean(0)),
@@ -80,21 +80,18 @@ def landscape(
     points: int = 11,
     seed: int = 0,
 ) -> Landscape:
-    """The loss of images moved along their loss's gradient n and a random direction r of the same norm (Fig. 3).
+    """Return the loss of images moved along their loss's gradient n and a random direction r of equal norm (Fig. 3).
 
-    Both directions have a root mean square of 1. A loss without any gradient has none of the first.
+    Both directions have a root mean square of 1; n is zero where the loss has no gradient.
 
     Args:
         view: the classifier.
-        images: ``(R, C, H, W)``: where a climb or an attack has ended, say.
+        images: ``(R, C, H, W)``, e.g. the ends of a climb or an attack.
         target: the class of each, ``(R,)``.
         loss: ``"softmax"``, ``"sigmoid"`` or a function of float64 logits and classes.
         reach: the largest distance, in units of the net's input.
-        points: P, odd: how many distances there are on each axis.
-        seed: of r. Rows differ; a row's direction depends on nothing but the seed, its place and its size.
-
-    Raises:
-        AdvCAMError: an even number of points, one alone, or a reach that is not positive.
+        points: P, odd, the number of distances on each axis.
+        seed: of r, which differs between images and depends only on the seed, the image's place and its size.
     """
     measure = lookup(loss, LOSSES, "loss")
     if points < 3 or points % 2 == 0 or reach <= 0:
@@ -115,17 +112,13 @@ def landscape(
 
 
 def _unit(direction: Tensor) -> Tensor:
-    """With a root mean square of 1 in each row; zero stays zero."""
+    """With a root mean square of 1 for each image; zero stays zero."""
     size = direction.double().square().mean((1, 2, 3), keepdim=True).sqrt()
     return torch.where(size > 0, direction / size.clamp_min(1e-300), 0.0).to(direction.dtype)
 
 
 def plot_landscape(found: Mapping[str, Landscape]) -> Figure:
-    """The mean surface of each variant, all on one scale.
-
-    Args:
-        found: by what was done to the images: nothing, a climb, an attack.
-    """
+    """Plot the mean surface of each variant (clean, climbed, attacked), all on one scale."""
     surfaces = {name: one.loss.mean(0) for name, one in found.items()}
     low, high = min(float(s.min()) for s in surfaces.values()), max(float(s.max()) for s in surfaces.values())
     drawing, axes = figure(1, len(found), width=3.6)

@@ -1,4 +1,4 @@
-"""Steps of a climb in; the scores of each map's pixels in decreasing order, out (Fig. 15)."""
+"""Fig. 15: the scores of each map's pixels in decreasing order, before and after a climb."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from advcam_attr.climbing.views import add
 from advcam_attr.types import ClimbStep
 from advcam_attr.viz.axes import BLUE, RED, figure, style_axes
 
-#: At how many shares of the pixels a curve is kept.
+#: The number of points of a curve.
 POINTS = 101
 
 
@@ -37,7 +37,7 @@ class ScoreCurves:
     advcam: Tensor
 
     def describe(self) -> dict[str, Any]:
-        """As JSON has it: the mean curves, and the mean score of each, which is the area below its curve."""
+        """Return the mean curves, and the area below each, for JSON."""
         curves = {"cam": self.cam.mean(0), "advcam": self.advcam.mean(0)}
         share = torch.tensor(self.share, dtype=torch.float64)
         area = {name: float(torch.trapezoid(curve.double(), share)) for name, curve in curves.items()}
@@ -50,33 +50,33 @@ class ScoreCurves:
 
 
 def score_curves(
-    walk: Iterable[ClimbStep], size: tuple[int, int], aggregate: Aggregate = add, points: int = POINTS
+    steps: Iterable[ClimbStep], size: tuple[int, int], aggregate: Aggregate = add, points: int = POINTS
 ) -> ScoreCurves:
     """Sort the scores of the clean image's map and of the climb's sum (Fig. 15).
 
-    Maps are brought to the image's size (bilinear), lose their negative values and are divided by their peak.
+    Maps are resized to the image (bilinear), rectified and divided by their peak.
 
     Args:
-        walk: from `advcam_attr.climbing.climb`.
+        steps: of a climb.
         size: height and width of the images.
-        aggregate: what the maps of the steps become one by.
+        aggregate: of the maps of the steps.
         points: Q, at least 2.
 
     Example:
         >>> from advcam_attr.types import ClimbStep
+        >>> none, climbing = torch.empty(0), torch.tensor([True])
         >>> maps = torch.tensor([[[4.0, 1.0, 0.0]]]), torch.tensor([[[4.0, 3.0, 0.0]]])
-        >>> none, all_climb = torch.empty(0), torch.tensor([True])
-        >>> found = score_curves((ClimbStep(t, none, none, m, m, none, all_climb) for t, m in enumerate(maps)), (1, 3), points=3)
+        >>> steps = [ClimbStep(t, none, none, m, m, none, climbing) for t, m in enumerate(maps)]
+        >>> found = score_curves(steps, (1, 3), points=3)
         >>> found.cam.tolist(), found.advcam.tolist()
         ([[1.0, 0.25, 0.0]], [[1.0, 0.5, 0.0]])
-    """  # noqa: E501
-    first: Tensor | None = None
-    for step, total in totals(walk, aggregate):
-        first = step.maps if first is None else first
+    """
+    for step, total in totals(steps, aggregate):
+        if step.index == 0:
+            clean = step.maps
         summed = total
-    assert first is not None
     share = torch.linspace(0, 1, points, dtype=torch.float64)
-    return ScoreCurves(tuple(share.tolist()), *(_sorted(maps, size, share) for maps in (first, summed)))
+    return ScoreCurves(tuple(share.tolist()), *(_sorted(maps, size, share) for maps in (clean, summed)))
 
 
 def _sorted(maps: Tensor, size: tuple[int, int], share: Tensor) -> Tensor:
@@ -86,7 +86,7 @@ def _sorted(maps: Tensor, size: tuple[int, int], share: Tensor) -> Tensor:
 
 
 def plot_score_curves(found: ScoreCurves) -> Figure:
-    """The mean curves of CAM and AdvCAM, and the quartiles over maps."""
+    """Plot the mean curves of CAM and AdvCAM, and the quartiles over maps."""
     drawing, axes = figure(width=5)
     place = axes[0, 0]
     for name, curves, colour in (("CAM", found.cam, BLUE), ("AdvCAM", found.advcam, RED)):

@@ -1,4 +1,4 @@
-"""Evaluations of seeds by a setting's value in; curves of their quality and noise out (Fig. 11, Table XI)."""
+"""Fig. 11 and Table XI: quality and noise of seeds over the values of a setting."""
 
 from __future__ import annotations
 
@@ -8,24 +8,25 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from advcam_attr.files import to_json
 from advcam_attr.metrics.evaluation import SeedEvaluation
 from advcam_attr.types import AdvCAMError
 from advcam_attr.viz.axes import CYCLE, figure, style_axes
 
-#: The settings that curves are drawn over, in the paper's letters.
+#: The settings of the curves, in the paper's letters.
 SETTINGS = {"steps": "steps T", "lambda": "λ", "tau": "τ", "xi": "ξ"}
 
 
 @dataclass(frozen=True)
 class SeedCurve:
-    """How seeds fare over the values of one setting; shares of 1.
+    """Scores of seeds over the values of one setting; shares of 1.
 
     Attributes:
-        name: what is alike along the curve, e.g. ``"with regularization"``.
+        name: of the curve, e.g. ``"with regularization"``.
         values: n of the setting, ascending.
-        mean_iou: the seeds', at the best threshold of each value.
+        mean_iou: of the seeds, at the best threshold of each value.
         noise: the share of their foreground that is truly background.
-        threshold: the best of each.
+        threshold: the best of each value.
     """
 
     name: str
@@ -35,24 +36,14 @@ class SeedCurve:
     threshold: tuple[float, ...]
 
     def describe(self) -> dict[str, Any]:
-        """As JSON has it."""
-        return {
-            "name": self.name,
-            "values": list(self.values),
-            "mean_iou": [round(v, 6) for v in self.mean_iou],
-            "noise": [round(v, 6) if v == v else None for v in self.noise],
-            "threshold": list(self.threshold),
-        }
+        """Return the curve for JSON."""
+        rounded = {"mean_iou": [round(v, 6) for v in self.mean_iou], "noise": [round(v, 6) for v in self.noise]}
+        described: dict[str, Any] = to_json(vars(self) | rounded)
+        return described
 
 
 def seed_curve(name: str, found: Mapping[float, SeedEvaluation]) -> SeedCurve:
-    """The curve of evaluations by value.
-
-    The background threshold is the best at each value, on the masks that are scored, as in the paper.
-
-    Raises:
-        AdvCAMError: no value.
-    """
+    """Return the curve of evaluations by value, each at its best threshold on the scored masks, as in the paper."""
     if not found:
         raise AdvCAMError(f"no seeds for the curve {name!r}: give at least one value")
     values = tuple(sorted(found))
@@ -68,11 +59,11 @@ def seed_curve(name: str, found: Mapping[float, SeedEvaluation]) -> SeedCurve:
 
 
 def plot_seed_curves(found: Mapping[str, Sequence[SeedCurve]], images: int) -> Figure:
-    """Mean IoU above, noise below, one column a setting; a name has one colour, and all columns one scale.
+    """Plot mean IoU above and noise below, one column a setting; a name has one colour, and all columns one scale.
 
     Args:
         found: curves by setting, see `SETTINGS`.
-        images: how many were scored.
+        images: the number of scored images.
     """
     names = dict.fromkeys(curve.name for curves in found.values() for curve in curves)
     colours = dict(zip(names, CYCLE, strict=False))
@@ -89,18 +80,14 @@ def plot_seed_curves(found: Mapping[str, Sequence[SeedCurve]], images: int) -> F
         limits = [place.get_ylim() for place in row]
         for place in row:
             place.set_ylim(min(low for low, _ in limits), max(high for _, high in limits))
-    if len(lines) > 1:  # below all axes: inside them there may be no place that is free of curves
+    if len(lines) > 1:  # below all axes: inside them there may be no place free of curves
         drawing.legend(lines.values(), lines.keys(), loc="outside lower left", frameon=False, fontsize=8)
     drawing.suptitle(f"seeds of {images} images, each at its best threshold", fontsize=10)
     return drawing
 
 
 def plot_final_map(found: Mapping[str, SeedEvaluation]) -> Figure:
-    """Mean IoU over the background threshold, one line a design of the final map (Table XI).
-
-    Args:
-        found: evaluations by design.
-    """
+    """Plot mean IoU over the background threshold, one line a design of the final map (Table XI)."""
     drawing, axes = figure(width=4.8)
     place = axes[0, 0]
     for (name, one), colour in zip(found.items(), CYCLE, strict=False):

@@ -1,4 +1,4 @@
-"""Steps of a climb in; the paths of its images' pooled features, and these in the plane by t-SNE, out (Fig. 16)."""
+"""Fig. 16: trajectories of pooled features during climbs, embedded in the plane by t-SNE."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from advcam_attr.viz.axes import CYCLE, figure, style_axes
 
 @dataclass(frozen=True)
 class Trajectories:
-    """What the classifier reads of R images at each step of their climbs.
+    """The pooled features of R samples at each step of their climbs.
 
     Attributes:
-        features: ``(R, S + 1, C)``, the features pooled over the grid.
-        target: ``(R,)``, the class that each row climbs.
+        features: ``(R, S + 1, C)``, averaged over the grid.
+        target: ``(R,)``, the class of each sample.
     """
 
     features: Tensor
@@ -44,7 +44,7 @@ class Embedding:
     perplexity: float
 
     def describe(self) -> dict[str, Any]:
-        """As JSON has it."""
+        """Return the points for JSON."""
         return {
             "perplexity": self.perplexity,
             "target": self.target.tolist(),
@@ -52,31 +52,31 @@ class Embedding:
         }
 
 
-def trajectories(view: HeadView, walk: Iterable[ClimbStep], target: Tensor) -> Trajectories:
-    """The mean of the mapped tensor over its grid, of the image itself, at every step. One forward a step.
+def trajectories(view: HeadView, steps: Iterable[ClimbStep], target: Tensor) -> Trajectories:
+    """Return the spatial mean of the mapped tensor of the image itself at every step. One forward a step.
 
     Args:
-        view: the classifier that was climbed.
-        walk: from `advcam_attr.climbing.climb`.
-        target: the class of each row, ``(R,)``.
+        view: the classifier of the climb.
+        steps: of the climb.
+        target: the class of each sample, ``(R,)``.
     """
     found = []
-    for step in walk:
+    for step in steps:
         with undisturbed(view.model), torch.no_grad():
             found.append(view(step.x[:, 0]).features.float().mean((2, 3)).cpu())
     return Trajectories(torch.stack(found, 1), target.cpu())
 
 
 def embed(found: Trajectories, *, perplexity: float = 30.0, seed: int = 0) -> Embedding:
-    """Lay the features of all rows and steps out in the plane, by t-SNE.
+    """Embed the features of all samples and steps in the plane by t-SNE.
 
     Args:
-        found: of at least one row.
-        perplexity: about how many neighbours a point has; below the number of points.
+        found: of at least one sample.
+        perplexity: about the number of neighbours of a point; below the number of points.
         seed: of the t-SNE.
 
     Raises:
-        AdvCAMError: too few points for the perplexity, or scikit-learn is missing.
+        AdvCAMError: too few points for the perplexity, or scikit-learn is not installed.
     """
     require_perplexity(perplexity, found.features.shape[0], found.features.shape[1] - 1)
     points = found.features.flatten(0, 1)
@@ -90,11 +90,7 @@ def embed(found: Trajectories, *, perplexity: float = 30.0, seed: int = 0) -> Em
 
 
 def require_perplexity(perplexity: float, images: int, steps: int) -> float:
-    """``perplexity``, if so many images and steps are points enough for it.
-
-    Raises:
-        AdvCAMError: they are not.
-    """
+    """Return a perplexity, which must be below the number of points of these images and steps."""
     points = images * (steps + 1)
     if not 0 < perplexity < points:
         raise AdvCAMError(
@@ -105,29 +101,25 @@ def require_perplexity(perplexity: float, images: int, steps: int) -> float:
 
 
 def require_all(target: Tensor, wanted: Sequence[int], names: Sequence[str]) -> None:
-    """That each class that was asked for has an image.
-
-    Raises:
-        AdvCAMError: one has none.
-    """
+    """Raise unless each requested class has an image."""
     for index, name in zip(wanted, names, strict=True):
         if not bool((target == index).any()):
             raise AdvCAMError(f"no image is of the class {name!r}: give one, or leave the class out")
 
 
 def plot_trajectories(found: Embedding, names: dict[int, str]) -> Figure:
-    """A line an image, from a small dot at its clean image to a large one at its last step; a colour a class.
+    """Plot a line per sample, from the clean image (○) to its last step (●), in a colour per class.
 
     Args:
-        found: from `embed`.
+        found: see `embed`.
         names: of the classes, by index.
     """
     drawing, axes = figure(width=5.2, height=4.6)
     place = axes[0, 0]
     for number, index in enumerate(dict.fromkeys(found.target.tolist())):
         colour = CYCLE[number % len(CYCLE)]
-        for row, path in enumerate(found.points[found.target == index]):
-            label = names.get(index, f"class {index}") if row == 0 else None
+        for n, path in enumerate(found.points[found.target == index]):
+            label = names.get(index, f"class {index}") if n == 0 else None
             place.plot(*path.T, color=colour, linewidth=0.8, alpha=0.7)
             place.scatter(*path[0], s=14, color="white", edgecolors=colour, zorder=3)
             place.scatter(*path[-1], s=28, color=colour, zorder=3, label=label)

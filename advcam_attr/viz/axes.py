@@ -1,4 +1,4 @@
-"""A grid's shape in; a Matplotlib figure with its axes, drawn by Agg and known to nobody else, out."""
+"""Matplotlib figures on the Agg canvas, without pyplot's global state."""
 
 from __future__ import annotations
 
@@ -8,20 +8,17 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-#: Told apart with any kind of colour vision, and in grey (Okabe and Ito).
+#: Colours that stay distinct with any colour vision and in grey (Okabe and Ito).
 BLUE, ORANGE, GREEN, RED, GREY = "#0072b2", "#e69f00", "#009e73", "#d55e00", "#666666"
 CYCLE = (BLUE, RED, GREEN, ORANGE, "#cc79a7", "#56b4e9", GREY)
 
 
 def figure(rows: int = 1, columns: int = 1, *, width: float = 4.2, height: float = 3.2) -> tuple[Figure, np.ndarray]:
-    """An empty figure.
+    """Return an empty figure and its axes, ``(rows, columns)``.
 
     Args:
-        rows, columns: of its axes.
+        rows, columns: of the axes.
         width, height: of one pair of axes, in inches.
-
-    Returns:
-        The figure, and its axes, ``(rows, columns)``.
 
     Example:
         >>> drawing, axes = figure(1, 2)
@@ -34,7 +31,7 @@ def figure(rows: int = 1, columns: int = 1, *, width: float = 4.2, height: float
 
 
 def style_axes(axes: Any, title: str = "", x: str = "", y: str = "") -> None:
-    """Titles, and nothing that draws the eye from the data."""
+    """Set titles and labels, a light grid, and no spines at the top and right."""
     axes.set_title(title, fontsize=10)
     axes.set_xlabel(x)
     axes.set_ylabel(y)
@@ -44,7 +41,7 @@ def style_axes(axes: Any, title: str = "", x: str = "", y: str = "") -> None:
 
 
 def show_image(axes: Any, image: np.ndarray, title: str = "", **options: Any) -> None:
-    """A picture without axes."""
+    """Show an image without ticks and spines."""
     axes.imshow(image, **options)
     axes.set_title(title, fontsize=9)
     axes.set_xticks([])
@@ -54,5 +51,5 @@ def show_image(axes: Any, image: np.ndarray, title: str = "", **options: Any) ->
 
 
 def shortened(text: str, letters: int = 24) -> str:
-    """A name that fits over a picture."""
+    """Return a name that fits above an image."""
     return text if len(text) <= letters else text[: letters - 1] + "…"

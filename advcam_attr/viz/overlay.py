@@ -1,7 +1,4 @@
-"""Pictures and maps in; drawings of the ones over the others out.
-
-Drawn with Pillow, on colours of Matplotlib's maps: no backend is chosen, no global figure is left behind.
-"""
+"""Overlays of maps and labels on images, and grids of images, drawn with Pillow."""
 
 from __future__ import annotations
 
@@ -15,15 +12,16 @@ from PIL import Image, ImageDraw, ImageFont
 _MARGIN = 6
 _INK, _PAPER = (20, 20, 20), (255, 255, 255)
 
-ImageArray = np.ndarray  # (H, W, 3) float in [0, 1]
+#: ``(H, W, 3)`` float in [0, 1].
+ImageArray = np.ndarray
 
 
 def heat_over(image: ImageArray, heat: np.ndarray, colours: str = "turbo") -> ImageArray:
-    """Lay a map over an image: the warmer, the more evidence.
+    """Overlay a map on an image.
 
     Args:
         image: ``(H, W, 3)`` in [0, 1].
-        heat: ``(H, W)``; scaled to its own maximum, negative values count as zero.
+        heat: ``(H, W)``; divided by its maximum, negative values count as zero.
         colours: a Matplotlib colour map.
 
     Returns:
@@ -41,12 +39,12 @@ def heat_over(image: ImageArray, heat: np.ndarray, colours: str = "turbo") -> Im
 
 
 def labels_over(image: ImageArray, labels: np.ndarray, colours: str = "tab10") -> ImageArray:
-    """Lay a label map over an image: one colour a class, the background (0) darkened.
+    """Overlay a label map on an image: one colour a class, the background (0) darkened.
 
     Args:
         image: ``(H, W, 3)`` in [0, 1].
         labels: ``(H, W)`` integers, 0 for the background.
-        colours: a Matplotlib map of single colours.
+        colours: a qualitative Matplotlib colour map.
 
     Returns:
         ``(H, W, 3)`` in [0, 1].
@@ -61,20 +59,20 @@ def labels_over(image: ImageArray, labels: np.ndarray, colours: str = "tab10") -
 def panels(
     rows: Sequence[Sequence[ImageArray]], titles: Sequence[str], captions: Sequence[str] = (), cell: int = 224
 ) -> Image.Image:
-    """Arrange pictures in a grid with a title above each column and a caption below each row.
+    """Draw images in a grid with a title above each column and a caption below each row.
 
     Args:
-        rows: pictures ``(H, W, 3)`` in [0, 1]; as many in each row as there are titles.
+        rows: images ``(H, W, 3)`` in [0, 1]; one per title in each row.
         titles: one a column.
-        captions: one a row, or none at all.
-        cell: the height to which every image is scaled, in pixels.
+        captions: one a row, or none.
+        cell: the height to which every image is resized, in pixels.
 
     Returns:
         The drawing, mode ``RGB``.
     """
     font = ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), 13)
     line = 20
-    drawn = [[_scaled(image, cell) for image in row] for row in rows]
+    drawn = [[_resized(image, cell) for image in row] for row in rows]
     widths = [max(row[column].width for row in drawn) for column in range(len(titles))]
     below = line if captions else 0
     width = sum(widths) + _MARGIN * (len(widths) + 1)
@@ -83,24 +81,24 @@ def panels(
     draw = ImageDraw.Draw(sheet)
     lefts = [_MARGIN + sum(widths[:column]) + _MARGIN * column for column in range(len(titles))]
     for left, title, room in zip(lefts, titles, widths, strict=True):
-        draw.text((left, 4), _shortened(title, font, room), fill=_INK, font=font)
+        draw.text((left, 4), _fitted(title, font, room), fill=_INK, font=font)
     for index, row in enumerate(drawn):
         top = line + _MARGIN + index * (cell + below + _MARGIN)
         for left, image in zip(lefts, row, strict=True):
             sheet.paste(image, (left, top))
         if captions:
-            text = _shortened(captions[index], font, width - 2 * _MARGIN)
+            text = _fitted(captions[index], font, width - 2 * _MARGIN)
             draw.text((_MARGIN, top + cell + 2), text, fill=_INK, font=font)
     return sheet
 
 
-def _scaled(image: ImageArray, height: int) -> Image.Image:
+def _resized(image: ImageArray, height: int) -> Image.Image:
     drawn = Image.fromarray(np.round(np.clip(image, 0, 1) * 255).astype(np.uint8))
     width = max(1, round(drawn.width * height / drawn.height))
     return drawn.resize((width, height), Image.Resampling.BICUBIC)
 
 
-def _shortened(text: str, font: ImageFont.FreeTypeFont, room: int) -> str:
+def _fitted(text: str, font: ImageFont.FreeTypeFont, room: int) -> str:
     if font.getlength(text) <= room:
         return text
     while text and font.getlength(text + "…") > room:
