@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar, get_args, get_type_hints
 
 import yaml
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
@@ -179,6 +179,7 @@ class ConfigOptions(Generic[C]):
             text = f"YAML file of these values and of the other stages', e.g. {self._example}"
             parser.add_argument("--config", action=_ConfigFile, metavar="FILE", help=text)
             parser.config = self._load()
+            _evaluate_annotations(parser.config)
             parser.add_class_arguments(parser.config, None)
             parser.usage = "%(prog)s [--config FILE] [options]"
             for action in parser._actions[first + 1 :]:
@@ -211,6 +212,15 @@ class ConfigOptions(Generic[C]):
     def _load(self) -> Any:
         module, _, name = self._kind.partition(":")
         return getattr(import_module(module), name)
+
+
+def _evaluate_annotations(kind: type[Any]) -> None:
+    """Evaluate the annotations of nested dataclasses; jsonargparse would run the TYPE_CHECKING imports of torch."""
+    hints = get_type_hints(kind)
+    kind.__init__.__annotations__.update(hints)
+    for part in (part for hint in hints.values() for part in (hint, *get_args(hint))):
+        if isinstance(part, type) and dataclasses.is_dataclass(part):
+            _evaluate_annotations(part)
 
 
 def _describe(parser: Parser, action: Action, hidden: bool) -> None:

@@ -10,14 +10,15 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from advcam_attr.networks.backbone import Backbone
-from advcam_attr.networks.cct_perturbations import AUXILIARY, PERTURBATIONS, Guide, Perturbation
+from advcam_attr.networks.cct_defaults import AUXILIARY, DEEP_BASE, Norms
+from advcam_attr.networks.cct_perturbations import PERTURBATIONS, Guide, Perturbation
 from advcam_attr.networks.checkpoint import Checkpoint, load_weights, read_checkpoint, seeded, without_prefix
 from advcam_attr.networks.freezing import running_norms
 from advcam_attr.networks.net_file import NetKind, NetSpec
@@ -25,11 +26,8 @@ from advcam_attr.networks.timm_trunk import TimmTrunk, timm_trunk
 from advcam_attr.registry import lookup
 from advcam_attr.types import AdvCAMError
 
-#: The released code's backbone: a ResNet-50 whose stem is three 3 × 3 convolutions to 64, 64 and 128 channels.
-DEEP_BASE = "deepbase_resnet50"
-
-#: timm's arguments for it. At output stride 8, timm dilates as the released code does: layer3 by 2, layer4 by 4, and
-#: the convolution that has lost its stride by half of that.
+#: timm's arguments for `DEEP_BASE`. At output stride 8, timm dilates as the released code does: layer3 by 2, layer4 by
+#: 4, and the convolution that has lost its stride by half of that.
 _DEEP_BASE_ARGS = {"stem_type": "deep", "stem_width": 64}
 
 #: The stem of the published file ``3x3resnet50-imagenet.pth``, by timm's names.
@@ -37,8 +35,6 @@ _STEM = {"conv1": "conv1.0", "bn1": "conv1.1", "conv2": "conv1.3", "bn2": "conv1
 
 #: Sizes of the grids that features are pooled to.
 BINS = (1, 2, 3, 6)
-
-Norms = Literal["trained", "frozen"]
 
 
 @dataclass(frozen=True)

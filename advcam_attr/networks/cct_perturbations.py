@@ -211,14 +211,3 @@ PERTURBATIONS: dict[str, Perturbation] = {
     "feature_drop": FeatureDrop(),
     "feature_noise": FeatureNoise(),
 }
-
-#: The released configuration's numbers of decoders, 30 in all.
-AUXILIARY = {
-    "vat": 2,
-    "dropout": 6,
-    "cutout": 6,
-    "context_mask": 2,
-    "object_mask": 2,
-    "feature_drop": 6,
-    "feature_noise": 6,
-}

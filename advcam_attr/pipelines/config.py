@@ -9,15 +9,15 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_type_hints
 
-from advcam_attr.data.coco import read_coco
-from advcam_attr.data.samples import SegmentationData
-from advcam_attr.data.voc import read_voc
 from advcam_attr.files import write_bytes, write_json
 from advcam_attr.runs.run_log import run_log
 from advcam_attr.runs.sharding import shard_of
 from advcam_attr.types import AdvCAMError
+
+if TYPE_CHECKING:
+    from advcam_attr.data.samples import SegmentationData
 
 #: The file of a run folder that holds its configuration.
 CONFIG = "config.json"
@@ -67,6 +67,9 @@ class MaskedData:
         Raises:
             AdvCAMError: The split cannot be read.
         """
+        from advcam_attr.data.coco import read_coco
+        from advcam_attr.data.voc import read_voc
+
         root = path_of(self.root)
         labels = None if self.labels is None else path_of(self.labels)
         if self.kind == "coco":

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
-
-import torch
+from typing import TYPE_CHECKING, Literal, get_args
 
 from advcam_attr.runs.sharding import ALONE, Shard, choose_device
 from advcam_attr.types import AdvCAMError
+
+if TYPE_CHECKING:
+    import torch
 
 #: The precisions of autocast; None stands for float32 everywhere.
 Autocast = Literal["bfloat16", "float16"]
@@ -44,6 +45,8 @@ class Runtime:
     @property
     def autocast_dtype(self) -> torch.dtype | None:
         """The dtype of autocast; None for float32."""
+        import torch
+
         return None if self.autocast is None else getattr(torch, self.autocast)
 
     def torch_device(self, shard: Shard = ALONE) -> torch.device:

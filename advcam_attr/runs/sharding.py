@@ -9,11 +9,12 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
-
-import torch
+from typing import TYPE_CHECKING, TypeVar
 
 from advcam_attr.types import AdvCAMError
+
+if TYPE_CHECKING:
+    import torch
 
 T = TypeVar("T")
 
@@ -147,6 +148,8 @@ def choose_device(name: str = "auto", local: int = 0) -> torch.device:
         >>> choose_device("cpu")
         device(type='cpu')
     """
+    import torch
+
     if name in ("auto", "cuda") and torch.cuda.is_available():
         return torch.device("cuda", local % torch.cuda.device_count())
     if name == "auto":

@@ -14,7 +14,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from advcam_attr.data.images import expand_images, read_rgb
-from advcam_attr.networks import load_model, sources
+from advcam_attr.networks import sources
+from advcam_attr.networks.load import load_model
 from advcam_attr.types import AdvCAMError
 
 NET = "torchvision/squeezenet1_1"

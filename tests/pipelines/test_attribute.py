@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from advcam_attr import AdvCAM
 from advcam_attr.data.images import read_rgb
 from advcam_attr.data.toy import make_scenes
-from advcam_attr.networks import load_model
+from advcam_attr.networks.load import load_model
 from advcam_attr.pipelines import attribute
 from advcam_attr.pipelines.attribute import Classes, Settings, TopK, attribute_images
 from advcam_attr.pipelines.model import ModelChoice

@@ -22,7 +22,7 @@ from advcam_attr.attr.adapters import SEAMBase
 from advcam_attr.climbing import recipes
 from advcam_attr.climbing.recipes import released_schedule
 from advcam_attr.data.samples import SegmentationData
-from advcam_attr.networks import load_model
+from advcam_attr.networks.load import load_model
 from advcam_attr.networks.seam import SEAM
 from advcam_attr.pipelines.maps import MapSettings, make_seeds, seed_store, sweep_seeds
 from advcam_attr.refine.seeds import threshold_maps

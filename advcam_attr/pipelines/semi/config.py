@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
 
 from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveInt
 
 from advcam_attr.networks.backbone import Backbone
-from advcam_attr.networks.cct import CCT, DEEP_BASE, Norms, cct_net
-from advcam_attr.networks.cct_perturbations import AUXILIARY
+from advcam_attr.networks.cct_defaults import AUXILIARY, DEEP_BASE, Norms
 from advcam_attr.pipelines.config import MaskedData, with_paths
-from advcam_attr.refine.crf import CRF_RECIPES
+from advcam_attr.refine.crf_recipes import CRF_RECIPES
 from advcam_attr.registry import lookup
 from advcam_attr.runs.runtime import Runtime
-from advcam_attr.training.fit import Optimizer
-from advcam_attr.training.losses.cct import Supervision
+from advcam_attr.training.optimizer import Optimizer
 from advcam_attr.types import AdvCAMError
+
+if TYPE_CHECKING:
+    from advcam_attr.networks.cct import CCT
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,8 @@ class SemiNetConfig:
 
     def make(self, classes: int) -> CCT:
         """Make the net of that many classes, the background included."""
+        from advcam_attr.networks.cct import cct_net
+
         backbone = with_paths(self.backbone, "checkpoint")
         return cct_net(
             backbone, classes, channels=self.channels, auxiliary=self.auxiliary, norms=self.norms, seed=self.seed
@@ -90,7 +94,7 @@ class SemiSettings:
     batch: int = 10
     crop: PositiveInt = 320
     long_side: tuple[int, int] = (200, 800)
-    supervised: Supervision = "ce"
+    supervised: Literal["ce", "abce"] = "ce"
     unsupervised_weight: NonNegativeFloat = 30.0
     weak_weight: NonNegativeFloat = 0.4
     ramp_up: NonNegativeFloat = 0.1

@@ -7,6 +7,7 @@ recommend them over those that localize best on the validation split.
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import logging
 import math
@@ -20,13 +21,14 @@ from torch import Tensor
 
 from advcam_attr.data.cutmix import mixed_batches
 from advcam_attr.data.datasets import ShardDataset, SingleLabelDataset
+from advcam_attr.data.samples import LocalizationData
 from advcam_attr.data.shards import ShardData
 from advcam_attr.data.transforms import wsol_eval, wsol_train
 from advcam_attr.networks.checkpoint import load_weights, read_checkpoint
 from advcam_attr.networks.net_file import save_net
 from advcam_attr.networks.wsol_parts import WSOLNet, parameter_groups
 from advcam_attr.pipelines.training_report import VALIDATION, last_epoch, shard_logits, training_config
-from advcam_attr.pipelines.wsol.config import WSOLClassifierSettings, WSOLData, wsol_data_fingerprint
+from advcam_attr.pipelines.wsol.config import WSOLClassifierSettings
 from advcam_attr.runs.runtime import Runtime
 from advcam_attr.runs.sharding import ALONE, shard_of_launch
 from advcam_attr.training.distributed import gather, share_buffers
@@ -37,6 +39,9 @@ from advcam_attr.training.train import Batch, TrainingTask, as_found, train
 from advcam_attr.types import AdvCAMError
 
 logger = logging.getLogger(__name__)
+
+#: Training images, in folders or in shards.
+WSOLData = LocalizationData | ShardData
 
 #: The net's file in its folder.
 WEIGHTS = "classifier.safetensors"
@@ -137,6 +142,15 @@ def train_wsol_classifier(
     validated = settings.epochs if val_data is not None else None
     loss, last = last_epoch(out, per_epoch * (settings.epochs - 1), validated)
     return WSOLClassifierResult(weights, loss, last.get("val_loss"), last.get("val_top1"))
+
+
+def wsol_data_fingerprint(data: WSOLData) -> str:
+    """Return name, split, number of images, and a digest of ids and labels."""
+    if isinstance(data, ShardData):
+        count, parts = len(data), [part.tobytes() for part in (data.shard, data.span, data.labels)]
+    else:
+        count, parts = len(data.samples), [f"{sample.id} {sample.labels}\n".encode() for sample in data.samples]
+    return f"{data.name} {data.split}, {count} images, {hashlib.sha256(b''.join(parts)).hexdigest()[:8]}"
 
 
 def wsol_items(data: WSOLData, transform: Callable[..., Tensor]) -> Items:

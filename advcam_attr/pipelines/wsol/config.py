@@ -3,35 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from jsonargparse.typing import PositiveInt
 
-from advcam_attr.data.cub import read_cub
-from advcam_attr.data.cutmix import CutMix
-from advcam_attr.data.imagenet import read_imagenet
-from advcam_attr.data.samples import LocalizationData, per_class
-from advcam_attr.data.shards import ShardData, read_shards
-from advcam_attr.data.wsol_metadata import read_wsol_metadata
-from advcam_attr.metrics.localization import Contours
 from advcam_attr.networks.backbone import Backbone
-from advcam_attr.networks.wsol import wsol_net
-from advcam_attr.networks.wsol_parts import Norms, WSOLNet
 from advcam_attr.pipelines.config import check_keys, path_of, with_paths
-from advcam_attr.pipelines.wsol.evaluate import Search
 from advcam_attr.runs.runtime import Runtime
-from advcam_attr.training.fit import Optimizer
+from advcam_attr.training.optimizer import Optimizer
 from advcam_attr.types import AdvCAMError
 
-T = TypeVar("T")
+if TYPE_CHECKING:
+    from advcam_attr.data.cutmix import CutMix
+    from advcam_attr.data.samples import LocalizationData
+    from advcam_attr.data.shards import ShardData
+    from advcam_attr.networks.wsol_parts import WSOLNet
 
-#: Training images, in folders or in shards.
-WSOLData = LocalizationData | ShardData
+T = TypeVar("T")
 
 #: How maps are made; ``climb`` is AdvCAM without its regularization, on the target's logit alone (Table X).
 WSOLMethod = Literal["cam", "climb", "advcam"]
@@ -57,7 +50,7 @@ class WSOLClassifierSettings:
     """
 
     backbone: Backbone = Backbone("torchvision/resnet50", stride=8)
-    norms: Norms = "batch"
+    norms: Literal["batch", "running"] = "batch"
     optimizer: Optimizer = Optimizer(2.3222617e-4, nesterov=True)
     epochs: PositiveInt = 50
     batch: PositiveInt = 32
@@ -71,15 +64,21 @@ class WSOLClassifierSettings:
     def __post_init__(self) -> None:
         if self.resize < self.crop:
             raise AdvCAMError(f"classifier.crop must be at most resize, got {self.crop} and {self.resize}")
-        CutMix(self.cutmix_beta, self.cutmix_probability)
+        if not (0 < self.cutmix_beta < math.inf and 0 <= self.cutmix_probability <= 1):
+            got = f"{self.cutmix_beta} and {self.cutmix_probability}"
+            raise AdvCAMError(f"classifier.cutmix_beta must be positive and cutmix_probability in 0 to 1, got {got}")
 
     @property
     def cutmix(self) -> CutMix | None:
         """The mixing of batches, if any."""
+        from advcam_attr.data.cutmix import CutMix
+
         return CutMix(self.cutmix_beta, self.cutmix_probability) if self.cutmix_probability else None
 
     def make_net(self, num_classes: int, seed: int = 0) -> WSOLNet:
         """Make the net to train."""
+        from advcam_attr.networks.wsol import wsol_net
+
         return wsol_net(with_paths(self.backbone, "checkpoint"), num_classes, norms=self.norms, seed=seed)
 
 
@@ -136,6 +135,11 @@ class WSOLDataConfig:
 
     def read(self, split: str) -> LocalizationData:
         """Return a split."""
+        from advcam_attr.data.cub import read_cub
+        from advcam_attr.data.imagenet import read_imagenet
+        from advcam_attr.data.samples import per_class
+        from advcam_attr.data.wsol_metadata import read_wsol_metadata
+
         root = path_of(self.root)
         if self.kind == "metadata" or (split == "val" and self.metadata is not None):
             data = read_wsol_metadata(path_of(str(self.metadata)), root, split)
@@ -143,10 +147,12 @@ class WSOLDataConfig:
             data = (read_cub if self.kind == "cub" else read_imagenet)(root, split)
         return per_class(data, self.per_class) if self.per_class is not None and split == self.score else data
 
-    def read_train(self) -> WSOLData:
+    def read_train(self) -> LocalizationData | ShardData:
         """Return the training images."""
         if self.shards is None:
             return self.read(self.train)
+        from advcam_attr.data.shards import read_shards
+
         path, classes = path_of(self.shards), self.read(self.score).classes
         return read_shards(path.parent, path.name, classes=classes, name=self.kind, split=self.train)
 
@@ -216,8 +222,8 @@ class BoxConfig:
         processes: number of workers.
     """
 
-    contours: tuple[Contours, ...] = ("all",)
-    search: Search = "auto"
+    contours: tuple[Literal["all", "largest"], ...] = ("all",)
+    search: Literal["auto", "levels", "union-find"] = "auto"
     processes: PositiveInt = 1
 
     def __post_init__(self) -> None:
@@ -291,15 +297,6 @@ class WSOLConfig:
             return (TrainedNet(self.name, None, run / _slug(self.name)),)
         pairs = [(name, seed) for name in self.trainings for seed in self.seeds]
         return tuple(TrainedNet(name, seed, run / _slug(name) / f"seed{seed}") for name, seed in pairs)
-
-
-def wsol_data_fingerprint(data: WSOLData) -> str:
-    """Return name, split, number of images, and a digest of ids and labels."""
-    if isinstance(data, ShardData):
-        count, parts = len(data), [part.tobytes() for part in (data.shard, data.span, data.labels)]
-    else:
-        count, parts = len(data.samples), [f"{sample.id} {sample.labels}\n".encode() for sample in data.samples]
-    return f"{data.name} {data.split}, {count} images, {hashlib.sha256(b''.join(parts)).hexdigest()[:8]}"
 
 
 def _merged(settings: T, changes: Mapping[str, Any], section: str) -> T:

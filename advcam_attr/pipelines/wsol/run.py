@@ -32,8 +32,8 @@ from advcam_attr.networks.wsol import load_wsol_net
 from advcam_attr.pipelines.config import path_of, recorded_config
 from advcam_attr.pipelines.maps import MapSettings, MapSummary, make_wsol_maps
 from advcam_attr.pipelines.model import head_at
-from advcam_attr.pipelines.wsol.classifier import WEIGHTS, WSOLClassifierResult, train_wsol_classifier
-from advcam_attr.pipelines.wsol.config import ReadyNet, TrainedNet, WSOLConfig, WSOLData, WSOLMethod
+from advcam_attr.pipelines.wsol.classifier import WEIGHTS, WSOLClassifierResult, WSOLData, train_wsol_classifier
+from advcam_attr.pipelines.wsol.config import ReadyNet, TrainedNet, WSOLConfig, WSOLMethod
 from advcam_attr.pipelines.wsol.evaluate import evaluate_wsol
 from advcam_attr.pipelines.wsol.score import Measured, write_wsol_report
 from advcam_attr.registry import lookup
