@@ -251,53 +251,55 @@ def test_levels_of_the_log(capsys, monkeypatch, flags, shown):
 
 
 @pytest.mark.parametrize(
-    ("argv", "message"),
+    ("argv", "words"),
     [
-        (["--set", "steps"], "--set takes KEY=VALUE, got 'steps'"),
-        (["--set", "stepz=3"], "unknown option 'stepz'; did you mean 'steps'"),
-        (["--set", "mask=treshold"], "unknown mask 'treshold'; did you mean 'threshold'?"),
-        (["--base", "grad-cam"], "unknown base 'grad-cam'; did you mean 'grad_cam'"),
-        (["--recipe", "oficial"], "unknown recipe 'oficial'; did you mean 'official'"),
-        (["--steps", "-1"], "steps must not be negative, got -1"),
-        (["--scales", "0"], "scales must be positive factors"),
-        (["--set", "steps=2", "--steps", "3"], "steps is given twice: by --steps and by --set steps=..."),
-        (["--target", "top0"], "target 'top0': the model has 4 classes, so there are top1 to top4"),
-        (["--target", "9"], "target 9 is not a class: the model has classes 0 to 3"),
-        (["--target", "cat"], "target 'cat': the model's classes have no names; give --labels FILE or an index"),
-        (["--layer", "12x"], "the model has no layer '12x'"),
-        (["--labels", "none.txt"], "cannot read label file none.txt"),
-        (["--saliency", "none"], "no such folder of saliency maps: none"),
-        (["--device", "abacus"], "device 'abacus' cannot be used here"),
-        (["--out", "images/scene0.png"], "the results need a folder"),
-        (["--checkpoint", "none.pth"], "no such checkpoint file: none.pth"),
-        (["--checkpoint", "pickle.pth"], "checkpoint pickle.pth is refused: it is a pickle of more than plain weights"),
-        (["--checkpoint", "other.safetensors"], "checkpoint other.safetensors does not fit"),
-        (["--checkpoint", "nan.safetensors"], "checkpoint nan.safetensors is refused: NaN or infinite weights in 0."),
-        (["--random-weights"], "random weights do not apply to advcam_attr.pipelines.demo:small_net"),
-        (["--input-size", "2"], "advcam_attr.pipelines.demo:small_net does not take images of 2 x 2 pixels"),
+        (["--set", "steps"], ["--set", "KEY=VALUE", "'steps'"]),
+        (["--set", "stepz=3"], ["'stepz'", "'steps'"]),
+        (["--set", "mask=treshold"], ["mask 'treshold'", "'threshold'"]),
+        (["--base", "grad-cam"], ["base 'grad-cam'", "'grad_cam'"]),
+        (["--recipe", "oficial"], ["recipe 'oficial'", "'official'"]),
+        (["--steps", "-1"], ["steps", "-1"]),
+        (["--scales", "0"], ["scales", "positive"]),
+        (["--set", "steps=2", "--steps", "3"], ["steps", "twice"]),
+        (["--target", "top0"], ["'top0'", "top1 to top4"]),
+        (["--target", "9"], ["9", "0 to 3"]),
+        (["--target", "cat"], ["'cat'", "--labels"]),
+        (["--layer", "12x"], ["layer '12x'"]),
+        (["--labels", "none.txt"], ["none.txt"]),
+        (["--saliency", "none"], ["saliency", "none"]),
+        (["--device", "abacus"], ["'abacus'"]),
+        (["--out", "images/scene0.png"], ["folder"]),
+        (["--checkpoint", "none.pth"], ["none.pth"]),
+        (["--checkpoint", "pickle.pth"], ["pickle.pth", "more than plain weights"]),
+        (["--checkpoint", "other.safetensors"], ["other.safetensors", "does not fit"]),
+        (["--checkpoint", "nan.safetensors"], ["nan.safetensors", "NaN or infinite", "0."]),
+        (["--random-weights"], ["random weights", "small_net"]),
+        (["--input-size", "2"], ["small_net", "2 x 2"]),
     ],
 )
-def test_options_that_cannot_be_used(capsys, folder, argv, message):
+def test_options_that_cannot_be_used(capsys, folder, argv, words):
     torch.save(torch.nn.Linear(2, 2), "pickle.pth")
     weights = small_net().state_dict()
     save_file({"other": torch.zeros(1)}, "other.safetensors")
     save_file({**weights, "0.weight": torch.full_like(weights["0.weight"], torch.nan)}, "nan.safetensors")
-    assert error_of(capsys, "attribute", "images", *NET, *argv).startswith(message)
+    message = error_of(capsys, "attribute", "images", *NET, *argv)
+    assert [word for word in words if word not in message] == []
 
 
 @pytest.mark.parametrize(
-    ("spec", "message"),
+    ("spec", "words"),
     [
-        ("resnet50", "model 'resnet50' is none of timm/NAME"),
-        ("timm/resnett50", "unknown model 'timm/resnett50'; did you mean 'resnet50'"),
-        ("torchvision/resnet51", "unknown model 'torchvision/resnet51'; did you mean 'resnet50'"),
-        ("nowhere:net", "no module named 'nowhere'"),
-        ("torch.nn:Lineer", "module torch.nn has no 'Lineer'; did you mean 'Linear'"),
+        ("resnet50", ["'resnet50'", "timm/NAME"]),
+        ("timm/resnett50", ["'timm/resnett50'", "'resnet50'"]),
+        ("torchvision/resnet51", ["'torchvision/resnet51'", "'resnet50'"]),
+        ("nowhere:net", ["'nowhere'"]),
+        ("torch.nn:Lineer", ["'Lineer'", "'Linear'"]),
     ],
 )
-def test_models_that_do_not_exist(capsys, folder, spec, message):
-    assert error_of(capsys, "attribute", "images", "--model", spec).startswith(message)
-    assert error_of(capsys, "inspect", spec).startswith(message)
+def test_models_that_do_not_exist(capsys, folder, spec, words):
+    for argv in (["attribute", "images", "--model", spec], ["inspect", spec]):
+        message = error_of(capsys, *argv)
+        assert [word for word in words if word not in message] == []
 
 
 def test_no_network(capsys, folder, monkeypatch):
