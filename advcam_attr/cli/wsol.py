@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -29,7 +28,7 @@ def _classifier(options: Namespace) -> None:
 def _maps(options: Namespace) -> None:
     from advcam_attr.pipelines.wsol.run import WSOLRun
 
-    _require_all(WSOLRun(OPTIONS.of(options)).make_maps(show_progress=sys.stderr.isatty()))
+    _require_all(WSOLRun(OPTIONS.of(options)).make_maps())
 
 
 def _evaluate(options: Namespace) -> None:
@@ -41,7 +40,7 @@ def _evaluate(options: Namespace) -> None:
 def _run(options: Namespace) -> None:
     from advcam_attr.pipelines.wsol.run import WSOLRun
 
-    _require_all(WSOLRun(OPTIONS.of(options)).run(show_progress=sys.stderr.isatty()))
+    _require_all(WSOLRun(OPTIONS.of(options)).run())
 
 
 def _require_all(summaries: Iterable[MapSummary]) -> None:

@@ -239,6 +239,9 @@ class TrainedNet:
     seed: int | None
     folder: Path
 
+    def __str__(self) -> str:
+        return self.name if self.seed is None else f"{self.name}, seed {self.seed}"
+
 
 @dataclass(frozen=True)
 class WSOLConfig:

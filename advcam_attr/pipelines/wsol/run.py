@@ -43,16 +43,12 @@ from advcam_attr.types import AdvCAMError
 
 logger = logging.getLogger(__name__)
 
-
 #: A net that maps are made with, its mean, and its std.
 _Normalized = tuple[nn.Module, tuple[float, ...], tuple[float, ...]]
 
 
 class WSOLRun:
     """A localization run; its stages share the images that they read.
-
-    Args:
-        config: of the run.
 
     Raises:
         AdvCAMError: by all stages, if data, nets, or earlier results are missing or do not fit.
@@ -61,16 +57,13 @@ class WSOLRun:
     def __init__(self, config: WSOLConfig) -> None:
         self.config, self.folder = config, path_of(config.run)
 
-    def run(self, *, show_progress: bool = False) -> list[MapSummary]:
-        """Run all stages, and return the summaries of the maps.
-
-        Nothing is scored if maps failed, or in one of several processes.
-        """
+    def run(self) -> list[MapSummary]:
+        """Run all stages; nothing is scored if maps failed, or in one of several processes."""
         if self.config.net is None:
             self.map_settings()
             _ = self.scored
             self.train()
-        summaries = self.make_maps(show_progress=show_progress)
+        summaries = self.make_maps()
         if any(one.failed for one in summaries):
             return summaries
         if shard_of().world > 1:
@@ -96,7 +89,7 @@ class WSOLRun:
                 results[net] = train_wsol_classifier(settings, untrained, data, val, out, runtime)
         return results
 
-    def make_maps(self, *, show_progress: bool = False) -> list[MapSummary]:
+    def make_maps(self) -> list[MapSummary]:
         """Run the stage ``maps``: the maps of every classifier by every method."""
         logger.info(f"making maps of {_size(self.scored)}")
         settings, summaries = self.map_settings(), []
@@ -154,7 +147,7 @@ class WSOLRun:
 
     def map_settings(self) -> dict[WSOLMethod, MapSettings]:
         """Return the settings of the maps by method, with their recipes checked."""
-        c, runtime = self.config.maps, self.config.runtime
+        c = self.config.maps
         lookup(c.base, BASES, "base")
         found: dict[WSOLMethod, MapSettings] = {}
         for method in c.methods:
@@ -168,7 +161,7 @@ class WSOLRun:
                 size=(c.size, c.size),
                 batch=c.batch,
                 read=read_stored_rgb,
-                runtime=runtime,
+                runtime=self.config.runtime,
             )
             found[method].whole_recipe()
         return found

@@ -31,7 +31,6 @@ from advcam_attr.tables.table import Table
 
 logger = logging.getLogger(__name__)
 
-
 #: Names of the data sets in the paper's tables.
 PAPER_DATA = {"cub": "CUB-200-2011", "imagenet": "ImageNet-1K"}
 
@@ -130,7 +129,7 @@ def _own_lines(found: Sequence[Measured]) -> list[str]:
         table = load_table(one.folder / TABLES["all"])
         pooled = bootstrap(measure_counts(table, "max_box_acc_v2"), best_share)
         own = Interval(*(value / len(table) for value in pooled))
-        lines.append(f"{_name(one.net)}, {one.method}: MaxBoxAccV2 {_percent(own, signed=False)}")
+        lines.append(f"{one.net}, {one.method}: MaxBoxAccV2 {_percent(own, signed=False)}")
     return lines
 
 
@@ -143,7 +142,7 @@ def gain_lines(gains: Mapping[tuple[TrainedNet, WSOLMethod], Mapping[Measure, In
             continue
         gain = measured["max_box_acc_v2"]
         by_seed.setdefault((net.name, method), []).append(100 * gain.value)
-        lines.append(f"{_name(net)}, {method} - cam: MaxBoxAccV2 {_percent(gain)}")
+        lines.append(f"{net}, {method} - cam: MaxBoxAccV2 {_percent(gain)}")
     for (name, method), values in by_seed.items():
         if len(values) > 1:
             spread = statistics.stdev(values)
@@ -157,7 +156,3 @@ def gain_lines(gains: Mapping[tuple[TrainedNet, WSOLMethod], Mapping[Measure, In
 def _percent(value: Interval, *, signed: bool = True) -> str:
     shown, low, high = (format(100 * number, "+.1f" if signed else ".1f") for number in value)
     return f"{shown} (90 % interval over images {low} to {high})"
-
-
-def _name(net: TrainedNet) -> str:
-    return net.name if net.seed is None else f"{net.name}, seed {net.seed}"
