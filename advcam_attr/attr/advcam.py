@@ -24,8 +24,8 @@ from advcam_attr.attr.attribution import (
     check_targets,
     finish,
     in_range,
-    resize,
     take_rows,
+    to_size,
 )
 from advcam_attr.attr.cam import CAM
 from advcam_attr.attr.grad_cam import GradCAM
@@ -345,7 +345,7 @@ class AdvCAM(MapAttribution):
                     if on_step is not None:
                         on_step(step)
                     if step.index == step.steps:
-                        maps = total if total.shape[1:] == grid else resize(total[:, None], grid)[:, 0]
+                        maps = to_size(total, grid)
                         summed = step.weight * maps if summed is None else summed + step.weight * maps
                 assert summed is not None
                 parts.append(summed)

@@ -182,6 +182,11 @@ def resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
     return laid if whole == size else laid[..., :height, :width]
 
 
+def to_size(maps: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Resize maps ``(R, h', w')`` of another scale to a grid ``(h, w)``, as `resize` does."""
+    return maps if maps.shape[1:] == grid else resize(maps[:, None], grid)[:, 0]
+
+
 MapFunction = Callable[[Activations, Tensor], Tensor]
 
 

@@ -1,20 +1,20 @@
-"""A traced forward in; the classifier head as class activation mapping sees it, out.
+"""Search for the classifier head in a traced forward.
 
 The search walks the data flow back from the logits. As long as tensors are vectors (one number a channel) it is in
-the *tail*; the first operation that has a spatial grid on its input is the head's reduction. If that is a mean over
-the grid, and nothing else of the image reaches the logits beside it, the tensor it reads is the one to map, and the
-operations of the tail say whether the class weights are exact. Otherwise class activation mapping does not exist for
-this net, and the search goes on to the last grid on which Grad-CAM can work.
+the *tail*; the first operation with a spatial grid on its input is the head's reduction. If that is a mean over the
+grid, and nothing else of the image reaches the logits, its input is the tensor to map, and the operations of the tail
+decide whether the class weights are exact. Otherwise there is no class activation map, and the search continues to the
+last grid on which Grad-CAM works.
 """
 
 from __future__ import annotations
 
 import heapq
 from dataclasses import dataclass
-from typing import Literal
 
 from torch import Tensor
 
+from advcam_attr.heads.head import Exactness, Head, Reason, Site
 from advcam_attr.heads.trace import (
     MEANS,
     RESHAPES,
@@ -29,82 +29,14 @@ from advcam_attr.heads.trace import (
 )
 from advcam_attr.types import AdvCAMError
 
-Exactness = Literal["exact", "linearised", "none"]
-
 _MIXERS = {"scaled_dot_product_attention", "softmax", "multi_head_attention_forward", "_native_multi_head_attention"}
 _PRODUCTS = {"matmul", "__matmul__", "bmm", "einsum", "baddbmm"}
 _SELECTIONS = {"__getitem__", "select", "unbind", "split", "chunk", "narrow"}
 _RESIDUAL = {"layer_norm", "rms_norm", "group_norm", "batch_norm", "add", "add_", "__add__", "__iadd__", "cat"}
 
 
-_CAM: dict[Exactness, str] = {
-    "exact": "exact: the mean of a class's map plus a constant is its logit",
-    "linearised": "linearised: the class weights are the derivative of the logit, for each image its own",
-    "none": "there is none; base grad_cam, layer_cam and grad_cam++ work on this grid",
-}
-
-
-@dataclass(frozen=True)
-class Site:
-    """Where a tensor is found again in a later forward: the n-th call of a function, and which side of it."""
-
-    name: str
-    occurrence: int
-    side: Literal["input", "output"]
-
-
-@dataclass(frozen=True)
-class Head:
-    """What a classifier's head looks like to class activation mapping.
-
-    Attributes:
-        kind: the head in words, e.g. ``"NCHW mean -> linear"``.
-        exactness: ``"exact"``: the mean of a class map plus a constant is the logit; ``"linearised"``: the class
-            weights are the derivative of the logit (norms after the pool with their scale frozen); ``"none"``: there
-            is no class activation map, Grad-CAM's family works on ``layer``.
-        layer: the outermost module that returns the mapped tensor, or None if no module does.
-        layout: the order of its dimensions; L is h·w tokens.
-        grid: (h, w) of the map.
-        channels: C.
-        classes: K.
-        stride: image pixels a grid cell, (vertical, horizontal).
-        prefix: tokens before the grid's (class and register tokens).
-        note: why it is so, one line.
-        site: where the tensor is found again.
-    """
-
-    kind: str
-    exactness: Exactness
-    layer: str | None
-    layout: Layout
-    grid: tuple[int, int]
-    channels: int
-    classes: int
-    stride: tuple[float, float]
-    prefix: int
-    note: str
-    site: Site
-
-    def __str__(self) -> str:
-        lines = {
-            "head": f"{self.kind}, {self.classes} classes",
-            "layer": f"{self.layer or 'between modules'} ({self.layout})",
-            "grid": f"{self.grid[0]} x {self.grid[1]} cells of {self.channels} channels, "
-            f"stride {self.stride[0]:g} x {self.stride[1]:g}",
-            "CAM": _CAM[self.exactness],
-        }
-        if self.exactness != "exact":
-            lines["note"] = self.note
-        return "\n".join(f"{name:<11} {text}" for name, text in lines.items())
-
-    @property
-    def advice(self) -> str | None:
-        """What to use where class activation mapping is refused."""
-        return None if self.exactness != "none" else 'base="grad_cam" (or "layer_cam", "grad_cam++") works on this grid'
-
-
 def _mean_layout(call: Call) -> Layout | None:
-    """The layout whose whole grid this call averages, or None if it is not such a mean."""
+    """The layout whose grid this call averages, or None if it is no such mean."""
     source = call.source
     if source is None or call.name not in MEANS or source.ndim not in (3, 4):
         return None
@@ -130,7 +62,7 @@ def _mean_layout(call: Call) -> Layout | None:
 
 
 def _plain_average(call: Call) -> bool:
-    """Whether an ``avg_pool`` with one output cell weighs every input cell alike: no padding, all cells read."""
+    """Whether an ``avg_pool`` with one output cell reads every input cell with one weight, and no padding."""
     names = ("kernel_size", "stride", "padding")
     given = dict(zip(names, call.args[1:], strict=False)) | dict(call.kwargs)
     assert call.source is not None
@@ -147,15 +79,13 @@ class _Reduction:
     call: Call
     layout: Layout | None
     tail: tuple[Call, ...]
-    reason: str | None
+    reason: Reason | None
+    note: str
     others: int
 
 
 def _walk_back(trace: Trace, logits: Tensor) -> _Reduction:
-    """Go back from the logits through the tail to the first call that reads a grid.
-
-    Where several means reach the logits, the latest is taken: it reads the deepest features.
-    """
+    """Walk from the logits through the tail to the first call that reads a grid; of several means, the latest."""
     made = trace.made_by(logits)
     if made is None or made < 0:
         raise AdvCAMError(
@@ -187,71 +117,79 @@ def _walk_back(trace: Trace, logits: Tensor) -> _Reduction:
         None,
     )
     if odd is None and split is not None:
-        staged = "the grid is pooled in two stages, one side after the other"
-        return _Reduction(split, None, tuple(reversed(tail)), staged, len(reductions) - 1)
-    reason = (
-        None
-        if odd is None
-        else _why_not_a_mean(odd, image)
-        + ("; the grid that it pools is a single cell (is the image too small?)" if collapsed else "")
-    )
+        staged = Reason.TWO_STAGES
+        return _Reduction(split, None, tuple(reversed(tail)), staged, staged.value, len(reductions) - 1)
+    reason = None if odd is None else _why_not_a_mean(odd, image)
+    note = "" if reason is None else reason.value
+    if odd is not None and reason is Reason.OTHER:
+        note = f"the grid is reduced by {odd.name}, not by a mean"
+    if odd is not None and collapsed:
+        note += "; the grid that it pools is a single cell (is the image too small?)"
     if any(-1 in call.parents for call in reductions):
         raise AdvCAMError(
             f"no grid of features is left of an image of {image[0]}x{image[1]}: the net reduces it to a single cell; "
             "use a larger image"
         )
     call = odd or reductions[0]
-    return _Reduction(call, _mean_layout(call), tuple(reversed(tail)), reason, len(reductions) - 1)
+    return _Reduction(call, _mean_layout(call), tuple(reversed(tail)), reason, note, len(reductions) - 1)
 
 
-def _why_not_a_mean(call: Call, image: tuple[int, int]) -> str:
+def _why_not_a_mean(call: Call, image: tuple[int, int]) -> Reason:
     if call.name in _SELECTIONS or (
         call.name == "conv1d" and call.source is not None and not as_grid(call.source, image)
     ):
-        return "the logits read a class token, not a mean over the grid"
+        return Reason.CLASS_TOKEN
     if call.name in ("flatten", "view", "reshape"):
-        return "the grid is flattened into the classifier: every position has its own weights"
+        return Reason.FLATTENED
     if call.name in _MIXERS | _PRODUCTS or call.name in ("sum", "mul"):
-        return "the grid is pooled by attention or unequal weights, not by a mean"
+        return Reason.WEIGHTED
     if call.name in ("conv2d", "conv1d"):
-        return "a convolution as large as the grid replaces the pooling: every position has its own weights"
+        return Reason.CONVOLUTION
     if "max" in call.name:
-        return "the grid is pooled by a maximum, not by a mean"
-    return f"the grid is reduced by {call.name}, not by a mean"
+        return Reason.MAXIMUM
+    return Reason.OTHER
 
 
-def _kind(layout: Layout, tail: tuple[Call, ...], others: int) -> tuple[str, Exactness, str]:
+def _kind(layout: Layout, tail: tuple[Call, ...], others: int) -> tuple[str, Exactness, Reason]:
     effects = tail_effects(tail)
     names = [c.name for c in tail if c.name not in RESHAPES and "dropout" not in c.name]
     where = {"NCHW": "NCHW mean", "NHWC": "NHWC mean", "NLC": "token mean", "NCL": "token mean"}[layout]
     kind = f"{where} -> {' -> '.join(names)}" if names else f"class maps -> {where}"
     if "nonlinear" in effects:
-        return kind, "linearised", "a non-linear tail: class weights are the derivative of the logit, image by image"
+        return kind, "linearised", Reason.NONLINEAR
     if others:
-        note = f"the logits also read {others} other pooled tensors, whose share has no place on the map"
-        return f"last of {others + 1} pools: {kind}", "linearised", note
+        return f"last of {others + 1} pools: {kind}", "linearised", Reason.SEVERAL_POOLS
     if "norm" in effects:
-        return kind, "linearised", "a norm after the pool: class weights with the norm's scale frozen"
-    return kind, "exact", "mean(class map) + constant == logit"
+        return kind, "linearised", Reason.NORM
+    return kind, "exact", Reason.AFFINE
 
 
-def _finish(trace: Trace, grid: Grid, tensor: Tensor, site: Site, kind: str, exactness: Exactness, note: str) -> Head:
+def _finish(
+    trace: Trace,
+    grid: Grid,
+    tensor: Tensor,
+    site: Site,
+    kind: str,
+    exactness: Exactness,
+    reason: Reason,
+    note: str = "",
+) -> Head:
     height, width = trace.image.shape[2:]
     h, w = grid.grid
     return Head(
         kind, exactness, trace.emitter_of(tensor), grid.layout, grid.grid, grid.channels, trace.output.shape[1],
-        (height / h, width / w), grid.prefix, note, site,
+        (height / h, width / w), grid.prefix, reason, note or reason.value, site,
     )  # fmt: skip
 
 
-def _grad_cam_grid(trace: Trace, logits: Tensor, reason: str) -> tuple[Grid, Tensor, Site]:
+def _grad_cam_grid(trace: Trace, logits: Tensor, reason: Reason, note: str) -> tuple[Grid, Tensor, Site]:
     """The last tensor over the grid through which every position still reaches the logits.
 
-    Between a class token and the last attention positions do not mix, so that all but the class token's own have no
-    effect: the search starts before the last call that mixes positions.
+    After the last attention before a class token, positions do not mix, and all but the token's own have no effect: the
+    search starts before the last call that mixes positions.
     """
     image = (trace.image.shape[2], trace.image.shape[3])
-    mixer = _last_mixer(trace, trace.calls[trace.producer[id(logits)]], image, of_token="class token" in reason)
+    mixer = _last_mixer(trace, trace.calls[trace.producer[id(logits)]], image, of_token=reason is Reason.CLASS_TOKEN)
     if mixer is not None:
         attention = mixer.name in _MIXERS | _PRODUCTS
         makers = [trace.calls[p] for p in mixer.parents if p >= 0 and not attention]
@@ -260,13 +198,13 @@ def _grad_cam_grid(trace: Trace, logits: Tensor, reason: str) -> tuple[Grid, Ten
             if grid is not None and not _is_flattening(call) and (not attention or call.name in _RESIDUAL):
                 return grid, call.out, Site(call.name, call.occurrence, "output")
     raise AdvCAMError(
-        f"no grid of features over the image was found ({reason}): "
+        f"no grid of features over the image was found ({note}): "
         "pass layer= the module whose output has one, shaped (N, C, h, w), (N, h, w, C) or (N, tokens, C)"
     )
 
 
 def _is_flattening(call: Call) -> bool:
-    """Whether a call only lays the grid of an (N, C, h, w) tensor out in a row: then that tensor is mapped."""
+    """Whether a call only flattens the grid of an (N, C, h, w) tensor, which is then mapped itself."""
     source = call.source
     if source is None or source.ndim != 4 or call.out.ndim != 3 or call.name not in RESHAPES:
         return False
@@ -275,7 +213,7 @@ def _is_flattening(call: Call) -> bool:
 
 
 def _partly_reduced(trace: Trace, tensor: Tensor) -> bool:
-    """Whether a tensor (N, L, C) or (N, C, L) is what is left of a grid of which one side is reduced already."""
+    """Whether a tensor (N, L, C) or (N, C, L) is a grid with one side already reduced."""
     made = trace.made_by(tensor)
     while made is not None and made >= 0:
         call = trace.calls[made]
@@ -292,7 +230,7 @@ def _partly_reduced(trace: Trace, tensor: Tensor) -> bool:
 
 
 def _last_mixer(trace: Trace, start: Call, image: tuple[int, int], of_token: bool) -> Call | None:
-    """The latest call before the logits that mixes the grid's positions (with a class token, if that is read)."""
+    """The latest call that mixes the grid's positions (with a class token, if that is read)."""
     calls = [start, *_ancestors(trace, start)]
     attention = [c for c in calls if c.name in _MIXERS or (c.name in _PRODUCTS and len(c.parents) > 1)]
     if of_token and attention:
@@ -312,7 +250,7 @@ def _last_mixer(trace: Trace, start: Call, image: tuple[int, int], of_token: boo
 
 
 def _ancestors(trace: Trace, call: Call) -> list[Call]:
-    """The calls that ``call`` depends on, the latest first."""
+    """The calls that ``call`` depends on, latest first."""
     seen: set[int] = set()
     stack = [p for p in call.parents if p >= 0]
     while stack:
@@ -324,10 +262,10 @@ def _ancestors(trace: Trace, call: Call) -> list[Call]:
 
 
 def logits_of(output: object) -> Tensor:
-    """The logits ``(N, K)`` in a model's output.
+    """Return a model's output if it is logits ``(N, K)``.
 
     Raises:
-        AdvCAMError: the output is not one tensor of that shape.
+        AdvCAMError: it is not one tensor of that shape.
     """
     if not isinstance(output, Tensor):
         size = f" of {len(output)}" if isinstance(output, (tuple, list, dict)) else ""
@@ -345,7 +283,7 @@ def find_head(trace: Trace, layer: str | None = None) -> Head:
 
     Args:
         trace: from `record`.
-        layer: the name of a module whose output is to be mapped instead of the tensor that is found.
+        layer: name of the module to map in place of the tensor that is found.
 
     Raises:
         AdvCAMError: no grid can be mapped, or ``layer`` is not a module on the way to the logits.
@@ -360,15 +298,19 @@ def find_head(trace: Trace, layer: str | None = None) -> Head:
             raise AdvCAMError(
                 f"the pooled tensor {tuple(pooled.shape)} is no grid over an image of {image[0]}x{image[1]}"
             )
-        kind, exactness, note = _kind(grid.layout, reduction.tail, reduction.others)
+        kind, exactness, reason = _kind(grid.layout, reduction.tail, reduction.others)
         site = Site(reduction.call.name, reduction.call.occurrence, "input")
-        head = _finish(trace, grid, pooled, site, kind, exactness, note)
+        note = reason.value
+        if reason is Reason.SEVERAL_POOLS:
+            note = note.replace("other pooled", f"{reduction.others} other pooled")
+        head = _finish(trace, grid, pooled, site, kind, exactness, reason, note)
         if layer is None or any(tensor is pooled for _, tensor in trace.emitters.get(layer, [])):
             return head
     if layer is not None:
         return _override(trace, layer, reduction, image)
-    grid, tensor, site = _grad_cam_grid(trace, logits, reduction.reason or "")
-    return _finish(trace, grid, tensor, site, "no class activation map", "none", reduction.reason or "")
+    reason = reduction.reason or Reason.OTHER
+    grid, tensor, site = _grad_cam_grid(trace, logits, reason, reduction.note)
+    return _finish(trace, grid, tensor, site, "no class activation map", "none", reason, reduction.note)
 
 
 def _outputs(trace: Trace, layer: str) -> list[tuple[int, Tensor]]:
@@ -379,10 +321,10 @@ def _outputs(trace: Trace, layer: str) -> list[tuple[int, Tensor]]:
 
 
 def output_site(trace: Trace, layer: str) -> Site:
-    """Where a module's last output is found again.
+    """Return the site of a module's last output.
 
     Raises:
-        AdvCAMError: the module takes no part in the forward, or no single call makes its output.
+        AdvCAMError: the module is not used, or no single call makes its output.
     """
     made, tensor = _outputs(trace, layer)[-1]
     if made < 0 or next(iter(tensors_in(trace.calls[made].out))) is not tensor:
@@ -403,6 +345,7 @@ def _override(trace: Trace, layer: str, reduction: _Reduction, image: tuple[int,
         pooled = reduction.call.source if reduction.reason is None else None
         right = trace.emitter_of(pooled) if pooled is not None else None
         note = f"layer {layer!r} is not the tensor that is pooled" + (f": that is {right!r}" if right else "")
-        return _finish(trace, grid, tensor, Site(maker.name, maker.occurrence, "output"), "chosen layer", "none", note)
+        site = Site(maker.name, maker.occurrence, "output")
+        return _finish(trace, grid, tensor, site, "chosen layer", "none", Reason.CHOSEN_LAYER, note)
     shapes = ", ".join(str(tuple(t.shape)) for _, t in outputs)
     raise AdvCAMError(f"the output of layer {layer!r}, {shapes}, is no grid of features over the image")

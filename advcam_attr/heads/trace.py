@@ -1,8 +1,7 @@
-"""One forward of a classifier in; the list of tensor operations it made, and who made each tensor, out.
+"""Trace of a forward: its torch function calls, and which of them made each tensor.
 
-Tracing happens on the level of ``torch`` functions (`torch.overrides.TorchFunctionMode`): every call that
-Python code makes is seen, functional or from a module, in place or not, on real and on meta tensors.
-No hook and no copy of the model is needed, so the same mechanism finds a tensor again in later forwards.
+Calls are recorded by `torch.overrides.TorchFunctionMode`: functional or from a module, in place or not, on real and on
+meta tensors, without hooks or copies of the model. The same mechanism finds a tensor in later forwards.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ _VALUE_FREE = {"zeros_like", "ones_like", "empty_like", "full_like", "new_zeros"
 
 
 def tensors_in(value: Any) -> Iterable[Tensor]:
-    """Every tensor in nested lists, tuples and dicts."""
+    """Yield every tensor in nested lists, tuples and dicts."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, Mapping):
@@ -35,7 +34,7 @@ def tensors_in(value: Any) -> Iterable[Tensor]:
 
 
 def exchanged(value: Any, old: Tensor, new: Tensor) -> Any:
-    """Nested lists, tuples and dicts with one tensor in the place of another."""
+    """Replace one tensor by another in nested lists, tuples and dicts."""
     if value is old:
         return new
     if isinstance(value, Mapping):
@@ -47,7 +46,7 @@ def exchanged(value: Any, old: Tensor, new: Tensor) -> Any:
 
 
 def function_name(func: Callable[..., Any]) -> str:
-    """The plain name of a torch function: ``mean`` for ``Tensor.mean`` and ``torch.mean`` alike."""
+    """Return the plain name of a torch function: ``mean`` for both ``Tensor.mean`` and ``torch.mean``."""
     return str(getattr(func, "__name__", type(func).__name__))
 
 
@@ -56,12 +55,11 @@ class Call:
     """One torch function call of the forward.
 
     Attributes:
-        index: its place in the trace.
-        func: the function.
-        name: the function's plain name.
-        occurrence: how many calls of this name came before it; with the name, it finds the call again.
-        args, kwargs: what it was called with.
-        out: what it returned (for an item assignment, the tensor that changed).
+        index: its position in the trace.
+        func, name: the function and its plain name.
+        occurrence: how many calls of this name came before it; with the name, it identifies the call.
+        args, kwargs: its arguments.
+        out: its result (for an item assignment, the tensor that changed).
         parents: the calls that made its image-dependent arguments; -1 is the image itself.
     """
 
@@ -85,10 +83,10 @@ class Trace:
     """A recorded forward.
 
     Attributes:
-        image: the tensor the model was called with.
-        calls: every call that depends on the image, in order.
-        output: what the model returned.
-        emitters: for each module name, the calls that had made its outputs when it returned.
+        image: the model's input.
+        calls: all calls that depend on the image, in order.
+        output: the model's output.
+        emitters: the outputs of each module, by name, with the calls that made them.
         producer: by ``id``, the index of the latest call that made or changed a tensor.
     """
 
@@ -99,11 +97,11 @@ class Trace:
     output: Any = None
 
     def made_by(self, tensor: Tensor) -> int | None:
-        """The index of the call that made ``tensor``, -1 for the image, None for constants and parameters."""
+        """Return the index of the call that made ``tensor``, -1 for the image, None for constants and parameters."""
         return self.producer.get(id(tensor))
 
     def emitter_of(self, tensor: Tensor) -> str | None:
-        """The outermost module that returned ``tensor``, or None."""
+        """Return the outermost module that returned ``tensor``, or None."""
         names = [name for name, outs in self.emitters.items() if any(out is tensor for _, out in outs)]
         return min(names, key=lambda name: (name.count("."), names.index(name)), default=None)
 
@@ -135,16 +133,16 @@ class _Recorder(TorchFunctionMode):
 
 
 def record(model: nn.Module, image: Tensor, *extra: Any) -> Trace:
-    """Run ``model(image, *extra)`` once without gradients and record what it does.
+    """Run ``model(image, *extra)`` once without gradients and record its calls.
 
-    All intermediate tensors live as long as the trace does: pass one image, and let go of the trace.
+    All intermediate tensors live as long as the trace.
 
     Args:
-        model: any module in eager mode; meta tensors will do.
+        model: any module in eager mode; meta tensors suffice.
         image: ``(1, C, H, W)``.
         *extra: further arguments of the forward.
     """
-    # Aliases are told apart from the caller's tensor: the recorder knows tensors by identity.
+    # a copy, because the recorder identifies tensors by id
     trace = Trace(image=image.detach().clone())
     names = {module: name for name, module in model.named_modules()}
     thread = threading.get_ident()
@@ -168,7 +166,7 @@ Layout = Literal["NCHW", "NHWC", "NLC", "NCL"]
 
 @dataclass(frozen=True)
 class Grid:
-    """A tensor read as features over the image: (h, w) cells after ``prefix`` other tokens."""
+    """A tensor as features over the image: (h, w) cells after ``prefix`` other tokens."""
 
     layout: Layout
     grid: tuple[int, int]
@@ -198,7 +196,7 @@ def _fits(h: int, w: int, image: tuple[int, int]) -> bool:
 
 
 def as_grid(tensor: Tensor, image: tuple[int, int], prefer: Layout | None = None) -> Grid | None:
-    """Read a tensor as a map of features over the image, or None if its shape does not allow it."""
+    """Interpret a tensor as features over the image; None if its shape does not allow it."""
     if tensor.ndim == 4:
         _, a, b, c = tensor.shape
         options: list[tuple[Layout, int, int, int]] = [("NCHW", b, c, a), ("NHWC", a, b, c)]
@@ -236,16 +234,16 @@ _SCALINGS = {
     "matmul", "__matmul__", "mm", "bmm",
 }  # fmt: skip
 NORMS = {"layer_norm", "rms_norm", "group_norm", "normalize"}
-#: Calls that give a norm written out by hand its scale.
+#: Calls that make the scale of a norm written out by hand.
 _SCALING = {"var", "std", "rsqrt", "sqrt", "norm", "vector_norm"}
 _SHIFTS = {"add", "__add__", "clamp", "clamp_min", "clamp_min_", "maximum", "reciprocal", *RESHAPES}
 
 
 def scale_calls(calls: Sequence[Any]) -> set[int]:
-    """The places in a tail of calls which make the scale of a norm that is written out by hand.
+    """Return the positions of calls in a tail that make the scale of a norm written out by hand.
 
-    That is, ``rsqrt``, ``var`` and their like where all that they feed, through sums and clamps, are products with
-    another tensor of the tail: frozen, they make of ``x * rsqrt(x.square().mean() + eps)`` an affine map of x.
+    These are ``rsqrt``, ``var`` and their like if they feed, through sums and clamps, only products with another tensor
+    of the tail: frozen, they make ``x * rsqrt(x.square().mean() + eps)`` an affine map of x.
 
     Args:
         calls: with ``name``, ``args``, ``kwargs`` and ``out``, in order.
@@ -271,7 +269,7 @@ def scale_calls(calls: Sequence[Any]) -> set[int]:
 
 
 def tail_effects(tail: tuple[Call, ...]) -> set[str]:
-    """The effects of a tail's calls; what only makes up the scale of a norm counts as part of that norm."""
+    """Return the effects of a tail's calls; those that only make the scale of a norm count as part of it."""
     frozen = {tail[i].index for i in scale_calls(tail)}
     users: dict[int, list[int]] = {}
     for call in tail:
@@ -293,7 +291,7 @@ def tail_effects(tail: tuple[Call, ...]) -> set[str]:
 
 
 def _tail_effect(call: Call) -> str:
-    """How a call of the tail changes its vector: ``"affine"``, ``"norm"`` or ``"nonlinear"``."""
+    """The effect of a call on its vector: ``"affine"``, ``"norm"`` or ``"nonlinear"``."""
     if call.name in RESHAPES:
         return "affine"
     if call.name == "batch_norm":
@@ -307,7 +305,7 @@ def _tail_effect(call: Call) -> str:
 
 
 def _one_image_argument(call: Call) -> bool:
-    """Whether a product has one factor only that depends on the image (``x * x`` has one parent but two factors)."""
+    """Whether only one factor of a product depends on the image (``x * x`` has one parent but two factors)."""
     factors = [t for t in tensors_in(call.args[:2]) if t is call.source]
     if call.name.startswith(("div", "true", "__truediv", "__itruediv")) and call.args[0] is not call.source:
         return False

@@ -1,43 +1,43 @@
-"""Images in; pooled features on the autograd graph and logits, in one forward, out.
+"""Head views: the features, logits and class weights of a classifier, from one forward.
 
-A `HeadView` is how every attribution of this package looks at a classifier. It installs nothing on the model: the
-tensor is picked up where Python hands it to the torch function that reads (or makes) it.
+Nothing is installed on the model: tensors are captured where Python passes them to the torch function that reads (or
+makes) them.
 """
 
 from __future__ import annotations
 
 import copy
 import dataclasses
-import threading
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
-from advcam_attr.heads.find import Exactness, Head, Site, find_head, logits_of, output_site
-from advcam_attr.heads.trace import exchanged, function_name, record, tensors_in
-from advcam_attr.heads.weights import Tail, TailCall, all_class_weights, check_identity, class_weights
+from advcam_attr.heads.capture import Capture, undisturbed
+from advcam_attr.heads.find import find_head, logits_of, output_site
+from advcam_attr.heads.head import Exactness, Head, Site
+from advcam_attr.heads.trace import record
+from advcam_attr.heads.weights import Tail, all_class_weights, check_identity, class_weights
 from advcam_attr.registry import nearest
 from advcam_attr.types import AdvCAMError
 
-#: A head, and where its view's taps are found.
+#: A head, and the sites of its view's taps.
 Found = tuple[Head, dict[str, Site]]
 
 
 @dataclass(frozen=True)
 class Activations:
-    """One forward of B images, as class activation mapping sees it.
+    """One forward of B images, as class activation mapping needs it.
 
     Attributes:
         x: the images, ``(B, C, H, W)``.
         features: the mapped tensor, ``(B, C, h, w)``, on the autograd graph, in the model's precision.
         logits: ``(B, K)``, float32 (float64 stays), on the graph.
-        head: what is known of the head.
-        taps: outputs of other modules in the same forward, by the modules' names (those that the view was asked for).
+        head: the classifier's head.
+        taps: outputs of the view's tapped modules in the same forward, by name.
     """
 
     x: Tensor
@@ -50,18 +50,18 @@ class Activations:
     _memo: dict[str, Tensor]
 
     def gradient(self, scores: Tensor) -> Tensor:
-        """The derivative of ``scores.sum()`` with respect to the features, ``(B, C, h, w)``, detached."""
+        """Return the derivative of ``scores.sum()`` with respect to the features, ``(B, C, h, w)``, detached."""
         (gradient,) = torch.autograd.grad(scores.sum(), self._raw, retain_graph=True)
         return canonical(gradient, self.head)
 
     def class_weights(self, target: Tensor) -> Tensor:
-        """The class weights of one class a row, ``(B, C)``, detached.
+        """Return the class weights of one class an image, ``(B, C)``, detached.
 
-        With them ``mean(einsum("bc,bchw->bhw", weights, features)) + constant == logit`` for exact heads (and for
-        heads with a norm after the pool, image by image, its scale taken as it is).
+        ``mean(einsum("bc,bchw->bhw", weights, features)) + constant == logit`` for exact heads (and, image by image,
+        for heads with a norm after the pool, its scale frozen).
 
         Args:
-            target: the class of each row, ``(B,)``.
+            target: the class of each image, ``(B,)``.
 
         Raises:
             AdvCAMError: the head has no class weights.
@@ -69,23 +69,12 @@ class Activations:
         return class_weights(self._need_tail(), target)
 
     def class_map(self, target: Tensor) -> Tensor:
-        """The class activation map of one class a row, ``(B, h, w)``; the class weights carry no gradient.
-
-        Args:
-            target: the class of each row, ``(B,)``.
-
-        Raises:
-            AdvCAMError: the head has no class weights.
-        """
+        """Return the class activation map of one class an image, ``(B, h, w)``; class weights carry no gradient."""
         weights = self.class_weights(target).to(self.features.dtype)
         return at_least_float32(torch.einsum("bc,bchw->bhw", weights, self.features))
 
     def all_class_weights(self) -> Tensor:
-        """The class weights of every class at the first row, ``(K, C)``, detached; exact heads only.
-
-        Raises:
-            AdvCAMError: the weights depend on the image, or do not exist.
-        """
+        """Return the class weights of all classes, ``(K, C)``, detached; exact heads only."""
         if self.head.exactness != "exact":
             raise AdvCAMError(
                 f"this needs class weights that are the same for every image; the head is {self.head.exactness} "
@@ -102,12 +91,12 @@ class Activations:
 
 
 def at_least_float32(tensor: Tensor) -> Tensor:
-    """Half precisions become float32; float64 stays."""
+    """Convert half precisions to float32; keep float64."""
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
 def canonical(tensor: Tensor, head: Head) -> Tensor:
-    """A tensor in the head's own layout, brought to ``(B, C, h, w)``."""
+    """Convert a tensor from the head's own layout to ``(B, C, h, w)``."""
     if head.layout == "NHWC":
         return tensor.permute(0, 3, 1, 2)
     if head.layout == "NLC":
@@ -115,80 +104,13 @@ def canonical(tensor: Tensor, head: Head) -> Tensor:
     return tensor if tensor.ndim == 4 else tensor[:, :, head.prefix :].unflatten(2, head.grid)
 
 
-class _Capture(TorchFunctionMode):
-    """Holds on to one tensor of a forward, to what is done to it afterwards if it is pooled, and to the taps.
-
-    With ``cut``, the graph begins at that tensor: what comes before it is not kept.
-    """
-
-    def __init__(self, site: Site, taps: Mapping[str, Site], cut: bool = False) -> None:
-        super().__init__()
-        self.cut = cut
-        self.site, self.sites = site, taps
-        self.tapped: dict[str, Tensor] = {}
-        self._counts: dict[str, int] = {}
-        self.raw: Tensor | None = None
-        self.pooled: Tensor | None = None
-        self.tail: list[TailCall] = []
-        self._after: dict[int, Tensor] = {}
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        name = function_name(func)
-        call = name, self._counts.get(name, 0)
-        self._counts[name] = call[1] + 1
-        if self.cut and self.raw is None:
-            out, args, kwargs = self._cut(func, args, kwargs, at_site=call == (self.site.name, self.site.occurrence))
-        else:
-            out = func(*args, **kwargs)
-        for tap, site in self.sites.items():
-            if (site.name, site.occurrence) == call:
-                self.tapped.update((tap, made) for made in [*tensors_in(out)][:1])
-        if self.raw is None:
-            if (self.site.name, self.site.occurrence) == call:
-                self._take(args, kwargs, out)
-        elif self._after and any(id(t) in self._after for t in tensors_in((args, kwargs))):
-            outs = [t for t in tensors_in(out) if isinstance(t, Tensor)]
-            if outs:
-                self.tail.append(TailCall(func, name, args, kwargs, out))
-                self._after.update((id(t), t) for t in outs)
-        return out
-
-    def _cut(self, func: Callable[..., Any], args: Any, kwargs: Any, at_site: bool) -> tuple[Any, Any, Any]:
-        """Call a function before the site, or at it: what it gives, and the arguments that it was called with."""
-        if at_site and self.site.side == "input":
-            raw = next(iter(tensors_in((args, kwargs))))
-            args, kwargs = exchanged((args, kwargs), raw, _beginning(raw))
-            return func(*args, **kwargs), args, kwargs
-        with torch.no_grad():
-            out = func(*args, **kwargs)
-        if at_site:
-            raw = next(iter(tensors_in(out)))
-            out = exchanged(out, raw, _beginning(raw))
-        return out, args, kwargs
-
-    def _take(self, args: Any, kwargs: Any, out: Any) -> None:
-        if self.site.side == "input":
-            self.raw, self.pooled = next(iter(tensors_in((args, kwargs)))), out
-            self._after = {id(out): out}
-        else:
-            self.raw = next(iter(tensors_in(out)))
-
-
-def _beginning(tensor: Tensor) -> Tensor:
-    """A tensor at which a graph begins; no leaf, so that the net may change it in place."""
-    return tensor.detach().requires_grad_().clone()
-
-
 class HeadView:
-    """A classifier, seen as features and logits.
+    """The view of a classifier as features and logits.
 
     Args:
         model: any eager classifier whose forward takes ``(N, C, H, W)`` and returns logits ``(N, K)``.
         layer: the module (or its name) whose output is mapped; None finds the tensor that is pooled.
-        taps: names of modules whose outputs `Activations.taps` shall hold.
+        taps: names of modules whose outputs `Activations.taps` holds.
 
     Example:
         >>> import torch
@@ -209,17 +131,17 @@ class HeadView:
         self.layer = _layer_name(self.model, layer)
         self.taps = tuple(_layer_name(self.model, tap) or "" for tap in taps)
         self._found: dict[tuple[int, ...], Found] = {}
-        self._twin: tuple[int, nn.Module] | None = None  # by the hash of its modules
+        self._shapes: tuple[int, nn.Module] | None = None  # the model on the meta device, with its modules' hash
 
     def __repr__(self) -> str:
         return f"HeadView({type(self.model).__name__}, layer={self.layer!r})"
 
     def inspect(self, x: Tensor, *extra: Any) -> Head:
-        """What the head looks like for images of this size; traced once a size, and verified.
+        """Return the head for images of this size; traced once per size, and verified.
 
         Args:
             x: ``(N, C, H, W)``; the first image is used.
-            *extra: further arguments of the forward, as for one image.
+            *extra: further arguments of the forward, for one image.
 
         Raises:
             AdvCAMError: no grid can be mapped, or the identity of the head does not hold.
@@ -227,7 +149,6 @@ class HeadView:
         return self._sites(x, *extra)[0]
 
     def _sites(self, x: Tensor, *extra: Any) -> Found:
-        """The head, and where the taps are found, for images of this size."""
         modules = hash(tuple(map(id, self.model.modules())))
         key = (modules, *x.shape[1:])
         if key not in self._found:
@@ -237,10 +158,10 @@ class HeadView:
         return self._found[key]
 
     def require(self, x: Tensor, *extra: Any, exactness: Sequence[Exactness] = ("exact", "linearised")) -> Head:
-        """`inspect`, and an error unless the head allows class activation maps.
+        """Return the head like `inspect`, if it supports class activation maps.
 
         Raises:
-            AdvCAMError: it does not; the message names what does.
+            AdvCAMError: it does not; the message names the methods that do.
         """
         head = self.inspect(x, *extra)
         if head.exactness not in exactness:
@@ -250,20 +171,20 @@ class HeadView:
     def __call__(
         self, x: Tensor, *extra: Any, memo: dict[str, Tensor] | None = None, to_images: bool = True
     ) -> Activations:
-        """One forward.
+        """Run one forward.
 
         Args:
             x: ``(B, C, H, W)``; cast to the model's own floating type.
             *extra: further arguments of the forward.
-            memo: what forwards of one climb may share: class weights that are the same for every image.
-            to_images: whether gradients reach the images. Without, they reach the features only, and what comes before
-                these is not kept, which saves nearly all of the memory.
+            memo: class weights that are the same for every image, shared by the forwards of a climb.
+            to_images: whether gradients reach the images; without, they reach the features only, and nearly all of the
+                memory is saved.
 
         Raises:
             AdvCAMError: the model does not return logits, or took another path than when it was traced.
         """
         head, sites = self._sites(x, *extra)
-        capture = _Capture(head.site, sites, cut=not to_images)
+        capture = Capture(head.site, sites, cut=not to_images)
         with capture:
             output = self.model(self.cast(x).clone(), *extra)  # a net may begin in place
         logits = logits_of(output)
@@ -283,33 +204,33 @@ class HeadView:
         )  # fmt: skip
 
     def cast(self, x: Tensor) -> Tensor:
-        """``x`` in the floating type of the model's first parameter."""
+        """Convert ``x`` to the floating type of the model's first parameter."""
         first = next((p for p in self.model.parameters() if p.is_floating_point()), None)
         return x if first is None else x.to(first.dtype)
 
     def _resized(self, known: Found, modules: int, image: Tensor, *extra: Any) -> Found | None:
-        """The head for another size of image, if a trace without data shows the verified head on another grid.
+        """The head at another image size, if a trace of shapes alone shows the verified head on another grid.
 
-        It costs neither a forward nor its memory: data sets of photographs have hundreds of sizes. A model with hooks
-        is traced as it is, for they are the user's, and must not see tensors without data.
+        Data sets have hundreds of sizes, and this costs no forward. The user's hooks must not see tensors without data,
+        so a model with hooks is traced as it is.
         """
         hooked = any(module._forward_hooks or module._forward_pre_hooks for module in self.model.modules())
         if extra or hooked or image.is_meta or not bool(image.isfinite().all()):
             return None
         try:
-            if self._twin is None or self._twin[0] != modules:
-                self._twin = modules, copy.deepcopy(self.model).to("meta").eval()
-            trace = record(self._twin[1], self.cast(image).to("meta"))
+            if self._shapes is None or self._shapes[0] != modules:
+                self._shapes = modules, _on_meta(self.model)
+            trace = record(self._shapes[1], self.cast(image).to("meta"))
             head = find_head(trace, self.layer)
             taps = {tap: output_site(trace, tap) for tap in self.taps}
-        except Exception:  # a model that cannot be copied, or that needs data to run
+        except Exception:  # the model cannot be copied, or its forward needs data
             return None
         first = known[0]
         same = dataclasses.replace(head, grid=first.grid, stride=first.stride) == first
         return (head, taps) if same else None
 
     def _find(self, image: Tensor, *extra: Any) -> Found:
-        """Trace one image; a plan without data (meta tensors) is taken at its word, any other is verified."""
+        """Trace one image, and verify the head unless the tensors are on the meta device."""
         trace = record(self.model, self.cast(image), *extra)
         head = find_head(trace, self.layer)
         if not image.is_meta and _are_probabilities(trace.output):
@@ -321,7 +242,7 @@ class HeadView:
         if not image.is_meta and not bool(trace.output.isfinite().all()):
             raise AdvCAMError(f"the logits are not finite: {_not_finite(self.model, image)}")
         if head.exactness != "none" and not image.is_meta:
-            capture = _Capture(head.site, {})
+            capture = Capture(head.site, {})
             with torch.no_grad(), capture:
                 output = self.model(self.cast(image).clone(), *extra)
             if capture.raw is None or capture.pooled is None:
@@ -332,12 +253,12 @@ class HeadView:
 
 
 def _are_probabilities(outputs: Tensor) -> bool:
-    """Whether rows of outputs ``(N, K)`` are shares of one."""
+    """Whether outputs ``(N, K)`` are probabilities."""
     return outputs.shape[1] > 1 and bool((outputs >= 0).all()) and bool(((outputs.sum(1) - 1).abs() < 1e-3).all())
 
 
 def view(model: nn.Module, layer: str | nn.Module | None = None, taps: Sequence[str] = ()) -> HeadView:
-    """A `HeadView` of ``model``."""
+    """Return a `HeadView` of ``model``."""
     return HeadView(model, layer, taps)
 
 
@@ -374,7 +295,7 @@ def inspect(model: nn.Module, inputs: Tensor | None = None, *, layer: str | nn.M
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """The eager module inside ``DataParallel``, ``DistributedDataParallel`` and ``torch.compile``."""
+    """Return the eager module inside ``DataParallel``, ``DistributedDataParallel`` and ``torch.compile``."""
     while True:
         wraps = isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel))
         inner = getattr(model, "module" if wraps else "_orig_mod", None)
@@ -383,8 +304,16 @@ def unwrapped(model: nn.Module) -> nn.Module:
         model = inner
 
 
+def _on_meta(model: nn.Module) -> nn.Module:
+    """A copy of the model in eval mode on the meta device: its modules and shapes without its numbers."""
+    memo: dict[int, Any] = {id(buffer): buffer.detach().to("meta") for buffer in model.buffers()}
+    for parameter in model.parameters():
+        memo[id(parameter)] = nn.Parameter(parameter.detach().to("meta"), requires_grad=False)
+    return copy.deepcopy(model, memo).eval()
+
+
 def _not_finite(model: nn.Module, image: Tensor) -> str:
-    """Why logits are not finite."""
+    """The reason why logits are not finite."""
     if not bool(image.isfinite().all()):
         return "the image has NaN or infinite values"
     for name, parameter in model.named_parameters():
@@ -407,42 +336,3 @@ def _layer_name(model: nn.Module, layer: str | nn.Module | None) -> str | None:
             raise AdvCAMError(f"layer {type(layer).__name__} is not a module of this model")
         return found
     raise TypeError(f"layer must be a module, its name or None, got {type(layer).__name__}")
-
-
-_MODES = threading.RLock()
-_HELD: dict[int, tuple[int, list[tuple[nn.Module, bool]]]] = {}
-
-
-class undisturbed:
-    """A block in which the model is in eval mode and autograd is on; both are as before afterwards, whatever happens.
-
-    Threads that share a model share the hold on its mode: the last to leave restores what the first one found.
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        self.model = model
-
-    def __enter__(self) -> None:
-        with _MODES:
-            holders, flags = _HELD.get(id(self.model), (0, []))
-            if not holders:
-                flags = [(module, module.training) for module in self.model.modules()]
-                for module, training in flags:
-                    if training:
-                        module.training = False
-            _HELD[id(self.model)] = (holders + 1, flags)
-        self._grad = torch.inference_mode(False), torch.enable_grad()
-        for context in self._grad:
-            context.__enter__()
-
-    def __exit__(self, *error: Any) -> None:
-        for context in reversed(self._grad):
-            context.__exit__(*error)
-        with _MODES:
-            holders, flags = _HELD.pop(id(self.model))
-            if holders > 1:
-                _HELD[id(self.model)] = (holders - 1, flags)
-                return
-            for module, training in flags:
-                if training:
-                    module.training = True

@@ -1,10 +1,10 @@
-"""What a classifier does with its pooled vector in; the class weights of class activation mapping out.
+"""Class weights of any head: the derivative of its recorded tail.
 
-The tail of a head, from the pooled vector to the logits, is a handful of recorded calls that can be run again on any
-other vector. Its derivative gives the class weights of every kind of head alike: a linear layer's rows, their product
-with an affine norm, the mean of two heads, the unit vectors of a net that pools its class maps. Norms after the pool
-need care: a layer norm does not change when its input is scaled, so the plain derivative times the features sums to
-nothing whatever the logit is. They are run with their scale frozen, which makes them affine.
+The tail, from the pooled vector to the logits, is a handful of recorded calls that can be replayed on another vector.
+Its derivative gives the class weights of every kind of head: a linear layer's rows, their product with an affine norm,
+the mean of two heads, the unit vectors of a net that pools its class maps. A layer norm is invariant to the scale of
+its input, so the plain derivative times the features sums to zero whatever the logit is; norms are therefore replayed
+with their scale frozen, which makes them affine.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from advcam_attr.heads.find import Head
+from advcam_attr.heads.head import Head, Reason
 from advcam_attr.heads.trace import NORMS, scale_calls, tensors_in
 from advcam_attr.types import AdvCAMError
 
@@ -41,11 +41,11 @@ class Tail:
     logits: Tensor
 
     def __call__(self, pooled: Tensor, *, freeze_scales: bool = False) -> Tensor:
-        """Run the tail on another vector of the same shape: ``(B, K)``.
+        """Replay the tail on another vector of the same shape: ``(B, K)``.
 
         Args:
             pooled: as ``self.pooled``.
-            freeze_scales: norms divide by what they divided by in the recorded forward.
+            freeze_scales: whether norms divide by the scale of the recorded forward.
         """
         known: dict[int, Any] = {id(self.pooled): pooled}
         scales = scale_calls(self.calls) if freeze_scales else set()
@@ -79,7 +79,7 @@ def _detached(value: Any) -> Any:
 
 
 def _frozen_norm(call: TailCall, x: Tensor) -> Tensor:
-    """The norm of ``call`` as an affine map of ``x``: its statistics of scale are those of the recorded input."""
+    """The norm of ``call`` as an affine map of ``x``, with the scale of the recorded input."""
     name = call.name
     recorded = next(iter(tensors_in((call.args, call.kwargs)))).detach()
     if name == "normalize":
@@ -116,7 +116,7 @@ def _frozen_norm(call: TailCall, x: Tensor) -> Tensor:
 
 
 def class_weights(tail: Tail, target: Tensor) -> Tensor:
-    """The derivative of one logit a row with respect to the pooled vector, scales of norms frozen: ``(B, C)``."""
+    """Return the derivative of one logit an image to the pooled vector, scales of norms frozen: ``(B, C)``."""
     with torch.enable_grad():
         pooled = tail.pooled.detach().requires_grad_()
         logits = tail(pooled, freeze_scales=True)
@@ -125,7 +125,7 @@ def class_weights(tail: Tail, target: Tensor) -> Tensor:
 
 
 def all_class_weights(tail: Tail, *, chunk: int = 64) -> Tensor:
-    """The derivatives of all logits with respect to the pooled vector of the first row, ``(K, C)``."""
+    """Return the derivatives of all logits to the pooled vector of the first image, ``(K, C)``."""
     with torch.enable_grad():
         pooled = tail.pooled.detach()[:1].expand_as(tail.pooled).clone().requires_grad_()
         logits = tail(pooled, freeze_scales=True)[0]
@@ -138,13 +138,13 @@ def all_class_weights(tail: Tail, *, chunk: int = 64) -> Tensor:
 
 
 def check_identity(head: Head, features: Tensor, tail: Tail, *, tolerance: float = 1e-4) -> None:
-    """Check that the recorded tail is the head: from the mean of the features to the logits, affine if said so.
+    """Check that the recorded tail maps the mean of the features to the logits, and is affine if the head says so.
 
-    Two independent vectors are compared, the mean of the mapped features and the same channels in another order, so
-    that a constant (which may be far larger than the features of an untrained net) cannot hide an error.
+    Two vectors are compared, the mean of the features and the same channels in another order, so that a constant (far
+    larger than the features in an untrained net) cannot hide an error.
 
     Raises:
-        AdvCAMError: it is not; nothing should be mapped.
+        AdvCAMError: it does not.
     """
     with torch.no_grad():
         loose = max(tolerance, 40 * torch.finfo(tail.pooled.dtype).eps)
@@ -164,13 +164,13 @@ def check_identity(head: Head, features: Tensor, tail: Tail, *, tolerance: float
         frozen = tail(mean, freeze_scales=True) - tail(other, freeze_scales=True)
         found = frozen.gather(1, target[:, None])[:, 0].float()
         expected = (weights * (mean - other).flatten(1)).sum(1).float()
-        if "non-linear" not in head.note and not bool(((found - expected).abs() <= loose * size + 1e-12).all()):
+        if head.reason is not Reason.NONLINEAR and not bool(((found - expected).abs() <= loose * size + 1e-12).all()):
             raise AdvCAMError(
                 f"the mean of the class map and the logit do not change alike at {head.layer or head.site.name!r} "
                 f'(by {expected.max():.4g} and {found.max():.4g}); use base="grad_cam"'
             )
         total = (weights * mean.flatten(1)).sum(1).abs().float()
-        if "non-linear" in head.note and bool((total < 1e-3 * size).all()):
+        if head.reason is Reason.NONLINEAR and bool((total < 1e-3 * size).all()):
             raise AdvCAMError(
                 "the class weights cancel: the tail does not change when its input is scaled (a norm written out by "
                 'hand?), so a class activation map would mean nothing; use base="grad_cam"'

@@ -1,14 +1,13 @@
-"""Image files and a model's name in; maps, overlays and scores of AdvCAM, one set of files an image, out."""
+"""Attribution of image files: maps, overlays and scores of AdvCAM, one set of files per image."""
 
 from __future__ import annotations
 
 import dataclasses
 import glob
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate, pairwise
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 
 from advcam_attr import __version__
 from advcam_attr.attr.advcam import AdvCAM
+from advcam_attr.attr.attribution import finish, to_size
 from advcam_attr.climbing import recipes
 from advcam_attr.climbing.loop import totals
 from advcam_attr.climbing.recipes import Recipe
@@ -28,10 +28,10 @@ from advcam_attr.files import digest, make_folder, replacing, write_bytes, write
 from advcam_attr.heads import Head
 from advcam_attr.networks.sources import LoadedModel
 from advcam_attr.pipelines.model import ModelChoice, head_at
-from advcam_attr.registry import nearest
+from advcam_attr.pipelines.targets import Classes, TopK, resolve
 from advcam_attr.runs.provenance import Job, outstanding
 from advcam_attr.runs.sharding import choose_device
-from advcam_attr.types import AdvCAMError, ClimbStep
+from advcam_attr.types import AdvCAMError
 from advcam_attr.viz.overlay import heat_over, panels
 
 _BASE_TITLES = {"cam": "CAM", "grad_cam": "Grad-CAM", "grad_cam++": "Grad-CAM++", "layer_cam": "LayerCAM"}
@@ -42,17 +42,16 @@ class Settings:
     """How images are attributed.
 
     Attributes:
-        model: which classifier.
+        model: the classifier.
         targets: ``"top3"``, indices or names; each image is attributed to all of them.
-        base: the base attribution's name.
-        recipe: the recipe's name.
+        base, recipe: names.
         overrides: parts of the recipe by name, and AdvCAM's ``autocast`` and ``channels_last``.
         layer: the module whose output is mapped; None finds it.
-        probability: what turns logits into the probabilities that are written down.
-        saliency: a folder of a detector's pictures, light for the foreground, named as the images are.
-        device: ``"auto"`` takes the GPU if there is one.
-        batch_size: how many maps (images times targets) are made at once.
-        overwrite: do everything anew, whatever is there.
+        probability: the function from logits to probabilities.
+        saliency: folder of a detector's images, bright in the foreground, named as the images are.
+        device: ``"auto"`` takes a GPU if there is one.
+        batch_size: samples (images times targets) climbed at once.
+        overwrite: whether to recompute existing results.
     """
 
     model: ModelChoice
@@ -70,7 +69,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class ScaleScores:
-    """Logit and probability of the image at each step of one scale, the clean image first."""
+    """Logit and probability at each step of one scale, the clean image first."""
 
     scale: float
     logit: tuple[float, ...]
@@ -79,11 +78,11 @@ class ScaleScores:
 
 @dataclass(frozen=True)
 class ClassScores:
-    """How one class fared while it was climbed.
+    """The scores of one class of an image.
 
     Attributes:
         index, name: the class.
-        overlay: the picture's file name.
+        overlay: the overlay's file name.
         scores: one entry a scale.
     """
 
@@ -95,13 +94,13 @@ class ClassScores:
 
 @dataclass(frozen=True)
 class ImageResult:
-    """What became of one image.
+    """The outcome for one image.
 
     Attributes:
         image: its file.
-        status: ``"written"``, ``"kept"`` (it was done before) or ``"failed"``.
-        classes: what was attributed, if it was written.
-        error: why not, if it failed.
+        status: ``"written"``, ``"kept"`` (up to date already) or ``"failed"``.
+        classes: of a written image.
+        error: of a failed image.
     """
 
     image: Path
@@ -113,19 +112,18 @@ class ImageResult:
 def attribute_images(images: Sequence[Path], out: Path, settings: Settings) -> Iterator[ImageResult]:
     """Attribute image files; write ``NAME.CLASS.png``, ``NAME.safetensors`` and ``NAME.json`` for each into a folder.
 
-    NAME is the file's stem, with its folder before it where two images share the stem. The safetensors file holds
-    ``advcam`` and ``base`` (step 0 alone), raw and signed, each ``(T, H, W)`` in the frame of the model's input, their
-    classes ``targets``, ``(T,)``, and ``steps``, the sums after each of S steps on the map's own grid, ``(T, S + 1, h,
-    w)``, at the scale nearest 1. Images that are done with the same settings are kept as they are.
+    NAME is the file's stem, after its folder where two images share the stem. The safetensors file holds ``advcam`` and
+    ``base`` (step 0 alone), raw and signed, each ``(T, H, W)`` in the frame of the model's input, their classes
+    ``targets``, ``(T,)``, and ``steps``, the sums after each of S steps on the map's own grid, ``(T, S + 1, h, w)``, at
+    the scale nearest 1. Images that are up to date with these settings are skipped.
 
     Args:
         images: the files; see `advcam_attr.data.images.expand_images`.
-        out: the folder; made when the first image is done.
-        settings: how.
+        out: the folder; created with the first result.
+        settings: model, targets and recipe.
 
     Yields:
-        One result an image, first those that are kept, then the others as they get done. An image that cannot be used
-        does not stop the others.
+        One result per image, those that are up to date first. An image that cannot be used does not stop the others.
 
     Raises:
         AdvCAMError: the settings cannot be used, or the folder holds results of other settings.
@@ -137,7 +135,7 @@ def attribute_images(images: Sequence[Path], out: Path, settings: Settings) -> I
     if out.exists() and not out.is_dir():
         raise AdvCAMError(f"the results need a folder, but {out} is a file; choose another --out")
     device = choose_device(settings.device)
-    # Misspelt options are refused before anything costs time, so a stand-in for the model must do here.
+    # options are checked with a stand-in, before the model is loaded
     config = _config(settings, advcam_of(nn.Identity(), dataclasses.replace(settings, layer=None)).recipe)
     jobs, done = outstanding(images, out, config, overwrite=settings.overwrite)
     for image in done:
@@ -161,7 +159,7 @@ def advcam_of(model: nn.Module, settings: Settings) -> AdvCAM:
 
 
 def _config(settings: Settings, recipe: Recipe) -> dict[str, Any]:
-    """Everything but the image that results depend on, as JSON gives it back."""
+    """All but the image that results depend on, as JSON values."""
     model = dataclasses.asdict(settings.model)
     for name in ("checkpoint", "labels"):
         if model[name] is not None and Path(model[name]).is_file():
@@ -182,7 +180,7 @@ def _config(settings: Settings, recipe: Recipe) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class _Ready:
-    """A job with the model's input ``(3, H, W)``, its classes, and its saliency map ``(H, W)`` if there is one."""
+    """An image ready to climb: ``(3, H, W)``, its classes, and its saliency map ``(H, W)``, if any."""
 
     job: Job
     x: Tensor
@@ -192,8 +190,13 @@ class _Ready:
 
 @dataclass(frozen=True)
 class _Maps:
-    """What a climb of one image gave: maps of its T classes, each ``(T, H, W)``, their scores, and ``steps``: the sums
-    after each of S steps at the scale nearest the image's own, ``(T, S + 1, h, w)``."""
+    """The maps of one image's T classes.
+
+    Attributes:
+        advcam, base: ``(T, H, W)``.
+        scores: of each class, one entry a scale.
+        steps: the sums after each of S steps at the scale nearest 1, ``(T, S + 1, h, w)``.
+    """
 
     advcam: Tensor
     base: Tensor
@@ -203,7 +206,7 @@ class _Maps:
 
 @dataclass(frozen=True)
 class _Run:
-    """A loaded model at work on a list of jobs."""
+    """One run of a loaded model over a list of images."""
 
     loaded: LoadedModel
     advcam: AdvCAM
@@ -213,7 +216,7 @@ class _Run:
     out: Path
 
     def results(self, jobs: Sequence[Job]) -> Iterator[ImageResult]:
-        """Read, gather into batches of one shape, climb, write."""
+        """Read images, batch those of one shape, climb and write them."""
         batch: list[_Ready] = []
         for job in jobs:
             try:
@@ -227,8 +230,8 @@ class _Run:
                 yield self._failed(job, error)
                 continue
             targets = self._targets(classes, x)
-            rows = sum(len(ready.targets) for ready in batch)
-            if batch and (rows + len(targets) > self.settings.batch_size or x.shape != batch[0].x.shape):
+            count = sum(len(ready.targets) for ready in batch)
+            if batch and (count + len(targets) > self.settings.batch_size or x.shape != batch[0].x.shape):
                 yield from self._finish(batch)
                 batch = []
             batch.append(_Ready(job, x, targets, saliency))
@@ -236,7 +239,7 @@ class _Run:
             yield from self._finish(batch)
 
     def _failed(self, job: Job, error: AdvCAMError) -> ImageResult:
-        """A failure of one image, unless all images look the same to the model: then none can do better."""
+        """The failure of one image; of all, if the model sees all at one size."""
         if self.loaded.preprocessing.size is not None:
             raise error
         return ImageResult(job.image, "failed", error=f"{job.image}: {error}")
@@ -253,7 +256,6 @@ class _Run:
         return x.to(self.device), self.loaded.display(self.loaded.preprocess(saliency)).mean(0).to(self.device)
 
     def _classes(self, x: Tensor) -> Classes:
-        """The model's classes, if it can be used with images of this size."""
         return Classes(self._head(x).classes, self.loaded.class_names)
 
     def _head(self, x: Tensor) -> Head:
@@ -276,42 +278,40 @@ class _Run:
             yield self._write(ready, maps)
 
     def _climb(self, batch: Sequence[_Ready]) -> list[_Maps]:
-        """Climb all classes of a batch of images at once."""
+        """Climb all classes of a batch of images."""
         x = torch.stack([ready.x for ready in batch])
-        saliency = (
-            None if batch[0].saliency is None else torch.stack([r.saliency for r in batch if r.saliency is not None])
-        )
-        classes = [ready.targets for ready in batch]
-        rows = torch.tensor([c for one in classes for c in one], device=self.device)
-        steps: list[tuple[int, Tensor]] = []
-        walk: list[ClimbStep] = []
-
-        def note(step: ClimbStep) -> None:
-            logits = step.logits[:, 0]  # of the image; a mirror image comes after it
+        detected = [ready.saliency for ready in batch if ready.saliency is not None]
+        target = [c for ready in batch for c in ready.targets]
+        image_of = torch.tensor([n for n, ready in enumerate(batch) for _ in ready.targets], device=self.device)
+        recipe, grid = self.advcam.recipe, self._head(x[0]).grid
+        plan = recipe.plan()
+        nearest_to_one = min(range(len(plan.scales)), key=lambda i: abs(plan.scales[i] - 1))
+        image_alone = recipe.unclimbed().flip is not recipe.flip  # the base attribution has no mirror image
+        advcam, base = torch.zeros(()), torch.zeros(())
+        sums: list[Tensor] = []
+        track: list[Tensor] = []
+        scores: list[list[ScaleScores]] = [[] for _ in target]
+        walk = self.advcam.climb(x, target, saliency=torch.stack(detected) if detected else None, image_of=image_of)
+        for step, total in totals(walk, plan.aggregate):
+            logits = step.logits[:, 0].cpu()  # the mirror image comes second
             likely = logits.softmax(1) if self.settings.probability == "softmax" else logits.sigmoid()
-            steps.append((step.index, torch.stack([v.gather(1, rows[:, None])[:, 0] for v in (logits, likely)])))
-            walk.append(dataclasses.replace(step, x=step.x[:0]))
-
-        advcam = self.advcam.attribute_classes(x, classes, saliency=saliency, on_step=note)
-        base = self.advcam.attribute_classes(x, classes, saliency=saliency, steps=0)
-        starts = [i for i, (index, _) in enumerate(steps) if index == 0]
-        bounds = list(pairwise([*starts, len(steps)]))
-        plan = self.advcam.recipe.plan()
-        scales = plan.scales
-        first, last = bounds[min(range(len(scales)), key=lambda i: abs(scales[i] - 1))]
-        sums = torch.stack([summed for _, summed in totals(walk[first:last], plan.aggregate)], 1).cpu()
-        by_scale = [torch.stack([v for _, v in steps[a:b]]).cpu() for a, b in bounds]
-        scores = [
-            tuple(
-                ScaleScores(scale, *(tuple(round(float(v), 6) for v in values) for values in track[:, :, row].T))
-                for scale, track in zip(scales, by_scale, strict=True)
-            )
-            for row in range(len(rows))
-        ]
-        ends = list(accumulate(len(one) for one in classes))
+            track.append(torch.stack([v[range(len(target)), target] for v in (logits, likely)], 1))
+            if len(scores[0]) == nearest_to_one:
+                sums.append(total.cpu())
+            if step.index == 0:
+                clean = step.view_maps[:, 0] if image_alone else step.maps
+                base = base + plan.schedule(0, step.scale)[1] * to_size(clean, grid).cpu()
+            if step.index == step.steps:
+                advcam = advcam + step.weight * to_size(total, grid).cpu()
+                for each, values in zip(scores, torch.stack(track, 2).tolist(), strict=True):
+                    each.append(ScaleScores(step.scale, *(tuple(round(v, 6) for v in some) for some in values)))
+                track = []
+        counts = [len(ready.targets) for ready in batch]
+        full = [finish(maps, x, "image", False)[:, 0].split(counts) for maps in (advcam, base)]
+        each_scores = iter(tuple(one) for one in scores)
         return [
-            _Maps(a[:, 0].cpu(), b[:, 0].cpu(), scores[end - len(one) : end], sums[end - len(one) : end])
-            for a, b, one, end in zip(advcam, base, classes, ends, strict=True)
+            _Maps(a, b, list(islice(each_scores, len(a))), steps)
+            for a, b, steps in zip(*full, torch.stack(sums, 1).split(counts), strict=True)
         ]
 
     def _write(self, ready: _Ready, maps: _Maps) -> ImageResult:
@@ -370,95 +370,9 @@ class _Run:
 
 
 def _overlay_names(stem: str, targets: Sequence[int], classes: Classes) -> list[str]:
-    """One file name a class; the index joins in where two classes go by one name."""
+    """File names of the classes, with the index where two share a name."""
     parts = [classes.file_part(target) for target in targets]
     return [
         f"{stem}.{part}.png" if parts.count(part) == 1 else f"{stem}.{part}_{target}.png"
         for part, target in zip(parts, targets, strict=True)
     ]
-
-
-@dataclass(frozen=True)
-class TopK:
-    """The classes of the k highest logits."""
-
-    k: int
-
-
-@dataclass(frozen=True)
-class Classes:
-    """The classes of a model.
-
-    Attributes:
-        count: K.
-        names: by index, or None where nobody knows them.
-    """
-
-    count: int
-    names: tuple[str, ...] | None
-
-    def __post_init__(self) -> None:
-        """Raises: AdvCAMError: not as many names as classes."""
-        if self.names is not None and len(self.names) != self.count:
-            raise AdvCAMError(f"there are {len(self.names)} class names for the model's {self.count} classes")
-
-    def name(self, index: int) -> str:
-        """A class's name, or its number in words."""
-        return self.names[index] if self.names else f"class {index}"
-
-    def file_part(self, index: int) -> str:
-        """A class's name as a part of file names: the first of its synonyms, letters and digits only."""
-        first = self.name(index).split(",")[0]
-        return re.sub(r"\W+", "_", first).strip("_").lower()[:40] or str(index)
-
-    def parse(self, target: str) -> int | TopK:
-        """Read a target: ``"top3"``, an index (negative ones count from the end), or a name.
-
-        A name is compared without regard to case, with whole names first, then with the synonyms between commas.
-
-        Raises:
-            AdvCAMError: no such class (the nearest are told), or several of that name.
-        """
-        if top := re.fullmatch(r"top-?(\d+)", target.lower()):
-            if not 1 <= int(top[1]) <= self.count:
-                raise AdvCAMError(
-                    f"target {target!r}: the model has {self.count} classes, so there are top1 to top{self.count}"
-                )
-            return TopK(int(top[1]))
-        if re.fullmatch(r"-?\d+", target):
-            if not -self.count <= int(target) < self.count:
-                raise AdvCAMError(f"target {target} is not a class: the model has classes 0 to {self.count - 1}")
-            return int(target) % self.count
-        if self.names is None:
-            raise AdvCAMError(f"target {target!r}: the model's classes have no names; give --labels FILE or an index")
-        return self._find(target.strip().lower(), self.names)
-
-    def _find(self, wanted: str, names: Sequence[str]) -> int:
-        whole = [name.lower() for name in names]
-        synonyms = [[part.strip() for part in name.split(",")] for name in whole]
-        found = [i for i, name in enumerate(whole) if name == wanted]
-        found = found or [i for i, parts in enumerate(synonyms) if wanted in parts]
-        if not found:
-            raise AdvCAMError(f"unknown class {wanted!r}{nearest(wanted, {p for parts in synonyms for p in parts})}")
-        if len(found) > 1:
-            raise AdvCAMError(
-                f"class name {wanted!r} is ambiguous: give one of the indices {', '.join(map(str, found))}"
-            )
-        return found[0]
-
-
-def resolve(targets: Sequence[int | TopK], logits: Tensor | None) -> list[int]:
-    """The classes of one image, each once, in the order of the targets.
-
-    Args:
-        targets: what `Classes.parse` returned.
-        logits: ``(K,)``; needed if one of the targets is a `TopK`.
-    """
-    found: list[int] = []
-    for target in targets:
-        if isinstance(target, TopK):
-            assert logits is not None
-            found += torch.topk(logits, target.k).indices.tolist()
-        else:
-            found.append(target)
-    return list(dict.fromkeys(found))

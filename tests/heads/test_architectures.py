@@ -1,4 +1,4 @@
-"""Real architectures of timm and torchvision with random weights: the identity in float64, and the whole census."""
+"""Real architectures of timm and torchvision: the identity in float64 with random weights, and the survey of all."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import re
 
 import pytest
 import torch
+from survey import Entry, architectures, examine, make, summary, survey, write_markdown
 from torch import Tensor, nn
 
 from advcam_attr import CAM, AdvCAM, AdvCAMError, GradCAM, heads
-from advcam_attr.heads.census import Entry, architectures, census, examine, make, summary, write_markdown
 from places import ROOT
 
 FAST = {
@@ -104,7 +104,7 @@ SLOW = [
 
 
 def randomised(model: str) -> tuple[nn.Module, Tensor]:
-    """The architecture in float64 with norms whose statistics are not those of an untrained net, and two images."""
+    """Return the architecture in float64 with statistics unlike an untrained net's, and two images."""
     library, name = model.split("/")
     torch.manual_seed(0)
     if library == "timm":
@@ -122,13 +122,13 @@ def randomised(model: str) -> tuple[nn.Module, Tensor]:
                 module.running_mean.normal_(0, 0.2)
                 module.running_var.uniform_(0.5, 1.5)
         for parameter in net.parameters():
-            if float(parameter.abs().max()) < 1e-3:  # heads and layer scales that begin at nothing
+            if float(parameter.abs().max()) < 1e-3:  # heads and layer scales that start at zero
                 parameter.normal_(0, 0.1)
     return net.double().eval(), torch.randn(2, *size, dtype=torch.float64)
 
 
 def check_architecture(model: str) -> heads.Head:
-    """What `advcam_attr.heads.find` says of the architecture is true in float64."""
+    """Check the head that is found in float64."""
     net, x = randomised(model)
     view = heads.view(net)
     head = view.inspect(x)
@@ -140,7 +140,7 @@ def check_architecture(model: str) -> heads.Head:
     if head.exactness == "none":
         # Every position reaches the logit: this is what Grad-CAM on a class token's last block gets wrong.
         reached = (gradient.abs().amax(1) > 0).float().mean()
-        assert reached > 0.2 if "maximum" in head.note else reached == 1
+        assert reached > 0.2 if head.reason is heads.Reason.MAXIMUM else reached == 1
         with pytest.raises(AdvCAMError):
             view.require(x)
         maps = GradCAM.maps(acts, target)
@@ -148,7 +148,7 @@ def check_architecture(model: str) -> heads.Head:
         # Pooled by a mean: the derivative is the same at every place.
         assert torch.allclose(gradient, gradient.mean((2, 3), keepdim=True), atol=1e-9 * float(gradient.abs().max()))
         maps = CAM.maps(acts, target)
-    if head.exactness == "exact" or head.note.startswith("a norm after the pool"):
+    if head.exactness == "exact" or head.reason is heads.Reason.NORM:
         wanted = acts.logits.gather(1, target[:, None])[:, 0] - maps.mean((1, 2))
         other = view(x.detach().flip(-1) * 0.7)
         found = other.logits.gather(1, target[:, None])[:, 0] - CAM.maps(other, target).mean((1, 2))
@@ -174,8 +174,8 @@ def test_more_architectures_are_what_the_trace_says(model):
 
 
 @pytest.mark.slow
-def test_the_census_leaves_no_architecture_unhandled(tmp_path):
-    entries = list(census(jobs=2))
+def test_the_survey_handles_every_architecture(tmp_path):
+    entries = list(survey(jobs=2))
     assert len(entries) == len(architectures())
     counts = summary(entries)
     assert [e.model for e in entries if e.exactness == "refused"] == []
@@ -187,11 +187,11 @@ def test_the_census_leaves_no_architecture_unhandled(tmp_path):
     shipped = ROOT / "docs" / "models.md"
     now, then = (re.findall(r"^\| (\S+/\S+) \| (\w+)", p.read_text(), re.M) for p in (tmp_path / "models.md", shipped))
     moved = dict(now).items() & dict(then).items()
-    assert len(moved) >= 0.98 * min(len(now), len(then)), "docs/models.md is stale: run `advcam census`"
+    assert len(moved) >= 0.98 * min(len(now), len(then)), "docs/models.md is stale: run docs/_ext/survey.py"
 
 
-def test_the_census_page(tmp_path):
-    entries = [*census(["timm/resnet18", "torchvision/vgg11"]), Entry("timm/x", "no classifier")]
+def test_the_survey_page(tmp_path):
+    entries = [*survey(["timm/resnet18", "torchvision/vgg11"]), Entry("timm/x", "no classifier")]
     write_markdown(entries, tmp_path / "m.md", versions="here")
     text = (tmp_path / "m.md").read_text()
     assert "| timm | 1 | 0 | 0 | 0 | 1 | 1 |" in text

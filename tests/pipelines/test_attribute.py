@@ -17,8 +17,9 @@ from advcam_attr.data.images import read_rgb
 from advcam_attr.data.toy import make_scenes
 from advcam_attr.networks.load import load_model
 from advcam_attr.pipelines import attribute
-from advcam_attr.pipelines.attribute import Classes, Settings, TopK, attribute_images
+from advcam_attr.pipelines.attribute import Settings, attribute_images
 from advcam_attr.pipelines.model import ModelChoice
+from advcam_attr.pipelines.targets import Classes, TopK
 from advcam_attr.types import AdvCAMError
 
 MODEL = ModelChoice("advcam_attr.pipelines.demo:small_net", input_size=48)

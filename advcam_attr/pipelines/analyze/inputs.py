@@ -16,9 +16,10 @@ from advcam_attr.climbing.loop import climb
 from advcam_attr.climbing.state import Plan
 from advcam_attr.data.images import read_rgb
 from advcam_attr.data.toy import CLASS_NAMES, make_scenes
-from advcam_attr.pipelines.attribute import Classes, Settings, TopK, advcam_of, resolve
+from advcam_attr.pipelines.attribute import Settings, advcam_of
 from advcam_attr.pipelines.demo import TEST_SEED, normalise, toy_net
 from advcam_attr.pipelines.model import head_at
+from advcam_attr.pipelines.targets import Classes, TopK, resolve
 from advcam_attr.runs.sharding import choose_device
 from advcam_attr.types import AdvCAMError, ClimbStep
 

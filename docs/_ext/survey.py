@@ -1,11 +1,13 @@
-"""Architecture names in; what each classifier's head is to class activation mapping, as a table, out.
+"""Architecture survey: the head of every timm and torchvision classifier; writes ``docs/models.md``.
 
-Models are made and traced on meta tensors: no weights are allocated and nothing is computed, so that the whole of timm
-and torchvision takes minutes.
+Models are made and traced on the meta device, without weights or computation, so that the survey takes minutes::
+
+    python docs/_ext/survey.py docs/models.md --jobs 2
 """
 
 from __future__ import annotations
 
+import argparse
 import fnmatch
 import warnings
 from collections import Counter
@@ -18,13 +20,13 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from advcam_attr.heads.view import HeadView
+from advcam_attr.heads import HeadView
 from advcam_attr.types import AdvCAMError
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One architecture of the census.
+    """One architecture of the survey.
 
     Attributes:
         model: ``"timm/NAME"`` or ``"torchvision/NAME"``.
@@ -47,7 +49,7 @@ class Entry:
 
 
 def architectures() -> list[str]:
-    """Every architecture of timm and every image classifier of torchvision, as ``library/NAME``."""
+    """Return every architecture of timm and every image classifier of torchvision, as ``library/NAME``."""
     import timm
     import torchvision
 
@@ -56,7 +58,7 @@ def architectures() -> list[str]:
 
 
 def make(model: str) -> tuple[nn.Module, tuple[int, int, int], bool]:
-    """An architecture without weights on the meta device, its default input size, and whether that is fixed."""
+    """Return an architecture on the meta device, its default input size, and whether that is fixed."""
     library, name = model.split("/", 1)
     with torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -66,7 +68,7 @@ def make(model: str) -> tuple[nn.Module, tuple[int, int, int], bool]:
             options = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
             try:
                 net = torchvision.models.get_model(name, weights=None, **options)
-            except NotImplementedError:  # the RegNets read numbers while they are built, which meta tensors lack
+            except NotImplementedError:  # RegNets read values while they are built, which meta tensors lack
                 with torch.device("cpu"):
                     net = torchvision.models.get_model(name, weights=None).to("meta")
             size = 299 if name == "inception_v3" else 224
@@ -79,7 +81,7 @@ def make(model: str) -> tuple[nn.Module, tuple[int, int, int], bool]:
 
 
 def examine(model: str) -> Entry:
-    """The census entry of one architecture."""
+    """Return the entry of one architecture."""
     net, size, fixed = make(model)
     if getattr(net, "num_classes", 1) == 0:
         return Entry(model, "no classifier", size=size, fixed=fixed)
@@ -93,11 +95,11 @@ def examine(model: str) -> Entry:
     )  # fmt: skip
 
 
-def census(models: Iterable[str] | None = None, *, match: str = "*", jobs: int = 1) -> Iterator[Entry]:
+def survey(models: Iterable[str] | None = None, *, match: str = "*", jobs: int = 1) -> Iterator[Entry]:
     """Examine architectures, in the order of their names.
 
     Args:
-        models: ``library/NAME``; None takes all there are.
+        models: ``library/NAME``; None takes all.
         match: only names that match this pattern, e.g. ``"timm/resnet*"``.
         jobs: processes to use.
     """
@@ -110,7 +112,7 @@ def census(models: Iterable[str] | None = None, *, match: str = "*", jobs: int =
 
 
 def summary(entries: Iterable[Entry]) -> dict[str, Counter[str]]:
-    """How many architectures of each library have which exactness."""
+    """Count the architectures of each library by exactness."""
     counts: dict[str, Counter[str]] = {}
     for entry in entries:
         counts.setdefault(entry.model.split("/")[0], Counter())[entry.exactness] += 1
@@ -118,14 +120,14 @@ def summary(entries: Iterable[Entry]) -> dict[str, Counter[str]]:
 
 
 def write_markdown(entries: Iterable[Entry], path: Path, *, versions: str) -> None:
-    """Write the census as a page: counts, kinds, and one line an architecture."""
+    """Write the survey as a page: counts, kinds, and one line per architecture."""
     rows = list(entries)
     kinds: Counter[tuple[str, str]] = Counter((e.exactness, e.kind or e.note) for e in rows)
     lines = [
         "# Models",
         "",
-        f"What the head of every classifier of timm and torchvision is to class activation mapping ({versions}), as "
-        "`advcam census` finds it by tracing each architecture in its default configuration.",
+        f"The head of every classifier of timm and torchvision ({versions}), as `docs/_ext/survey.py` finds it by "
+        "tracing each architecture in its default configuration.",
         "",
         "- **exact**: the mean of the class map plus a constant is the logit.",
         "- **linearised**: class weights are the derivative of the logit with respect to the pooled features, "
@@ -137,14 +139,8 @@ def write_markdown(entries: Iterable[Entry], path: Path, *, versions: str) -> No
     ]
     for library, count in summary(rows).items():
         classifiers = sum(count.values()) - count["no classifier"]
-        numbers = [
-            count["exact"],
-            count["linearised"],
-            count["none"],
-            count["refused"],
-            classifiers,
-            count["no classifier"],
-        ]
+        kinds_of = ("exact", "linearised", "none", "refused")
+        numbers = [*(count[kind] for kind in kinds_of), classifiers, count["no classifier"]]
         lines.append(f"| {library} | " + " | ".join(map(str, numbers)) + " |")
     lines += ["", "## Kinds of head", "", "| count | exactness | head |", "|---|---|---|"]
     lines += [f"| {n} | {exactness} | {kind} |" for (exactness, kind), n in kinds.most_common() if kind]
@@ -164,3 +160,24 @@ def write_markdown(entries: Iterable[Entry], path: Path, *, versions: str) -> No
                 f"| {e.model} | {e.exactness} | `{e.layer or '-'}` | {grid} | {e.stride:g} | {size} | {head} |"
             )
     path.write_text("\n".join(lines) + "\n")
+
+
+def main() -> None:
+    """Write the page and print the counts."""
+    import timm
+    import torchvision
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--filter", default="*", metavar="PATTERN", help="e.g. 'timm/resnet*'")
+    parser.add_argument("--jobs", type=int, default=1, metavar="N")
+    options = parser.parse_args()
+    entries = list(survey(match=options.filter, jobs=options.jobs))
+    for library, counts in summary(entries).items():
+        print(f"{library}: " + ", ".join(f"{count} {what}" for what, count in counts.most_common()))
+    versions = f"timm {timm.__version__}, torchvision {torchvision.__version__}"
+    write_markdown(entries, options.out, versions=versions)
+
+
+if __name__ == "__main__":
+    main()
