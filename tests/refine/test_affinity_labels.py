@@ -19,7 +19,7 @@ def maps_of(high_res: Tensor, *classes: int) -> ClassMaps:
 
 @pytest.fixture
 def scene() -> tuple[ClassMaps, Tensor]:
-    """Two objects on a plain ground: a dark square and a bright bar, with maps that peak inside and reach beyond."""
+    """Two objects on a uniform ground: a dark square and a bright bar, with maps that peak inside and reach beyond."""
     image = torch.full((3, 30, 40), 120, dtype=torch.uint8)
     image[:, 8:22, 4:16] = 10
     image[:, 4:26, 28:36] = 240
@@ -80,12 +80,12 @@ def test_psa_scores_equal_the_steps_one_by_one(scene):
         torch.testing.assert_close(scores, expected, atol=1e-5, rtol=0)
 
 
-def test_a_high_power_leaves_the_background_less(scene):
+def test_a_high_power_leaves_less_background(scene):
     low, high = psa_scores(*scene)
     assert (low.argmax(0) == 0).sum() > (high.argmax(0) == 0).sum()
 
 
-def test_lattices_are_laid_out_once(scene, monkeypatch):
+def test_lattices_are_built_once(scene, monkeypatch):
     made = []
 
     class Counted(DenseCRF):
@@ -108,7 +108,7 @@ def test_ambiguous_by_hand():
     assert ambiguous(labels, saliency, threshold=0.9).tolist() == [[0, 0, 255, 255, 255, 255]]
 
 
-def test_maps_of_another_size_are_refused(scene):
+def test_bad_input_raises(scene):
     maps, image = scene
     with pytest.raises(AdvCAMError, match="do not fit their image of 20 x 40"):
         ir_label(maps, image[:, :20])

@@ -1,4 +1,4 @@
-"""Boxes of maps: the protocol's examples, both exact evaluations against all 1000 thresholds, and a user's boxes."""
+"""Boxes of maps: the protocol's examples, both exact searches against all 1000 thresholds, and a user's boxes."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_overlaps_at_the_limit_count():
         np.testing.assert_array_equal(common / union >= percent / 100, 100 * common >= percent * union)
 
 
-def test_true_boxes_are_cut_to_whole_pixels():
+def test_true_boxes_are_truncated_to_whole_pixels():
     assert resize_boxes([[1, 2, 4, 3]], size=(20, 10), to=(10, 35)).tolist() == [[3, 1, 14, 1]]
     assert resize_boxes([[1, 2, 1, 2]], size=(3, 3), to=(3, 3)).tolist() == [[1, 2, 1, 2]]
     random = np.random.default_rng(1)
@@ -93,7 +93,7 @@ def test_true_boxes_are_cut_to_whole_pixels():
 
 
 @pytest.mark.parametrize("box", [[0, 0, 10, 3], [-1, 0, 3, 3], [4, 0, 3, 3], [0, 5, 1, 20]])
-def test_boxes_outside_of_the_image_are_refused(box):
+def test_boxes_outside_of_the_image_raise(box):
     with pytest.raises(AdvCAMError, match="does not lie in an image of 10 x 20"):
         resize_boxes([box], (20, 10))
     with pytest.raises(AdvCAMError, match="at least one"):
@@ -105,7 +105,7 @@ def test_boxes_outside_of_the_image_are_refused(box):
     "truth",
     [[[0, 0, 5, 3]], [[2, 2, 1, 3]], [[-1, 0, 1, 1]], [[0.5, 0, 1, 1]], np.zeros((0, 4), int), [[0, 0, 1]]],
 )
-def test_true_boxes_off_the_map_are_refused(find, truth):
+def test_true_boxes_off_the_map_raise(find, truth):
     with pytest.raises(AdvCAMError, match="true box"):
         find(np.ones((4, 5), np.uint8), np.array(truth))
 
@@ -137,20 +137,20 @@ def test_score_maps_reach_from_0_to_1_and_keep_the_order():
 
 
 @pytest.mark.parametrize("raw", [np.zeros(5), np.zeros((0, 4)), np.zeros((2, 3, 4)), np.array([["a"]])])
-def test_what_is_no_map_is_refused(raw):
+def test_bad_maps_raise(raw):
     with pytest.raises(AdvCAMError, match="a map must"):
         score_map(raw)
 
 
 @pytest.mark.parametrize("size", [None, (20, 30)])
 @pytest.mark.parametrize("raw", [[[0.0, np.inf]], [[np.inf, np.inf]], [[-np.inf, -np.inf]]])
-def test_infinite_values_are_refused(raw, size):
+def test_infinite_values_raise(raw, size):
     with pytest.raises(AdvCAMError, match="infinite"):
         score_map(np.array(raw), size)
 
 
 @pytest.mark.parametrize("size", [(0, 30), (30, 0), (-1, 5)])
-def test_sizes_below_1_are_refused(size):
+def test_sizes_below_1_raise(size):
     with pytest.raises(AdvCAMError, match=r"size is a height and a width of at least 1, got "):
         map_to_boxes(np.array([[0.0, 1.0]]), 0.2, size=size)
 
@@ -248,8 +248,8 @@ def test_a_users_boxes_hold_the_mask():
             assert (largest & mask).sum() == largest.sum() <= mask.sum()
 
 
-def test_a_users_box_is_the_scored_box_but_for_the_pixel_past_its_end():
-    """One outer contour: what is scored ends a pixel later, unless that is the map's edge."""
+def test_scored_boxes_end_a_pixel_later():
+    """A scored box ends a pixel later than a user's, unless that is the map's edge."""
     y, x = np.mgrid[:50, :60]
     raw = np.exp(-((y - 20) ** 2 + (x - 30) ** 2) / 100)
     grey = grey_levels(score_map(raw, None))
@@ -258,7 +258,7 @@ def test_a_users_box_is_the_scored_box_but_for_the_pixel_past_its_end():
         assert boxes_above(grey, int(threshold * 255)) == [(x0, y0, x1 + 1, y1 + 1)]
 
 
-def test_constant_maps_have_no_boxes_and_bad_choices_are_refused():
+def test_constant_maps_have_no_boxes():
     flat = torch.zeros(8, 8)
     assert map_to_boxes(flat, 0.2).shape == (0, 4)
     assert map_to_boxes(flat, 0.2, components="all").dtype == torch.int64
@@ -270,7 +270,7 @@ def test_constant_maps_have_no_boxes_and_bad_choices_are_refused():
         map_to_mask(flat, 0.2, components="some")
 
 
-def test_missing_opencv_and_numba_are_told(monkeypatch):
+def test_missing_opencv_and_numba_raise(monkeypatch):
     import sys
 
     from advcam_attr.metrics.box_sweep import compiled_sweep

@@ -1,4 +1,4 @@
-"""The dense CRF: against pydensecrf on photographs, against sums over all pairs of pixels, and its edges."""
+"""The dense CRF against pydensecrf on photographs, and against sums over all pairs of pixels."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from advcam_attr.refine.crf import (
 from advcam_attr.types import AdvCAMError
 
 
-def picture(height: int, width: int, seed: int = 0) -> Tensor:
-    """A smooth random photograph, ``(1, 3, H, W)`` uint8."""
+def random_image(height: int, width: int, seed: int = 0) -> Tensor:
+    """A smooth random image, ``(1, 3, H, W)`` uint8."""
     coarse = torch.rand(1, 3, 4, 4, generator=torch.Generator().manual_seed(seed)) * 255
     return torch.nn.functional.interpolate(coarse, (height, width), mode="bilinear").to(torch.uint8)
 
@@ -57,7 +57,7 @@ def brute_force(image: Tensor, unary: Tensor, recipe: CRFRecipe) -> Tensor:
 
 
 def pydensecrf(image: Tensor, unary: Tensor, recipe: CRFRecipe) -> Tensor:
-    """What the code that everybody uses makes of one image."""
+    """The marginals of the reference implementation for one image."""
     densecrf = pytest.importorskip("pydensecrf.densecrf", reason="needs pydensecrf2, which is built from source")
     _, count, height, width = unary.shape
     crf = densecrf.DenseCRF2D(width, height, count)
@@ -142,14 +142,14 @@ def test_near_the_exact_mean_field(name, error):
 
     Noise for unaries is the hardest case: nothing but the kernels decides. PSA's kernel spans the whole little image.
     """
-    image, unary = picture(14, 18), unary_from_logits(logits_of(3, 14, 18))
+    image, unary = random_image(14, 18), unary_from_logits(logits_of(3, 14, 18))
     approximate, exact = DenseCRF(image, name, dtype=torch.float64)(unary), brute_force(image, unary, CRF_RECIPES[name])
     assert (approximate - exact).abs().mean() < error
     assert (approximate.argmax(1) == exact.argmax(1)).double().mean() > 1 - 1.5 * error
 
 
 def test_one_pixel_by_hand():
-    """Alone, a pixel hears itself with weight w of both kernels: Q' = softmax(-U + 13 Q)."""
+    """Alone, a pixel gets its own message from both kernels: Q' = softmax(-U + 13 Q)."""
     unary = torch.tensor([0.2, 0.5]).reshape(1, 2, 1, 1)
     first = torch.softmax(torch.tensor([-0.2, -0.5]), 0)
     second = torch.softmax(torch.tensor([-0.2, -0.5]) + 13 * first, 0)
@@ -159,7 +159,7 @@ def test_one_pixel_by_hand():
 
 
 def test_batch_equals_singles():
-    images = torch.cat([picture(20, 30, seed) for seed in range(3)])
+    images = torch.cat([random_image(20, 30, seed) for seed in range(3)])
     unary = unary_from_logits(logits_of(4, 20, 30, number=3))
     together = DenseCRF(images, "psa")(unary)
     for i in range(3):
@@ -168,7 +168,7 @@ def test_batch_equals_singles():
 
 
 def test_labels_are_interchangeable():
-    image, unary = picture(20, 30), unary_from_logits(logits_of(5, 20, 30))
+    image, unary = random_image(20, 30), unary_from_logits(logits_of(5, 20, 30))
     order = torch.tensor([3, 0, 4, 1, 2])
     crf = DenseCRF(image, "irn", dtype=torch.float64)
     torch.testing.assert_close(crf(unary[:, order]), crf(unary)[:, order], atol=1e-9, rtol=0)
@@ -176,7 +176,7 @@ def test_labels_are_interchangeable():
 
 def test_one_object_serves_many_unaries():
     """A second pass over the same lattices is not changed by the first, nor by another number of labels."""
-    image, unary = picture(20, 30), unary_from_logits(logits_of(5, 20, 30))
+    image, unary = random_image(20, 30), unary_from_logits(logits_of(5, 20, 30))
     crf = DenseCRF(image, "irn")
     first = crf(unary)
     crf(unary_from_logits(logits_of(2, 20, 30)))
@@ -184,7 +184,7 @@ def test_one_object_serves_many_unaries():
 
 
 def test_marginals_sum_to_one_and_inputs_stay():
-    image, unary = picture(20, 30), unary_from_logits(logits_of(5, 20, 30))
+    image, unary = random_image(20, 30), unary_from_logits(logits_of(5, 20, 30))
     before = image.clone(), unary.clone()
     marginals = DenseCRF(image, "irn")(unary)
     torch.testing.assert_close(marginals.sum(1), torch.ones(1, 20, 30))
@@ -195,7 +195,7 @@ def test_marginals_sum_to_one_and_inputs_stay():
 
 @pytest.mark.parametrize(("height", "width"), [(1, 40), (40, 1), (1, 1), (2, 3)])
 def test_thin_images(height, width):
-    image, unary = picture(height, width), unary_from_logits(logits_of(3, height, width))
+    image, unary = random_image(height, width), unary_from_logits(logits_of(3, height, width))
     for name, recipe in CRF_RECIPES.items():
         ours = DenseCRF(image, name)(unary)
         assert (ours - pydensecrf(image, unary, recipe)).abs().max() < 1e-4
@@ -214,14 +214,14 @@ def test_an_image_of_one_color(color):
 
 
 def test_one_label_only():
-    crf = DenseCRF(picture(6, 7), "irn")
+    crf = DenseCRF(random_image(6, 7), "irn")
     assert torch.equal(crf(unary_from_labels(torch.zeros(1, 6, 7).long(), 1)), torch.ones(1, 1, 6, 7))
     labels = torch.full((1, 6, 7), 9, dtype=torch.uint8)
     assert torch.equal(refine_labels(crf, labels, among=[9]), labels)
 
 
 def test_scores_of_all_zeros_are_uniform():
-    marginals = DenseCRF(picture(6, 7), "psa")(unary_from_scores(torch.zeros(1, 4, 6, 7)))
+    marginals = DenseCRF(random_image(6, 7), "psa")(unary_from_scores(torch.zeros(1, 4, 6, 7)))
     torch.testing.assert_close(marginals, torch.full((1, 4, 6, 7), 0.25))
 
 
@@ -234,9 +234,9 @@ def test_unaries_by_hand():
     torch.testing.assert_close(logits, -torch.tensor([0.0, 1.0]).softmax(0).log())
 
 
-def test_labels_that_do_not_occur_compete_all_the_same():
+def test_labels_that_do_not_occur_compete_too():
     """Three labels of which two occur share 0.3 between two: the unary of IRN's code with an image's classes."""
-    image, labels = picture(20, 30), (logits_of(2, 20, 30).argmax(1))
+    image, labels = random_image(20, 30), (logits_of(2, 20, 30).argmax(1))
     three = DenseCRF(image, "irn")(unary_from_labels(labels, 3)).argmax(1)
     assert torch.equal(refine_labels(DenseCRF(image, "irn"), labels, among=(0, 1, 2)), three)
 
@@ -255,8 +255,8 @@ def test_labels_that_do_not_occur_compete_all_the_same():
         (lambda crf, image: refine_labels(crf, torch.full((1, 8, 9), 7), among=(0, 6)), r"\[7\] are not among"),
     ],
 )
-def test_bad_input_is_one_clear_line(call, message):
-    image = picture(8, 9)
+def test_bad_input_raises(call, message):
+    image = random_image(8, 9)
     with pytest.raises(AdvCAMError, match=message) as error:
         call(DenseCRF(image, "irn"), image)
     assert "\n" not in str(error.value)

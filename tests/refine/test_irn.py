@@ -1,4 +1,4 @@
-"""IRN's losses and labels: numbers by hand, a slow second reading over single pairs of pixels, and odd inputs."""
+"""IRN's losses and labels: by hand, and against loops over single pairs of pixels."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from advcam_attr.refine.irn import (
 )
 from advcam_attr.refine.pairs import pair_counts, pair_kinds
 from advcam_attr.types import AdvCAMError, ClassMaps
+from dense_walks import dense_edge_walk, slow_pairs, strongest_between
 
 TERMS = ("background", "foreground", "different", "foreground_displacement", "background_displacement")
 
@@ -35,48 +36,29 @@ def random_case(seed: int, size: tuple[int, int] = (8, 8), images: int = 2) -> t
     return logits, labels.to(torch.uint8)
 
 
-def slow_loss(logits: np.ndarray, labels: np.ndarray, radius: int) -> dict[str, float]:
-    """Pixel by pixel, pair by pair: geometry, affinity and loss all anew."""
-    images, _, height, width = logits.shape
+def slow_loss(logits: Tensor, labels: Tensor, radius: int) -> dict[str, float]:
     sums, counts = dict.fromkeys(TERMS, 0.0), dict.fromkeys(TERMS, 0)
-    for n in range(images):
-        for y in range(height - (radius - 1)):
-            for x in range(radius - 1, width - (radius - 1)):
-                for dy in range(radius):
-                    for dx in range(1 - radius, radius):
-                        if dy * dy + dx * dx >= radius * radius or (dy == 0 and dx <= 0):
-                            continue
-                        one, other = labels[n, y, x], labels[n, y + dy, x + dx]
-                        if 255 in (one, other):
-                            continue
-                        strongest = max(
-                            1 / (1 + math.exp(-logits[n, 0, y + v, x + u]))
-                            for v in range(dy + 1)
-                            for u in range(min(dx, 0), max(dx, 0) + 1)
-                            if abs(dy * u - dx * v) < math.hypot(dy, dx)
-                        )
-                        a = 1 - strongest
-                        d = logits[n, 1:, y, x] - logits[n, 1:, y + dy, x + dx]
-                        if one != other:
-                            sums["different"] -= math.log(1 + 1e-5 - a)
-                            counts["different"] += 1
-                        elif one == 0:
-                            sums["background"] -= math.log(a + 1e-5)
-                            counts["background"] += 1
-                            sums["background_displacement"] += abs(d[0]) + abs(d[1])
-                            counts["background_displacement"] += 2
-                        else:
-                            sums["foreground"] -= math.log(a + 1e-5)
-                            counts["foreground"] += 1
-                            sums["foreground_displacement"] += abs(d[0] - dy) + abs(d[1] - dx)
-                            counts["foreground_displacement"] += 2
+    for (edge, *displacement), grid in zip(logits, labels.tolist(), strict=True):
+        for i, j in slow_pairs(*edge.shape, radius):
+            one, other = grid[i[0]][i[1]], grid[j[0]][j[1]]
+            if 255 in (one, other):
+                continue
+            a = 1 - strongest_between(edge.sigmoid(), i, j)
+            kind = "different" if one != other else "background" if one == 0 else "foreground"
+            sums[kind] -= math.log(1 + 1e-5 - a) if kind == "different" else math.log(a + 1e-5)
+            counts[kind] += 1
+            if kind != "different":
+                offset = (j[0] - i[0], j[1] - i[1]) if kind == "foreground" else (0, 0)
+                for d, expected in zip(displacement, offset, strict=True):
+                    sums[f"{kind}_displacement"] += abs(float(d[i] - d[j]) - expected)
+                    counts[f"{kind}_displacement"] += 1
     return {term: sums[term] / (counts[term] + 1e-5) for term in TERMS}
 
 
 @pytest.mark.parametrize("radius", [2, 3, 4])
-def test_the_loss_is_that_of_a_slow_loop_over_pairs(radius):
+def test_the_loss_equals_a_loop_over_pairs(radius):
     logits, labels = random_case(radius)
-    found, expected = irn_loss(logits, labels, radius), slow_loss(logits.numpy(), labels.numpy(), radius)
+    found, expected = irn_loss(logits, labels, radius), slow_loss(logits, labels, radius)
     for term in TERMS:
         assert getattr(found, term).item() == pytest.approx(expected[term], rel=1e-12)
     total = (expected["background"] / 2 + expected["foreground"] / 2 + expected["different"]) / 2
@@ -108,7 +90,7 @@ def test_pairs_have_the_sizes_of_the_released_code():
     assert pair_counts(labels, 10).tolist() == [152 * 119 * 110, 0, 0]
 
 
-def test_gradients_are_those_of_finite_differences():
+def test_gradients_equal_finite_differences():
     logits, labels = random_case(7, (5, 6), images=1)
     logits.requires_grad_(True)
     assert torch.autograd.gradcheck(lambda x: irn_loss(x, labels, 3).total, logits, atol=1e-6)
@@ -147,7 +129,7 @@ def test_grid_labels_are_pils_nearest():
     assert torch.equal(grid_labels(torch.from_numpy(labels)[None])[0], torch.from_numpy(pil))
 
 
-def test_too_small_grids_and_other_grids_are_refused():
+def test_bad_grids_raise():
     with pytest.raises(AdvCAMError, match=r"grid of 8 x 18 .* at least 10 x 19"):
         irn_loss(torch.zeros(1, 3, 8, 18), torch.zeros(1, 8, 18))
     with pytest.raises(AdvCAMError, match="do not fit labels"):
@@ -160,7 +142,7 @@ def test_golden_edge_map():
 
 
 @pytest.mark.parametrize("size", [(1, 1), (375, 500), (512, 512), (640, 480), (1000, 513)])
-def test_every_image_fits_where_it_is_padded(size):
+def test_inference_size_covers_every_image(size):
     padded = inference_size(size)
     assert all(large >= side and large >= 512 and large % 16 == 0 for large, side in zip(padded, size, strict=True))
     assert all(large - side < 16 for large, side in zip(padded, size, strict=True) if side > 512)
@@ -170,42 +152,17 @@ def maps_of(cam: Tensor, size: tuple[int, int], classes: tuple[int, ...]) -> Cla
     return ClassMaps(classes, size, cam, F.interpolate(cam[None], size)[0] if len(cam) else torch.zeros(0, *size))
 
 
-def slow_labels(maps: ClassMaps, edge: Tensor, recipe: WalkRecipe) -> np.ndarray:
-    """The released code's steps: edges padded, a dense matrix squared, maps enlarged, one peak for all classes."""
-    height, width = edge.shape
-    padded = np.pad(edge.double().numpy(), ((0, 5), (5, 5)), constant_values=1.0)
-    rows, columns = padded.shape
-    matrix = np.eye(rows * columns)
-    r = recipe.radius
-    for y in range(rows):
-        for x in range(columns):
-            for dy in range(r):
-                for dx in range(1 - r, r):
-                    inside = y + dy < rows and 0 <= x + dx < columns
-                    if dy * dy + dx * dx >= r * r or (dy == 0 and dx <= 0) or not inside:
-                        continue
-                    strongest = max(
-                        padded[y + v, x + u]
-                        for v in range(dy + 1)
-                        for u in range(min(dx, 0), max(dx, 0) + 1)
-                        if abs(dy * u - dx * v) < math.hypot(dy, dx)
-                    )
-                    i, j = y * columns + x, (y + dy) * columns + x + dx
-                    matrix[i, j] = matrix[j, i] = 1 - strongest
-    keep = np.arange(rows * columns).reshape(rows, columns)[:height, 5 : 5 + width].ravel()
-    matrix = matrix[np.ix_(keep, keep)] ** recipe.beta
-    matrix = matrix / matrix.sum(0)
-    for _ in range(int(math.log2(recipe.steps))):
-        matrix = matrix @ matrix
-    cam = maps.cam.double().numpy() ** recipe.exponent * (1 - edge.double().numpy())
-    walked = torch.from_numpy((cam.reshape(len(cam), -1) @ matrix).reshape(cam.shape))
+def slow_labels(maps: ClassMaps, edge: Tensor, recipe: WalkRecipe) -> Tensor:
+    """As in the released code: a dense walk, maps enlarged, one peak for all classes."""
+    squarings = int(math.log2(recipe.steps))
+    walked = dense_edge_walk(maps.cam.double() ** recipe.exponent, edge, recipe.beta, squarings, recipe.radius)
     large = F.interpolate(walked[None], scale_factor=4, mode="bilinear")[0, :, : maps.size[0], : maps.size[1]]
     scores = torch.cat([torch.full_like(large[:1], recipe.background), large / large.max()])
-    return np.array([0, *(k + 1 for k in maps.classes)])[scores.argmax(0).numpy()]
+    return torch.tensor([0, *(k + 1 for k in maps.classes)])[scores.argmax(0)]
 
 
 @pytest.mark.parametrize("recipe", [WalkRecipe(), WalkRecipe(exponent=1.0), WalkRecipe(exponent=1.3, background=0.27)])
-def test_labels_are_those_of_the_dense_matrix(recipe):
+def test_labels_equal_the_dense_matrix(recipe):
     generator = torch.Generator().manual_seed(4)
     edge = (torch.randn(9, 11, generator=generator) * 3 - 2).sigmoid()
     cam = torch.rand(2, 9, 11, generator=generator)
@@ -214,7 +171,7 @@ def test_labels_are_those_of_the_dense_matrix(recipe):
     labels = irn_labels(maps, edge, recipe)
     assert labels.dtype == torch.uint8
     assert set(labels.unique().tolist()) >= {3, 15}
-    assert np.array_equal(labels.numpy(), slow_labels(maps, edge, recipe))
+    assert torch.equal(labels.long(), slow_labels(maps, edge, recipe))
 
 
 def test_the_exponent_sharpens():

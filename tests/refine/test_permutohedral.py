@@ -1,4 +1,4 @@
-"""The permutohedral filter: against sums over all pairs, and against a lattice kept in a dict, point by point."""
+"""The permutohedral filter against sums over all pairs, and against a lattice in a dict."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def points(count: int, dimensions: int, spread: float = 2.0) -> torch.Tensor:
 
 
 def filter_by_dict(features: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-    """Splat, blur, slice as the paper of 2010 tells them: vertices are tuples, one point at a time."""
+    """Splat, blur and slice as in the paper of 2010: vertices are tuples, one point at a time."""
     dimensions = features.shape[1]
     order = dimensions + 1
     deviation = torch.tensor(math.sqrt(2 / 3) * order, dtype=torch.float32).item()
@@ -95,7 +95,7 @@ def test_filter_approximates_the_sum_over_all_pairs(dimensions, error):
     assert (filtered / gain - exact).norm() / exact.norm() < error
 
 
-def test_images_of_a_batch_do_not_meet():
+def test_images_of_a_batch_do_not_mix():
     features = torch.stack([points(50, 3), points(50, 3) * 1.5])
     values = torch.rand(100, 2, dtype=torch.float64)
     singles = [build(f[None]).normalised().filter(v) for f, v in zip(features, values.split(50), strict=True)]
@@ -109,7 +109,7 @@ def test_order_of_points_does_not_matter():
     torch.testing.assert_close(build(features[order][None]).filter(values[order]), expected, atol=1e-12, rtol=0)
 
 
-def test_features_that_cannot_be_laid_out_are_refused():
+def test_bad_features_raise():
     with pytest.raises(AdvCAMError, match="finite"):
         build(torch.tensor([[[math.nan]]]))
     with pytest.raises(AdvCAMError, match="not empty"):

@@ -1,4 +1,4 @@
-"""PSA's labels, loss and walk: by hand, against slow loops over pairs, against the dense matrix."""
+"""PSA's labels, loss and walk: by hand, against loops over pairs, against a dense matrix."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from advcam_attr.refine.psa import (
     weighted_loss,
 )
 from advcam_attr.types import AdvCAMError, ClassMaps
+from dense_walks import affinity_matrix, slow_pairs, walked
 
 
 def affinity_loss(features: Tensor, labels: Tensor, radius: int = 5) -> Tensor:
@@ -31,20 +32,6 @@ def affinity_loss(features: Tensor, labels: Tensor, radius: int = 5) -> Tensor:
 
 def noise(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def slow_pairs(height: int, width: int, radius: int) -> list[tuple[tuple[int, int], tuple[int, int]]]:
-    """All pairs of cells, each once, by their definition."""
-    found = []
-    for y in range(height - (radius - 1)):
-        for x in range(radius - 1, width - (radius - 1)):
-            for v in range(height):
-                for u in range(width):
-                    dy, dx = v - y, u - x
-                    ahead = (dy == 0 and 0 < dx < radius) or (0 < dy < radius and abs(dx) < radius)
-                    if ahead and (dy == 0 or dx * dx + dy * dy < radius * radius):
-                        found.append(((y, x), (v, u)))
-    return found
 
 
 def slow_affinity(features: Tensor, i: tuple[int, int], j: tuple[int, int]) -> float:
@@ -68,24 +55,12 @@ def slow_loss(features: Tensor, labels: Tensor, radius: int) -> float:
 
 
 def dense_walk(maps: Tensor, features: Tensor, radius: int, beta: float, squarings: int) -> Tensor:
-    """The whole matrix, powered, its columns divided by their sums, squared."""
-    height, width = features.shape[1:]
-    matrix = torch.eye(height * width, dtype=torch.float64)
-    for i, j in slow_pairs(height, width, radius):
-        one, other = i[0] * width + i[1], j[0] * width + j[1]
-        matrix[one, other] = matrix[other, one] = slow_affinity(features, i, j)
-    matrix = matrix**beta
-    matrix = matrix / matrix.sum(0, keepdim=True)
-    for _ in range(squarings):
-        matrix = matrix @ matrix
-    return (maps.flatten(1) @ matrix).reshape(maps.shape)
-
-
-# --- labels -----------------------------------------------------------------------------------------------------------
+    matrix = affinity_matrix(*features.shape[1:], radius, lambda i, j: slow_affinity(features, i, j))
+    return walked(maps, matrix, beta, squarings)
 
 
 def test_labels_by_hand():
-    """Four cells of 2 x 2 pixels: sure foreground, sure background, between, and half outside of the image."""
+    """Four cells of 2 x 2 pixels: foreground, background, undecided, and one half outside of the image."""
     low, high = torch.zeros(3, 2, 8), torch.zeros(3, 2, 8)
     low[:, :, 0:2] = torch.tensor([0.2, 0.3, 0.5])[:, None, None]
     high[:, :, 0:2] = torch.tensor([0.1, 0.3, 0.6])[:, None, None]
@@ -99,23 +74,23 @@ def test_labels_by_hand():
     assert affinity_labels(torch.zeros(2, 2, 2), torch.zeros(2, 2, 2), stride=2).tolist() == [[255]]
 
 
-def test_labels_of_an_image_without_classes_are_background():
-    scores = psa_scores(ClassMaps((), (9, 12), torch.zeros(0, 3, 3), torch.zeros(0, 9, 12)), picture(9, 12))
+def test_an_image_without_classes_is_background():
+    scores = psa_scores(ClassMaps((), (9, 12), torch.zeros(0, 3, 3), torch.zeros(0, 9, 12)), random_image(9, 12))
     assert affinity_labels(*scores, stride=4).tolist() == [[0] * 3] * 3
 
 
-def picture(height: int, width: int) -> Tensor:
+def random_image(height: int, width: int) -> Tensor:
     return torch.randint(256, (3, height, width), generator=torch.Generator().manual_seed(2)).to(torch.uint8)
 
 
 @pytest.mark.parametrize("size", [(9, 1), (1, 11), (1, 1)])
 def test_thin_images(size):
     maps = ClassMaps((4,), size, torch.ones(1, 1, 1), torch.linspace(0, 1, size[0] * size[1]).reshape(1, *size))
-    assert affinity_labels(*psa_scores(maps, picture(*size))).shape == (-(-size[0] // 8), -(-size[1] // 8))
+    assert affinity_labels(*psa_scores(maps, random_image(*size))).shape == (-(-size[0] // 8), -(-size[1] // 8))
     grid = walk_maps(maps.high_res)
-    walked = affinity_walk(grid, noise(4, *grid.shape[1:]))
-    assert torch.equal(walked, grid)
-    labels = affinity_walk_labels(walked, maps.classes, size)
+    after = affinity_walk(grid, noise(4, *grid.shape[1:]))
+    assert torch.equal(after, grid)
+    labels = affinity_walk_labels(after, maps.classes, size)
     assert labels.shape == size
     assert set(labels.unique().tolist()) <= {0, 5}
 
@@ -129,9 +104,6 @@ def test_an_image_of_one_colour_and_maps_of_zeros():
     whole = ClassMaps((3,), (17, 20), torch.ones(1, 5, 5), torch.ones(1, 17, 20))
     assert affinity_labels(*psa_scores(whole, image)).tolist() == [[1] * 3] * 3
     assert affinity_walk_labels(walk_maps(whole.high_res), (3,), (17, 20)).min() == 4
-
-
-# --- pairs and loss ---------------------------------------------------------------------------------------------------
 
 
 def test_counts_of_pairs():
@@ -172,14 +144,14 @@ def test_loss_by_hand():
     assert float(affinity_loss(features, foreground, 2)) == pytest.approx(0.7 / 4, abs=1e-4)
 
 
-def test_pairs_are_one_kind_at_most():
+def test_pairs_are_of_one_kind_at_most():
     labels = torch.tensor([0, 1, 2, 255], dtype=torch.uint8)[torch.randint(4, (2, 9, 12))]
     kinds = pair_kinds(labels, 5)
     assert int(kinds.sum(0).max()) == 1
     assert 0 < int(kinds.sum()) < kinds[0].numel()
 
 
-def test_nothing_sure_loses_nothing():
+def test_no_decided_pair_no_loss():
     features = noise(1, 3, 9, 9).requires_grad_()
     loss = affinity_loss(features, torch.full((1, 9, 9), 255, dtype=torch.uint8))
     loss.backward()
@@ -194,7 +166,7 @@ def test_parts_of_a_batch_make_the_whole_loss():
     torch.testing.assert_close(weighted_loss(sums, counts), affinity_loss(features, labels))
 
 
-def test_a_descent_parts_two_labels():
+def test_descent_separates_two_labels():
     """Embeddings themselves as weights: after some steps cells of one label are alike and others are not."""
     features = (0.1 * noise(1, 4, 9, 11)).requires_grad_()
     labels = torch.zeros(1, 9, 11, dtype=torch.uint8)
@@ -210,10 +182,9 @@ def test_a_descent_parts_two_labels():
     assert affinity[kinds[:2].any(0)].mean() > affinity[kinds[2]].mean() + 0.4
 
 
-# --- the walk ---------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("size", "squarings"), [((9, 12), 8), ((13, 11), 6), ((7, 20), 8), ((5, 6), 8), ((3, 2), 8)])
+@pytest.mark.parametrize(
+    ("size", "squarings"), [((9, 12), 8), ((13, 11), 6), ((7, 20), 8), ((5, 6), 8), ((3, 2), 8), ((20, 22), 8)]
+)
 def test_walk_equals_the_dense_matrix(size, squarings):
     maps, features = noise(3, *size).abs(), noise(5, *size, seed=1) * 0.3
     radius = fitting_radius(size)
@@ -223,24 +194,6 @@ def test_walk_equals_the_dense_matrix(size, squarings):
     single = affinity_walk(maps.float(), features.float(), steps=2**squarings)
     torch.testing.assert_close(single.double(), expected, atol=1e-5, rtol=0)
     assert not torch.allclose(found, maps, atol=1e-3) or radius < 2
-
-
-def test_walk_of_a_larger_grid_equals_the_dense_matrix():
-    """A larger grid, and the released code's dense computation in float64, squared 8 times."""
-    features = F.interpolate(noise(1, 8, 6, 8), (24, 32), mode="bilinear")[0] * 0.5
-    maps = noise(4, 24, 32).abs()
-    inner = pair_affinities(features[None])[0]
-    number = torch.arange(24 * 32).reshape(24, 32)
-    matrix = torch.eye(24 * 32, dtype=torch.float64)
-    offsets = [(0, x) for x in range(1, 5)] + [(y, x) for y in range(1, 5) for x in range(-4, 5) if x * x + y * y < 25]
-    for (dy, dx), affinity in zip(offsets, inner, strict=True):
-        i, j = number[:20, 4:28].flatten(), number[dy : dy + 20, 4 + dx : 28 + dx].flatten()
-        matrix[i, j] = matrix[j, i] = affinity.flatten()
-    matrix = matrix.pow_(8)
-    matrix /= matrix.sum(0, keepdim=True)
-    for _ in range(8):
-        matrix = matrix @ matrix
-    torch.testing.assert_close(affinity_walk(maps, features).flatten(1), maps.flatten(1) @ matrix, atol=1e-5, rtol=0)
 
 
 def test_walk_maps_by_hand():
@@ -289,6 +242,6 @@ def test_pooled_equals_the_mean_of_each_cell():
         (lambda: affinity_walk_labels(torch.zeros(2, 4, 5), (254,), (32, 40)), "give one for each"),
     ],
 )
-def test_bad_input_is_one_clear_line(call, message):
+def test_bad_input_raises(call, message):
     with pytest.raises(AdvCAMError, match=message):
         call()

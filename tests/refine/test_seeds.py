@@ -1,4 +1,4 @@
-"""Grids of several scales to maps of the image's size, and to seeds: sizes, sums and cuts by hand."""
+"""Class maps and seeds from maps at several scales: sizes, sums and thresholds by hand."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_strided_size_rounds_up(side, stride):
 
 
 def test_a_golden_map_of_two_scales():
-    # 20 x 32 pixels: 5 x 8 cells of stride 4; 2 x 2 cells of stride 16, laid over 32 x 32 and threshold_maps to 20 rows
+    # 20 x 32 pixels: 5 x 8 cells of stride 4; 2 x 2 cells of stride 16, resized to 32 x 32 and cropped to 20 rows
     one = torch.tensor([[[1.0, 3.0]]])
     two = torch.tensor([[[4.0], [0.0]]])
     cam = cam_map([one, two], (20, 32))
@@ -43,7 +43,7 @@ def test_a_golden_map_of_two_scales():
     torch.testing.assert_close(high[0, 19, 0], torch.tensor(1.0 + 4.0 * 4.5 / 16))
 
 
-def test_maps_are_divided_by_their_own_peak_and_nothing_is_subtracted():
+def test_maps_are_rectified_and_divided_by_their_peak():
     maps = torch.tensor([[[1.0, 2.0]], [[5.0, 10.0]], [[-3.0, -1.0]], [[-1.0, 4.0]]])
     found = normalized(maps)
     wanted = torch.tensor([[[1 / 2.00001, 2 / 2.00001]], [[5 / 10.00001, 10 / 10.00001]], [[0, 0]], [[0, 4 / 4.00001]]])
@@ -66,13 +66,13 @@ def test_class_maps_equal_a_loop_over_classes_and_scales():
     assert found.high_res.is_contiguous()
 
 
-def test_no_classes_no_maps_all_background():
+def test_an_image_without_classes_is_background():
     found = class_maps(GridMaps((), (45, 70), ()))
     assert (found.cam.shape, found.high_res.shape) == ((0, 12, 18), (0, 45, 70))
     assert threshold_maps(found.high_res, (), 0.2).tolist() == [[0] * 70] * 45
 
 
-def test_cut_equals_the_released_evaluation():
+def test_threshold_maps_equals_the_released_evaluation():
     maps = torch.rand(3, 20, 30, generator=torch.Generator().manual_seed(2))
     keys = np.array([1, 7, 19])
     for threshold in (0.15, 0.5, 0.9):
@@ -88,7 +88,7 @@ def test_at_a_tie_the_background_wins_then_the_first_class():
     assert threshold_maps(maps, (3, 8), 0.5).tolist() == [[0, 4]]
 
 
-def test_what_cannot_be_used_is_refused():
+def test_bad_input_raises():
     with pytest.raises(AdvCAMError, match="give one for each"):
         threshold_maps(torch.rand(2, 3, 3), (1,), 0.2)
     with pytest.raises(AdvCAMError, match="8 bits"):
