@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,7 +33,7 @@ def _seeds(options: Namespace) -> None:
     from advcam_attr.pipelines.wsss import stages as wsss
 
     config = OPTIONS.of(options)
-    wsss.require_all(wsss.seeds(config, overwrite=options.overwrite, show_progress=sys.stderr.isatty()))
+    wsss.require_all(wsss.seeds(config, overwrite=options.overwrite))
 
 
 def _add_refine_options(parser: Parser) -> None:
@@ -78,7 +77,7 @@ def _run(options: Namespace) -> None:
     if options.dry_run:
         print(wsss_run.plan_run(config))
     else:
-        wsss_run.run(config, show_progress=sys.stderr.isatty())
+        wsss_run.run(config)
 
 
 def _add_submission(parser: Parser) -> None:

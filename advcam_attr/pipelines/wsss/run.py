@@ -67,7 +67,7 @@ def plan_run(config: WSSSConfig) -> str:
     return progress_table(planned_stages(config))
 
 
-def run(config: WSSSConfig, *, show_progress: bool = False) -> None:
+def run(config: WSSSConfig) -> None:
     """All stages: classifier, unless the net is a published generator; seeds, refine, segment, evaluate.
 
     Each goes on where it stopped, and what is there is not made again: a run that was interrupted at any moment ends
@@ -75,7 +75,6 @@ def run(config: WSSSConfig, *, show_progress: bool = False) -> None:
 
     Args:
         config: the run's.
-        show_progress: a progress bar of the seeds.
 
     Raises:
         AdvCAMError: a stage cannot be done, with the reason; or this is a share of a SLURM array, which trains nothing.
@@ -89,7 +88,7 @@ def run(config: WSSSConfig, *, show_progress: bool = False) -> None:
         check_refined(config.refine, folder_of(config, "refined", method))
     if config.net.generator is None:
         train(config)
-    require_all(seeds(config, show_progress=show_progress))
+    require_all(seeds(config))
     wait_for(partial(_missing_maps, config))
     refine_seeds(config)
     segment_masks(config)

@@ -88,7 +88,7 @@ def train(
         return train_classifier(config.classifier, model, data, val, folder_of(config, "classifier"))
 
 
-def seeds(config: WSSSConfig, *, overwrite: bool = False, show_progress: bool = False) -> list[MapSummary]:
+def seeds(config: WSSSConfig, *, overwrite: bool = False) -> list[MapSummary]:
     """The stage ``seeds``: the maps of every method.
 
     Raises:
