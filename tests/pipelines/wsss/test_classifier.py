@@ -385,7 +385,8 @@ def test_a_full_disk_is_one_line_and_nothing_half_written(tmp_path, monkeypatch)
 # --- other processes --------------------------------------------------------------------------------------------------
 
 SCRIPT = """
-import os, sys, time
+import logging, os, sys, time
+logging.basicConfig(level="INFO", stream=sys.stdout)
 from pathlib import Path
 sys.path.insert(0, {folder!r})
 import torch
