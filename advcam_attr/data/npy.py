@@ -158,7 +158,7 @@ class _StandIn:
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> _StandIn:
         if (module, name) not in _BUILDERS:
-            raise _ForeignNameError(f"{module}.{name}")
+            raise _ForeignNameError(ascii(f"{module}.{name}"[:80]))
         return _StandIn((module, name))
 
     def persistent_load(self, pid: Any) -> Any:

@@ -274,8 +274,8 @@ def test_images_are_never_dropped_in_silence(tmp_path, capsys):
     write_mask(truth, np.zeros((6, 7)))
     code, _, err = scored()
     assert code == 2
-    assert "b.png is of 7x6 pixels and its photograph of 8x6" in err
-    with pytest.raises(AdvCAMError, match=r"b\.png is of 7x6 pixels"):
+    assert "b.png has 7x6 pixels and its image 8x6" in err
+    with pytest.raises(AdvCAMError, match=r"b\.png has 7x6 pixels"):
         evaluate_seeds(Maps(), data, allow_missing=True)
     truth.write_bytes(truth.read_bytes()[:40])
     code, _, err = scored("--allow-missing")

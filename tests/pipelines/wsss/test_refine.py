@@ -309,7 +309,7 @@ def test_images_and_labels_are_augmented_alike(striped, scales):
 def test_labels_of_another_size_are_refused(striped):
     data, folder = striped
     Image.fromarray(np.zeros((9, 9), np.uint8)).save(folder / "confident" / "a.png")
-    with pytest.raises(AdvCAMError, match=r"confident/a\.png is of 9x9 pixels and its photograph of 70x90"):
+    with pytest.raises(AdvCAMError, match=r"confident/a\.png has 9x9 pixels and its image 70x90"):
         ConfidentItems(IRN, IRN.make_net(), data, folder / "confident")[0]
 
 

@@ -244,7 +244,7 @@ def change(masks: Path, id: str, labels: torch.Tensor | None) -> None:
     ("labels", "message"),
     [
         (None, r"masks of 1 of 9 images are missing in .*, e.g. of 001; make them first"),
-        (torch.zeros(40, 56), r"001.png is of 56x40 pixels and its photograph of 40x56; they must be of one size"),
+        (torch.zeros(40, 56), r"001.png has 56x40 pixels and its image 40x56; they must be of one size"),
         (torch.full((56, 40), 4), r"001.png holds the label 4, but there are 3 classes"),
     ],
 )
