@@ -39,7 +39,7 @@ from advcam_attr import CAM, AdvCAM
 from advcam_attr.metrics.box_sweep import best_ious
 from advcam_attr.metrics.localization import BoxTable, best_share, measure_counts
 from advcam_attr.networks.load import load_model
-from advcam_attr.networks.sources import LoadedModel
+from advcam_attr.networks.loaded_model import LoadedModel
 from advcam_attr.refine.boxes import boxes_above, grey_levels, resize_boxes, score_map
 
 BIRDS = {

@@ -11,7 +11,7 @@ from advcam_attr.types import AdvCAMError
 
 if TYPE_CHECKING:
     from advcam_attr.heads import Head
-    from advcam_attr.networks.sources import LoadedModel
+    from advcam_attr.networks.loaded_model import LoadedModel
 
 
 def _add_options(parser: Parser) -> None:

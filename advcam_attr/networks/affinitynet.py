@@ -246,8 +246,4 @@ def _published(checkpoint: Checkpoint) -> AffinityNet:
     return net
 
 
-def _build(spec: AffinityNetSpec) -> AffinityNet:
-    return affinity_net(spec.backbone, width=spec.width)
-
-
-AFFINITY_NET = NetKind(AffinityNetSpec, _build, _published)
+AFFINITY_NET = NetKind(AffinityNetSpec, affinity_net, _published)

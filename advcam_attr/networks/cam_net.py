@@ -16,8 +16,8 @@ from advcam_attr.networks.backbone import Backbone
 from advcam_attr.networks.checkpoint import load_weights, seeded
 from advcam_attr.networks.freezing import first_trained, freeze_before, running_norms, weight_owners
 from advcam_attr.networks.load import first_published
+from advcam_attr.networks.loaded_model import LoadedModel
 from advcam_attr.networks.net_file import NetKind, NetSpec
-from advcam_attr.networks.sources import LoadedModel
 from advcam_attr.networks.strides import execution_order
 from advcam_attr.networks.timm_trunk import TimmTrunk, load_backbone, timm_trunk
 from advcam_attr.types import AdvCAMError
@@ -250,4 +250,4 @@ def mapped_weights(
     return start
 
 
-CAM_NET = NetKind(CAMNetSpec, lambda spec: cam_net(spec.backbone, spec.num_classes))
+CAM_NET = NetKind(CAMNetSpec, cam_net)

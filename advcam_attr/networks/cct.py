@@ -313,8 +313,4 @@ def doubling_steps(stride: int) -> int:
     return steps
 
 
-def _build(spec: CCTSpec) -> CCT:
-    return cct_net(spec.backbone, spec.num_classes, channels=spec.channels, auxiliary=spec.auxiliary, norms=spec.norms)
-
-
-CCT_NET = NetKind(CCTSpec, _build)
+CCT_NET = NetKind(CCTSpec, cct_net)

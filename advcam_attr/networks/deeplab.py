@@ -239,8 +239,4 @@ def _published(checkpoint: Checkpoint) -> DeepLab:
     return net
 
 
-def _build(spec: DeepLabSpec) -> DeepLab:
-    return deeplab(spec.backbone, spec.num_labels, stride_in=spec.stride_in, rates=spec.rates, scales=spec.scales)
-
-
-DEEPLAB = NetKind(DeepLabSpec, _build, _published)
+DEEPLAB = NetKind(DeepLabSpec, deeplab, _published)

@@ -236,4 +236,4 @@ def _published(checkpoint: Checkpoint) -> IRNet:
     return net
 
 
-IRNET = NetKind(IRNetSpec, lambda spec: irnet(spec.backbone), _published)
+IRNET = NetKind(IRNetSpec, irnet, _published)

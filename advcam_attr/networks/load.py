@@ -11,7 +11,8 @@ from torch import nn
 
 from advcam_attr.networks.backbone import channels
 from advcam_attr.networks.checkpoint import Checkpoint, load_weights, read_checkpoint
-from advcam_attr.networks.sources import LoadedModel, Request, build, is_factory, unreachable
+from advcam_attr.networks.loaded_model import LoadedModel, Request
+from advcam_attr.networks.sources import build, is_factory, unreachable
 from advcam_attr.types import AdvCAMError
 
 

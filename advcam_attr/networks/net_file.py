@@ -60,12 +60,12 @@ class NetKind(Generic[S, N]):
 
     Attributes:
         spec: the class of its specs.
-        build: makes the network of a spec, with random weights.
+        factory: makes the network; it takes the spec's fields.
         published: reads the authors' files, which have no spec; None if there are none.
     """
 
     spec: type[S]
-    build: Callable[[S], N]
+    factory: Callable[..., N]
     published: Callable[[Checkpoint], N] | None = None
 
 
@@ -119,7 +119,7 @@ def load_net(source: str | Path | Checkpoint, kind: NetKind[S, N]) -> tuple[N, t
     if kind.published is not None and kind.spec.key not in checkpoint.metadata:
         return kind.published(checkpoint), ()
     spec, classes = _read_spec(checkpoint, kind.spec)
-    net = kind.build(replace(spec, backbone=replace(spec.backbone, random_weights=True)))
+    net = kind.factory(**{**vars(spec), "backbone": replace(spec.backbone, random_weights=True)})
     load_weights(net, checkpoint, f"the {spec.title} on {spec.backbone.name}")
     return net, classes
 

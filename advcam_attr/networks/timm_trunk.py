@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from advcam_attr.networks.backbone import Backbone
 from advcam_attr.networks.load import load_model
-from advcam_attr.networks.sources import LoadedModel, ModelArgsError
+from advcam_attr.networks.loaded_model import LoadedModel
+from advcam_attr.networks.sources import ModelArgsError
 from advcam_attr.networks.strides import output_stride, remove_strides
 from advcam_attr.types import AdvCAMError
 

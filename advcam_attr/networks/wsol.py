@@ -193,4 +193,4 @@ def _published(checkpoint: Checkpoint, options: Backbone | None = None) -> WSOLN
     return net
 
 
-WSOL_NET = NetKind(WSOLNetSpec, lambda spec: wsol_net(spec.backbone, spec.num_classes, norms=spec.norms), _published)
+WSOL_NET = NetKind(WSOLNetSpec, wsol_net, _published)

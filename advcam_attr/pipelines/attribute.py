@@ -26,7 +26,7 @@ from advcam_attr.climbing.recipes import Recipe
 from advcam_attr.data.images import is_image, read_rgb
 from advcam_attr.files import digest, make_folder, replacing, write_bytes, write_json
 from advcam_attr.heads import Head
-from advcam_attr.networks.sources import LoadedModel
+from advcam_attr.networks.loaded_model import LoadedModel
 from advcam_attr.pipelines.model import ModelChoice, head_at
 from advcam_attr.pipelines.targets import Classes, TopK, resolve
 from advcam_attr.runs.provenance import Job, outstanding

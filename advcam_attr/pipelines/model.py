@@ -12,7 +12,7 @@ from torch import Tensor
 
 from advcam_attr.heads import Head, HeadView
 from advcam_attr.networks.load import load_model
-from advcam_attr.networks.sources import LoadedModel
+from advcam_attr.networks.loaded_model import LoadedModel
 from advcam_attr.types import AdvCAMError
 
 

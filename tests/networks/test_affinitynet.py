@@ -12,14 +12,13 @@ from torch import nn
 
 from advcam_attr.networks.affinitynet import (
     AFFINITY_NET,
-    AffinityNet,
     ResNet38Affinity,
     TimmAffinity,
     affinity_net,
     trained_parts,
 )
 from advcam_attr.networks.backbone import Backbone
-from advcam_attr.networks.net_file import load_net, save_net
+from advcam_attr.networks.net_file import load_net
 from advcam_attr.networks.seam import SEAM
 from advcam_attr.types import AdvCAMError
 from build_net import build_net
@@ -95,15 +94,10 @@ def test_files_that_do_not_fit(tmp_path):
     state = ResNet38Affinity(width=1).state_dict()
     torch.save({k: v for k, v in state.items() if k != "f8_5.weight"}, tmp_path / "a.pth")
     with pytest.raises(AdvCAMError, match=r"AffinityNet: 1 missing keys \(f8_5.weight\)"):
-        load_net(tmp_path / "a.pth", AFFINITY_NET)[0]
+        load_net(tmp_path / "a.pth", AFFINITY_NET)
     torch.save(state | {"fc8.weight": torch.zeros(2, 64, 1, 1)}, tmp_path / "b.pth")
     with pytest.raises(AdvCAMError, match=r"1 unexpected keys \(fc8.weight\)"):
-        load_net(tmp_path / "b.pth", AFFINITY_NET)[0]
-    torch.save({"net": nn.Linear(1, 1)}, tmp_path / "c.pth")
-    with pytest.raises(AdvCAMError, match="could run code"):
-        load_net(tmp_path / "c.pth", AFFINITY_NET)[0]
-    with pytest.raises(AdvCAMError, match="no such checkpoint file"):
-        load_net(tmp_path / "d.pth", AFFINITY_NET)[0]
+        load_net(tmp_path / "b.pth", AFFINITY_NET)
 
 
 def test_the_trunk_of_another_net(tmp_path):
@@ -122,7 +116,7 @@ def test_the_trunk_of_another_net(tmp_path):
 
 
 @pytest.mark.parametrize(("stride", "width"), [(16, 8), pytest.param(8, 64, marks=pytest.mark.slow)])
-def test_a_timm_backbone(tmp_path, stride, width):
+def test_a_timm_backbone(stride, width):
     net = affinity_net(Backbone("timm/mobilenetv2_100", random_weights=True, stride=stride), width=width)
     assert isinstance(net, TimmAffinity)
     taps = net.stages(torch.rand(1, 3, 64, 96))
@@ -133,22 +127,6 @@ def test_a_timm_backbone(tmp_path, stride, width):
     expected = [F.elu(F.conv2d(F.adaptive_avg_pool2d(t, (64 // stride, 96 // stride)), w)) for t, w in
                 zip(net.stages(x), (net.f8_3.weight, net.f8_4.weight, net.f8_5.weight), strict=True)]  # fmt: skip
     torch.testing.assert_close(net(x), F.elu(F.conv2d(torch.cat(expected, 1), net.f9.weight)))
-    save_net(tmp_path / "net.safetensors", net)
-    same(load_net(tmp_path / "net.safetensors", AFFINITY_NET)[0], net)
-
-
-def same(found: AffinityNet, net: AffinityNet) -> None:
-    assert (found.spec, found.mean, found.std, found.stride) == (net.spec, net.mean, net.std, net.stride)
-    state = net.state_dict()
-    assert found.state_dict().keys() == state.keys()
-    assert all(torch.equal(value, state[key]) for key, value in found.state_dict().items())
-
-
-def test_written_and_read_again(tmp_path):
-    for name in ("a", "b"):
-        save_net(tmp_path / f"{name}.safetensors", thin().float())
-    assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
-    same(load_net(tmp_path / "a.safetensors", AFFINITY_NET)[0], thin().float())
 
 
 def test_every_weight_that_is_trained_gets_a_gradient():
@@ -159,14 +137,6 @@ def test_every_weight_that_is_trained_gets_a_gradient():
     ):
         net.train()(torch.rand(2, 3, 64, 64)).sum().backward()
         assert [name for name, p in net.named_parameters() if p.requires_grad and p.grad is None] == []
-
-
-def test_the_global_random_state_is_left_alone():
-    torch.manual_seed(0)
-    state = torch.random.get_rng_state()
-    one, two = (affinity_net(Backbone("resnet38", random_weights=True), width=1, seed=seed) for seed in (1, 2))
-    assert torch.equal(torch.random.get_rng_state(), state)
-    assert not torch.equal(one.f9.weight, two.f9.weight)
 
 
 def test_real_weights(data_root: Path):

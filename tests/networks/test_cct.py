@@ -14,7 +14,6 @@ from torch import nn
 from advcam_attr.networks.backbone import Backbone
 from advcam_attr.networks.cct import (
     CCT,
-    CCT_NET,
     DEEP_BASE,
     Decoder,
     PyramidPooling,
@@ -37,7 +36,6 @@ from advcam_attr.networks.cct_perturbations import (
     contour_boxes,
 )
 from advcam_attr.networks.checkpoint import Checkpoint, load_weights
-from advcam_attr.networks.net_file import load_net, read_notes, save_net
 from advcam_attr.types import AdvCAMError
 from build_net import build_net
 
@@ -383,42 +381,10 @@ def test_norms_are_trained_or_frozen():
         assert all(m.training for m in net.pyramid.modules())
 
 
-def test_a_file_gives_the_net_back(tmp_path):
-    few = {"dropout": 1, "cutout": 1}
-    net = cct_net(
-        Backbone("timm/test_resnet", random_weights=True), 3, auxiliary=few, channels=8, norms="frozen", seed=5
-    )
-    save_net(tmp_path / "a.safetensors", net, ["cat", "dog"], {"step": "3"})
-    back, classes = load_net(tmp_path / "a.safetensors", CCT_NET)
-    assert (back.spec, back.mean, back.std, classes) == (net.spec, net.mean, net.std, ("cat", "dog"))
-    x = torch.rand(1, 3, 32, 32)
-    assert torch.equal(back(x), net(x))
-    save_net(tmp_path / "b.safetensors", back, ["cat", "dog"], {"step": "3"})
-    assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
-    assert read_notes(tmp_path / "a.safetensors")["step"] == "3"
-    assert read_notes(tmp_path / "none.safetensors") == {}
-    (tmp_path / "c.safetensors").write_bytes((tmp_path / "a.safetensors").read_bytes()[:500])
-    with pytest.raises(AdvCAMError, match="damaged"):
-        load_net(tmp_path / "c.safetensors", CCT_NET)
-
-
-def test_new_weights_depend_on_the_seed_alone():
-    torch.manual_seed(1)
-    before = torch.random.get_rng_state()
-    nets = [
-        cct_net(Backbone("timm/test_resnet", random_weights=True), 3, auxiliary={}, seed=seed) for seed in (0, 0, 1)
-    ]
-    assert torch.equal(before, torch.random.get_rng_state())
-    weights = [net.main[0].weight for net in nets]
-    assert torch.equal(weights[0], weights[1])
-    assert not torch.equal(weights[0], weights[2])
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"name": DEEP_BASE, "random_weights": False}, "give checkpoint 3x3resnet50-imagenet.pth, or random"),
-        ({"name": DEEP_BASE, "checkpoint": "x.pth"}, "exclude each other"),
         ({"name": "resnet50"}, "made of deepbase_resnet50 or timm/NAME"),
         ({"auxiliary": {"cutuot": 1}}, "cutout"),
         ({"auxiliary": {"vat": -1}}, "vat: there cannot be -1 decoders"),

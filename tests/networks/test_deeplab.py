@@ -8,14 +8,13 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
 from torch import Tensor
 
 from advcam_attr.networks.authors import CAFFE_MEAN
 from advcam_attr.networks.backbone import Backbone
 from advcam_attr.networks.deeplab import ASPP, DEEPLAB, DeepLab, MultiScale, deeplab
 from advcam_attr.networks.load import load_model
-from advcam_attr.networks.net_file import load_net, save_net
+from advcam_attr.networks.net_file import load_net
 from advcam_attr.types import AdvCAMError
 from build_net import build_net
 
@@ -305,24 +304,6 @@ def test_real_weights(data_root):
         assert net(torch.zeros(1, 3, 64, 96)).shape == (1, 21, 4, 6)
 
 
-def test_a_file_holds_the_net(tmp_path):
-    net = small(rates=(1, 3), scales=(0.5,), stride=16, mean=(0.1, 0.2, 0.3))
-    save_net(tmp_path / "a.safetensors", net, ["red", "green", "blue"])
-    save_net(tmp_path / "b.safetensors", net, ["red", "green", "blue"])
-    assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
-    again, classes = load_net(tmp_path / "a.safetensors", DEEPLAB)
-    assert classes == ("red", "green", "blue")
-    assert (again.mean, again.std, again.stride) == (net.mean, net.std, 16)
-    x = torch.randn(1, 3, 32, 40)
-    with torch.no_grad():
-        assert torch.equal(MultiScale(again).eval()(x), MultiScale(net).eval()(x))
-    with pytest.raises(AdvCAMError, match="has 3 classes, but 4 names"):
-        save_net(tmp_path / "c.safetensors", net, ["red", "green", "blue", "background"])
-    save_file({"weight": torch.zeros(1)}, tmp_path / "d.safetensors", {"deeplab": '{"backbone": 1}'})
-    with pytest.raises(AdvCAMError, match="does not say which DeepLab it holds"):
-        load_net(tmp_path / "d.safetensors", DEEPLAB)
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -334,7 +315,6 @@ def test_a_file_holds_the_net(tmp_path):
         ({"name": "torchvision/resnet101", "stride": 4}, "has the output strides 8, 16 and 32"),
         ({"name": "timm/densenet121"}, "has no dilation for output stride 8; try stride_mode='removal'"),
         ({"name": "res2net152d", "random_weights": False}, "give a checkpoint, or random weights"),
-        ({"name": "torchvision/resnet101", "checkpoint": "x.pth"}, "exclude each other"),
         ({"name": "torchvision/resnet101", "checkpoint": "x.pth", "random_weights": False}, "no such checkpoint"),
     ],
 )
