@@ -1,4 +1,4 @@
-"""Evaluating maps and masks of a data set: against cutting by itself, in shards, and what is missing or misfits."""
+"""Evaluations of maps and masks of a data set against thresholding one by one, in shards, and with missing files."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def class_maps(classes, high_res):
 
 
 def noisy(labels, mask, spread, generator):
-    """Maps that know the mask but for noise; peak 1."""
+    """Maps of the mask with noise; peak 1."""
     classes = [int(k) for k in labels.nonzero().flatten()]
     high_res = torch.stack([(mask == k + 1).float() * 0.3 for k in classes] or [torch.zeros(0, *mask.shape)])
     high_res = high_res.reshape(len(classes), *mask.shape)
@@ -74,8 +74,8 @@ def toy(tmp_path):
     return data, good, bad
 
 
-def cut(maps, threshold):
-    """The label map of a threshold, by itself."""
+def seed(maps, threshold):
+    """The label map of one threshold."""
     padded = torch.cat([torch.full((1, *maps.size), threshold), maps.high_res])
     return torch.tensor([0, *(k + 1 for k in maps.classes)])[torch.from_numpy(np.argmax(padded.numpy(), 0))]
 
@@ -84,13 +84,13 @@ def expected(data, maps, threshold):
     matrix = ConfusionMatrix(len(data.classes) + 1)
     for sample in data.samples:
         truth = data.mask(sample)
-        label = cut(maps[sample.id], threshold) if sample.id in maps else torch.zeros(truth.shape).long()
+        label = seed(maps[sample.id], threshold) if sample.id in maps else torch.zeros(truth.shape).long()
         matrix.update(label, truth)
     return matrix
 
 
 @pytest.mark.parametrize("noise", ["little", "much"])
-def test_seeds_against_cutting_by_itself(toy, noise):
+def test_seeds_equal_thresholding_alone(toy, noise):
     data, good = toy[0], toy[1 + (noise == "much")]
     seen = []
     found = evaluate_seeds(good, data, progress=lambda done, total: seen.append((done, total)))
@@ -105,16 +105,16 @@ def test_seeds_against_cutting_by_itself(toy, noise):
     assert seen == [(done, 8) for done in range(1, 9)]
 
 
-def test_masks_equal_the_seeds_they_were_cut_from(toy, tmp_path):
+def test_masks_equal_their_seeds(toy, tmp_path):
     data, good, _ = toy
     seeds = evaluate_seeds(good, data).at(0.25)
     for sample in data.samples:
         truth = data.mask(sample)
-        label = cut(good[sample.id], 0.25) if sample.id in good else torch.zeros(truth.shape)
-        picture = Image.fromarray(label.numpy().astype(np.uint8))
+        label = seed(good[sample.id], 0.25) if sample.id in good else torch.zeros(truth.shape)
+        image = Image.fromarray(label.numpy().astype(np.uint8))
         if sample.labels:
-            picture.putpalette(list(range(256)) * 3)
-        picture.save(tmp_path / f"{sample.id}.png")
+            image.putpalette(list(range(256)) * 3)
+        image.save(tmp_path / f"{sample.id}.png")
     masks = evaluate_masks(tmp_path, data)
     assert torch.equal(masks.matrix.counts, seeds.matrix.counts)
     assert torch.equal(masks.images, seeds.images)
@@ -126,7 +126,7 @@ def test_masks_equal_the_seeds_they_were_cut_from(toy, tmp_path):
 def test_void_in_masks_is_background(toy, tmp_path):
     data, _, _ = toy
     for sample in data.samples:
-        Image.fromarray(data.mask(sample).numpy() // 5 * 0 + 255).save(tmp_path / f"{sample.id}.png")
+        Image.fromarray(np.full((48, 48), 255, np.uint8)).save(tmp_path / f"{sample.id}.png")
     matrix = evaluate_masks(tmp_path, data).matrix
     assert not matrix.counts[:, 1:].any()
     assert int(matrix.counts.sum()) == 8 * 46 * 48
@@ -160,9 +160,9 @@ def test_comparisons(toy):
     found = compare(better.at(), worse.at(), samples=200)
     assert found.value == pytest.approx(better.at().scores().mean_iou - worse.at().scores().mean_iou)
     assert 0 < found.low < found.value < found.high
-    chosen_anew = compare_best(better, worse, samples=200)
-    assert chosen_anew.value == pytest.approx(found.value)
-    assert 0 < chosen_anew.low < chosen_anew.high
+    best = compare_best(better, worse, samples=200)
+    assert best.value == pytest.approx(found.value)
+    assert 0 < best.low < best.high
     shuffled = evaluate_seeds(good, data, samples=data.samples[::-1])
     assert compare(better.at(), shuffled.at(), samples=20) == (0, 0, 0), "images are paired by their ids"
     assert compare_best(better, shuffled, samples=20) == (0, 0, 0)
@@ -197,44 +197,35 @@ def test_the_report(toy, tmp_path):
     assert (report["threshold"], report["threshold_chosen"]) == (0.3, "given")
 
 
-def test_classes_that_are_absent_are_null(toy, tmp_path):
+def test_absent_classes_are_null(toy, tmp_path):
     data, good, _ = toy
     data = replace(data, classes=(*CLASS_NAMES, "unicorn"))
     evaluation = evaluate_seeds(good, data)
     text = write_seed_evaluation(evaluation, tmp_path).read_text()
     assert "NaN" not in text
-    assert json.loads(text)["per_class"][-1] == {
-        "name": "unicorn", "iou": None, "precision": None, "recall": None, "f1": None, "noise": None,
-        "object_size": None, "images": 0,
-    }  # fmt: skip
+    measures = ("iou", "precision", "recall", "f1", "noise", "object_size")
+    assert json.loads(text)["per_class"][-1] == {"name": "unicorn", "images": 0} | dict.fromkeys(measures)
 
 
-def test_missing_maps_are_refused_or_named(toy):
+def test_missing_and_damaged_maps_raise_or_are_listed(toy):
     data, good, _ = toy
-    lost = Maps({id: maps for id, maps in good.items() if id not in ("scene_2", "scene_4")})
-    with pytest.raises(AdvCAMError, match=r"maps of 2 of 8 images are missing, e\.g\. of scene_2"):
-        evaluate_seeds(lost, data)
-    found = evaluate_seeds(lost, data, allow_missing=True)
-    assert found.scope.missing == {f"scene_{k}": f"there are no maps of scene_{k}" for k in (2, 4)}
+    maps = Maps({id: maps for id, maps in good.items() if id not in ("scene_2", "scene_4")})
+    with pytest.raises(AdvCAMError, match=r"2 of 8 images are missing, e\.g\. of scene_2"):
+        evaluate_seeds(maps, data)
+    maps["scene_3"] = None
+    maps["scene_5"].high_res[0, 3, 3] = float("nan")
+    with pytest.raises(AdvCAMError, match="truncated"):
+        evaluate_seeds(Maps(good | {"scene_3": None}), data)
+    found = evaluate_seeds(maps, data, allow_missing=True)
+    assert set(found.scope.missing) == {f"scene_{k}" for k in (2, 3, 4, 5)}
+    assert "truncated" in found.scope.missing["scene_3"]
+    assert "not finite" in found.scope.missing["scene_5"]
     assert found.describe()["missing"] == found.scope.missing
-    others = tuple(sample for sample in data.samples if sample.id not in ("scene_2", "scene_4"))
+    others = tuple(sample for sample in data.samples if sample.id not in found.scope.missing)
     assert torch.equal(found.sweep.matrices(), evaluate_seeds(good, data, samples=others).sweep.matrices())
 
 
-def test_damaged_maps_are_refused_or_named(toy):
-    data, good, _ = toy
-    good["scene_3"] = None
-    good["scene_5"].high_res[0, 3, 3] = float("nan")
-    with pytest.raises(AdvCAMError, match=r"^cannot read maps/scene_3: truncated$"):
-        evaluate_seeds(good, data)
-    found = evaluate_seeds(good, data, allow_missing=True)
-    assert found.scope.missing == {
-        "scene_3": "cannot read maps/scene_3: truncated",
-        "scene_5": "the maps of scene_5 are not finite: make them anew",
-    }
-
-
-def test_images_without_a_mask_are_left_out_and_named(toy):
+def test_images_without_a_mask_are_listed(toy):
     data, good, _ = toy
 
     def mask(sample):
@@ -256,7 +247,7 @@ def test_images_without_a_mask_are_left_out_and_named(toy):
         evaluate_seeds(good, replace(data, samples=()))
 
 
-def test_images_are_never_dropped_in_silence(tmp_path, capsys):
+def test_left_out_images_are_reported(tmp_path, capsys):
     voc = write_voc(tmp_path / "VOC2012", {"train": {"a": ["cat"], "b": ["dog"], "c": ["cow"]}})
     masks = tmp_path / "m" / "masks"
     shutil.copytree(voc / "SegmentationClass", masks)
@@ -274,13 +265,12 @@ def test_images_are_never_dropped_in_silence(tmp_path, capsys):
     write_mask(truth, np.zeros((6, 7)))
     code, _, err = scored()
     assert code == 2
-    assert "b.png has 7x6 pixels and its image 8x6" in err
-    with pytest.raises(AdvCAMError, match=r"b\.png has 7x6 pixels"):
+    assert "b.png" in err
+    with pytest.raises(AdvCAMError, match=r"b\.png"):
         evaluate_seeds(Maps(), data, allow_missing=True)
     truth.write_bytes(truth.read_bytes()[:40])
     code, _, err = scored("--allow-missing")
     assert code == 2
-    assert "not a mask that can be read" in err
     assert "b.png" in err
     assert err.count("\n") == 1
     truth.unlink()
@@ -289,58 +279,55 @@ def test_images_are_never_dropped_in_silence(tmp_path, capsys):
     assert "left out: 1 of 3 images, which have no true mask: b\n" in out
 
 
-def test_what_does_not_fit_is_named(toy):
+def test_maps_that_do_not_fit_raise(toy):
     data, good, _ = toy
     whole = good["scene_2"]
-    good["scene_2"] = class_maps(whole.classes, whole.high_res[:, :40])
-    with pytest.raises(AdvCAMError, match=r"scene_2 \(.*scene_2.jpg\): maps of 48 x 40 pixels and a truth of 48 x 48"):
-        evaluate_seeds(good, data, allow_missing=True)
-    good["scene_2"] = class_maps((9,), whole.high_res[:1])
-    with pytest.raises(AdvCAMError, match=r"scene_2 .*classes \[9\] must be distinct, in 0 to 3"):
-        evaluate_seeds(good, data)
-    good["scene_2"] = whole
-    with pytest.raises(AdvCAMError, match=r"several images of one id, e\.g\. scene_1"):
-        evaluate_seeds(good, replace(data, samples=(*data.samples, data.samples[1])))
-    with pytest.raises(AdvCAMError, match=r"scene_0 .*truth holds \d+ pixels with labels outside the 2 classes"):
-        evaluate_seeds(
-            Maps(), replace(data, classes=("a",), samples=tuple(replace(s, labels=()) for s in data.samples))
-        )
+    unlabelled = replace(data, classes=("a",), samples=tuple(replace(s, labels=()) for s in data.samples))
+    for maps, given, words in (
+        (class_maps(whole.classes, whole.high_res[:, :40]), data, r"scene_2 .*differ in size"),
+        (class_maps((9,), whole.high_res[:1]), data, r"scene_2 .*classes \[9\] must be distinct"),
+        (whole, replace(data, samples=(*data.samples, data.samples[1])), "several images of one id"),
+        (whole, unlabelled, r"scene_0 .*labels outside the 2 classes"),
+    ):
+        with pytest.raises(AdvCAMError, match=words):
+            evaluate_seeds(Maps(good | {"scene_2": maps}) if given is not unlabelled else Maps(), given)
 
 
-def test_masks_that_do_not_fit_are_named(toy, tmp_path):
+def test_masks_that_do_not_fit_raise(toy, tmp_path):
     data, _, _ = toy
     for sample in data.samples:
         Image.fromarray(np.zeros((48, 48), np.uint8)).save(tmp_path / f"{sample.id}.png")
     file = tmp_path / "scene_3.png"
-
-    def refused(message):
-        with pytest.raises(AdvCAMError, match=message):
+    whole = file.read_bytes()
+    for content, words in (
+        (np.zeros((48, 40), np.uint8), "scene_3"),
+        (np.full((48, 48), 7, np.uint8), r"scene_3.png: prediction holds labels \d to 7"),
+        (np.full((48, 48, 3), 77, np.uint8), r"scene_3.png .*77, 77, 77"),
+        (whole[:60], r"mask .*scene_3.png"),
+        (None, r"mask.* .*scene_3.png"),
+    ):
+        if content is None:
+            file.unlink()
+        elif isinstance(content, bytes):
+            file.write_bytes(content)
+        else:
+            Image.fromarray(content).save(file)
+        with pytest.raises(AdvCAMError, match=words):
             evaluate_masks(tmp_path, data)
-
-    Image.fromarray(np.zeros((48, 40), np.uint8)).save(file)
-    refused(r"scene_3.png is 40 x 48 pixels and the mask of scene_3 48 x 48")
-    Image.fromarray(np.full((48, 48), 7, np.uint8)).save(file)
-    refused(r"scene_3.png: prediction holds labels 0 to 7|scene_3.png: prediction holds labels 7 to 7")
-    Image.fromarray(np.full((48, 48, 3), 77, np.uint8)).save(file)
-    refused(r"scene_3.png holds the colour \(77, 77, 77\), which is none of the 4 classes'")
-    file.write_bytes(file.read_bytes()[:60])
-    refused(r"cannot read mask .*scene_3.png")
-    file.unlink()
-    refused(r"no such mask: .*scene_3.png")
     found = evaluate_masks(tmp_path, data, allow_missing=True)
     assert list(found.scope.missing) == ["scene_3"]
     assert len(found.images) == 7
 
 
-def test_files_that_are_no_counts_are_refused(tmp_path):
+def test_files_without_counts_raise(tmp_path):
     (tmp_path / "counts.safetensors").write_bytes(b"nothing")
     for name in ("counts", "absent"):
-        with pytest.raises(AdvCAMError, match=f"cannot read counts of an evaluation from .*{name}"):
+        with pytest.raises(AdvCAMError, match=name):
             load_counts(tmp_path / f"{name}.safetensors")
 
 
 def test_on_real_masks(data_root):
-    """Maps that know the mask score nearly 1; random maps far less; both equal cutting by itself."""
+    """Maps of the mask itself score 1, random maps far less; both equal thresholding alone."""
     folder = data_root / "voc/VOCdevkit/VOC2012"
     ids = (folder / "ImageSets/Segmentation/val.txt").read_text().split()
 
