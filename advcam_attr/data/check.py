@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from advcam_attr.data import coco, cub, imagenet, voc, wsol_metadata
@@ -21,6 +22,7 @@ from advcam_attr.types import AdvCAMError, Sample
 _MAX_CLASSES = 100
 
 Data = SegmentationData | LocalizationData
+Verify = Callable[[Sample], object]
 
 
 @dataclass(frozen=True)
@@ -146,11 +148,9 @@ def check(root: str | Path, *, deep: bool = False, workers: int = 0, show_progre
     found += [_inspect_metadata(folder) for folder in _folders(root, find) or _folders(root / "metadata", find)]
     if not found:
         raise AdvCAMError(
-            f"no data set at {root} or directly below: looked for PASCAL VOC 2012 (JPEGImages beside ImageSets, "
-            "Annotations or SegmentationClass), MS COCO 2014 (annotations/instances_*.json), CUB-200-2011 (images.txt "
-            "beside train_test_split.txt), ImageNet (LOC_synset_mapping.txt, or train or val with folders named by "
-            "synsets) and lists of Choe et al. (image_ids.txt in train, val or test)"
-            + ("" if root.is_dir() else "; there is no such folder")
+            f"no data set at {root} or directly below: looked for JPEGImages (PASCAL VOC 2012), "
+            "annotations/instances_*.json (MS COCO 2014), images.txt (CUB-200-2011), LOC_synset_mapping.txt (ImageNet) "
+            "and image_ids.txt (Choe et al.)" + ("" if root.is_dir() else "; there is no such folder")
         )
     if deep:
         found = [replace(f, problems=f.problems + _decode_all(f, workers, show_progress)) for f in found]
@@ -235,13 +235,14 @@ def _problems(*found: tuple[str, Iterable[str], str]) -> tuple[Problem, ...]:
 
 def _decode_all(found: DataSetInventory, workers: int, show_progress: bool) -> tuple[Problem, ...]:
     """Decode every image that is there, and verify its mask or boxes, once."""
-    files: dict[Path, tuple[Sample, Callable[[Sample], object] | None]] = {}
+    files: dict[Path, tuple[Sample, Verify | None]] = {}
     for split in found.splits:
         verify = split.data.mask if isinstance(split.data, SegmentationData) else partial(_verify, split.data)
         for sample in split.data.samples:
             if sample.id in (split.there or ()) and files.get(sample.image, (None, None))[1] is None:
                 files[sample.image] = sample, verify if sample.id in split.truth else None
-    loader = DataLoader(_Decoding(list(files.values())), batch_size=32, num_workers=workers, collate_fn=list)
+    tasks: Any = list(files.values())
+    loader = DataLoader(tasks, batch_size=32, num_workers=workers, collate_fn=_decode)
     results: list[tuple[str, str]] = []
     with tqdm(total=len(files), desc="Decoding", unit="image", disable=None if show_progress else True) as bar:
         for batch in loader:
@@ -263,18 +264,9 @@ def _verify(data: LocalizationData, sample: Sample) -> None:
         raise AdvCAMError(f"{sample.image} has {width}x{height} pixels, and its boxes are for {noted[1]}x{noted[0]}")
 
 
-class _Decoding(Dataset[tuple[str, str]]):
-    """The messages of the errors of an image, and of its mask or boxes; empty where there is none."""
-
-    def __init__(self, files: Sequence[tuple[Sample, Callable[[Sample], object] | None]]) -> None:
-        self.files = files
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def __getitem__(self, index: int) -> tuple[str, str]:
-        sample, verify = self.files[index]
-        return _error_of(read_rgb, sample.image), "" if verify is None else _error_of(verify, sample)
+def _decode(batch: Sequence[tuple[Sample, Verify | None]]) -> list[tuple[str, str]]:
+    """Return the errors of images, and of their masks or boxes; empty strings where there are none."""
+    return [(_error_of(read_rgb, s.image), "" if verify is None else _error_of(verify, s)) for s, verify in batch]
 
 
 def _error_of(read: Callable[..., object], argument: object) -> str:
