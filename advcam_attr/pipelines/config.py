@@ -139,7 +139,7 @@ def check_keys(config: type[Any], values: Mapping[str, Any], section: str = "") 
     """Check a nested mapping, as read from YAML, for keys of earlier releases that ``config`` does not have.
 
     Args:
-        config: The dataclass that the values are for.
+        config: The dataclass that the values are for; its own ``renamed_keys`` precede `RENAMED_KEYS`.
         values: The mapping.
         section: Key of the mapping in the whole file.
 
@@ -154,13 +154,13 @@ def check_keys(config: type[Any], values: Mapping[str, Any], section: str = "") 
         Traceback (most recent call last):
         advcam_attr.types.AdvCAMError: net.known is now net.class_map
     """
-    kinds = get_type_hints(config)
+    kinds, renamed = get_type_hints(config), {**RENAMED_KEYS, **getattr(config, "renamed_keys", {})}
     for key, value in values.items():
         name = f"{section}.{key}" if section else key
         kind = kinds.get(key)
         nested = dataclasses.is_dataclass(kind)
-        if key in RENAMED_KEYS and (kind is None or (nested and isinstance(value, str))):
-            new = RENAMED_KEYS[key]
+        if key in renamed and (kind is None or (nested and isinstance(value, str))):
+            new = renamed[key]
             raise AdvCAMError(f"{name} is now {section + new if new.startswith('.') else new}")
         if nested and isinstance(value, Mapping):
             check_keys(kind, value, name)  # type: ignore[arg-type]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveInt
 
@@ -88,6 +88,8 @@ class SemiSettings:
         patience: validations without a better one before the training ends.
         checkpoint_every: steps between two checkpoints, besides one after each epoch.
     """
+
+    renamed_keys: ClassVar[dict[str, str]] = {"lr": ".optimizer.head_lr"}
 
     optimizer: Optimizer = Optimizer(0.001, head_lr=0.01)
     epochs: PositiveInt = 80

@@ -71,12 +71,12 @@ def test_augmentation_moves_labels_with_their_pixels():
     labels[:, 32:] = 1
     labels[20:, :32] = 2
     colours = np.array([[250, 10, 10], [10, 250, 10], [10, 10, 250]], np.uint8)
-    picture = Image.fromarray(colours[labels.numpy()])
+    original = Image.fromarray(colours[labels.numpy()])
     augment = PairedAugmentation(48, (30, 120), (0.0,) * 3, (1.0,) * 3)
     mirrored, void = 0, 0
     for seed in range(30):
         torch.manual_seed(seed)
-        image, moved = augment(picture, labels)
+        image, moved = augment(original, labels)
         assert image.shape == (3, 48, 48)
         assert (image.dtype, moved.dtype) == (torch.float32, torch.uint8)
         assert type(image) is type(moved) is torch.Tensor
@@ -155,6 +155,22 @@ def test_predictions_are_palette_images_and_resume(tmp_path):
     read_mask(tmp_path / "val" / f"{first.id}.png", 3)
     with pytest.raises(AdvCAMError, match="flip"):
         write_predictions(replace(config, flip=False), net, given.val, tmp_path / "val", RUNTIME)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ({"training": {"lr": 0.01}}, "training.optimizer.head_lr"),
+        ({"training": {"encoder_lr": 0.01}}, "training.optimizer.lr"),
+        ({"net": {"checkpoint": "a.pth"}}, "net.backbone.checkpoint"),
+        ({"net": {"backbone": "timm/resnet18"}}, "net.backbone.name"),
+        ({"predict": {"workers": 2}}, "runtime.workers"),
+    ],
+)
+def test_old_keys_name_the_new_ones(old, new, tmp_path):
+    (tmp_path / "old.yaml").write_text(json.dumps({"run": "run", "data": {"root": "voc"}} | old))
+    with pytest.raises(AdvCAMError, match=f"is now {new}"):
+        OPTIONS.read(tmp_path / "old.yaml")
 
 
 def test_a_run_from_a_configuration(tmp_path):

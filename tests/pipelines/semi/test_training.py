@@ -152,8 +152,8 @@ def test_without_validation_the_last_net_is_saved(given, tmp_path):
     train_semi(settings, net, replace(given, val=None, pseudo=None), tmp_path, RUNTIME)
     assert torch.equal(before, torch.random.get_rng_state())
     assert not net.training
-    kept, _ = load_net(tmp_path / "cct.safetensors", CCT_NET)
-    assert all(torch.equal(a, b) for a, b in zip(kept.parameters(), net.parameters(), strict=True))
+    saved, _ = load_net(tmp_path / "cct.safetensors", CCT_NET)
+    assert all(torch.equal(a, b) for a, b in zip(saved.parameters(), net.parameters(), strict=True))
     assert read_log(tmp_path / "log.jsonl")[0].keys() == {
         "step", "loss", "lr", "supervised", "consistency", "pairwise"
     }  # fmt: skip

@@ -45,7 +45,7 @@ RUNTIME = Runtime("cpu", workers=0)
 
 
 class Tiny(WSOLNet):
-    """A convolution with a norm over the batch, and a classifier; its spec is of a net that can be read back."""
+    """A convolution with batch norm, and a classifier."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -64,9 +64,9 @@ def tints(root: Path) -> LocalizationData:
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory) -> LocalizationData:
+def tinted(tmp_path_factory) -> LocalizationData:
     """Noise, reddish in class 0 and greenish in class 1."""
-    root, rng = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
+    root, rng = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
     for n in range(19):
         pixels = rng.integers(0, 160, (14, 18, 3))
         pixels[..., n % 2] += 90
@@ -82,10 +82,10 @@ def files(out: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in sorted(out.iterdir()) if file.name != "checkpoint.pt"}
 
 
-def test_what_is_written(tmp_path, pictures):
+def test_files_and_log(tmp_path, tinted):
     logged = record_log()
     net = Tiny()
-    result = train_wsol_classifier(QUICK, net, pictures, part(pictures, 3), tmp_path, RUNTIME)
+    result = train_wsol_classifier(QUICK, net, tinted, part(tinted, 3), tmp_path, RUNTIME)
     names = {"classifier.safetensors", "checkpoint.pt", "log.jsonl", "validation.jsonl", "training.json"}
     assert {file.name for file in tmp_path.iterdir()} == names
     log = read_log(tmp_path / "log.jsonl")
@@ -105,19 +105,19 @@ def test_what_is_written(tmp_path, pictures):
     assert net.norm.num_batches_tracked == 12, "norms keep statistics of the batches"
 
 
-def test_classes_are_learnt(tmp_path, pictures):
+def test_classes_are_learned(tmp_path, tinted):
     settings = replace(
         QUICK, optimizer=Optimizer(0.05, nesterov=True), epochs=12, decay_every=20, cutmix_probability=0.0
     )
     net = Tiny()
-    result = train_wsol_classifier(settings, net, pictures, pictures, tmp_path, RUNTIME)
+    result = train_wsol_classifier(settings, net, tinted, tinted, tmp_path, RUNTIME)
     assert result.val_top1 > 0.9
-    predicted = predicted_labels(net, pictures, RUNTIME, size=10, batch=4)
-    truth = torch.tensor([sample.labels[0] for sample in pictures.samples])
+    predicted = predicted_labels(net, tinted, RUNTIME, size=10, batch=4)
+    truth = torch.tensor([sample.labels[0] for sample in tinted.samples])
     assert (predicted == truth).double().mean() == pytest.approx(result.val_top1)
 
 
-def test_first_step_by_hand(tmp_path, pictures):
+def test_first_step_by_hand(tmp_path, tinted):
     """Nesterov's first step: w - lr (1 + momentum) (gradient + decay w), each group with its own rate."""
     settings = replace(
         QUICK, optimizer=replace(OPTIMIZER, weight_decay=0.1), epochs=1, batch=19, cutmix_probability=0.0
@@ -125,8 +125,8 @@ def test_first_step_by_hand(tmp_path, pictures):
     net, twin = Tiny().double().float(), Tiny()
     for module in (net, twin):
         module.forward = lambda x, m=module: m.fc(m.norm(m.conv(x)).relu().mean((2, 3)))
-    train_wsol_classifier(settings, net, pictures, None, tmp_path, RUNTIME)
-    items = wsol_items(pictures, wsol_train(12, 10, (0.5,) * 3, (0.5,) * 3))
+    train_wsol_classifier(settings, net, tinted, None, tmp_path, RUNTIME)
+    items = wsol_items(tinted, wsol_train(12, 10, (0.5,) * 3, (0.5,) * 3))
     ((images, labels),) = load_batches(items, TrainingBatches(19, 19, seed=0, steps=(0, 1)), seed=0)
     loss = F.cross_entropy(twin.train()(images), labels)
     for name, weight in twin.named_parameters():
@@ -141,9 +141,9 @@ class Killed(BaseException):
 
 
 @pytest.mark.parametrize(("stop", "every"), [(1, 1), (4, 3), (6, 100), (9, 4), (12, 5)])
-def test_a_resumed_training_ends_with_the_same_bytes(tmp_path, monkeypatch, pictures, stop, every):
-    settings, val = replace(QUICK, checkpoint_every=every), part(pictures, 3)
-    train_wsol_classifier(settings, Tiny(), pictures, val, tmp_path / "whole", RUNTIME)
+def test_a_resumed_training_ends_with_the_same_bytes(tmp_path, monkeypatch, tinted, stop, every):
+    settings, val = replace(QUICK, checkpoint_every=every), part(tinted, 3)
+    train_wsol_classifier(settings, Tiny(), tinted, val, tmp_path / "whole", RUNTIME)
     seen = 0
     fit = training.fit
 
@@ -158,65 +158,65 @@ def test_a_resumed_training_ends_with_the_same_bytes(tmp_path, monkeypatch, pict
 
     monkeypatch.setattr(training, "fit", killed_at)
     with pytest.raises(Killed):
-        train_wsol_classifier(settings, Tiny(), pictures, val, tmp_path / "cut", RUNTIME)
+        train_wsol_classifier(settings, Tiny(), tinted, val, tmp_path / "cut", RUNTIME)
     monkeypatch.setattr(training, "fit", fit)
     assert not (tmp_path / "cut" / "classifier.safetensors").exists()
-    train_wsol_classifier(replace(settings, checkpoint_every=50), Tiny(), pictures, val, tmp_path / "cut", RUNTIME)
+    train_wsol_classifier(replace(settings, checkpoint_every=50), Tiny(), tinted, val, tmp_path / "cut", RUNTIME)
     assert files(tmp_path / "cut") == files(tmp_path / "whole")
 
 
-def test_a_second_run_loads_the_net(tmp_path, pictures):
-    first = train_wsol_classifier(QUICK, Tiny(), pictures, part(pictures, 3), tmp_path, RUNTIME)
+def test_a_second_run_loads_the_net(tmp_path, tinted):
+    first = train_wsol_classifier(QUICK, Tiny(), tinted, part(tinted, 3), tmp_path, RUNTIME)
     before = files(tmp_path)
     net, logged = Tiny(), record_log()
     one_worker = replace(RUNTIME, workers=1)
-    again = train_wsol_classifier(QUICK, net, pictures, part(pictures, 3), tmp_path, one_worker)
+    again = train_wsol_classifier(QUICK, net, tinted, part(tinted, 3), tmp_path, one_worker)
     assert again == first
     assert len(logged) == 1
     assert files(tmp_path) == before
     assert net.norm.num_batches_tracked == 12
     with pytest.raises(AdvCAMError, match="cutmix_probability was"):
         train_wsol_classifier(
-            replace(QUICK, cutmix_probability=0.0), Tiny(), pictures, part(pictures, 3), tmp_path, RUNTIME
+            replace(QUICK, cutmix_probability=0.0), Tiny(), tinted, part(tinted, 3), tmp_path, RUNTIME
         )
     overwrite = replace(RUNTIME, overwrite=True)
-    again = train_wsol_classifier(replace(QUICK, epochs=1), Tiny(), pictures, None, tmp_path, overwrite)
+    again = train_wsol_classifier(replace(QUICK, epochs=1), Tiny(), tinted, None, tmp_path, overwrite)
     assert again.val_top1 is None
 
 
-def test_shards_train_as_folders_do(tmp_path, pictures):
+def test_shards_train_as_folders_do(tmp_path, tinted):
     (tmp_path / "shards").mkdir()
     with tarfile.open(tmp_path / "shards" / "0.tar", "w") as tar:
-        for sample in pictures.samples:
+        for sample in tinted.samples:
             for ending, content in (("png", sample.image.read_bytes()), ("cls", str(sample.labels[0]).encode())):
                 about = tarfile.TarInfo(f"{sample.id}.{ending}")
                 about.size = len(content)
                 tar.addfile(about, io.BytesIO(content))
     shards = read_shards(tmp_path / "shards", classes=("red", "green"))
-    train_wsol_classifier(QUICK, Tiny(), pictures, None, tmp_path / "a", RUNTIME)
+    train_wsol_classifier(QUICK, Tiny(), tinted, None, tmp_path / "a", RUNTIME)
     train_wsol_classifier(QUICK, Tiny(), shards, None, tmp_path / "b", RUNTIME)
     weights = [(tmp_path / name / "classifier.safetensors").read_bytes() for name in "ab"]
     assert weights[0] == weights[1]
     assert torch.equal(
-        predicted_labels(Tiny(), shards, RUNTIME, size=10), predicted_labels(Tiny(), pictures, RUNTIME, size=10)
+        predicted_labels(Tiny(), shards, RUNTIME, size=10), predicted_labels(Tiny(), tinted, RUNTIME, size=10)
     )
 
 
-def test_bad_input(tmp_path, pictures):
+def test_bad_input(tmp_path, tinted):
     with pytest.raises(AdvCAMError, match="the net has 2 classes, but tints train has 3"):
-        train_wsol_classifier(QUICK, Tiny(), replace(pictures, classes=("a", "b", "c")), None, tmp_path, RUNTIME)
+        train_wsol_classifier(QUICK, Tiny(), replace(tinted, classes=("a", "b", "c")), None, tmp_path, RUNTIME)
     with pytest.raises(AdvCAMError, match="there are 19 images, fewer than one batch of 20"):
-        train_wsol_classifier(replace(QUICK, batch=20), Tiny(), pictures, None, tmp_path, RUNTIME)
-    gone = replace(pictures, samples=(*pictures.samples[:18], Sample("x", tmp_path / "x.png", (0,))))
+        train_wsol_classifier(replace(QUICK, batch=20), Tiny(), tinted, None, tmp_path, RUNTIME)
+    missing = replace(tinted, samples=(*tinted.samples[:18], Sample("x", tmp_path / "x.png", (0,))))
     with pytest.raises(AdvCAMError, match=r"no such image file: .*x.png"):
-        train_wsol_classifier(replace(QUICK, epochs=9), Tiny(), gone, None, tmp_path, RUNTIME)
+        train_wsol_classifier(replace(QUICK, epochs=9), Tiny(), missing, None, tmp_path, RUNTIME)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"resize": 200}, "crop must be at most resize"),
-        ({"cutmix_beta": 0.0}, "takes a positive beta"),
+        ({"cutmix_beta": 0.0}, "beta must be positive"),
     ],
 )
 def test_bad_settings(change, message):
@@ -253,16 +253,16 @@ settings = t.QUICK
 if sys.argv[2] == "running":
     net.spec, settings = replace(net.spec, norms="running"), replace(settings, cutmix_probability=0.0)
     net.forward = lambda x: net.fc(net.norm(net.conv(x)).relu().mean((2, 3)))
-data = t.tints(Path({pictures!r}))
+data = t.tints(Path({tinted!r}))
 t.train_wsol_classifier(settings, net, data, t.part(data, 3), Path(sys.argv[1]), t.RUNTIME)
 """
 
 
 @pytest.mark.slow
-def test_two_ranks(tmp_path, pictures):
-    """Without norms over the batch they equal one; with them, what is validated is the net that is kept."""
+def test_two_ranks(tmp_path, tinted):
+    """Without batch norms they equal one rank; with them, the saved net is the validated one."""
     script = tmp_path / "train.py"
-    script.write_text(SCRIPT.format(folder=str(Path(__file__).parent), pictures=str(pictures.root)))
+    script.write_text(SCRIPT.format(folder=str(Path(__file__).parent), tinted=str(tinted.root)))
     env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}{os.pathsep}{HELPERS}"}
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     subprocess.run([sys.executable, script, tmp_path / "one", "running"], check=True, env=env)
@@ -274,7 +274,7 @@ def test_two_ranks(tmp_path, pictures):
     subprocess.run([*torchrun, script, tmp_path / "batch", "batch"], check=True, env=env)
     net = Tiny()
     net.load_state_dict(load_file(tmp_path / "batch" / "classifier.safetensors"))
-    val = part(pictures, 3)
+    val = part(tinted, 3)
     truth = torch.tensor([sample.labels[0] for sample in val.samples])
     right = (predicted_labels(net, val, RUNTIME, size=10) == truth).double().mean()
     assert read_log(tmp_path / "batch" / "validation.jsonl")[-1]["val_top1"] == pytest.approx(float(right))
@@ -282,7 +282,7 @@ def test_two_ranks(tmp_path, pictures):
 
 @pytest.mark.slow
 def test_real_birds(tmp_path, data_root):
-    """ImageNet's MobileNetV2, its norms folded, learns ten species from thirty photographs each."""
+    """ImageNet's MobileNetV2, its norms folded, learns ten species from thirty images each."""
     settings = WSOLClassifierSettings(
         backbone=Backbone(
             "timm/mobilenetv2_100",

@@ -92,7 +92,7 @@ def error_of(capsys, *argv: str, config: str = "config.yaml") -> str:
     return err.removeprefix("advcam: error: ").rstrip()
 
 
-def test_from_pictures_to_tables(capsys, folder):
+def test_from_images_to_tables(capsys, folder):
     code, out, err = run(capsys, "run")
     assert (code, err) == (0, "")
     assert "run/cutmix/seed1/classifier" in out
@@ -125,9 +125,9 @@ def test_from_pictures_to_tables(capsys, folder):
     assert "epoch" not in out
     assert out.count("0 written") == 6
     assert maps == {file: file.read_bytes() for file in maps}
-    kept = OPTIONS.read(folder / "run/config.json")
-    assert kept.data.root == "$BIRDS"
-    assert kept == OPTIONS.read(folder / "config.yaml")
+    recorded = OPTIONS.read(folder / "run/config.json")
+    assert recorded.data.root == "$BIRDS"
+    assert recorded == OPTIONS.read(folder / "config.yaml")
 
 
 def test_scores_are_averaged_over_seeds():
@@ -283,8 +283,8 @@ def test_a_box_outside_its_image_raises(capsys, folder):
 
 def test_an_unreadable_image_stops_the_evaluation(capsys, folder):
     (folder / "names.txt").write_text("Gull\nWren\nbackground\n")
-    picture = next(folder.rglob("wren_b.jpg"))
-    picture.write_bytes(picture.read_bytes()[:-30])
+    image = next(folder.rglob("wren_b.jpg"))
+    image.write_bytes(image.read_bytes()[:-30])
     message = error_of(capsys, "run", config="ready.yaml")
     assert message.startswith("3 maps could not be made: wren_b: ")
     assert not Path("ready/report.json").exists()
@@ -305,11 +305,11 @@ def test_example_configurations(name, monkeypatch):
 @pytest.mark.slow
 def test_real_birds_of_six_species(tmp_path, data_root, monkeypatch, capsys):
     monkeypatch.setenv("ADVCAM_DATA", str(data_root))
-    out = ["--run", str(tmp_path / "run"), "--data.per_class", "1", "--maps.methods", "[cam, advcam]"]
-    out += ["--maps.overrides", "{steps: 2}"]
-    assert cli.main(["wsol", "run", "--config", str(CONFIGS / "cub_small.yaml"), *out]) == 0
-    told = capsys.readouterr().out
-    assert "has 6 of 10 classes: 6 images; 4 of the others are left out" in told
+    argv = ["--run", str(tmp_path / "run"), "--data.per_class", "1", "--maps.methods", "[cam, advcam]"]
+    argv += ["--maps.overrides", "{steps: 2}"]
+    assert cli.main(["wsol", "run", "--config", str(CONFIGS / "cub_small.yaml"), *argv]) == 0
+    out = capsys.readouterr().out
+    assert "has 6 of 10 classes: 6 images; 4 of the others are left out" in out
     found = json.loads((tmp_path / "run/report.json").read_text())["maps"]
     cam, adv = (one["scores"]["all"] for one in found)
     assert cam["images"] == 6
