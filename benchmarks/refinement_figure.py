@@ -22,7 +22,6 @@ from advcam_attr.networks.net_file import load_net
 from advcam_attr.pipelines.config import config_of
 from advcam_attr.pipelines.maps import seed_store
 from advcam_attr.pipelines.wsss.irn import edges
-from advcam_attr.pipelines.wsss.stages import read_split
 from advcam_attr.refine.random_walk import edge_walk
 from advcam_attr.refine.seeds import threshold_maps
 from advcam_attr.runs.stage import read_seeded
@@ -37,7 +36,7 @@ def main() -> None:
     parser.add_argument("--ids", nargs="*", default=[])
     options = parser.parse_args()
     config = CONFIG.read(config_of(options.run))
-    data = read_split(config.data, config.data.seeds or config.data.train)
+    data = config.data.read(config.data.seeds_split)
     labelled = [sample for sample in data.samples if sample.labels]
     chosen = [sample for sample in labelled if sample.id in options.ids] or labelled[:: max(1, len(labelled) // 6)][:6]
     refined, seeds = options.run / "refined" / options.method, seed_store(options.run / "seeds" / options.method)

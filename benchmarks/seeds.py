@@ -52,8 +52,10 @@ from advcam_attr.networks.cam_net import cam_net
 from advcam_attr.pipelines.demo import train_net
 from advcam_attr.pipelines.evaluate import evaluate_seeds
 from advcam_attr.pipelines.maps import MapSettings, make_seeds, seed_store, sweep_seeds
-from advcam_attr.pipelines.wsss.classifier import ClassifierSettings, train_classifier
+from advcam_attr.pipelines.wsss.classifier import ClassifierConfig, train_classifier
 from advcam_attr.runs.map_store import MapStore
+from advcam_attr.runs.runtime import Runtime
+from advcam_attr.training.fit import Optimizer
 from advcam_attr.types import Sample
 
 FINE = tuple(k / 50 for k in range(1, 50))
@@ -118,11 +120,10 @@ def voc(options: argparse.Namespace) -> Iterator[Setting]:
             train_from="classifier",
         )
         net = cam_net(backbone, 20, seed=seed, class_map=class_map)
-        settings = ClassifierSettings(
-            epochs=10, batch=10, crop=320, long_side=(320, 480), classifier_lr=0.3, momentum=0.9, weight_decay=0.0,
-            anchor=0.01, seed=seed, workers=0,
-        )  # fmt: skip
-        train_classifier(settings, net, parts[0], parts[1], options.out / f"voc{seed}" / "classifier")
+        optimizer = Optimizer(0.1, 0.3, weight_decay=0.0, momentum=0.9)
+        config = ClassifierConfig(epochs=10, batch=10, crop=320, long_side=(320, 480), optimizer=optimizer, anchor=0.01)
+        out = options.out / f"voc{seed}" / "classifier"
+        train_classifier(config, net, parts[0], parts[1], out, Runtime(workers=0, seed=seed))
         yield pooled(f"voc{seed}", net, scored, scored, net.mean, net.std)
 
 

@@ -20,11 +20,10 @@ import torch
 
 from advcam_attr.cli.wsss import CONFIG
 from advcam_attr.metrics.evaluation import MaskEvaluation, compare
-from advcam_attr.pipelines.config import config_of, with_paths
+from advcam_attr.pipelines.config import config_of
 from advcam_attr.pipelines.evaluate import evaluate_masks
-from advcam_attr.pipelines.wsss.refine import final_step
+from advcam_attr.pipelines.wsss.run import Run
 from advcam_attr.pipelines.wsss.segment import predict, trained_net
-from advcam_attr.pipelines.wsss.stages import labelled_images, seeded_images
 
 
 def main() -> None:
@@ -36,19 +35,20 @@ def main() -> None:
     if options.threads:
         torch.set_num_threads(options.threads)
     config = CONFIG.read(config_of(options.run))
-    data, val = seeded_images(config), labelled_images(config)["val"]
-    base = replace(with_paths(config.segmentation, "checkpoint", "trained", "class_map"), crf=None)
+    run = Run(replace(config, run=str(options.run)))
+    data, val = run.seeds_data, run.predicted_data["val"]
+    base = run.config.segmentation
     table = ["| seed | CAM's masks | AdvCAM's masks | difference (90 % interval over images) |", "|---|---|---|---|"]
     scores: dict[str, list[float]] = {"cam": [], "advcam": []}
     for seed in options.seeds:
         found: dict[str, MaskEvaluation] = {}
         for method in scores:
             own = options.run / "segmentation"
-            out = (own if seed == base.seed else options.run / "segmentation_seeds" / f"seed{seed}") / method
-            masks = options.run / "refined" / method / final_step(config.refine)
-            settings = replace(base, seed=seed)
-            net = trained_net(settings, data, masks, out)
-            found[method] = evaluate_masks(predict(settings, net, val, out), val)
+            out = (own if seed == run.runtime.seed else options.run / "segmentation_seeds" / f"seed{seed}") / method
+            masks = options.run / "refined" / method / config.refine.final_step
+            runtime = replace(run.runtime, seed=seed)
+            net = trained_net(base, data, masks, out, runtime)
+            found[method] = evaluate_masks(predict(base, net, val, out, runtime), val)
             scores[method].append(100 * found[method].scores().mean_iou)
         gain, low, high = (100 * value for value in compare(found["advcam"], found["cam"]))
         cam, advcam = (scores[method][-1] for method in scores)

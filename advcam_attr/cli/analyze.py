@@ -121,13 +121,13 @@ def _of_run(options: Namespace, made: dict[str, Any]) -> tuple[Any, Segmentation
     from advcam_attr.attr.adapters import base_of
     from advcam_attr.cli.wsss import OPTIONS
     from advcam_attr.pipelines.config import config_of
-    from advcam_attr.pipelines.maps import MapSettings
-    from advcam_attr.pipelines.wsss import stages as wsss
+    from advcam_attr.pipelines.wsss.run import Run
+    from advcam_attr.pipelines.wsss.stages import seed_net
 
     config = OPTIONS.read(config_of(Path(options.run)))
-    config = replace(config, run=options.run)
-    data = wsss.read_split(config.data, config.data.score)
-    net, mean, std = wsss.seed_net(config, data)
+    run = Run(replace(config, run=options.run))
+    data = run.split(config.data.score)
+    net, mean, std = seed_net(run, data)
     base = base_of(net) if config.net.generator else config.seeds.base
     scales = numbers(options.scales) or config.seeds.scales
     own = {"recipe": config.seeds.recipe, "overrides": {**config.seeds.overrides, **made["overrides"]}, "base": base}
@@ -136,13 +136,11 @@ def _of_run(options: Namespace, made: dict[str, Any]) -> tuple[Any, Segmentation
 
 def _of_data(options: Namespace, made: dict[str, Any]) -> tuple[Any, SegmentationData, MapSettings]:
     """Net, data and settings from ``--model`` and ``--data``."""
-    from advcam_attr.pipelines.maps import MapSettings
-    from advcam_attr.pipelines.wsss.config import DataConfig
-    from advcam_attr.pipelines.wsss.stages import read_split
+    from advcam_attr.pipelines.config import MaskedData
 
     if options.model is None:
         raise AdvCAMError(f"{options.name} needs a --model whose classes are those of --data")
-    data = read_split(DataConfig(options.data, options.kind), options.split)
+    data = MaskedData(options.data, options.kind).read(options.split)
     loaded = settings_of(options, options.model).model.load()
     prepared = loaded.preprocessing
     if prepared.mean is None or prepared.std is None:

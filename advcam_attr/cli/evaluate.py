@@ -17,9 +17,10 @@ def _add_seeds(parser: Parser) -> None:
 def _seeds(options: Namespace) -> None:
     from advcam_attr.cli.wsss import OPTIONS
     from advcam_attr.pipelines.config import config_of
+    from advcam_attr.pipelines.wsss.run import Run
     from advcam_attr.pipelines.wsss.score import evaluate
 
-    evaluate(replace(OPTIONS.read(config_of(Path(options.run))), run=options.run))
+    print(evaluate(Run(replace(OPTIONS.read(config_of(Path(options.run))), run=options.run))))
 
 
 def _add_masks(parser: Parser) -> None:
@@ -32,13 +33,12 @@ def _add_masks(parser: Parser) -> None:
 
 
 def _masks(options: Namespace) -> None:
+    from advcam_attr.pipelines.config import MaskedData
     from advcam_attr.pipelines.evaluate import evaluate_masks, left_out, write_mask_evaluation
-    from advcam_attr.pipelines.wsss.config import DataConfig
-    from advcam_attr.pipelines.wsss.stages import read_split
     from advcam_attr.tables.segmentation import table_ix
 
     folder = Path(options.folder)
-    data = read_split(DataConfig(options.root, options.kind), options.split)
+    data = MaskedData(options.root, options.kind).read(options.split)
     found = evaluate_masks(folder, data, allow_missing=options.allow_missing)
     scores = found.scores()
     print(table_ix({folder.name: found.matrix.iou().tolist()}, data.classes).text())

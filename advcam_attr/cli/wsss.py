@@ -12,28 +12,37 @@ from advcam_attr.cli.parser import Command, ConfigOptions, Group, Parser, add_ar
 
 if TYPE_CHECKING:
     from advcam_attr.pipelines.wsss.config import WSSSConfig
+    from advcam_attr.pipelines.wsss.run import Run
 
 OPTIONS: ConfigOptions[WSSSConfig] = ConfigOptions("advcam_attr.pipelines.wsss.config:WSSSConfig", "configs/voc.yaml")
 
 
-def _classifier(options: Namespace) -> None:
-    from advcam_attr.pipelines.wsss import stages as wsss
+def _opened(options: Namespace, **refine: Any) -> Run:
+    """Open the run of a command, with changes to its refinement."""
+    from advcam_attr.pipelines.wsss.run import Run
 
-    result = wsss.train(OPTIONS.of(options))
+    config = OPTIONS.of(options)
+    runtime = replace(config.runtime, overwrite=config.runtime.overwrite or options.get("overwrite", False))
+    return Run(replace(config, refine=replace(config.refine, **refine), runtime=runtime))
+
+
+def _classifier(options: Namespace) -> None:
+    from advcam_attr.pipelines.wsss import stages
+
+    result = stages.train(_opened(options))
     if result.val_map is not None:
         print(f"validation mAP {100 * result.val_map:.1f}, loss {result.val_loss:.4f}")
 
 
 def _add_seed_options(parser: Parser) -> None:
     OPTIONS.options("data", "seeds", "runtime")(parser)
-    parser.add_argument("--overwrite", action="store_true", help="recompute all maps, whatever is in the folder")
+    parser.add_argument("--overwrite", action="store_true", help="recompute all maps: runtime.overwrite")
 
 
 def _seeds(options: Namespace) -> None:
-    from advcam_attr.pipelines.wsss import stages as wsss
+    from advcam_attr.pipelines.wsss import stages
 
-    config = OPTIONS.of(options)
-    wsss.require_all(wsss.seeds(config, overwrite=options.overwrite))
+    stages.seeds(_opened(options))
 
 
 def _add_refine_options(parser: Parser) -> None:
@@ -44,25 +53,24 @@ def _add_refine_options(parser: Parser) -> None:
 
 
 def _refine(options: Namespace) -> None:
-    from advcam_attr.pipelines.wsss import stages as wsss
+    from advcam_attr.pipelines.wsss import stages
 
-    config = OPTIONS.of(options)
     changes: dict[str, Any] = {"method": options.method, "saliency": options.saliency}
     changes = {name: value for name, value in changes.items() if value is not None}
     changes |= {"crf": ("seeds",)} if options.crf else {}
-    wsss.refine_seeds(replace(config, refine=replace(config.refine, **changes)))
+    stages.refine_seeds(_opened(options, **changes))
 
 
 def _segment(options: Namespace) -> None:
-    from advcam_attr.pipelines.wsss import stages as wsss
+    from advcam_attr.pipelines.wsss import stages
 
-    wsss.segment_masks(OPTIONS.of(options))
+    stages.segment_masks(_opened(options))
 
 
 def _evaluate(options: Namespace) -> None:
     from advcam_attr.pipelines.wsss.score import evaluate
 
-    evaluate(OPTIONS.of(options))
+    print(evaluate(_opened(options)))
 
 
 def _add_run_options(parser: Parser) -> None:
@@ -71,13 +79,13 @@ def _add_run_options(parser: Parser) -> None:
 
 
 def _run(options: Namespace) -> None:
-    from advcam_attr.pipelines.wsss import run as wsss_run
+    from advcam_attr.pipelines.wsss import stages
 
-    config = OPTIONS.of(options)
+    run = _opened(options)
     if options.dry_run:
-        print(wsss_run.plan_run(config))
-    else:
-        wsss_run.run(config)
+        print(*stages.progress(run), sep="\n")
+    elif (scores := stages.run_all(run)) is not None:
+        print(scores)
 
 
 def _add_submission(parser: Parser) -> None:

@@ -41,7 +41,7 @@ RENAMED_KEYS = {
     "average": ".ema_decay",
     "accumulate": ".grad_accum",
     "cut": ".threshold",
-    "batch_rows": ".batch_samples",
+    "batch_rows": ".batch",
 }  # fmt: skip
 
 
@@ -96,11 +96,15 @@ def path_of(text: str | Path) -> Path:
 
 
 def with_paths(config: Config, *names: str) -> Config:
-    """Return a dataclass whose fields of these names, paths or None, are expanded."""
-    given = {name: getattr(config, name) for name in names}
-    return dataclasses.replace(
-        config, **{name: None if path is None else path_of(path) for name, path in given.items()}
-    )
+    """Return a dataclass in which the fields of these names, its own and nested ones, are expanded paths."""
+    changes: dict[str, Any] = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            changes[field.name] = with_paths(value, *names)
+        elif field.name in names and value is not None:
+            changes[field.name] = str(path_of(value))
+    return dataclasses.replace(config, **changes)
 
 
 def config_of(run: Path) -> Path:

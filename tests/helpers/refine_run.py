@@ -1,4 +1,4 @@
-"""A folder of small scenes with seeds in; their pseudo ground truth, as any launcher starts it, out."""
+"""Scenes with seeds, and their refinement, as any launcher starts it."""
 
 from __future__ import annotations
 
@@ -11,18 +11,22 @@ import torch.nn.functional as F
 from PIL import Image
 
 from advcam_attr.data.samples import SegmentationData
-from advcam_attr.pipelines.wsss.irn import IRNSettings
-from advcam_attr.pipelines.wsss.refine import RefineSettings, refine
+from advcam_attr.networks.backbone import Backbone
+from advcam_attr.pipelines.wsss.irn import IRNConfig
+from advcam_attr.pipelines.wsss.refine import RefineConfig, refine
 from advcam_attr.refine.seeds import strided_size
 from advcam_attr.runs.map_store import MapStore
+from advcam_attr.runs.runtime import Runtime
+from advcam_attr.training.fit import RELEASED_MOMENTUM, Optimizer
 from advcam_attr.types import ClassMaps, Sample
 
 SIZES = ((40, 56), (56, 40), (48, 48))
-IRN = IRNSettings(
-    backbone="timm/test_resnet", random_weights=True, radius=3, epochs=2, batch=4, crop=64, pad_to=64, edge_lr=0.05,
-    displacement_lr=0.05, workers=0, device="cpu", checkpoint_every=2,
+RUNTIME = Runtime("cpu", workers=0)
+IRN_CONFIG = IRNConfig(
+    backbone=Backbone("timm/test_resnet", random_weights=True), radius=3, epochs=2, batch=4, crop=64, pad_to=64,
+    optimizer=Optimizer(0.05, 0.05, momentum=RELEASED_MOMENTUM), checkpoint_every=2,
 )  # fmt: skip
-SETTINGS = RefineSettings(irn=IRN, workers=0, device="cpu")
+CONFIG = RefineConfig(irn=IRN_CONFIG)
 
 
 def scenes(folder: Path, count: int) -> tuple[SegmentationData, MapStore]:
@@ -51,4 +55,4 @@ def scenes(folder: Path, count: int) -> tuple[SegmentationData, MapStore]:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     data, seeds = scenes(Path(sys.argv[1]), int(sys.argv[2]))
-    refine(SETTINGS, seeds, data, Path(sys.argv[3]))
+    refine(CONFIG, seeds, data, Path(sys.argv[3]), RUNTIME)

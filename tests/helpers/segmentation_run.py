@@ -1,4 +1,4 @@
-"""A folder of small scenes in; a segmentation net that is trained on their masks, as any launcher starts it, out."""
+"""A segmentation net trained on the masks of small scenes, as any launcher starts it."""
 
 from __future__ import annotations
 
@@ -10,12 +10,15 @@ import torch
 
 from advcam_attr.data.masks import write_mask
 from advcam_attr.data.samples import SegmentationData
-from advcam_attr.pipelines.wsss.segment import SegmentationSettings, segment
-from refine_run import scenes
+from advcam_attr.networks.backbone import Backbone
+from advcam_attr.pipelines.wsss.segment import SegmentationConfig, segment
+from advcam_attr.training.fit import Optimizer
+from refine_run import RUNTIME, scenes
 
-SETTINGS = SegmentationSettings(
-    backbone="timm/test_resnet", random_weights=True, stride=8, rates=(1, 2), msc=(0.5,), steps=6, batch=4, crop=48,
-    scales=(0.75, 1.0), lr=0.01, lr_update_every=2, checkpoint_every=2, crf=None, workers=0, device="cpu",
+CONFIG = SegmentationConfig(
+    backbone=Backbone("timm/test_resnet", random_weights=True, stride=8), rates=(1, 2), msc=(0.5,), steps=6, batch=4,
+    crop=48, scales=(0.75, 1.0), optimizer=Optimizer(0.01, weight_decay=5e-4, lr_update_every=2), checkpoint_every=2,
+    crf=None,
 )  # fmt: skip
 
 
@@ -30,4 +33,4 @@ def masked_scenes(folder: Path, count: int) -> tuple[SegmentationData, Segmentat
 if __name__ == "__main__":
     torch.set_num_threads(1)
     train, val, masks = masked_scenes(Path(sys.argv[1]), int(sys.argv[2]))
-    segment(SETTINGS, train, masks, [val], Path(sys.argv[3]))
+    segment(CONFIG, train, masks, [val], Path(sys.argv[3]), RUNTIME)

@@ -1,15 +1,19 @@
-"""The configuration of a run of weakly supervised segmentation, its paths, and the file that keeps it, out of YAML."""
+"""Configuration of weakly supervised semantic segmentation."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
-from advcam_attr.pipelines.config import MaskedData, path_of
-from advcam_attr.pipelines.wsss.classifier import ClassifierSettings
-from advcam_attr.pipelines.wsss.refine import RefineSettings
-from advcam_attr.pipelines.wsss.segment import SegmentationSettings
+from jsonargparse.typing import PositiveInt
+
+from advcam_attr.networks.backbone import Backbone
+from advcam_attr.networks.cam_net import IRN_BACKBONE
+from advcam_attr.pipelines.config import MaskedData
+from advcam_attr.pipelines.wsss.classifier import ClassifierConfig
+from advcam_attr.pipelines.wsss.refine import RefineConfig
+from advcam_attr.pipelines.wsss.segment import SegmentationConfig
+from advcam_attr.runs.runtime import Runtime
 from advcam_attr.types import AdvCAMError
 
 Method = Literal["cam", "advcam"]
@@ -33,37 +37,25 @@ class DataConfig(MaskedData):
     seeds: str | None = None
     score: str = "train"
 
+    @property
+    def seeds_split(self) -> str:
+        """The split that maps are made of."""
+        return self.seeds or self.train
+
 
 @dataclass(frozen=True)
 class NetConfig:
-    """The classifier: one that is trained here, or a published seed generator.
+    """The classifier: a CAM net to train, or a published seed generator.
 
     Attributes:
-        backbone: of a net that is trained here; see `advcam_attr.networks.cam_net.cam_net`, as for the next ones.
-        model_args: keyword arguments of the backbone as its weights need them.
-        checkpoint: the backbone's weights; or the generator's file. None takes the backbone's pretrained ones.
-        random_weights: start from a backbone as it is initialised.
-        stride: the output stride.
-        stride_mode: how the stride is reached.
-        train_from: the module from which on weights are trained; None trains all but the stem.
-        mean, std: another normalisation than the backbone's own.
-        seed: of the new classifier's weights.
-        class_map: a JSON file that says which classes of the backbone's own classifier depict the data's; the new
-            classifier starts from their weights (`advcam_attr.data.class_names`). None starts from random ones.
-        class_offset: is added to the file's classes; 1 for backbones whose class 0 is the background.
-        generator: ``"irn"``, ``"seam"`` or ``"sc_cam"``: the authors' net, from ``checkpoint``, without training.
+        backbone: of the CAM net; stride 16. Its ``checkpoint`` is the generator's file, if one is given.
+        class_map: JSON file that maps the data's classes to those of the backbone's own classifier, whose weights the
+            new classifier starts from (`advcam_attr.data.class_names`); None starts from random weights.
+        class_offset: added to the file's classes; 1 for backbones whose class 0 is the background.
+        generator: ``"irn"``, ``"seam"`` or ``"sc_cam"``: the authors' trained net in place of one to train.
     """
 
-    backbone: str = "torchvision/resnet50"
-    model_args: dict[str, Any] = field(default_factory=dict)
-    checkpoint: str | None = None
-    random_weights: bool = False
-    stride: int | None = 16
-    stride_mode: Literal["removal", "dilation"] = "removal"
-    train_from: str | None = None
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
-    seed: int = 0
+    backbone: Backbone = Backbone(IRN_BACKBONE)
     class_map: str | None = None
     class_offset: int = 0
     generator: str | None = None
@@ -71,20 +63,16 @@ class NetConfig:
 
 @dataclass(frozen=True)
 class SeedConfig:
-    """How seeds are made; see `advcam_attr.pipelines.maps.MapSettings`.
+    """Settings of the localization maps; see `advcam_attr.pipelines.maps.MapSettings`.
 
     Attributes:
-        methods: plain CAM seeds, AdvCAM's, or both.
+        methods: CAM, AdvCAM, or both.
         recipe: AdvCAM's.
         overrides: parts of the recipe by name.
-        base: AdvCAM's base attribution. SEAM brings its own.
-        scales: factors of the pictures' size.
-        saliency: a folder of a detector's maps, for AdvCAM (section 4.4).
-        batch_rows: rows climbed at once at scale 1.
-        workers: threads that read pictures ahead.
-        device: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
-        autocast: the precision to compute in, e.g. ``"bfloat16"``; None for float32.
-        channels_last: lay images and net out so.
+        base: AdvCAM's base attribution; generators have their own.
+        scales: factors of the images' size.
+        saliency: folder of saliency maps that restrict AdvCAM (section 4.4); None for none.
+        batch: image-class pairs climbed at once at scale 1.
     """
 
     methods: tuple[Method, ...] = ("cam", "advcam")
@@ -93,59 +81,48 @@ class SeedConfig:
     base: str = "cam"
     scales: tuple[float, ...] = (1.0, 0.5, 1.5, 2.0)
     saliency: str | None = None
-    batch_rows: int = 4
-    workers: int = 2
-    device: str = "auto"
-    autocast: Literal["bfloat16", "float16"] | None = None
-    channels_last: bool = False
+    batch: PositiveInt = 4
 
     def __post_init__(self) -> None:
-        """Raises: AdvCAMError: no method."""
         if not self.methods:
-            raise AdvCAMError("seeds.methods names no method: give cam, advcam, or both")
+            raise AdvCAMError("seeds.methods is empty: give cam, advcam, or both")
 
 
 @dataclass(frozen=True)
 class ScoreConfig:
-    """How seeds are scored.
+    """Settings of the seeds' evaluation.
 
     Attributes:
-        thresholds: the background thresholds that are swept: the released scripts' for ``"voc"``, ``"coco"`` or
-            ``"seam"``.
-        device: where pixels are counted.
+        thresholds: background thresholds, by the released script that has them.
         allow_missing: score the other images where maps are missing.
     """
 
-    thresholds: str = "voc"
-    device: str = "cpu"
+    thresholds: Literal["voc", "coco", "seam"] = "voc"
     allow_missing: bool = False
 
 
 @dataclass(frozen=True)
 class WSSSConfig:
-    """A run of the whole pipeline.
+    """Configuration of a run.
 
     Attributes:
-        run: the folder of all its results.
-        data: what it works on.
+        run: folder of all results. Paths may hold ``~`` and ``$VARIABLES``.
+        data: the data set.
         net: the classifier.
         classifier: its training.
-        seeds: how maps are made.
-        score: how they are scored.
-        refine: how pseudo ground truth is made of them.
-        segmentation: the segmentation net that is trained on that.
+        seeds: the localization maps.
+        score: their evaluation.
+        refine: the pseudo ground truth.
+        segmentation: the segmentation net that is trained on it.
+        runtime: device, workers, precision and seed of all stages.
     """
 
     run: str
     data: DataConfig
-    net: NetConfig = field(default_factory=NetConfig)
-    classifier: ClassifierSettings = field(default_factory=ClassifierSettings)
+    net: NetConfig = NetConfig()
+    classifier: ClassifierConfig = ClassifierConfig()
     seeds: SeedConfig = field(default_factory=SeedConfig)
-    score: ScoreConfig = field(default_factory=ScoreConfig)
-    refine: RefineSettings = field(default_factory=RefineSettings)
-    segmentation: SegmentationSettings = field(default_factory=SegmentationSettings)
-
-
-def folder_of(config: WSSSConfig, *parts: str) -> Path:
-    """A place in the run folder."""
-    return path_of(config.run).joinpath(*parts)
+    score: ScoreConfig = ScoreConfig()
+    refine: RefineConfig = RefineConfig()
+    segmentation: SegmentationConfig = SegmentationConfig()
+    runtime: Runtime = Runtime()

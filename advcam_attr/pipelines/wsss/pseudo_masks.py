@@ -1,4 +1,4 @@
-"""A folder of label maps and the images they are of, in; which of them a net can learn from, and its batches, out."""
+"""Pseudo masks as training data of segmentation nets."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from advcam_attr.types import VOID, AdvCAMError, Sample
 
 @dataclass(frozen=True)
 class PseudoMasks:
-    """Label maps that were looked at.
+    """The checked masks of a folder.
 
     Attributes:
         folder: of the PNGs.
-        samples: the images whose label maps say something.
-        void: the ids of those whose label maps are void alone, which are left out.
-        digest: what tells the label maps from others.
+        samples: images whose masks have labels.
+        void: ids of images whose masks are void throughout, which are left out.
+        digest: of all masks.
     """
 
     folder: Path
@@ -35,8 +35,8 @@ class PseudoMasks:
     digest: str
 
 
-def look_at_masks(folder: Path, data: SegmentationData, workers: int = 0) -> PseudoMasks:
-    """Read all label maps of a data set once, before a training that takes hours meets a bad one.
+def check_masks(folder: Path, data: SegmentationData, workers: int = 0) -> PseudoMasks:
+    """Read all masks of a data set once, so that a bad one does not stop a training after hours.
 
     Args:
         folder: ``<id>.png`` of each image: 0 the background, k + 1 class k, 255 void.
@@ -44,51 +44,44 @@ def look_at_masks(folder: Path, data: SegmentationData, workers: int = 0) -> Pse
         workers: threads that read.
 
     Raises:
-        AdvCAMError: label maps are missing, damaged, of another size than their image, or hold labels above the
-            classes; or there is none that a net can learn from. The first are named.
+        AdvCAMError: Masks are missing, damaged, of another size than their image, hold other labels, or are all void.
     """
     if not data.samples:
-        raise AdvCAMError(f"no images in {data.name} {data.split} at {data.root}: look at its list")
-    there = set(os.listdir(folder)) if folder.is_dir() else set()
-    missing = [s.id for s in data.samples if mask_path(folder, s.id).name not in there]
+        raise AdvCAMError(f"no images in {data.name} {data.split} at {data.root}: check its list")
+    existing = set(os.listdir(folder)) if folder.is_dir() else set()
+    missing = [s.id for s in data.samples if mask_path(folder, s.id).name not in existing]
     if missing:
         raise AdvCAMError(
             f"masks of {len(missing)} of {len(data.samples)} images are missing in {folder}, e.g. of {few(missing)}; "
             "make them first"
         )
 
-    def look(sample: Sample) -> tuple[str, bool] | AdvCAMError:
+    def check(sample: Sample) -> tuple[str, bool] | AdvCAMError:
         try:
             labels = read_mask(mask_path(folder, sample.id), len(data.classes), image_size(sample.image))
         except AdvCAMError as error:
             return error
         return hashlib.sha256(labels.numpy().tobytes()).hexdigest(), bool((labels == VOID).all())
 
-    found = list(prefetched(look, data.samples, workers=workers, ahead=64))
-    wrong = [str(one) for one in found if isinstance(one, AdvCAMError)]
+    checked = list(prefetched(check, data.samples, workers=workers, ahead=64))
+    wrong = [str(one) for one in checked if isinstance(one, AdvCAMError)]
     if wrong:
-        more = f" (and {len(wrong) - 1} more of {len(found)} masks cannot be used)" if len(wrong) > 1 else ""
+        more = f" (and {len(wrong) - 1} more of {len(checked)} masks cannot be used)" if len(wrong) > 1 else ""
         raise AdvCAMError(wrong[0] + more)
     usable, void, content = [], [], hashlib.sha256()
-    for sample, (digest, empty) in zip(data.samples, (one for one in found if isinstance(one, tuple)), strict=True):
+    for sample, (digest, empty) in zip(data.samples, (one for one in checked if isinstance(one, tuple)), strict=True):
         content.update(f"{sample.id} {digest}\n".encode())
         if empty:
             void.append(sample.id)
         else:
             usable.append(sample)
     if not usable:
-        raise AdvCAMError(f"all {len(void)} masks in {folder} are void (255) alone: nothing can be learnt")
+        raise AdvCAMError(f"all {len(void)} masks in {folder} are void (255) throughout: there is nothing to learn")
     return PseudoMasks(folder, tuple(usable), tuple(void), content.hexdigest()[:16])
 
 
 class MaskedImages:
-    """Images and their label maps by index, augmented together.
-
-    Args:
-        masks: the label maps.
-        num_classes: of the foreground.
-        transform: see `advcam_attr.data.transforms.SegmentationTrain`.
-    """
+    """Images and their masks by index, augmented together."""
 
     def __init__(self, masks: PseudoMasks, num_classes: int, transform: SegmentationTrain) -> None:
         self.masks, self.num_classes, self.transform = masks, num_classes, transform
@@ -97,11 +90,7 @@ class MaskedImages:
         return len(self.masks.samples)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        """An image ``(3, S, S)`` float32 and its labels ``(S, S)`` uint8, with S the crop.
-
-        Raises:
-            AdvCAMError: one of them is missing or damaged, or they differ in size.
-        """
+        """Return an image ``(3, S, S)`` float32 and its labels ``(S, S)`` uint8, with S the crop."""
         sample = self.masks.samples[index]
         picture = read_rgb(sample.image)
         size = (picture.height, picture.width)

@@ -1,103 +1,84 @@
-"""A configuration in; the plan of its whole run, or the run, from images with labels to the paper's tables, out."""
+"""An opened run folder: its configuration, its data and its paths, shared by all stages.
+
+- ``config.json``: the configuration of the last stage;
+- ``classifier/``: the trained net, its log and its scores (`advcam_attr.pipelines.wsss.classifier`);
+- ``seeds/cam/``, ``seeds/advcam/``: localization maps and their ``evaluation.json``;
+- ``refined/cam/``, ``refined/advcam/``: pseudo ground truth, a folder a step (`advcam_attr.pipelines.wsss.refine`);
+- ``segmentation/cam/``, ``segmentation/advcam/``: nets trained on it, and their predictions
+  (`advcam_attr.pipelines.wsss.segment`);
+- ``tables.md``, ``report.json``: the paper's tables with this run's rows (`advcam_attr.pipelines.wsss.score`).
+"""
 
 from __future__ import annotations
 
 import logging
-import time
-from functools import partial
-from itertools import product
+from contextlib import AbstractContextManager
+from pathlib import Path
 
-from advcam_attr.pipelines.wsss.classifier import WEIGHTS as CLASSIFIER_WEIGHTS
-from advcam_attr.pipelines.wsss.config import WSSSConfig, folder_of
-from advcam_attr.pipelines.wsss.refine import check_refined, final_step
-from advcam_attr.pipelines.wsss.score import evaluate
-from advcam_attr.pipelines.wsss.segment import FOLDER, WEIGHTS, predictions_folder, recipes_of
-from advcam_attr.pipelines.wsss.stages import (
-    labelled_images,
-    read_split,
-    refine_seeds,
-    require_all,
-    seeded_images,
-    seeds,
-    segment_masks,
-    train,
-)
-from advcam_attr.runs.map_store import MapStore
-from advcam_attr.runs.progress import Progress, maps_progress, masks_progress, progress_table, training_progress
-from advcam_attr.runs.progress_bar import duration
-from advcam_attr.runs.sharding import shard_of, shard_of_launch, wait_for
+from advcam_attr.data.samples import SegmentationData, without_missing
+from advcam_attr.pipelines.config import recorded_config, with_paths
+from advcam_attr.pipelines.wsss.config import WSSSConfig
 from advcam_attr.types import AdvCAMError
 
 logger = logging.getLogger(__name__)
 
 
-def planned_stages(config: WSSSConfig) -> list[Progress]:
-    """Return the progress of a run's stages in order, but for the evaluation, which takes seconds.
-
-    Raises:
-        AdvCAMError: the data cannot be read.
-    """
-    samples, tests, methods = seeded_images(config).samples, labelled_images(config), config.seeds.methods
-    stages = []
-    if config.net.generator is None:
-        images = len(read_split(config.data, config.data.train).samples)
-        steps = images // config.classifier.batch * config.classifier.epochs
-        stages.append(training_progress("classifier", folder_of(config, "classifier"), CLASSIFIER_WEIGHTS, steps))
-    for method in methods:
-        stages.append(maps_progress(f"seeds {method}", folder_of(config, "seeds", method, "maps"), samples))
-    for method in methods:
-        folder = folder_of(config, "refined", method, final_step(config.refine))
-        stages.append(masks_progress(f"refine {method}", folder, samples))
-    for method in methods:
-        out, name = folder_of(config, "segmentation", method), f"segment {method}: "
-        if not config.segmentation.trained:
-            stages.append(training_progress(name + "training", out / FOLDER, WEIGHTS, config.segmentation.steps))
-        for test, crf in product(tests.values(), recipes_of(config.segmentation)):
-            folder = predictions_folder(out, test.split, crf)
-            stages.append(masks_progress(name + folder.name, folder, test.samples))
-    return stages
-
-
-def plan_run(config: WSSSConfig) -> str:
-    """What of a run is done and what is left; nothing is written.
-
-    Raises:
-        AdvCAMError: the data cannot be read.
-    """
-    return progress_table(planned_stages(config))
-
-
-def run(config: WSSSConfig) -> None:
-    """All stages: classifier, unless the net is a published generator; seeds, refine, segment, evaluate.
-
-    Each goes on where it stopped, and what is there is not made again: a run that was interrupted at any moment ends
-    with the same files as one that was not. Under ``torchrun`` or ``srun`` all processes work at each stage together.
+class Run:
+    """A run. Each split of the data set is read once.
 
     Args:
-        config: the run's.
+        config: of the run.
 
-    Raises:
-        AdvCAMError: a stage cannot be done, with the reason; or this is a share of a SLURM array, which trains nothing.
+    Attributes:
+        config: with all paths expanded.
+        runtime: device, workers, precision and seed of all stages.
+
+    Example:
+        >>> run = Run(WSSSConfig("runs/voc", DataConfig("data/VOCdevkit/VOC2012")))  # doctest: +SKIP
+        >>> run.folder("seeds", "advcam")  # doctest: +SKIP
+        PosixPath('runs/voc/seeds/advcam')
     """
-    launch, begin = shard_of_launch(), time.monotonic()
-    if shard_of().world > launch.world:
-        raise AdvCAMError("a run is one job's, not an array's: start it outside of the array, or its seeds alone in it")
-    if launch.rank == 0:
-        logger.info(plan_run(config))
-    for method in config.seeds.methods:
-        check_refined(config.refine, folder_of(config, "refined", method))
-    if config.net.generator is None:
-        train(config)
-    require_all(seeds(config))
-    wait_for(partial(_missing_maps, config))
-    refine_seeds(config)
-    segment_masks(config)
-    if launch.rank == 0:
-        evaluate(config)
-        logger.info(f"this took {duration(time.monotonic() - begin)}")
 
+    def __init__(self, config: WSSSConfig) -> None:
+        self._given = config
+        self.config: WSSSConfig = with_paths(config, "run", "root", "checkpoint", "trained", "class_map", "saliency")
+        self.runtime = config.runtime
+        self._splits: dict[str, SegmentationData] = {}
+        self._existing: dict[str, SegmentationData] = {}
 
-def _missing_maps(config: WSSSConfig) -> list[str]:
-    ids = [sample.id for sample in seeded_images(config).samples]
-    stores = [MapStore(folder_of(config, "seeds", method, "maps")) for method in config.seeds.methods]
-    return [f"maps of {id}" for store in stores for id in store.missing(ids)]
+    def folder(self, *parts: str) -> Path:
+        """Return a path in the run folder."""
+        return Path(self.config.run, *parts)
+
+    def split(self, name: str) -> SegmentationData:
+        """Return a split of the data set."""
+        if name not in self._splits:
+            self._splits[name] = self.config.data.read(name)
+        return self._splits[name]
+
+    def existing(self, name: str) -> SegmentationData:
+        """Return a split without the images whose files are missing, which are logged."""
+        if name not in self._existing:
+            data, missing = without_missing(self.split(name))
+            if missing:
+                logger.info(f"{len(missing)} images of {data.split} are missing and left out, e.g. {missing[0].image}")
+            self._existing[name] = data
+        return self._existing[name]
+
+    @property
+    def seeds_data(self) -> SegmentationData:
+        """The images that maps are made of."""
+        return self.existing(self.config.data.seeds_split)
+
+    @property
+    def predicted_data(self) -> dict[str, SegmentationData]:
+        """The images that segmentation nets predict, by ``val`` and ``test``."""
+        data = self.config.data
+        found = {name: self.existing(split) for name, split in (("val", data.val), ("test", data.test)) if split}
+        if not found:
+            raise AdvCAMError("segmentation nets have no images to predict: give data.val, or data.test")
+        return found
+
+    def recorded(self) -> AbstractContextManager[None]:
+        """Record the configuration for the time of a stage; see `advcam_attr.pipelines.config.recorded_config`."""
+        return recorded_config(self.folder(), self._given)

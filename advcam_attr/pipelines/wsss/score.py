@@ -1,8 +1,7 @@
-"""A run of weakly supervised segmentation in; its scores, the paper's tables with its rows, and ``report.json``, out.
+"""Scores of a run's seeds, masks and segmentation nets, the paper's tables with its rows, and ``report.json``.
 
-``report.json`` has all of it as numbers: the scores of seeds, pseudo masks and segmentation nets (shares of 1), and
-each of the paper's tables that they fill (percent, as printed), with the paper's rows beside ours. ``tables.md`` has
-the tables to read.
+``report.json`` has the scores (shares of 1) and each of the paper's tables that they fill (percent, as printed);
+``tables.md`` has the tables to read.
 """
 
 from __future__ import annotations
@@ -11,21 +10,20 @@ import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import product
 from typing import Any
 
 from advcam_attr import __version__
-from advcam_attr.data.samples import SegmentationData
 from advcam_attr.files import write_json, write_text
 from advcam_attr.metrics.evaluation import SeedEvaluation, compare_best
 from advcam_attr.metrics.seeds import SEED_THRESHOLDS
 from advcam_attr.pipelines.evaluate import REPORT, evaluate_masks, evaluate_seeds, left_out, write_seed_evaluation
 from advcam_attr.pipelines.maps import seed_store
-from advcam_attr.pipelines.wsss.config import NetConfig, WSSSConfig, folder_of
-from advcam_attr.pipelines.wsss.refine import check_refined, final_step
-from advcam_attr.pipelines.wsss.segment import predictions_folder, recipes_of
-from advcam_attr.pipelines.wsss.stages import read_split
-from advcam_attr.runs.sharding import shard_of
+from advcam_attr.pipelines.wsss.config import NetConfig, WSSSConfig
+from advcam_attr.pipelines.wsss.refine import check_refined
+from advcam_attr.pipelines.wsss.run import Run
+from advcam_attr.pipelines.wsss.segment import predictions_folder
 from advcam_attr.tables.segmentation import (
     table_i,
     table_ii,
@@ -41,233 +39,224 @@ from advcam_attr.types import AdvCAMError
 
 logger = logging.getLogger(__name__)
 
-
 #: Mean IoU by step of the refinement.
 MaskScores = Mapping[str, float]
+
+_NAMES = {"cam": "CAM", "advcam": "AdvCAM"}
 
 
 @dataclass(frozen=True)
 class NetScore:
-    """What a segmentation net's predictions of a split reach.
+    """Scores of a segmentation net's predictions of a split.
 
     Attributes:
-        images: how many were scored.
-        scores: shares of 1 by measure, as `advcam_attr.metrics.evaluation.MaskEvaluation.describe` has them.
+        images: number of scored images.
+        scores: shares of 1, as `advcam_attr.metrics.evaluation.MaskEvaluation.describe` names them.
     """
 
     images: int
     scores: Mapping[str, float | None]
 
 
-def evaluate(
-    config: WSSSConfig,
-) -> dict[str, SeedEvaluation]:
-    """The stage ``evaluate``: scores of all that there is, the paper's tables with this run's rows, ``report.json``.
+@dataclass(frozen=True)
+class Scores:
+    """The scores of a run, by method.
 
-    Seeds and pseudo masks are scored anew each time; segmentation nets when they predict.
+    Attributes:
+        config: of the run.
+        seeds: evaluations of the localization maps.
+        masks: mean IoU of the pseudo ground truth, by step.
+        nets: scores of segmentation nets, by folder of predictions.
+    """
 
-    Returns:
-        The evaluation of each method's seeds.
+    config: WSSSConfig
+    seeds: Mapping[str, SeedEvaluation]
+    masks: Mapping[str, MaskScores]
+    nets: Mapping[str, Mapping[str, NetScore]]
+
+    @cached_property
+    def tables(self) -> list[Table]:
+        """The paper's tables that the scores fill."""
+        return [*seed_tables(self), *net_tables(self)]
+
+    @cached_property
+    def gain(self) -> tuple[float, float, float] | None:
+        """AdvCAM's gain in mean IoU over CAM, and its 90 % bootstrap interval over images."""
+        both = "cam" in self.seeds and "advcam" in self.seeds
+        return compare_best(self.seeds["advcam"], self.seeds["cam"]) if both else None
+
+    def summary(self) -> str:
+        """Return each method's best mean IoU and its threshold, AdvCAM's gain, and the nets' mean IoU."""
+        scope = next(iter(self.seeds.values())).scope
+        lines = [f"Seeds of {scope.data}, {len(scope.ids)} images"]
+        for method, one in self.seeds.items():
+            best = one.sweep.best_threshold()
+            lines.append(f"{_NAMES[method]}: mIoU {100 * one.at(best).scores().mean_iou:.1f} at threshold {best:.2f}")
+        if self.gain is not None:
+            gain, low, high = (100 * value for value in self.gain)
+            lines.append(f"AdvCAM - CAM: {gain:+.1f} (90 % interval over images {low:+.1f} to {high:+.1f})")
+        for method, splits in self.nets.items():
+            parts = [
+                f"{split} {100 * (one.scores['mean_iou'] or 0):.1f} ({one.images} images)"
+                for split, one in splits.items()
+            ]
+            lines += [f"Segmentation net on {_NAMES[method]}'s masks: mIoU {', '.join(parts)}"] if parts else []
+        return "\n".join(lines)
+
+    def __str__(self) -> str:
+        return "\n\n".join([*(table.text() for table in self.tables), self.summary()])
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the content of ``report.json``."""
+        seeds = {}
+        for method, one in self.seeds.items():
+            about = one.describe()
+            seeds[method] = {"images": about["images"], "threshold": one.sweep.best_threshold(), **about["scores"]}
+        report: dict[str, Any] = {
+            "made_by": f"advcam_attr {__version__}",
+            "data": {"seeds": next(iter(self.seeds.values())).scope.data, "val": self.config.data.val},
+            "seeds": seeds,
+            "refined_mean_iou": {method: dict(one) for method, one in self.masks.items()},
+            "segmentation": {
+                method: {split: {"images": one.images, **one.scores} for split, one in splits.items()}
+                for method, splits in self.nets.items()
+            },
+            "tables": [table.describe() for table in self.tables],
+        }
+        if self.gain is not None:
+            report["seeds_gain"] = {"mean_iou": self.gain[0], "interval_90": [*self.gain[1:]]}
+        return report
+
+
+def evaluate(run: Run) -> Scores:
+    """Score all that a run has, and write the paper's tables with its rows, and ``report.json``.
+
+    Seeds and pseudo masks are scored each time; segmentation nets are scored when they predict.
 
     Raises:
-        AdvCAMError: no seeds, other pseudo masks than the configuration names, a damaged evaluation, or as
-            `advcam_attr.pipelines.evaluate.evaluate_seeds`.
+        AdvCAMError: There are no seeds, other pseudo masks than the configuration names, or a damaged evaluation; or
+            as `advcam_attr.pipelines.evaluate.evaluate_seeds`.
     """
-    data = read_split(config.data, config.data.score)
-    if config.score.thresholds not in SEED_THRESHOLDS:
-        raise AdvCAMError(f"score.thresholds is one of {', '.join(SEED_THRESHOLDS)}, got {config.score.thresholds!r}")
+    config, data = run.config, run.split(run.config.data.score)
     for method in config.seeds.methods:
-        check_refined(config.refine, folder_of(config, "refined", method))
-    found: dict[str, SeedEvaluation] = {}
+        check_refined(config.refine, run.folder("refined", method))
+    seeds: dict[str, SeedEvaluation] = {}
     for method in config.seeds.methods:
-        folder = folder_of(config, "seeds", method)
+        folder = run.folder("seeds", method)
         logger.info(f"scoring {folder} on the masks of {len(data.samples)} images of {data.name} {data.split}")
-        found[method] = evaluate_seeds(
-            seed_store(folder), data, SEED_THRESHOLDS[config.score.thresholds], device=config.score.device,
+        seeds[method] = evaluate_seeds(
+            seed_store(folder),
+            data,
+            SEED_THRESHOLDS[config.score.thresholds],
+            device=run.runtime.torch_device(),
             allow_missing=config.score.allow_missing,
-        )  # fmt: skip
-        for line in left_out(found[method].scope):
+        )
+        for line in left_out(seeds[method].scope):
             logger.info(line)
-        logger.info(f"wrote {write_seed_evaluation(found[method], folder)}")
-    refined = {method: refined_iou(config, method, data) for method in found}
-    nets = net_scores(config)
-    tables = [*seed_tables(found, config, refined), *net_tables(nets, config)]
-    lines = summary(found, nets)
-    if shard_of().rank == 0:
-        path = folder_of(config, "tables.md")
-        write_text(path, "\n\n".join([lines, *(table.markdown() for table in tables)]) + "\n")
-        write_json(folder_of(config, "report.json"), _report(config, found, refined, nets, tables))
-        logger.info(f"wrote {path} and {folder_of(config, 'report.json')}")
-    for part in (*(table.text() for table in tables), lines):
-        logger.info("\n" + part)
-    return found
+        logger.info(f"wrote {write_seed_evaluation(seeds[method], folder)}")
+    scores = Scores(config, seeds, {method: _mask_scores(run, method) for method in seeds}, _net_scores(run))
+    tables = run.folder("tables.md")
+    write_text(tables, "\n\n".join([scores.summary(), *(table.markdown() for table in scores.tables)]) + "\n")
+    write_json(run.folder("report.json"), scores.to_json())
+    logger.info(f"wrote {tables} and {run.folder('report.json')}")
+    return scores
 
 
-def _report(
-    config: WSSSConfig,
-    found: Mapping[str, SeedEvaluation],
-    refined: Mapping[str, MaskScores],
-    nets: Mapping[str, Mapping[str, NetScore]],
-    tables: list[Table],
-) -> dict[str, Any]:
-    seeds = {}
-    for method, one in found.items():
-        best = one.sweep.best_threshold()
-        about = one.describe()
-        seeds[method] = {"images": about["images"], "threshold": best, **about["scores"]}
-    report: dict[str, Any] = {
-        "made_by": f"advcam_attr {__version__}",
-        "data": {"seeds": next(iter(found.values())).scope.data, "val": config.data.val},
-        "seeds": seeds,
-        "refined_mean_iou": {method: dict(one) for method, one in refined.items()},
-        "segmentation": {
-            method: {split: {"images": one.images, **one.scores} for split, one in splits.items()}
-            for method, splits in nets.items()
-        },
-        "tables": [table.describe() for table in tables],
-    }
-    if {"cam", "advcam"} <= found.keys():
-        gain, low, high = compare_best(found["advcam"], found["cam"])
-        report["seeds_gain"] = {"mean_iou": gain, "interval_90": [low, high]}
-    return report
-
-
-def summary(found: Mapping[str, SeedEvaluation], nets: Mapping[str, Mapping[str, NetScore]]) -> str:
-    """Each method's best mean IoU and its threshold, AdvCAM's gain with a bootstrap interval over images, and nets."""
-    lines = []
-    for method, one in found.items():
-        best = one.sweep.best_threshold()
-        lines.append(f"{_NAMES[method]}: mIoU {100 * one.at(best).scores().mean_iou:.1f} at threshold {best:.2f}")
-    if {"cam", "advcam"} <= found.keys():
-        gain, low, high = (100 * value for value in compare_best(found["advcam"], found["cam"]))
-        lines.append(f"AdvCAM - CAM: {gain:+.1f} (90 % interval over images {low:+.1f} to {high:+.1f})")
-    for method, splits in nets.items():
-        told = (f"{split} {100 * (one.scores['mean_iou'] or 0):.1f} ({one.images} images)"
-                for split, one in splits.items())  # fmt: skip
-        lines += [f"Segmentation net on {_NAMES[method]}'s masks: mIoU {', '.join(told)}"] if splits else []
-    scope = next(iter(found.values())).scope
-    return "\n".join([f"Seeds of {scope.data}, {len(scope.ids)} images", *lines])
-
-
-def refined_iou(
-    config: WSSSConfig,
-    method: str,
-    data: SegmentationData,
-) -> MaskScores:
-    """The mean IoU of a method's seeds after the CRF, of its masks, and of those after further steps, if there."""
+def _mask_scores(run: Run, method: str) -> MaskScores:
+    """Score a method's seeds after the CRF, its masks, and those after further steps, as far as they exist."""
     found: dict[str, float] = {}
-    for step in dict.fromkeys(("seeds_crf", "masks", final_step(config.refine))):
-        folder = folder_of(config, "refined", method, step)
+    data = run.split(run.config.data.score)
+    for step in dict.fromkeys(("seeds_crf", "masks", run.config.refine.final_step)):
+        folder = run.folder("refined", method, step)
         if folder.is_dir():
             logger.info(f"scoring {folder}")
-            evaluation = evaluate_masks(folder, data, allow_missing=config.score.allow_missing)
+            evaluation = evaluate_masks(folder, data, allow_missing=run.config.score.allow_missing)
             for line in left_out(evaluation.scope):
                 logger.info(line)
             found[step] = evaluation.scores().mean_iou
     return found
 
 
-def net_scores(config: WSSSConfig) -> dict[str, dict[str, NetScore]]:
-    """For each method the scores of its segmentation net, ``val`` and ``val_crf``, as they were written, if there.
-
-    Raises:
-        AdvCAMError: a file is damaged, or the images cannot be read.
-    """
-    found: dict[str, dict[str, NetScore]] = {method: {} for method in config.seeds.methods}
-    if config.data.val is None or not folder_of(config, "segmentation").is_dir():
+def _net_scores(run: Run) -> dict[str, dict[str, NetScore]]:
+    """Read the scores of each method's segmentation net, as far as they exist."""
+    found: dict[str, dict[str, NetScore]] = {method: {} for method in run.config.seeds.methods}
+    if run.config.data.val is None or not run.folder("segmentation").is_dir():
         return found
-    split = read_split(config.data, config.data.val).split
-    for method, recipe in product(found, recipes_of(config.segmentation)):
-        path = predictions_folder(folder_of(config, "segmentation", method), split, recipe) / REPORT
+    split = run.split(run.config.data.val).split
+    for method, crf in product(found, run.config.segmentation.crfs):
+        path = predictions_folder(run.folder("segmentation", method), split, crf) / REPORT
         if path.is_file():
             try:
                 about = json.loads(path.read_text(encoding="utf-8"))
                 found[method][path.parent.name] = NetScore(int(about["images"]), {**about["scores"]})
             except (OSError, ValueError, KeyError, TypeError) as error:
-                raise AdvCAMError(f"{path} is damaged: segment again, which scores anew, or remove it") from error
+                raise AdvCAMError(f"{path} is damaged: remove it and segment again") from error
     return found
 
 
-def seed_tables(
-    found: Mapping[str, SeedEvaluation], config: WSSSConfig, refined: Mapping[str, MaskScores]
-) -> list[Table]:
-    """The paper's tables that seeds and masks fill: I, IX and XI for VOC, II and XIII for COCO.
-
-    Args:
-        found: the seeds of each method.
-        config: of the run.
-        refined: for each method the mean IoU by step of the refinement.
-    """
-    names, masked = _rows(config), _mask_rows(config)
-    cut = {method: one.at() for method, one in found.items()}
-    scores = {method: one.scores() for method, one in cut.items()}
-    scope = next(iter(found.values())).scope
+def seed_tables(scores: Scores) -> list[Table]:
+    """Return the paper's tables that seeds and masks fill: I, IX and XI for VOC, II and XIII for COCO."""
+    names, mask_names = _row_names(scores.config), _mask_row_names(scores.config)
+    best = {method: one.at() for method, one in scores.seeds.items()}
+    shares = {method: one.scores() for method, one in best.items()}
+    scope = next(iter(scores.seeds.values())).scope
     source = f"here, {len(scope.ids)} images"
-    if config.data.kind == "coco":
-        sized = {_NAMES[method]: one.by_size() for method, one in cut.items()}
-        both = {m: (scores[m].mean_iou, refined[m].get("masks")) for m in found}
-        return [table_ii(_placed(both, names, masked), source), table_xiii(sized, source)]
-    steps = {m: (scores[m].mean_iou, refined[m].get("seeds_crf"), refined[m].get("masks")) for m in found}
-    each = {names[method]: one.matrix.iou().tolist() for method, one in cut.items()}
-    tables = [table_i(_placed(steps, names, masked), source)]
-    tables.append(table_ix(each, scope.classes, source))
-    if "advcam" in scores:
-        design = "last map only" if config.seeds.overrides.get("aggregate") == "last" else "sum over t"
-        tables.append(table_xi({design: scores["advcam"]}, source))
+    if scores.config.data.kind == "coco":
+        by_size = {_NAMES[method]: one.by_size() for method, one in best.items()}
+        both = {m: (shares[m].mean_iou, scores.masks[m].get("masks")) for m in best}
+        return [table_ii(_rows(both, names, mask_names), source), table_xiii(by_size, source)]
+    steps = {m: (shares[m].mean_iou, scores.masks[m].get("seeds_crf"), scores.masks[m].get("masks")) for m in best}
+    each = {names[method]: one.matrix.iou().tolist() for method, one in best.items()}
+    tables = [table_i(_rows(steps, names, mask_names), source), table_ix(each, scope.classes, source)]
+    if "advcam" in shares:
+        design = "last map only" if scores.config.seeds.overrides.get("aggregate") == "last" else "sum over t"
+        tables.append(table_xi({design: shares["advcam"]}, source))
     return tables
 
 
-def net_tables(nets: Mapping[str, Mapping[str, NetScore]], config: WSSSConfig) -> list[Table]:
-    """The paper's tables that segmentation nets fill: III, or IV with Res2Net, for VOC; V for COCO.
+def net_tables(scores: Scores) -> list[Table]:
+    """Return the paper's tables that segmentation nets fill: III, or IV with Res2Net, for VOC; V for COCO.
 
-    Predictions after the CRF take the place of those before it.
-
-    Args:
-        nets: for each method the scores of its predictions by split.
-        config: of the run.
+    Predictions after the CRF replace those before it.
     """
-    last = {method: [*splits.values()][-1] for method, splits in nets.items() if splits}
+    last = {method: [*splits.values()][-1] for method, splits in scores.nets.items() if splits}
     if not last:
         return []
-    names, source = _mask_rows(config), f"here, {next(iter(last.values())).images} images"
+    names, source = _mask_row_names(scores.config), f"here, {next(iter(last.values())).images} images"
     shares = {names[method]: one.scores["mean_iou"] for method, one in last.items()}
-    if config.data.kind == "coco":
+    if scores.config.data.kind == "coco":
         return [table_v({name: (share,) for name, share in shares.items()}, source)]
-    backbone = config.segmentation.backbone
+    backbone = scores.config.segmentation.backbone.name
     depth = next((depth for depth in (101, 152) if f"res2net{depth}" in backbone), None)
     if depth is None:
         return [table_iii({name: (share, None) for name, share in shares.items()}, source)]
     return [table_iv({f"{name}, Res2Net-{depth}": (share, None) for name, share in shares.items()}, source)]
 
 
-def _placed(
-    shares: Mapping[str, tuple[float | None, ...]], names: Mapping[str, str], masked: Mapping[str, str]
+def _rows(
+    shares: Mapping[str, tuple[float | None, ...]], names: Mapping[str, str], mask_names: Mapping[str, str]
 ) -> dict[str, tuple[float | None, ...]]:
-    """The shares of each method by row; the last one, the masks', has a row of its own where that has another name."""
+    """Name each method's shares; the last one, the masks', has a row of its own where that has another name."""
     rows: dict[str, tuple[float | None, ...]] = {}
     for method, (*seeds, mask) in shares.items():
-        if masked[method] == names[method] or mask is None:
+        if mask_names[method] == names[method] or mask is None:
             rows[names[method]] = (*seeds, mask)
         else:
             rows[names[method]] = (*seeds, None)
-            rows[masked[method]] = (*(None for _ in seeds), mask)
+            rows[mask_names[method]] = (*(None for _ in seeds), mask)
     return rows
 
 
-def _mask_rows(config: WSSSConfig) -> dict[str, str]:
-    """What the paper calls these methods' masks: by IRN, they go without saying."""
+def _mask_row_names(config: WSSSConfig) -> dict[str, str]:
+    """Return the paper's names of these methods' masks; IRN is not named."""
     by = ", masks by PSA" if config.refine.method == "psa" else ""
-    return {method: name + by for method, name in _rows(config).items()}
+    return {method: name + by for method, name in _row_names(config).items()}
 
 
-_NAMES = {"cam": "CAM", "advcam": "AdvCAM"}
-
-
-def _rows(config: WSSSConfig) -> dict[str, str]:
-    """What the paper calls these methods."""
-    generators = {"seam": "SEAM", "irn": "IRN"}
-    cam = "IRN" if config.net.backbone == NetConfig.backbone else "CAM"
+def _row_names(config: WSSSConfig) -> dict[str, str]:
+    """Return the paper's names of these methods."""
+    cam = "IRN" if config.net.backbone.name == NetConfig().backbone.name else "CAM"
     if config.net.generator is not None:
-        cam = generators.get(config.net.generator, "CAM")
+        cam = {"seam": "SEAM", "irn": "IRN"}.get(config.net.generator, "CAM")
     saliency = config.seeds.saliency is not None or config.refine.saliency is not None
     return {"cam": cam, "advcam": "AdvCAM-Sal" if saliency else "AdvCAM"}

@@ -1,21 +1,20 @@
-"""Images and a folder of pseudo masks in; a trained segmentation net, and its label maps of other images, out.
+"""Training of a segmentation net on pseudo masks, and its predictions.
 
 In the output folder: ``deeplab/`` (the training and its net), ``predictions/<split>/`` (a palette PNG an image) and
-``predictions/<split>_crf/`` (the same after the CRF). All stages go on where they stopped.
+``predictions/<split>_crf/`` (the same after a dense CRF). All resume where they were interrupted.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import logging
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
+from jsonargparse.typing import PositiveInt
 from torch import Tensor
 
 from advcam_attr.data.class_names import read_class_map
@@ -24,17 +23,17 @@ from advcam_attr.data.labels import few
 from advcam_attr.data.samples import SegmentationData
 from advcam_attr.data.transforms import SEGMENTATION_SCALES, SegmentationTrain
 from advcam_attr.files import to_json
-from advcam_attr.networks.backbone import Backbone, StrideMode
+from advcam_attr.networks.backbone import Backbone
 from advcam_attr.networks.cam_net import UnknownClassError
 from advcam_attr.networks.deeplab import DEEPLAB, DeepLab, MultiScale, deeplab
 from advcam_attr.networks.net_file import load_net, save_net
 from advcam_attr.networks.resnet101 import RESNET101, StrideIn
-from advcam_attr.pipelines.wsss.pseudo_masks import MaskedImages, look_at_masks
+from advcam_attr.pipelines.wsss.pseudo_masks import MaskedImages, check_masks
 from advcam_attr.refine.crf import CRF_RECIPES, DenseCRF, unary_from_logits
 from advcam_attr.registry import lookup
 from advcam_attr.runs.provenance import fingerprint, net_config
-from advcam_attr.runs.runtime import Autocast, Runtime
-from advcam_attr.runs.sharding import Shard, choose_device, shard_of, shard_of_launch
+from advcam_attr.runs.runtime import Runtime
+from advcam_attr.runs.sharding import Shard, shard_of, shard_of_launch
 from advcam_attr.runs.stage import LabelStage, run_stage, wait_for_ranks
 from advcam_attr.training.fit import Group, Optimizer
 from advcam_attr.training.losses.segmentation import SEGMENTATION_LOSSES, summed_over_grids
@@ -43,144 +42,234 @@ from advcam_attr.types import AdvCAMError
 
 logger = logging.getLogger(__name__)
 
-
 #: The net's folder in the output folder, and its file in there.
 FOLDER, WEIGHTS = "deeplab", "deeplab.safetensors"
 
 #: Settings that a training depends on, besides the net.
-_TRAINING = ("steps", "batch", "grad_accum", "crop", "scales", "loss", "lr", "weight_decay", "momentum", "power",
-             "lr_update_every", "ema_decay", "autocast", "seed")  # fmt: skip
+_TRAINING = ("steps", "batch", "grad_accum", "crop", "scales", "loss", "optimizer", "ema_decay")
 
 
 @dataclass(frozen=True)
-class SegmentationSummary:
-    """What a run of `segment` has made.
+class SegmentationConfig:
+    """Settings of a segmentation net. The defaults are AdvCAM's for VOC (the authors' issue 9) and, where they say
+    nothing, those of deeplab-pytorch, which they trained with.
 
     Attributes:
-        weights: the net's file.
-        predictions: the folder of label maps of each split and, as ``<split>_crf``, those after the CRF.
+        backbone: with ImageNet weights, as AdvCAM; stride 8. ``train_from: aspp`` trains the pyramid alone.
+        stride_in: ``"1x1"`` or ``"3x3"``; None as the weights were trained.
+        rates: dilations of the pyramid.
+        msc: scales besides 1 at which the net sees each image.
+        class_map: JSON file that maps the data's classes to those of the backbone's own classifier, which the pyramid
+            starts from (`advcam_attr.data.class_names`); None starts from random weights.
+        class_offset: added to the file's classes; 1 for backbones whose class 0 is the background.
+        trained: file of a trained net; None trains one.
+        steps: updates (deeplab-pytorch: 20000).
+        batch: images an update, of all ranks together. ("Batch 10" may mean 5 × 2 or 10 × 2 there.)
+        grad_accum: parts in which a batch passes the net; their gradients are averaged.
+        crop: side of the training square, in pixels (COCO: 481).
+        scales: of which one is drawn for each image (deeplab-pytorch: 0.5 to 1.5).
+        loss: ``"balanced"``, AdvCAM's class-balanced cross-entropy, or ``"cross_entropy"``, deeplab-pytorch's.
+        optimizer: ``lr`` is the backbone's; the pyramid's weights have 10 times as much, its biases 20 times, without
+            decay.
+        ema_decay: of an exponential moving average of the weights, which is saved then; None for none.
+        checkpoint_every: steps between two checkpoints.
+        test_scales: of the whole image in testing; logits are averaged.
+        test_flip: whether to average over the mirror image, too.
+        crf: recipe of the CRF that predictions pass in a second copy; None for none.
     """
 
-    weights: Path
-    predictions: Mapping[str, Path]
+    backbone: Backbone = Backbone(RESNET101)
+    stride_in: StrideIn | None = None
+    rates: tuple[int, ...] = (6, 12, 18, 24)
+    msc: tuple[float, ...] = (0.5, 0.75)
+    class_map: str | Path | None = None
+    class_offset: int = 0
+    trained: str | Path | None = None
+    steps: PositiveInt = 30000
+    batch: PositiveInt = 10
+    grad_accum: PositiveInt = 1
+    crop: PositiveInt = 321
+    scales: tuple[float, ...] = SEGMENTATION_SCALES
+    loss: str = "balanced"
+    optimizer: Optimizer = Optimizer(2.5e-4, weight_decay=5e-4, lr_update_every=10)
+    ema_decay: float | None = None
+    checkpoint_every: PositiveInt = 1000
+    test_scales: tuple[float, ...] = (1.0,)
+    test_flip: bool = False
+    crf: str | None = "deeplab"
+
+    def __post_init__(self) -> None:
+        for name in ("scales", "test_scales"):
+            if not getattr(self, name) or not all(0 < scale <= 16 for scale in getattr(self, name)):
+                raise AdvCAMError(f"segmentation: {name} must lie between 0 and 16, got {getattr(self, name)}")
+        if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
+            raise AdvCAMError(f"segmentation: ema_decay must lie in [0, 1), got {self.ema_decay}; 0.999 is usual")
+        if self.class_map is None and self.class_offset:
+            raise AdvCAMError(f"segmentation: class_offset {self.class_offset} has no effect without class_map")
+        if self.class_map is not None and self.trained is not None:
+            raise AdvCAMError("segmentation: class_map starts a training, and trained needs none: give one of them")
+        lookup(self.loss, SEGMENTATION_LOSSES, "loss")
+        if self.crf is not None:
+            lookup(self.crf, CRF_RECIPES, "CRF recipe")
+
+    @property
+    def crfs(self) -> tuple[str | None, ...]:
+        """The CRF recipes that predictions are made with: none, and ``crf`` if given."""
+        return (None, self.crf) if self.crf else (None,)
+
+    def make_net(self, classes: Sequence[str], seed: int = 0) -> DeepLab:
+        """Return the trained net, or one to train, of these foreground classes."""
+        if self.trained is None:
+            class_map = None
+            if self.class_map is not None:
+                found = read_class_map(self.class_map, classes, self.class_offset)
+                class_map = {k + 1: depicting for k, depicting in found.items()}
+            try:
+                return deeplab(
+                    self.backbone,
+                    len(classes) + 1,
+                    stride_in=self.stride_in,
+                    rates=self.rates,
+                    scales=self.msc,
+                    seed=seed,
+                    class_map=class_map,
+                )
+            except UnknownClassError as error:
+                raise AdvCAMError(
+                    f"{error}; check class_map ({self.class_map}) and class_offset ({self.class_offset})"
+                ) from error
+        net, _ = load_net(self.trained, DEEPLAB)
+        if net.spec.num_labels != len(classes) + 1:
+            raise AdvCAMError(f"{self.trained} has {net.spec.num_labels - 1} classes; the data has {len(classes)}")
+        return net
+
+
+#: By data set. AdvCAM's settings for COCO are not known beyond "DeepLab's default settings"; steps, batch and rate are
+#: those of LPCAM, a follow-up that trains the same net on COCO, and the crop is that of RIB's configuration.
+SETTINGS: dict[str, SegmentationConfig] = {
+    "voc": SegmentationConfig(),
+    "coco": SegmentationConfig(
+        steps=100000,
+        batch=20,
+        grad_accum=2,
+        crop=481,
+        optimizer=Optimizer(2e-4, weight_decay=5e-4, lr_update_every=10),
+        loss="cross_entropy",
+        checkpoint_every=2000,
+    ),
+}
 
 
 def segment(
-    settings: SegmentationSettings,
+    config: SegmentationConfig,
     data: SegmentationData,
     masks: Path,
     tests: Sequence[SegmentationData],
     out: Path,
-) -> SegmentationSummary:
-    """Train a segmentation net on pseudo masks, and let it label the images of other splits.
+    runtime: Runtime = Runtime(),
+) -> dict[str, Path]:
+    """Train a segmentation net on pseudo masks, and predict the masks of other splits.
 
     Under ``torchrun`` or ``srun``, all ranks share each batch, and then the images; they need to see the same folder.
     In a SLURM array the training is one job's, and predictions are shared.
 
     Args:
-        settings: how; with ``settings.trained``, nothing is trained.
-        data: the images that the masks are of; their true masks are not read.
-        masks: the folder of the masks, ``<id>.png``.
-        tests: what is labelled.
+        config: the settings; with ``config.trained``, nothing is trained.
+        data: the images of the masks; their true masks are not read.
+        masks: folder of the masks, ``<id>.png``.
+        tests: splits to predict.
         out: the folder.
+        runtime: device, workers, precision and seed.
+
+    Returns:
+        The folder of predictions of each split and, as ``<split>_crf``, of those after the CRF.
 
     Raises:
-        AdvCAMError: as `train_segmentation` and `predict`.
+        AdvCAMError: As `train_segmentation` and `predict`.
 
     Example:
         >>> data, val = read_voc("VOCdevkit", "train_aug"), read_voc("VOCdevkit", "val")  # doctest: +SKIP
         >>> segment(SETTINGS["voc"], data, Path("run/irn/masks"), [val], Path("run/net"))  # doctest: +SKIP
     """
-    net = trained_net(settings, data, masks, out)
-    made: dict[str, Path] = {}
-    for test in tests:
-        for recipe in recipes_of(settings):
-            folder = predict(dataclasses.replace(settings, crf=recipe), net, test, out)
-            made[folder.name] = folder
-    return SegmentationSummary(Path(settings.trained or out / FOLDER / WEIGHTS), made)
+    net = trained_net(config, data, masks, out, runtime)
+    folders = [predict(config, net, test, out, runtime, crf=crf) for test in tests for crf in config.crfs]
+    return {folder.name: folder for folder in folders}
 
 
 def trained_net(
-    settings: SegmentationSettings,
-    data: SegmentationData,
-    masks: Path,
-    out: Path,
+    config: SegmentationConfig, data: SegmentationData, masks: Path, out: Path, runtime: Runtime
 ) -> DeepLab:
-    """The net of ``settings.trained``; or one that is trained on masks, as `train_segmentation` does it.
-
-    Raises:
-        AdvCAMError: as `train_segmentation`, or it is not trained yet and this is a share of a SLURM array.
-    """
-    net = settings.make_net(data.classes)
-    if settings.trained is not None:
+    """Return the net of ``config.trained``, or one that is trained on masks as `train_segmentation` does."""
+    net = config.make_net(data.classes, runtime.seed)
+    if config.trained is not None:
         return net
     if shard_of().world > shard_of_launch().world and not (out / FOLDER / WEIGHTS).is_file():
-        raise AdvCAMError("a net is trained in one job: start this once outside of the SLURM array, and then again")
-    return train_segmentation(settings, net, data, masks, out)
-
-
-def recipes_of(settings: SegmentationSettings) -> tuple[str | None, ...]:
-    """The recipes of the CRF that predictions are made with: without one, and with the settings' if there is one."""
-    return (None, settings.crf) if settings.crf else (None,)
+        raise AdvCAMError("a net is trained in one job: run this once outside of the SLURM array, then again in it")
+    return train_segmentation(config, net, data, masks, out, runtime)
 
 
 def predictions_folder(out: Path, split: str, crf: str | None) -> Path:
-    """Where the label maps of a split are, or would be."""
+    """Return the folder of a split's predictions."""
     return out / "predictions" / (f"{split}_crf" if crf else split)
 
 
 def train_segmentation(
-    settings: SegmentationSettings,
+    config: SegmentationConfig,
     net: DeepLab,
     data: SegmentationData,
     masks: Path,
     out: Path,
+    runtime: Runtime = Runtime(),
 ) -> DeepLab:
-    """Train a net on the masks of a folder, or go on with a training that was interrupted.
+    """Train a net on the masks of a folder, or resume its training. Masks that are void throughout are left out.
 
-    Killed at any moment, a training on the CPU ends with the same bits. Masks that are void alone are left out.
+    A training on the CPU that is interrupted and resumed ends with the same bits.
 
     Args:
-        settings: how.
+        config: the settings.
         net: with a new pyramid; trained in place.
         data: the images; their true masks are not read.
-        masks: the folder of the masks, ``<id>.png``.
+        masks: folder of the masks, ``<id>.png``.
         out: the folder; the net is ``out/deeplab/deeplab.safetensors``.
+        runtime: device, workers, precision and seed.
 
     Returns:
-        The trained net, in eval mode, as it was saved.
+        The net as saved, in eval mode.
 
     Raises:
-        AdvCAMError: masks are missing or cannot be used, the folder holds another training (the difference is told),
-            there are too few images, the loss is not finite, or a file cannot be written.
+        AdvCAMError: Masks are missing or cannot be used, the folder holds another training, there are too few images,
+            or the loss is not finite.
     """
-    s, many = settings, MultiScale(net)
     _check_classes(net, data)
-    found = look_at_masks(masks, data, s.workers)
-    if found.void:
-        logger.info(f"{len(found.void)} of {len(data.samples)} masks are void alone and left out: {few(found.void)}")
-    transform = SegmentationTrain(s.crop, s.scales, net.mean, net.std)
+    checked = check_masks(masks, data, runtime.workers)
+    if checked.void:
+        logger.info(
+            f"{len(checked.void)} of {len(data.samples)} masks are void throughout, left out: {few(checked.void)}"
+        )
+    transform = SegmentationTrain(config.crop, config.scales, net.mean, net.std)
+    settings = dataclasses.asdict(config)
     task = TrainingTask(
         name="segmentation net",
-        net=many,
-        items=MaskedImages(found, len(data.classes), transform),
-        loss=summed_over_grids(SEGMENTATION_LOSSES[s.loss]),
-        groups=_groups(net, s),
-        optimizer=Optimizer(s.lr, None, s.weight_decay, s.momentum, s.power, lr_update_every=s.lr_update_every),
-        epochs=0,
-        steps=s.steps,
-        batch=s.batch,
-        grad_accum=s.grad_accum,
-        ema_decay=s.ema_decay,
-        checkpoint_every=s.checkpoint_every,
-        runtime=Runtime(s.device, s.workers, s.autocast, seed=s.seed, overwrite=s.overwrite),
+        net=MultiScale(net),
+        items=MaskedImages(checked, len(data.classes), transform),
+        loss=summed_over_grids(SEGMENTATION_LOSSES[config.loss]),
+        groups=_groups(net, config.optimizer),
+        optimizer=config.optimizer,
+        steps=config.steps,
+        batch=config.batch,
+        grad_accum=config.grad_accum,
+        ema_decay=config.ema_decay,
+        checkpoint_every=config.checkpoint_every,
+        runtime=runtime,
         depends_on=to_json(
             {
-                **{name: getattr(s, name) for name in _TRAINING},
+                **{name: settings[name] for name in _TRAINING},
                 **net_config(net, net.spec),
+                "seed": runtime.seed,
+                "autocast": runtime.autocast,
                 "data": f"{data.name} {data.split}",
                 "images": fingerprint(data),
-                "masks": found.digest,
+                "masks": checked.digest,
             }
         ),
         save=lambda path: save_net(path, net, data.classes),
@@ -191,71 +280,76 @@ def train_segmentation(
 
 def _check_classes(net: DeepLab, data: SegmentationData) -> None:
     if net.spec.num_labels != len(data.classes) + 1:
-        raise AdvCAMError(f"the net tells {net.spec.num_labels - 1} classes apart; {data.name} has {len(data.classes)}")
+        raise AdvCAMError(f"the net has {net.spec.num_labels - 1} classes; {data.name} has {len(data.classes)}")
 
 
-def _groups(net: DeepLab, s: SegmentationSettings) -> tuple[Group, ...]:
-    """deeplab-pytorch's: the backbone's weights but its norms', and the pyramid's weights and biases."""
-    pyramid = {part: [p for name, p in net.aspp.named_parameters() if name.endswith(part)] for part in
-               ("weight", "bias")}  # fmt: skip
+def _groups(net: DeepLab, optimizer: Optimizer) -> tuple[Group, ...]:
+    """deeplab-pytorch's groups: the backbone without its norms, and the pyramid's weights and biases."""
+    weights, biases = (
+        [p for name, p in net.aspp.named_parameters() if name.endswith(part)] for part in ("weight", "bias")
+    )
     return (
-        Group("backbone", net.trunk.parameters(), s.lr, s.weight_decay),
-        Group("pyramid", pyramid["weight"], 10 * s.lr, s.weight_decay),
-        Group("pyramid_biases", pyramid["bias"], 20 * s.lr, 0.0),
+        Group("backbone", net.trunk.parameters(), optimizer.lr, optimizer.weight_decay),
+        Group("pyramid", weights, 10 * optimizer.lr, optimizer.weight_decay),
+        Group("pyramid_biases", biases, 20 * optimizer.lr, 0.0),
     )
 
 
 def predict(
-    settings: SegmentationSettings,
+    config: SegmentationConfig,
     net: DeepLab,
     data: SegmentationData,
     out: Path,
+    runtime: Runtime = Runtime(),
+    *,
+    crf: str | None = None,
     shard: Shard | None = None,
 ) -> Path:
-    """Label the images of a split, and write the label maps to ``out/predictions/<split>/<id>.png``.
+    """Write the predictions of a split to ``out/predictions/<split>/<id>.png``.
 
-    Whole images go through the net. Label maps that are there are kept. An image that cannot be done does not stop the
-    others. Processes of one launch wait for each other.
+    Whole images go through the net. Processes of one launch wait for each other.
 
     Args:
-        settings: the test scales, whether to flip, and the CRF; with a CRF the folder is ``<split>_crf``.
-        net: trained; its mode and device are as before afterwards.
+        config: test scales and flip.
+        net: trained; its mode and device are restored.
         data: the images.
         out: the folder.
-        shard: which share is done here; None asks the environment (``torchrun``, SLURM).
+        runtime: device and workers.
+        crf: recipe of a CRF; the folder is ``<split>_crf`` then.
+        shard: share of the images; None asks the environment (``torchrun``, SLURM).
 
     Returns:
-        The folder of the label maps.
+        The folder of the predictions.
 
     Raises:
-        AdvCAMError: the label maps there are of another net or settings, a file cannot be written, or, after all
-            others were done, some images could not be.
+        AdvCAMError: The predictions there are of another net or settings, or some images failed; all others are done
+            then.
     """
-    s = settings
     _check_classes(net, data)
     if not data.samples:
-        raise AdvCAMError(f"no images in {data.name} {data.split} at {data.root}: look at its list")
+        raise AdvCAMError(f"no images in {data.name} {data.split} at {data.root}: check its list")
     shard = shard_of() if shard is None else shard
-    device, many = choose_device(s.device, shard.local), MultiScale(net)
-    folder = predictions_folder(out, data.split, s.crf)
+    device, many = runtime.torch_device(shard), MultiScale(net)
+    folder = predictions_folder(out, data.split, crf)
 
     def make(pixels: Tensor) -> Tensor:
         pixels = pixels.to(device)
-        logits = segmentation_logits(many, pixels, s.test_scales, flip=s.test_flip)
-        if s.crf:
-            logits = DenseCRF(pixels[None], s.crf)(unary_from_logits(logits[None]))[0]
+        logits = segmentation_logits(many, pixels, config.test_scales, flip=config.test_flip)
+        if crf:
+            logits = DenseCRF(pixels[None], crf)(unary_from_logits(logits[None]))[0]
         return logits.argmax(0).to(torch.uint8).cpu()
 
+    about = {"scales": config.test_scales, "flip": config.test_flip, "crf": crf, "data": data.name}
     stage = LabelStage(
-        "predictions after the CRF" if s.crf else "predictions",
+        "predictions after the CRF" if crf else "predictions",
         folder,
-        {"scales": s.test_scales, "flip": s.test_flip, "crf": s.crf, "data": data.name, **net_config(net, net.spec)},
+        {**about, **net_config(net, net.spec)},
         lambda sample: to_bytes(read_rgb(sample.image)),
         make,
     )
     with as_found(many):
         many.to(device).eval()
-        run_stage(stage, data, workers=s.workers, overwrite=s.overwrite, shard=shard)
+        run_stage(stage, data, workers=runtime.workers, overwrite=runtime.overwrite, shard=shard)
     if shard.world == shard_of_launch().world:
         wait_for_ranks(folder, data)
     return folder
@@ -263,16 +357,16 @@ def predict(
 
 @torch.no_grad()
 def segmentation_logits(net: MultiScale, pixels: Tensor, scales: Sequence[float] = (1.0,), *, flip: bool) -> Tensor:
-    """The logits of an image, the mean over scales and, it may be, its mirror image.
+    """Return the logits of an image, averaged over scales and, with ``flip``, its mirror image.
 
     Args:
         net: in eval mode.
         pixels: ``(3, H, W)`` uint8, on the net's device.
         scales: factors of the image's size.
-        flip: whether its mirror image is asked too.
+        flip: whether to average over the mirror image, too.
 
     Returns:
-        ``(K, H, W)``: each enlarged to the image (bilinear, half-pixel centres), then averaged.
+        ``(K, H, W)``: each resized to the image (bilinear, half-pixel centres), then averaged.
     """
     image, size = normalised(pixels[None], net.net.mean, net.net.std), pixels.shape[1:]
     images = torch.cat([image, image.flip(-1)]) if flip else image
@@ -283,163 +377,3 @@ def segmentation_logits(net: MultiScale, pixels: Tensor, scales: Sequence[float]
         logits = F.interpolate(net(scaled).float(), size, mode="bilinear", align_corners=False)
         total += logits[0] + (logits[1].flip(-1) if flip else 0)
     return total / (len(scales) * len(images))
-
-
-@dataclass(frozen=True)
-class SegmentationSettings:
-    """How a segmentation net is trained and tested. The defaults are AdvCAM's for VOC (the authors' issue 9) and, where
-    they say nothing, deeplab-pytorch's, which they trained with.
-
-    Attributes:
-        backbone: ResNet-101; see `advcam_attr.networks.deeplab.deeplab`, as for the next ones.
-        model_args, checkpoint, random_weights, mean, std: of the backbone; ImageNet weights by default, as AdvCAM.
-        stride: 8, the output stride.
-        stride_in: ``"1x1"`` or ``"3x3"``, by default as the weights were trained.
-        stride_mode: how a timm backbone's stride is lowered.
-        rates: 6, 12, 18 and 24, of the pyramid.
-        msc: 0.5 and 0.75, the scales besides 1 at which the net sees each image; none for one scale.
-        train_from: the module of the backbone from which on weights are trained; ``"aspp"`` trains the pyramid alone,
-            and None all, as there.
-        class_map: a JSON file that says which classes of the backbone's own classifier depict the data's; the pyramid
-            starts from their weights (`advcam_attr.data.class_names`). None starts from random ones, as there.
-        class_offset: is added to the file's classes; 1 for backbones whose class 0 is the background.
-        trained: a file of a trained net; then none is trained.
-        steps: 30000 updates (deeplab-pytorch: 20000).
-        batch: 10 images an update, whatever the number of ranks. ("Batch 10" may mean 5 × 2 or 10 × 2 there.)
-        grad_accum: in how many parts a batch goes through the net, to save memory; their gradients are averaged.
-        crop: 321 pixels (COCO: 481).
-        scales: 0.5 to 2 by 0.25 (deeplab-pytorch: 0.5 to 1.5), of which one is drawn for each image.
-        loss: ``"balanced"``, AdvCAM's class-balanced cross-entropy, or ``"cross_entropy"``, deeplab-pytorch's.
-        lr: 2.5e-4 of the backbone; the pyramid's weights learn 10 and its biases 20 times as fast.
-        weight_decay: 5e-4, of all but the pyramid's biases.
-        momentum: 0.9.
-        power: 0.9, of the poly schedule.
-        lr_update_every: 10 steps, after which learning rates follow the schedule.
-        ema_decay: decay of an exponential moving average of the weights, which is kept then; None for none, as there.
-        autocast: precision of the forward pass; None for float32 as in deeplab-pytorch.
-        seed: of the pyramid's weights, of order and augmentation.
-        checkpoint_every: steps between two checkpoints.
-        test_scales: 1, of the whole image in testing, whose logits are averaged. (MSC is within each of them.)
-        test_flip: False; average over the mirror image too.
-        crf: the recipe of the CRF that predictions go through once more, ``"deeplab"``; None leaves it out.
-        workers: processes that read images in training, threads elsewhere.
-        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
-        overwrite: a training with other settings makes way, and predictions are made anew.
-    """
-
-    backbone: str = RESNET101
-    model_args: Mapping[str, Any] = field(default_factory=dict)
-    checkpoint: str | Path | None = None
-    random_weights: bool = False
-    mean: Sequence[float] | None = None
-    std: Sequence[float] | None = None
-    stride: int = 8
-    stride_in: StrideIn | None = None
-    stride_mode: StrideMode = "dilation"
-    rates: tuple[int, ...] = (6, 12, 18, 24)
-    msc: tuple[float, ...] = (0.5, 0.75)
-    train_from: str | None = None
-    class_map: str | Path | None = None
-    class_offset: int = 0
-    trained: str | Path | None = None
-    steps: int = 30000
-    batch: int = 10
-    grad_accum: int = 1
-    crop: int = 321
-    scales: tuple[float, ...] = SEGMENTATION_SCALES
-    loss: str = "balanced"
-    lr: float = 2.5e-4
-    weight_decay: float = 5e-4
-    momentum: float = 0.9
-    power: float = 0.9
-    lr_update_every: int = 10
-    ema_decay: float | None = None
-    autocast: Autocast | None = None
-    seed: int = 0
-    checkpoint_every: int = 1000
-    test_scales: tuple[float, ...] = (1.0,)
-    test_flip: bool = False
-    crf: str | None = "deeplab"
-    workers: int = 4
-    device: str = "auto"
-    overwrite: bool = False
-
-    def __post_init__(self) -> None:
-        """Refuse numbers that mean nothing, and choices that do not go together.
-
-        Raises:
-            AdvCAMError: with what would do.
-        """
-        for name in ("steps", "batch", "grad_accum", "crop", "lr_update_every", "checkpoint_every"):
-            if getattr(self, name) < 1:
-                raise AdvCAMError(f"segmentation: {name} must be at least 1, got {getattr(self, name)}")
-        for name in ("lr", "weight_decay", "momentum", "power", "workers", "seed"):
-            if not (getattr(self, name) >= 0 and math.isfinite(getattr(self, name))):
-                raise AdvCAMError(f"segmentation: {name} must not be negative, got {getattr(self, name)}")
-        for name in ("scales", "test_scales"):
-            if not getattr(self, name) or not all(0 < scale <= 16 for scale in getattr(self, name)):
-                raise AdvCAMError(f"segmentation: {name} must lie between 0 and 16, got {getattr(self, name)}")
-        if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
-            raise AdvCAMError(f"segmentation: ema_decay must lie in [0, 1), got {self.ema_decay}; 0.999 is usual")
-        if self.class_map is None and self.class_offset:
-            raise AdvCAMError(
-                f"segmentation: class_offset {self.class_offset} has no file to go with: give class_map too"
-            )
-        if self.class_map is not None and self.trained is not None:
-            raise AdvCAMError(
-                "segmentation: class_map is the start of a training, and trained needs none: give one of them"
-            )
-        lookup(self.loss, SEGMENTATION_LOSSES, "loss")
-        if self.crf is not None:
-            lookup(self.crf, CRF_RECIPES, "CRF recipe")
-
-    def make_net(self, classes: Sequence[str]) -> DeepLab:
-        """The net: the trained one, or one to be trained.
-
-        Args:
-            classes: the names of the foreground's.
-
-        Raises:
-            AdvCAMError: it cannot be made, or the trained one has other classes.
-        """
-        if self.trained is None:
-            class_map = None
-            if self.class_map is not None:
-                found = read_class_map(self.class_map, classes, self.class_offset)
-                class_map = {k + 1: depicting for k, depicting in found.items()}
-            backbone = Backbone(
-                self.backbone,
-                self.model_args,
-                self.checkpoint,
-                self.random_weights,
-                self.stride,
-                self.stride_mode,
-                self.train_from,
-                self.mean,
-                self.std,
-            )
-            try:
-                return deeplab(
-                    backbone, len(classes) + 1, stride_in=self.stride_in, rates=self.rates, scales=self.msc,
-                    seed=self.seed, class_map=class_map,
-                )  # fmt: skip
-            except UnknownClassError as error:
-                raise AdvCAMError(
-                    f"{error}; look at class_map ({self.class_map}) and class_offset ({self.class_offset})"
-                ) from error
-        net, _ = load_net(self.trained, DEEPLAB)
-        if net.spec.num_labels != len(classes) + 1:
-            raise AdvCAMError(
-                f"{self.trained} tells {net.spec.num_labels - 1} classes apart; the data has {len(classes)}"
-            )
-        return net
-
-
-#: By data set. AdvCAM tells of COCO that it follows DeepLab's default settings; steps, batch and rate are those of
-#: LPCAM, a follow-up that trains the same net on COCO, and the crop is that of RIB's configuration.
-SETTINGS: dict[str, SegmentationSettings] = {
-    "voc": SegmentationSettings(),
-    "coco": SegmentationSettings(
-        steps=100000, batch=20, grad_accum=2, crop=481, lr=2e-4, loss="cross_entropy", checkpoint_every=2000
-    ),
-}

@@ -1,23 +1,14 @@
-"""A configuration in; the stages of weakly supervised segmentation over one run folder, from classifier to masks, out.
+"""The stages of weakly supervised semantic segmentation over a run folder: from images with labels to scored masks.
 
-Every stage reads what the one before it has written, tells what it reads and writes, and does nothing again that is
-there. The folder of a run:
-
-- ``classifier/``: the trained net, its log and its measures (`advcam_attr.pipelines.wsss.classifier`);
-- ``seeds/cam/``, ``seeds/advcam/``: localization maps (`advcam_attr.pipelines.maps`), and their ``evaluation.json``;
-- ``refined/cam/``, ``refined/advcam/``: pseudo ground truth, a folder a step (`advcam_attr.pipelines.wsss.refine`);
-- ``segmentation/cam/``, ``segmentation/advcam/``: a net that has learnt from that, and its label maps
-  (`advcam_attr.pipelines.wsss.segment`);
-- ``tables.md``, ``report.json``: the paper's tables with this run's rows (`advcam_attr.pipelines.wsss.score`);
-- ``run.log``: what the stages logged, with times.
+Each stage reads what the one before wrote, and resumes where it was interrupted; existing results are not recomputed.
+Under ``torchrun`` or ``srun``, all processes work at each stage together.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+import time
 from dataclasses import replace
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -28,280 +19,248 @@ from advcam_attr.attr.adapters import base_of
 from advcam_attr.attr.advcam import as_base
 from advcam_attr.data.class_names import read_class_map
 from advcam_attr.data.masks import SaliencyFolder
-from advcam_attr.data.samples import SegmentationData, without_missing
+from advcam_attr.data.samples import SegmentationData
 from advcam_attr.files import files_digest
 from advcam_attr.heads import view
 from advcam_attr.metrics.evaluation import MaskEvaluation
-from advcam_attr.networks.backbone import Backbone
-from advcam_attr.networks.cam_net import CAM_NET, CAMNet, cam_net
+from advcam_attr.networks.cam_net import CAM_NET, cam_net
 from advcam_attr.networks.generators import load_generator
 from advcam_attr.networks.net_file import load_net
-from advcam_attr.pipelines.config import path_of, recorded_config, with_paths
 from advcam_attr.pipelines.evaluate import evaluate_masks, left_out, write_mask_evaluation
 from advcam_attr.pipelines.maps import MapSettings, MapSummary, make_seeds, seed_store
-from advcam_attr.pipelines.wsss.classifier import WEIGHTS, ClassifierResult, train_classifier
-from advcam_attr.pipelines.wsss.config import DataConfig, WSSSConfig, folder_of
-from advcam_attr.pipelines.wsss.refine import RefineSummary, check_refined, final_step, refine
-from advcam_attr.pipelines.wsss.segment import SegmentationSettings, predict, recipes_of, trained_net
+from advcam_attr.pipelines.wsss import classifier, segment
+from advcam_attr.pipelines.wsss.classifier import ClassifierResult, train_classifier
+from advcam_attr.pipelines.wsss.refine import check_refined, refine
+from advcam_attr.pipelines.wsss.run import Run
+from advcam_attr.pipelines.wsss.score import Scores, evaluate
 from advcam_attr.runs.map_store import MapStore
 from advcam_attr.runs.npy_maps import export_maps, import_maps, npy_files
+from advcam_attr.runs.progress import Progress, maps_progress, masks_progress, training_progress
 from advcam_attr.runs.provenance import check_settings, read_record
-from advcam_attr.runs.runtime import Runtime
-from advcam_attr.runs.sharding import shard_of_launch
+from advcam_attr.runs.sharding import shard_of, shard_of_launch, wait_for
 from advcam_attr.types import AdvCAMError
 
 logger = logging.getLogger(__name__)
 
 
-def train(
-    config: WSSSConfig,
-) -> ClassifierResult:
-    """The stage ``classifier``.
+def train(run: Run) -> ClassifierResult:
+    """Train the classifier.
 
     Raises:
-        AdvCAMError: the net is a published generator; or as `advcam_attr.pipelines.wsss.classifier.train_classifier`.
+        AdvCAMError: The net is a published generator, or as `train_classifier`.
     """
-    if config.net.generator is not None:
-        raise AdvCAMError(f"the net is {config.net.generator}'s, which comes trained: go on with the seeds")
-    data = read_split(config.data, config.data.train)
-    val = None if config.data.val is None else read_split(config.data, config.data.val)
-    logger.info(
-        f"reading {data.root}: {_told(data)}" + ("" if val is None else f" to train on, {_told(val)} to validate on")
-    )
-    net = config.net
-    class_map = None
-    if net.class_map is not None:
-        class_map = read_class_map(path_of(net.class_map), data.classes, net.class_offset)
-    backbone = Backbone(
-        net.backbone,
-        net.model_args,
-        None if net.checkpoint is None else path_of(net.checkpoint),
-        net.random_weights,
-        net.stride,
-        net.stride_mode,
-        net.train_from,
-        net.mean,
-        net.std,
-    )
-    model = cam_net(backbone, len(data.classes), seed=net.seed, class_map=class_map)
-    with recorded_config(folder_of(config), config):
-        return train_classifier(config.classifier, model, data, val, folder_of(config, "classifier"))
+    net, splits = run.config.net, run.config.data
+    if net.generator is not None:
+        raise AdvCAMError(f"{net.generator}'s net is trained already: go on with the seeds")
+    data = run.split(splits.train)
+    val = None if splits.val is None else run.split(splits.val)
+    logger.info(f"training on {_about(data)}" + ("" if val is None else f", validating on {_about(val)}"))
+    class_map = None if net.class_map is None else read_class_map(Path(net.class_map), data.classes, net.class_offset)
+    model = cam_net(net.backbone, len(data.classes), seed=run.runtime.seed, class_map=class_map)
+    with run.recorded():
+        return train_classifier(run.config.classifier, model, data, val, run.folder("classifier"), run.runtime)
 
 
-def seeds(config: WSSSConfig, *, overwrite: bool = False) -> list[MapSummary]:
-    """The stage ``seeds``: the maps of every method.
+def seeds(run: Run) -> list[MapSummary]:
+    """Make the localization maps of every method.
 
     Raises:
-        AdvCAMError: there is no classifier yet; or as `advcam_attr.pipelines.maps.make_seeds`.
+        AdvCAMError: There is no classifier yet, or some images failed; all others are done then.
     """
-    data = read_split(config.data, config.data.seeds or config.data.train)
-    data, missing = without_missing(data)
-    logger.info(
-        f"reading {data.root}: {_told(data)}" + _named_missing(len(missing), missing[0].image if missing else None)
-    )
-    net, mean, std = seed_net(config, data)
-    c = config.seeds
+    data, config = run.seeds_data, run.config.seeds
+    logger.info(f"making maps of {_about(data)}")
+    net, mean, std = seed_net(run, data)
+    net = net.to(memory_format=torch.channels_last) if run.runtime.channels_last else net
     settings = MapSettings(
-        recipe=c.recipe, overrides=c.overrides, base=base_of(net) if config.net.generator else c.base, scales=c.scales,
-        mean=mean, std=std, batch=c.batch_rows,
-        runtime=Runtime(c.device, c.workers, c.autocast, c.channels_last, overwrite=overwrite),
-    )  # fmt: skip
-    methods = {method: replace(settings, method=method) for method in c.methods}
+        recipe=config.recipe,
+        overrides=config.overrides,
+        base=base_of(net) if run.config.net.generator else config.base,
+        scales=config.scales,
+        mean=mean,
+        std=std,
+        batch=config.batch,
+        runtime=run.runtime,
+    )
+    as_base(settings.base, view(net))
+    methods = {method: replace(settings, method=method) for method in config.methods}
+    if "advcam" in methods and config.saliency is not None:
+        methods["advcam"] = replace(methods["advcam"], saliency=SaliencyFolder(config.saliency))
     for chosen in methods.values():
         chosen.whole_recipe()
-    as_base(settings.base, view(net))
-    detector = None if c.saliency is None else SaliencyFolder(path_of(c.saliency))
     summaries = []
-    with recorded_config(folder_of(config), config):
+    with run.recorded():
         for method, chosen in methods.items():
-            chosen = replace(chosen, saliency=detector if method == "advcam" else None)
-            out = folder_of(config, "seeds", method)
+            out = run.folder("seeds", method)
             logger.info(f"making {method} seeds in {out}")
             summaries.append(make_seeds(net, data, out, chosen))
-    return summaries
-
-
-def require_all(summaries: Sequence[MapSummary]) -> None:
-    """That maps of all images were made.
-
-    Raises:
-        AdvCAMError: some were not; the first are named.
-    """
     failed = [f"{id}: {reason}" for one in summaries for id, reason in one.failed]
     if failed:
         more = f"; and {len(failed) - 5} more" if len(failed) > 5 else ""
         raise AdvCAMError(f"{len(failed)} maps could not be made: {'; '.join(failed[:5])}{more}")
-
-
-def seed_net(
-    config: WSSSConfig,
-    data: SegmentationData,
-) -> tuple[nn.Module, Any, Any]:
-    """The net that seeds are made with, and its normalisation.
-
-    Raises:
-        AdvCAMError: it is not trained yet, or of other classes than the data's.
-    """
-    if config.net.generator is not None:
-        if config.net.checkpoint is None:
-            raise AdvCAMError(f"net.generator {config.net.generator!r} needs its authors' file: give net.checkpoint")
-        path = path_of(config.net.checkpoint)
-        generator = load_generator(config.net.generator, path)
-        logger.info(f"reading {config.net.generator}'s net from {path}")
-        return _laid_out(generator, config), generator.mean, generator.std
-    path = folder_of(config, "classifier") / WEIGHTS
-    if not path.is_file():
-        raise AdvCAMError(f"there is no classifier {path}: train it first (advcam wsss classifier)")
-    net, classes = load_net(path, CAM_NET)
-    if classes != data.classes:
-        raise AdvCAMError(f"{path} is of {len(classes)} other classes than {data.name}'s {len(data.classes)}")
-    logger.info(f"reading {path}")
-    return _laid_out(net, config), net.mean, net.std
-
-
-def _laid_out(net: CAMNet | nn.Module, config: WSSSConfig) -> nn.Module:
-    return net.to(memory_format=torch.channels_last) if config.seeds.channels_last else net
-
-
-def refine_seeds(
-    config: WSSSConfig,
-) -> dict[str, RefineSummary]:
-    """The stage ``refine``: pseudo ground truth of every method's seeds.
-
-    Raises:
-        AdvCAMError: no seeds; or as `advcam_attr.pipelines.wsss.refine.refine`.
-    """
-    data = seeded_images(config)
-    settings = replace(
-        with_paths(config.refine, "saliency"),
-        irn=with_paths(config.refine.irn, "checkpoint", "trained"),
-        psa=with_paths(config.refine.psa, "checkpoint", "trained"),
-    )
-    stores = {method: seed_store(folder_of(config, "seeds", method)) for method in config.seeds.methods}
-    summaries: dict[str, RefineSummary] = {}
-    with recorded_config(folder_of(config), config):
-        for method, store in stores.items():
-            out = folder_of(config, "refined", method)
-            logger.info(f"refining {method} seeds by {settings.method} in {out}")
-            summaries[method] = refine(settings, store, data, out)
-            logger.info(str(summaries[method]))
     return summaries
 
 
-def segment_masks(
-    config: WSSSConfig,
-) -> dict[str, dict[str, MaskEvaluation]]:
-    """The stage ``segment``: a net for every method, trained on its pseudo ground truth, and what it predicts.
-
-    Predictions of ``data.val`` are scored, and ``evaluation.json`` is written beside them.
-
-    Returns:
-        For each method the scores of its predictions by their folder's name, ``val`` and, after the CRF, ``val_crf``;
-        on the first process of a launch.
+def seed_net(run: Run, data: SegmentationData) -> tuple[nn.Module, Any, Any]:
+    """Return the net that maps are made with, its mean and its std.
 
     Raises:
-        AdvCAMError: there is no pseudo ground truth yet, or other than the configuration names; no split to label; or
-            as `advcam_attr.pipelines.wsss.segment.train_segmentation` and `predict`.
+        AdvCAMError: It is not trained yet, or has other classes than the data.
     """
-    data, step = seeded_images(config), final_step(config.refine)
-    tests = labelled_images(config)
-    settings = with_paths(config.segmentation, "checkpoint", "trained", "class_map")
-    for method in config.seeds.methods:
-        check_refined(config.refine, folder_of(config, "refined", method))
-        if not folder_of(config, "refined", method, step).is_dir():
-            missing = folder_of(config, "refined", method, step)
+    net = run.config.net
+    if net.generator is not None:
+        if net.backbone.checkpoint is None:
+            raise AdvCAMError(f"net.generator {net.generator!r} needs its authors' file: give net.backbone.checkpoint")
+        logger.info(f"loading {net.generator}'s net from {net.backbone.checkpoint}")
+        generator = load_generator(net.generator, net.backbone.checkpoint)
+        return generator, generator.mean, generator.std
+    path = run.folder("classifier", classifier.WEIGHTS)
+    if not path.is_file():
+        raise AdvCAMError(f"there is no classifier {path}: train it first (advcam wsss classifier)")
+    trained, classes = load_net(path, CAM_NET)
+    if classes != data.classes:
+        raise AdvCAMError(f"{path} has {len(classes)} other classes than {data.name}'s {len(data.classes)}")
+    logger.info(f"loading {path}")
+    return trained, trained.mean, trained.std
+
+
+def refine_seeds(run: Run) -> dict[str, dict[str, Path]]:
+    """Refine every method's seeds into pseudo ground truth.
+
+    Returns:
+        For each method the folders of `advcam_attr.pipelines.wsss.refine.refine`.
+    """
+    data, config = run.seeds_data, run.config
+    stores = {method: seed_store(run.folder("seeds", method)) for method in config.seeds.methods}
+    folders: dict[str, dict[str, Path]] = {}
+    with run.recorded():
+        for method, store in stores.items():
+            out = run.folder("refined", method)
+            logger.info(f"refining {method} seeds by {config.refine.method} in {out}")
+            folders[method] = refine(config.refine, store, data, out, run.runtime)
+    return folders
+
+
+def segment_masks(run: Run) -> dict[str, dict[str, MaskEvaluation]]:
+    """Train a net on every method's pseudo ground truth, write its predictions, and score those of ``data.val``.
+
+    Returns:
+        For each method the scores by folder, ``val`` and, after the CRF, ``val_crf``; on the first process.
+
+    Raises:
+        AdvCAMError: There is no pseudo ground truth, or another than the configuration names; or as
+            `advcam_attr.pipelines.wsss.segment.segment`.
+    """
+    methods, config = run.config.seeds.methods, run.config.refine
+    data, tests = run.seeds_data, run.predicted_data
+    for method in methods:
+        check_refined(config, run.folder("refined", method))
+        if not run.folder("refined", method, config.final_step).is_dir():
+            missing = run.folder("refined", method, config.final_step)
             raise AdvCAMError(f"no pseudo ground truth in {missing}: make it first (advcam wsss refine)")
-    with recorded_config(folder_of(config), config):
-        return {method: _segmented(config, method, settings, data, tests) for method in config.seeds.methods}
-
-
-def _segmented(
-    config: WSSSConfig,
-    method: str,
-    settings: SegmentationSettings,
-    data: SegmentationData,
-    tests: Mapping[str, SegmentationData],
-) -> dict[str, MaskEvaluation]:
-    """The net of one method's masks: trained, its predictions made, and those of ``val`` scored."""
-    out = folder_of(config, "segmentation", method)
-    masks = folder_of(config, "refined", method, final_step(config.refine))
-    logger.info(f"segmenting in {out} by what a net learns from {masks}")
-    net = trained_net(settings, data, masks, out)
-    found: dict[str, MaskEvaluation] = {}
-    for (name, test), recipe in product(tests.items(), recipes_of(settings)):
-        folder = predict(replace(settings, crf=recipe), net, test, out)
-        if name == "val" and shard_of_launch().rank == 0:
-            evaluation = found[folder.name] = evaluate_masks(folder, test)
-            for line in left_out(evaluation.scope):
-                logger.info(line)
-            report = write_mask_evaluation(evaluation, folder)
-            logger.info(f"{folder}: mIoU {100 * evaluation.scores().mean_iou:.2f} ({report})")
+    found: dict[str, dict[str, MaskEvaluation]] = {method: {} for method in methods}
+    with run.recorded():
+        for method in methods:
+            out, masks = run.folder("segmentation", method), run.folder("refined", method, config.final_step)
+            logger.info(f"segmenting in {out} by a net trained on {masks}")
+            folders = segment.segment(run.config.segmentation, data, masks, [*tests.values()], out, run.runtime)
+            for crf in run.config.segmentation.crfs if "val" in tests and shard_of_launch().rank == 0 else ():
+                folder = segment.predictions_folder(out, tests["val"].split, crf)
+                found[method][folder.name] = _score(folders[folder.name], tests["val"])
     return found
 
 
-def export_seeds(
-    seeds: Path,
-    out: Path,
-    dictionary: str,
-) -> None:
-    """Write the maps of ``run/seeds/METHOD`` as other projects' ``.npy`` dictionaries.
+def _score(folder: Path, data: SegmentationData) -> MaskEvaluation:
+    evaluation = evaluate_masks(folder, data)
+    for line in left_out(evaluation.scope):
+        logger.info(line)
+    report = write_mask_evaluation(evaluation, folder)
+    logger.info(f"{folder}: mIoU {100 * evaluation.scores().mean_iou:.2f} ({report})")
+    return evaluation
+
+
+def run_all(run: Run) -> Scores | None:
+    """Run all stages: classifier, unless the net is a published generator; seeds, refine, segment, evaluate.
+
+    A run that was interrupted and started again ends with the same files as one that was not.
+
+    Returns:
+        The scores, on the first process of a launch.
 
     Raises:
-        AdvCAMError: no seeds there, an unknown dictionary, or a file that cannot be written.
+        AdvCAMError: A stage failed, or this is a share of a SLURM array, which trains nothing.
     """
-    count = export_maps(seed_store(seeds), out, dictionary)
+    launch, begin = shard_of_launch(), time.monotonic()
+    if shard_of().world > launch.world:
+        raise AdvCAMError("a run is one job's, not an array's: start it outside of the array, or its seeds alone in it")
+    if launch.rank == 0:
+        for stage in progress(run):
+            logger.info(str(stage))
+    for method in run.config.seeds.methods:
+        check_refined(run.config.refine, run.folder("refined", method))
+    if run.config.net.generator is None:
+        train(run)
+    seeds(run)
+    wait_for(lambda: _missing_maps(run))
+    refine_seeds(run)
+    segment_masks(run)
+    if launch.rank > 0:
+        return None
+    scores = evaluate(run)
+    logger.info(f"finished in {time.monotonic() - begin:.0f} s")
+    return scores
+
+
+def progress(run: Run) -> list[Progress]:
+    """Return the progress of each stage; nothing is written."""
+    config, data, methods = run.config, run.seeds_data, run.config.seeds.methods
+    stages = []
+    if config.net.generator is None:
+        steps = len(run.split(config.data.train).samples) // config.classifier.batch * config.classifier.epochs
+        stages.append(training_progress("classifier", run.folder("classifier"), classifier.WEIGHTS, steps))
+    for method in methods:
+        stages.append(maps_progress(f"seeds {method}", run.folder("seeds", method, "maps"), data.samples))
+    for method in methods:
+        folder = run.folder("refined", method, config.refine.final_step)
+        stages.append(masks_progress(f"refine {method}", folder, data.samples))
+    for method in methods:
+        out = run.folder("segmentation", method)
+        if config.segmentation.trained is None:
+            name, steps = f"segment {method}: training", config.segmentation.steps
+            stages.append(training_progress(name, out / segment.FOLDER, segment.WEIGHTS, steps))
+        for test in run.predicted_data.values():
+            for crf in config.segmentation.crfs:
+                folder = segment.predictions_folder(out, test.split, crf)
+                stages.append(masks_progress(f"segment {method}: {folder.name}", folder, test.samples))
+    return stages
+
+
+def _missing_maps(run: Run) -> list[str]:
+    stores = [MapStore(run.folder("seeds", method, "maps")) for method in run.config.seeds.methods]
+    ids = [sample.id for sample in run.seeds_data.samples]
+    return [f"maps of {id}" for store in stores for id in store.missing(ids)]
+
+
+def export_seeds(folder: Path, out: Path, dictionary: str) -> None:
+    """Write the maps of ``run/seeds/METHOD`` as other projects' ``.npy`` dictionaries."""
+    count = export_maps(seed_store(folder), out, dictionary)
     logger.info(f"wrote {count} files of {dictionary.upper()}'s format to {out}")
 
 
-def import_seeds(
-    folder: Path,
-    seeds: Path,
-) -> None:
+def import_seeds(folder: Path, out: Path) -> None:
     """Read other projects' ``.npy`` dictionaries into ``run/seeds/METHOD``, where `evaluate` finds them.
 
-    The same folder may be read again with other files: then what was made of the seeds is told to be of others.
+    The same folder may be read again with other files; results that were made of the earlier ones are rejected then.
 
     Raises:
-        AdvCAMError: a file that cannot be used, or ``seeds`` holds maps of another origin.
+        AdvCAMError: A file cannot be used, or ``out`` holds maps of another origin.
     """
     config = {"imported": folder.resolve().as_posix(), "content": files_digest(npy_files(folder))}
-    record = read_record(seeds / "seeds.json")
+    record = read_record(out / "seeds.json")
     again = record is not None and record["settings"].get("imported") == config["imported"]
-    digest = check_settings(seeds / "seeds.json", config, overwrite=again)
-    count = import_maps(folder, MapStore(seeds / "maps", settings=digest))
-    logger.info(f"read {count} files of {folder} into {seeds}")
+    digest = check_settings(out / "seeds.json", config, overwrite=again)
+    count = import_maps(folder, MapStore(out / "maps", settings=digest))
+    logger.info(f"read {count} files of {folder} into {out}")
 
 
-def seeded_images(config: WSSSConfig) -> SegmentationData:
-    """The images that seeds are made of, without those that are not there.
-
-    Raises:
-        AdvCAMError: as `read_split`.
-    """
-    return without_missing(read_split(config.data, config.data.seeds or config.data.train))[0]
-
-
-def labelled_images(config: WSSSConfig) -> dict[str, SegmentationData]:
-    """The images that segmentation nets label, ``val`` and ``test``, without those that are not there.
-
-    Raises:
-        AdvCAMError: there are none; or as `read_split`.
-    """
-    splits = {"val": config.data.val, "test": config.data.test}
-    found = {name: without_missing(read_split(config.data, split))[0] for name, split in splits.items() if split}
-    if not found:
-        raise AdvCAMError("segmentation nets have no images to label: give data.val, or data.test")
-    return found
-
-
-def read_split(config: DataConfig, split: str) -> SegmentationData:
-    """Return one split of the configured data set."""
-    return config.read(split)
-
-
-def _told(data: SegmentationData) -> str:
+def _about(data: SegmentationData) -> str:
     return f"{len(data.samples)} images of {data.name} {data.split}"
-
-
-def _named_missing(count: int, first: Path | None) -> str:
-    return "" if not count else f"; {count} of the list are not there and are left out, e.g. {first}"

@@ -1,4 +1,4 @@
-"""PSA as a stage: what it writes, how it goes on, what is shared out, what it leaves alone and refuses."""
+"""PSA: label scores, training of its net, masks by its walk, resuming, and odd input."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from advcam_attr.networks.affinitynet import AFFINITY_NET, ResNet38Affinity, aff
 from advcam_attr.networks.backbone import Backbone
 from advcam_attr.networks.net_file import load_net
 from advcam_attr.pipelines.evaluate import evaluate_masks
+from advcam_attr.pipelines.wsss.affinity import refine_by_affinity, train_affinity, write_masks
 from advcam_attr.pipelines.wsss.psa import (
+    PSA,
+    RELEASED_MOMENTUM,
     SETTINGS,
     AffinityItems,
-    PSASettings,
+    PSAConfig,
     read_scores,
-    refine_psa,
-    train_affinitynet,
-    write_masks,
     write_scores,
 )
 from advcam_attr.refine.affinity_labels import psa_scores
@@ -44,16 +44,26 @@ from advcam_attr.refine.psa import (
 from advcam_attr.refine.seeds import threshold_maps
 from advcam_attr.runs.sharding import Shard
 from advcam_attr.training import train as training
+from advcam_attr.training.fit import Optimizer
 from advcam_attr.training.log import read_log
 from advcam_attr.types import AdvCAMError, ClassMaps, Sample
 from logs import record_log
 from places import HELPERS, ROOT
+from refine_run import RUNTIME
 from wrn38 import randomised
 
-SMALL = PSASettings(
-    random_weights=True, width=2, radius=3, epochs=2, batch=2, crop=40, lr=0.01, workers=0, device="cpu", steps=4
-)
+BACKBONE = Backbone("resnet38", random_weights=True)
+OPTIMIZER = Optimizer(0.01, weight_decay=5e-4, momentum=RELEASED_MOMENTUM)
+SMALL = PSAConfig(backbone=BACKBONE, width=2, radius=3, epochs=2, batch=2, crop=40, optimizer=OPTIMIZER, steps=4)
 SIZES = ((44, 60), (60, 44), (37, 53))
+
+
+def refine_psa(config, seeds, data, out, **runtime):
+    refine_by_affinity(PSA(config, replace(RUNTIME, **runtime)), seeds, data, out)
+
+
+def train_psa(config, net, data, out):
+    return train_affinity(PSA(config, RUNTIME), net, data, out)
 
 
 class Seeds(dict[str, ClassMaps]):
@@ -87,7 +97,7 @@ def scenes(folder: Path, count: int) -> tuple[SegmentationData, Seeds]:
     ), seeds
 
 
-def with_trunk(settings: PSASettings, folder: Path) -> PSASettings:
+def with_trunk(settings: PSAConfig, folder: Path) -> PSAConfig:
     """Settings with a trunk whose features vary as those of a trained one do; as initialised they hardly do."""
     net = randomised(ResNet38Affinity(settings.width)).float()
     with torch.no_grad():
@@ -95,11 +105,11 @@ def with_trunk(settings: PSASettings, folder: Path) -> PSASettings:
             if isinstance(module, nn.Conv2d):
                 module.weight *= 0.6
     torch.save(net.state_dict(), folder / "trunk.pth")
-    return replace(settings, random_weights=False, checkpoint=folder / "trunk.pth")
+    return replace(settings, backbone=Backbone("resnet38", checkpoint=folder / "trunk.pth"))
 
 
 @pytest.fixture(scope="module")
-def small(tmp_path_factory) -> PSASettings:
+def small(tmp_path_factory) -> PSAConfig:
     return with_trunk(SMALL, tmp_path_factory.mktemp("trunk"))
 
 
@@ -119,7 +129,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(f.relative_to(folder)): f.read_bytes() for f in sorted(folder.rglob("*")) if f.is_file()}
 
 
-def test_what_is_written(world, run):
+def test_written_files(world, run):
     data, _ = world
     names = {str(file.relative_to(run)) for file in run.rglob("*") if file.is_file()}
     assert names == {
@@ -214,20 +224,20 @@ def test_jitter_changes_colours_and_not_labels(world, run):
 
 def test_one_step_is_worked_out(small, world, run, tmp_path):
     """Momentum does nothing yet in the first step: w - rate · (gradient + decay · w), ten times faster in the head."""
-    settings = replace(small, epochs=1, batch=5, weight_decay=0.1, jitter=(0.0, 0.0, 0.0, 0.0))
+    settings = replace(
+        small, epochs=1, batch=5, optimizer=replace(OPTIMIZER, weight_decay=0.1), jitter=(0.0, 0.0, 0.0, 0.0)
+    )
     nets = []
     for _ in range(2):
-        net = small.make_net()
+        net = PSA(small, RUNTIME).make_net()
         for layer in (net.b6.dropout_2b1, net.b6.dropout_2b2, net.b7.dropout_2b1, net.b7.dropout_2b2):
             layer.p = 0.0
         nets.append(net)
     net, twin = nets
     with_scores(run, tmp_path)
-    found = train_affinitynet(settings, net, world[0], tmp_path)
+    found = train_psa(settings, net, world[0], tmp_path)
     items = AffinityItems(settings, twin, world[0], run / "scores")
-    ((images, labels),) = training.load_batches(
-        items, training.TrainingBatches(5, 5, seed=0, steps=(0, 1)), seed=settings.seed
-    )
+    ((images, labels),) = training.load_batches(items, training.TrainingBatches(5, 5, seed=0, steps=(0, 1)), seed=0)
     loss = weighted_loss(*pair_losses(twin(images), labels, radius=3))
     assert read_log(tmp_path / "affinitynet" / "log.jsonl")[0]["loss"] == pytest.approx(float(loss.detach()), rel=1e-4)
     for name, weight in twin.named_parameters():
@@ -273,19 +283,19 @@ def test_an_interrupted_training_ends_with_the_same_bytes(small, world, run, tmp
     assert whole == resumed
 
 
-def test_a_second_run_does_nothing(small, world, run):
+def test_second_run_changes_nothing(small, world, run):
     stamps = {file: file.stat().st_mtime_ns for file in run.rglob("*")}
-    told = record_log()
-    refine_psa(replace(small, workers=1), world[1], world[0], run)
+    logged = record_log()
+    refine_psa(small, world[1], world[0], run, workers=1)
     assert stamps == {file: file.stat().st_mtime_ns for file in run.rglob("*")}
-    assert any("nothing to train" in line for line in told)
-    assert "5 are in" in told[-1]
+    assert any("nothing to train" in line for line in logged)
+    assert "5 are in" in logged[-1]
 
 
-def test_what_is_missing_damaged_or_of_other_settings_is_made_again(small, world, run, tmp_path):
+def test_missing_and_damaged_masks_are_made_again(small, world, run, tmp_path):
     data, seeds = world
     net = load_net(run / "affinitynet" / "affinitynet.safetensors", AFFINITY_NET)[0]
-    write_masks(small, net, seeds, data, tmp_path)
+    write_masks(PSA(small, RUNTIME), net, seeds, data, tmp_path)
     whole = contents(tmp_path)
     assert {name: content for name, content in contents(run).items() if name.startswith("masks")} == whole
     (tmp_path / "masks" / "1.png").unlink()
@@ -294,11 +304,11 @@ def test_what_is_missing_damaged_or_of_other_settings_is_made_again(small, world
     left = tmp_path / "masks" / f".{'0a' * 16}.png"
     left.write_text("by a process that was killed")
     os.utime(left, (0, 0))
-    write_masks(small, net, seeds, data, tmp_path)
+    write_masks(PSA(small, RUNTIME), net, seeds, data, tmp_path)
     assert contents(tmp_path) == whole
     with pytest.raises(AdvCAMError, match=r"masks.json was made with other settings \(alpha"):
-        write_masks(replace(small, alpha=4.0), net, seeds, data, tmp_path)
-    write_masks(replace(small, alpha=4.0, overwrite=True), net, seeds, data, tmp_path)
+        write_masks(PSA(replace(small, alpha=4.0), RUNTIME), net, seeds, data, tmp_path)
+    write_masks(PSA(replace(small, alpha=4.0), replace(RUNTIME, overwrite=True)), net, seeds, data, tmp_path)
     changed = contents(tmp_path)
     assert all(changed[name] != whole[name] for name in whole)
 
@@ -307,17 +317,17 @@ def test_shards_make_the_same_masks(small, world, run, tmp_path):
     data, seeds = world
     net = load_net(run / "affinitynet" / "affinitynet.safetensors", AFFINITY_NET)[0]
     for rank in (1, 0, 2):
-        write_masks(small, net, seeds, data, tmp_path, shard=Shard(rank, 3))
+        write_masks(PSA(small, RUNTIME), net, seeds, data, tmp_path, shard=Shard(rank, 3))
     assert contents(tmp_path) == {name: c for name, c in contents(run).items() if name.startswith("masks")}
 
 
-def test_the_users_things_stay_as_they_were(small, world, run, tmp_path):
+def test_modes_and_random_state_are_restored(small, world, run, tmp_path):
     net = load_net(run / "affinitynet" / "affinitynet.safetensors", AFFINITY_NET)[0].train()
     net.b6.eval()
     modes, state = [m.training for m in net.modules()], torch.random.get_rng_state()
-    write_masks(small, net, world[1], world[0], tmp_path)
+    write_masks(PSA(small, RUNTIME), net, world[1], world[0], tmp_path)
     with_scores(run, tmp_path)
-    train_affinitynet(replace(small, epochs=1), net, world[0], tmp_path)
+    train_psa(replace(small, epochs=1), net, world[0], tmp_path)
     assert [m.training for m in net.modules()] == modes
     assert torch.equal(torch.random.get_rng_state(), state)
 
@@ -332,7 +342,7 @@ def test_in_an_array_the_training_is_one_jobs(small, world, run, tmp_path, monke
     data, seeds = world
     for name, value in {"TASK_ID": "1", "TASK_COUNT": "2", "TASK_MIN": "0", "TASK_MAX": "1"}.items():
         monkeypatch.setenv(f"SLURM_ARRAY_{name}", value)
-    with pytest.raises(AdvCAMError, match="now train the affinity net in one job"):
+    with pytest.raises(AdvCAMError, match="now train affinity net in one job"):
         refine_psa(small, seeds, data, tmp_path)
     assert sorted(file.name for file in (tmp_path / "scores").iterdir()) == ["1.png", "3.png"]
     for name in ("TASK_ID", "TASK_COUNT", "TASK_MIN", "TASK_MAX"):
@@ -352,7 +362,7 @@ def test_other_settings_in_the_same_folder(small, world, run, tmp_path):
         refine_psa(replace(small, alphas=(4.0, 24.0)), seeds, data, tmp_path)
     with pytest.raises(AdvCAMError, match=r"training.json was made with other settings \(epochs was 2, is 1\)|epochs"):
         refine_psa(replace(small, epochs=1), seeds, data, tmp_path)
-    refine_psa(replace(small, epochs=1, overwrite=True), seeds, data, tmp_path)
+    refine_psa(replace(small, epochs=1), seeds, data, tmp_path, overwrite=True)
     assert len(read_log(tmp_path / "affinitynet" / "log.jsonl")) == 2
 
 
@@ -381,13 +391,13 @@ def test_a_map_of_another_size_than_its_image(small, world, run, tmp_path):
     net = load_net(run / "affinitynet" / "affinitynet.safetensors", AFFINITY_NET)[0]
     reason = r"1 images could not be made \(new: the maps of new are of 9 x 9 pixels and its image .* of 60 x 44; make"
     with pytest.raises(AdvCAMError, match="masks of " + reason):
-        write_masks(small, net, seeds, data, tmp_path)
+        write_masks(PSA(small, RUNTIME), net, seeds, data, tmp_path)
     assert len(list((tmp_path / "masks").iterdir())) == 5
     with pytest.raises(AdvCAMError, match="label scores of " + reason):
         refine_psa(small, seeds, data, tmp_path)
     bad = changed(world, maps_of(torch.full((1, 44, 60), torch.nan), 1))
     with pytest.raises(AdvCAMError, match="maps of new are not finite"):
-        write_masks(small, net, bad[1], bad[0], tmp_path)
+        write_masks(PSA(small, RUNTIME), net, bad[1], bad[0], tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -401,7 +411,7 @@ def test_a_map_of_another_size_than_its_image(small, world, run, tmp_path):
         (torch.ones(1, 1, 1), (0,), "plain", {1}),
     ],
 )
-def test_what_is_strange_is_handled(small, world, tmp_path, high_res, classes, colour, expected):
+def test_odd_images_and_maps(small, world, tmp_path, high_res, classes, colour, expected):
     """Maps of zeros, no class, one colour, one label only, images 1 pixel wide or high: from seeds to masks."""
     height, width = high_res.shape[1:]
     pixels = np.full((height, width, 3), 90, np.uint8)
@@ -414,7 +424,7 @@ def test_what_is_strange_is_handled(small, world, tmp_path, high_res, classes, c
     assert set(mask.unique().tolist()) == expected
 
 
-def test_what_is_refused_before_anything_is_written(small, world, tmp_path):
+def test_invalid_input_is_found_before_anything_is_written(small, world, tmp_path):
     data, seeds = world
     fewer = Seeds({id: maps for id, maps in seeds.items() if id != "3"})
     with pytest.raises(AdvCAMError, match=r"seeds of 1 of 5 images are missing, e.g. 3: make them first"):
@@ -424,10 +434,10 @@ def test_what_is_refused_before_anything_is_written(small, world, tmp_path):
     with pytest.raises(AdvCAMError, match="crop of 24 pixels does not fit stride 8 and radius 3"):
         refine_psa(replace(small, crop=24), seeds, data, tmp_path / "out")
     with pytest.raises(AdvCAMError, match="resnet38 needs a file"):
-        refine_psa(replace(SMALL, random_weights=False), seeds, data, tmp_path / "out")
+        refine_psa(replace(SMALL, backbone=Backbone("resnet38")), seeds, data, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     with pytest.raises(AdvCAMError, match="label scores of 5 of 5 images are missing"):
-        train_affinitynet(small, small.make_net(), data, tmp_path / "out")
+        train_psa(small, PSA(small, RUNTIME).make_net(), data, tmp_path / "out")
     with pytest.raises(AdvCAMError, match="cannot name a file"):
         mask_path(tmp_path, "../escape")
 
@@ -440,15 +450,14 @@ def test_too_few_images_for_a_batch(small, world, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"epochs": 0}, "epochs must be at least 1"),
-        ({"lr": float("nan")}, "lr must be a number"),
-        ({"alphas": (32.0, 4.0)}, "the low one comes first"),
-        ({"jitter": (0.1, 0.1, 0.1, 0.6)}, "the hue's at most 0.5"),
-        ({"radius": 1}, "radius must be at least 2"),
-        ({"radius": 33}, "at most 32 cells, got 33"),
+        ({"alphas": (32.0, 4.0)}, "alphas"),
+        ({"jitter": (0.1, 0.1, 0.1, 0.6)}, "hue"),
+        ({"radius": 1}, "between 2 and 32 cells"),
+        ({"radius": 33}, "between 2 and 32 cells"),
+        ({"crf": "ps"}, "unknown CRF recipe"),
     ],
 )
-def test_settings_that_cannot_be_used(options, message):
+def test_invalid_settings(options, message):
     with pytest.raises(AdvCAMError, match=message):
         replace(SMALL, **options)
 
@@ -456,9 +465,10 @@ def test_settings_that_cannot_be_used(options, message):
 def test_the_released_codes_numbers():
     psa, seam = SETTINGS["psa"], SETTINGS["seam"]
     assert (psa.alphas, psa.alpha, psa.beta, psa.steps, psa.radius) == ((4, 32), 16, 8, 256, 5)
-    assert (psa.epochs, psa.batch, psa.crop, psa.lr, psa.weight_decay, psa.momentum) == (8, 8, 448, 0.1, 5e-4, 5e-4)
-    assert replace(seam, alphas=psa.alphas, lr=0.1, alpha=16.0, steps=256) == psa
-    assert (seam.alphas, seam.lr, seam.alpha, seam.steps) == ((4, 24), 0.01, 6, 64)
+    assert (psa.epochs, psa.batch, psa.crop) == (8, 8, 448)
+    assert psa.optimizer == Optimizer(0.1, weight_decay=5e-4, momentum=5e-4, power=0.9)
+    assert replace(seam, alphas=psa.alphas, optimizer=psa.optimizer, alpha=16.0, steps=256) == psa
+    assert (seam.alphas, seam.optimizer.lr, seam.alpha, seam.steps) == ((4, 24), 0.01, 6, 64)
 
 
 # --- learning, and other processes ------------------------------------------------------------------------------------
@@ -471,9 +481,10 @@ def test_masks_are_better_than_their_seeds(tmp_path):
     best = max(seed_iou(data, seeds, threshold / 20) for threshold in range(1, 18))
     found = []
     for seed in range(3):
-        settings = replace(SMALL, width=4, epochs=25, batch=4, crop=64, lr=0.1, momentum=0.5, steps=256, seed=seed)
+        optimizer = replace(OPTIMIZER, lr=0.1, momentum=0.5)
+        settings = replace(SMALL, width=4, epochs=25, batch=4, crop=64, optimizer=optimizer, steps=256)
         out = tmp_path / f"out{seed}"
-        refine_psa(with_trunk(settings, tmp_path), seeds, data, out)
+        refine_psa(with_trunk(settings, tmp_path), seeds, data, out, seed=seed)
         losses = [record["loss"] for record in read_log(out / "affinitynet" / "log.jsonl")]
         assert np.mean(losses[-4:]) < 0.7 * np.mean(losses[:4])
         found.append(evaluate_masks(out / "masks", data).scores().mean_iou)
@@ -496,13 +507,13 @@ import torch
 torch.set_num_threads(1)
 import test_psa as t
 data, seeds = t.scenes(Path(sys.argv[1]), 5)
-make = t.PSASettings.make_net
-def steady(settings):
-    net = make(settings)
+make = t.PSA.make_net
+def steady(method):
+    net = make(method)
     for layer in (net.b6.dropout_2b1, net.b6.dropout_2b2, net.b7.dropout_2b1, net.b7.dropout_2b2):
         layer.p = 0.0
     return net
-t.PSASettings.make_net = steady
+t.PSA.make_net = steady
 t.refine_psa(t.SMALL, seeds, data, Path(sys.argv[2]))
 """
 

@@ -14,27 +14,32 @@ from PIL import Image
 from advcam_attr.cli import main as cli
 from tiny_voc import write_voc
 
-TINY = "random_weights: true, mean: [0.5], std: [0.25]"
+TINY = "name: timm/test_resnet, random_weights: true, mean: [0.5], std: [0.25]"
 WSSS = f"""
 run: run
 data: {{root: $PICTURES, train: train, val: val, score: train}}
-net: {{backbone: timm/test_resnet, {TINY}}}
-classifier: {{epochs: 1, batch: 2, crop: 64, long_side: [64, 64], classifier_lr: 0.1, workers: 0}}
-seeds: {{recipe: auto, overrides: {{steps: 1}}, scales: [1.0], workers: 0}}
+net: {{backbone: {{{TINY}}}}}
+classifier: {{epochs: 1, batch: 2, crop: 64, long_side: [64, 64], optimizer: {{head_lr: 0.1}}}}
+seeds: {{recipe: auto, overrides: {{steps: 1}}, scales: [1.0]}}
 refine:
   irn:
-    {{backbone: timm/resnet18, random_weights: true, batch: 2, epochs: 1, crop: 64, radius: 3, pad_to: 64, workers: 0}}
-  workers: 0
+    backbone: {{name: timm/resnet18, random_weights: true}}
+    batch: 2
+    epochs: 1
+    crop: 64
+    radius: 3
+    pad_to: 64
 segmentation:
-  {{backbone: timm/test_resnet, {TINY}, rates: [1, 2], msc: [], steps: 4, batch: 2, crop: 32, checkpoint_every: 2,
-   workers: 0}}
+  {{backbone: {{{TINY}}}, rates: [1, 2], msc: [], steps: 4, batch: 2, crop: 32, checkpoint_every: 2}}
+runtime: {{workers: 0}}
 """
 SEMI = f"""
 run: semi
 data: {{root: $PICTURES, labelled: train, labelled_count: 1, unlabelled: train, pseudo: masks, val: val}}
-net: {{backbone: timm/test_resnet, {TINY}, channels: 8, auxiliary: {{dropout: 1, feature_noise: 1}}}}
-training: {{epochs: 2, batch: 2, crop: 32, long_side: [30, 60], validate_every: 1, checkpoint_every: 1, workers: 0}}
-predict: {{scales: [1.0], flip: false, workers: 0}}
+net: {{backbone: {{{TINY}}}, channels: 8, auxiliary: {{dropout: 1, feature_noise: 1}}}}
+training: {{epochs: 2, batch: 2, crop: 32, long_side: [30, 60], validate_every: 1, checkpoint_every: 1}}
+predict: {{scales: [1.0], flip: false}}
+runtime: {{workers: 0}}
 """
 #: What the wall clock has a part in, and checkpoints, whose archives hold names of temporary files.
 TIMED = ("run.log", "checkpoint.pt")
@@ -164,8 +169,10 @@ def test_a_plan_writes_nothing(capsys, folder):
 
 def test_what_a_run_cannot_use_is_one_line(capsys, folder, whole):
     assert refused(capsys, "wsss", "segment").startswith("no pseudo ground truth in run/refined/cam/masks: make it")
-    assert refused(capsys, "wsss", "run", "--data.val", "null").startswith("segmentation nets have no images to label")
-    assert "segmentation: steps must be at least 1" in refused(capsys, "wsss", "run", "--segmentation.steps", "0")
+    assert refused(capsys, "wsss", "run", "--data.val", "null").startswith(
+        "segmentation nets have no images to predict"
+    )
+    assert "segmentation.steps" in refused(capsys, "wsss", "run", "--segmentation.steps", "0")
     assert "did you mean 'balanced'" in refused(capsys, "wsss", "run", "--segmentation.loss", "balansed")
     assert refused(capsys, "wsss", "run", "--data.root", "nowhere").startswith("no PASCAL VOC 2012 at nowhere")
     assert not Path("run").exists()
@@ -205,7 +212,7 @@ def test_masks_of_another_refinement_are_told(capsys, folder, whole):
 
 
 def test_generators_need_no_classifier(capsys, folder):
-    argv = ["--net.generator", "seam", "--net.checkpoint", "none.pth"]
+    argv = ["--net.generator", "seam", "--net.backbone.checkpoint", "none.pth"]
     plan = advcam(capsys, "wsss", "run", "--dry-run", *argv)[1]
     assert plan.startswith("seeds cam")
     assert "none.pth" in refused(capsys, "wsss", "run", *argv)

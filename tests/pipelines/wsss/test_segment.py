@@ -1,4 +1,4 @@
-"""From pseudo masks to predictions: what is learnt and written, how it goes on, how it is shared, and odd inputs."""
+"""Segmentation nets: training on pseudo masks, predictions, resuming, sharing, and invalid input."""
 
 from __future__ import annotations
 
@@ -22,16 +22,19 @@ from advcam_attr.networks.deeplab import DEEPLAB, MultiScale
 from advcam_attr.networks.net_file import load_net
 from advcam_attr.pipelines.evaluate import evaluate_masks
 from advcam_attr.pipelines.wsss import segment as segmentation
-from advcam_attr.pipelines.wsss.pseudo_masks import look_at_masks
+from advcam_attr.pipelines.wsss.pseudo_masks import check_masks
 from advcam_attr.pipelines.wsss.segment import SETTINGS as NAMED
 from advcam_attr.pipelines.wsss.segment import predict, segment, segmentation_logits, train_segmentation
 from advcam_attr.refine.crf import DenseCRF, unary_from_logits
+from advcam_attr.runs.runtime import Runtime
 from advcam_attr.training import train as trainings
+from advcam_attr.training.fit import Optimizer
 from advcam_attr.training.log import read_log
 from advcam_attr.types import AdvCAMError
 from logs import record_log
 from places import HELPERS
-from segmentation_run import SETTINGS, masked_scenes
+from refine_run import RUNTIME
+from segmentation_run import CONFIG, masked_scenes
 
 Given = tuple[SegmentationData, SegmentationData, Path]
 
@@ -43,24 +46,22 @@ def given(tmp_path_factory) -> Given:
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory, given) -> tuple[Path, list[str]]:
-    out, told = tmp_path_factory.mktemp("net"), record_log()
+    out, logged = tmp_path_factory.mktemp("net"), record_log()
     data, val, masks = given
-    summary = segment(SETTINGS, data, masks, [val], out)
-    assert summary.weights == out / "deeplab" / "deeplab.safetensors"
-    assert dict(summary.predictions) == {"val": out / "predictions" / "val"}
-    return out, told
+    assert segment(CONFIG, data, masks, [val], out, RUNTIME) == {"val": out / "predictions" / "val"}
+    return out, logged
 
 
 def net_of(out: Path) -> bytes:
     return (out / "deeplab" / "deeplab.safetensors").read_bytes()
 
 
-def train(settings, given: Given, out: Path, masks: Path | None = None):
-    return train_segmentation(settings, settings.make_net(given[0].classes), given[0], masks or given[2], out)
+def train(config, given: Given, out: Path, masks: Path | None = None, runtime: Runtime = RUNTIME):
+    return train_segmentation(config, config.make_net(given[0].classes), given[0], masks or given[2], out, runtime)
 
 
-def test_what_is_written(done, given):
-    out, told = done
+def test_written_files(done, given):
+    out, logged = done
     files = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
     assert files == {
         "deeplab/deeplab.safetensors", "deeplab/checkpoint.pt", "deeplab/log.jsonl", "deeplab/training.json",
@@ -72,7 +73,7 @@ def test_what_is_written(done, given):
     with Image.open(out / "predictions" / "val" / "000.png") as mask:
         assert (mask.mode, mask.size) == ("P", (56, 40))
         assert np.array_equal(np.reshape(mask.getpalette(), (-1, 3)), palette())
-    assert "step 6 of 6: loss" in "\n".join(told)
+    assert "step 6 of 6: loss" in "\n".join(logged)
 
 
 def test_learning_rates_are_deeplabs(done):
@@ -83,8 +84,8 @@ def test_learning_rates_are_deeplabs(done):
 
 
 def test_groups_hold_each_trained_weight_once():
-    net = SETTINGS.make_net(("red", "green", "blue"))
-    backbone, weights, biases = segmentation._groups(net, SETTINGS)
+    net = CONFIG.make_net(("red", "green", "blue"))
+    backbone, weights, biases = segmentation._groups(net, CONFIG.optimizer)
     assert (backbone.weight_decay, weights.weight_decay, biases.weight_decay) == (5e-4, 5e-4, 0)
     grouped = [id(p) for g in (backbone, weights, biases) for p in g.parameters if p.requires_grad]
     assert sorted(grouped) == sorted(id(p) for p in net.parameters() if p.requires_grad)
@@ -94,16 +95,18 @@ def test_groups_hold_each_trained_weight_once():
     assert not norms & set(grouped)
 
 
-def test_discs_are_learnt(given, tmp_path):
-    settings = replace(SETTINGS, steps=30, lr=0.005, scales=(1.0,), checkpoint_every=30)
+def test_discs_are_learned(given, tmp_path):
+    config = replace(
+        CONFIG, steps=30, optimizer=replace(CONFIG.optimizer, lr=0.005), scales=(1.0,), checkpoint_every=30
+    )
     data, _, masks = given
-    summary = segment(settings, data, masks, [replace(data, split="all")], tmp_path)
+    folders = segment(config, data, masks, [replace(data, split="all")], tmp_path, RUNTIME)
     losses = [record["loss"] for record in read_log(tmp_path / "deeplab" / "log.jsonl")]
     assert sum(losses[-5:]) < 0.5 * sum(losses[:5])
-    assert evaluate_masks(summary.predictions["all"], data).scores().mean_iou > 0.6  # 0.2 where all is background
+    assert evaluate_masks(folders["all"], data).scores().mean_iou > 0.6  # 0.2 where all is background
 
 
-def test_killed_in_the_middle_of_a_checkpoint(done, given, tmp_path, monkeypatch):
+def test_killed_while_writing_a_checkpoint(done, given, tmp_path, monkeypatch):
     """The half-written file never takes the place of the one before, which the training goes on from."""
     written = []
 
@@ -117,19 +120,19 @@ def test_killed_in_the_middle_of_a_checkpoint(done, given, tmp_path, monkeypatch
     save = torch.save
     monkeypatch.setattr(torch, "save", half)
     with pytest.raises(KeyboardInterrupt):
-        train(SETTINGS, given, tmp_path)
+        train(CONFIG, given, tmp_path)
     monkeypatch.undo()
     shutil.copy(tmp_path / "deeplab" / "checkpoint.pt", tmp_path / "deeplab" / f".{'0' * 32}.pt")  # kill -9 leaves it
-    told = record_log()
-    train(SETTINGS, given, tmp_path)
-    assert any("resuming at step 2" in line for line in told)
+    logged = record_log()
+    train(CONFIG, given, tmp_path)
+    assert any("going on from step 2" in line for line in logged)
     assert net_of(tmp_path) == net_of(done[0])
     assert not list((tmp_path / "deeplab").glob(".*"))
 
 
 @pytest.mark.slow
 def test_averaged_weights_resume_too(given, tmp_path, monkeypatch):
-    settings = replace(SETTINGS, ema_decay=0.5)
+    settings = replace(CONFIG, ema_decay=0.5)
     train(settings, given, tmp_path / "whole")
     saves = []
     save = trainings.save_checkpoint
@@ -152,7 +155,7 @@ def test_averaged_weights_are_the_running_mean(given, tmp_path, monkeypatch):
             yield record
 
     monkeypatch.setattr(trainings, "fit", watched)
-    net = train(replace(SETTINGS, ema_decay=0.5), given, tmp_path)
+    net = train(replace(CONFIG, ema_decay=0.5), given, tmp_path)
     mean = seen[0]
     for weights in seen[1:]:
         mean = {name: 0.5 * mean[name] + 0.5 * value for name, value in weights.items()}
@@ -164,34 +167,33 @@ def test_averaged_weights_are_the_running_mean(given, tmp_path, monkeypatch):
 def test_parts_of_a_batch_make_the_same_step(given, tmp_path):
     """To rounding, with a loss that is a mean over images."""
     nets = [
-        train(replace(SETTINGS, steps=2, grad_accum=parts), given, tmp_path / str(parts)).state_dict()
-        for parts in (1, 2)
+        train(replace(CONFIG, steps=2, grad_accum=parts), given, tmp_path / str(parts)).state_dict() for parts in (1, 2)
     ]
     for name, value in nets[0].items():
         torch.testing.assert_close(nets[1][name], value, rtol=1e-3, atol=1e-5)
 
 
-def test_another_training_is_refused_and_makes_way(done, given, tmp_path):
+def test_other_settings_are_rejected_or_overwritten(done, given, tmp_path):
     shutil.copytree(done[0], tmp_path / "net")
     with pytest.raises(AdvCAMError, match="loss was balanced, is cross_entropy"):
-        train(replace(SETTINGS, loss="cross_entropy"), given, tmp_path / "net")
+        train(replace(CONFIG, loss="cross_entropy"), given, tmp_path / "net")
     other = tmp_path / "masks"
     shutil.copytree(given[2], other)
     write_mask(other / "000.png", torch.zeros(40, 56, dtype=torch.uint8))
     with pytest.raises(AdvCAMError, match=r"masks was [0-9a-f]{16}, is "):
-        train(SETTINGS, given, tmp_path / "net", masks=other)
-    train(replace(SETTINGS, overwrite=True), given, tmp_path / "net", masks=other)
+        train(CONFIG, given, tmp_path / "net", masks=other)
+    train(CONFIG, given, tmp_path / "net", masks=other, runtime=replace(RUNTIME, overwrite=True))
     assert net_of(tmp_path / "net") != net_of(done[0])
 
 
-def test_a_second_run_does_nothing(done, given):
+def test_second_run_changes_nothing(done, given):
     out, _ = done
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
-    told = record_log()
-    segment(SETTINGS, given[0], given[2], [given[1]], out)
+    logged = record_log()
+    segment(CONFIG, given[0], given[2], [given[1]], out, RUNTIME)
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
-    assert any("nothing to train" in line for line in told)
-    assert any("3 are in" in line for line in told)
+    assert any("nothing to train" in line for line in logged)
+    assert any("3 are in" in line for line in logged)
 
 
 def test_logits_equal_their_slow_rederivation(done, given):
@@ -214,22 +216,22 @@ def test_logits_equal_their_slow_rederivation(done, given):
 def test_predictions_after_the_crf(done, given, tmp_path):
     net, _ = load_net(done[0] / "deeplab" / "deeplab.safetensors", DEEPLAB)
     one = replace(given[1], samples=given[1].samples[:1])
-    folder = predict(replace(SETTINGS, crf="deeplab"), net, one, tmp_path)
+    folder = predict(CONFIG, net, one, tmp_path, RUNTIME, crf="deeplab")
     assert folder == tmp_path / "predictions" / "val_crf"
     pixels = to_bytes(read_rgb(one.samples[0].image))
     logits = segmentation_logits(MultiScale(net).eval(), pixels, flip=False)
     marginals = DenseCRF(pixels[None], "deeplab")(unary_from_logits(logits[None]))
     assert torch.equal(read_mask(folder / "000.png", 3), marginals[0].argmax(0).to(torch.uint8))
     with pytest.raises(AdvCAMError, match="flip was False, is True"):
-        predict(replace(SETTINGS, crf="deeplab", test_flip=True), net, one, tmp_path)
+        predict(replace(CONFIG, test_flip=True), net, one, tmp_path, RUNTIME, crf="deeplab")
 
 
 def test_a_trained_net_is_not_trained(done, given, tmp_path):
-    settings = replace(SETTINGS, trained=done[0] / "deeplab" / "deeplab.safetensors")
-    summary = segment(settings, given[0], tmp_path / "no masks", [given[1]], tmp_path)
+    settings = replace(CONFIG, trained=done[0] / "deeplab" / "deeplab.safetensors")
+    folders = segment(settings, given[0], tmp_path / "no masks", [given[1]], tmp_path, RUNTIME)
     for name in ("000.png", "001.png", "002.png"):
-        assert (summary.predictions["val"] / name).read_bytes() == (done[0] / "predictions/val" / name).read_bytes()
-    with pytest.raises(AdvCAMError, match="tells 3 classes apart; the data has 2"):
+        assert (folders["val"] / name).read_bytes() == (done[0] / "predictions/val" / name).read_bytes()
+    with pytest.raises(AdvCAMError, match="has 3 classes; the data has 2"):
         settings.make_net(("red", "green"))
 
 
@@ -253,7 +255,7 @@ def test_masks_that_cannot_be_used(given, tmp_path, labels, message):
     shutil.copytree(given[2], masks)
     change(masks, "001", None if labels is None else labels.to(torch.uint8))
     with pytest.raises(AdvCAMError, match=message) as error:
-        train(SETTINGS, given, tmp_path / "out", masks=masks)
+        train(CONFIG, given, tmp_path / "out", masks=masks)
     assert "\n" not in str(error.value)
     assert not (tmp_path / "out").exists()
 
@@ -263,84 +265,83 @@ def test_a_damaged_mask(given, tmp_path):
     for id in ("001", "002"):
         (tmp_path / "masks" / f"{id}.png").write_bytes((given[2] / f"{id}.png").read_bytes()[:90])
     with pytest.raises(AdvCAMError, match=r"cannot read mask .*001.png .*and 1 more of 9 masks cannot be used"):
-        look_at_masks(tmp_path / "masks", given[0])
+        check_masks(tmp_path / "masks", given[0])
 
 
-def test_masks_that_are_void_alone_are_left_out(given, tmp_path):
+def test_void_masks_are_left_out(given, tmp_path):
     masks = tmp_path / "masks"
     shutil.copytree(given[2], masks)
     void = torch.full((56, 40), 255, dtype=torch.uint8)
     change(masks, "001", void)
-    told = record_log()
-    train(replace(SETTINGS, steps=2), given, tmp_path / "out", masks)
-    assert told[0] == "1 of 9 masks are void alone and left out: 001"
-    assert "training the segmentation net on 8 images" in told[1]
+    logged = record_log()
+    train(replace(CONFIG, steps=2), given, tmp_path / "out", masks)
+    assert logged[0] == "leaving out 1 of 9 masks, all void: 001"
+    assert "training the segmentation net on 8 images" in logged[1]
     for sample in given[0].samples:
         change(masks, sample.id, void if Image.open(sample.image).size == (40, 56) else None)
         if not (masks / f"{sample.id}.png").exists():
             size = Image.open(sample.image).size[::-1]
             change(masks, sample.id, torch.full(size, 255, dtype=torch.uint8))
-    with pytest.raises(AdvCAMError, match=r"all 9 masks in .* are void .255. alone"):
-        look_at_masks(masks, given[0])
+    with pytest.raises(AdvCAMError, match=r"all 9 masks in .* are void .255. throughout"):
+        check_masks(masks, given[0])
 
 
 def test_a_crop_larger_than_the_images_is_padded(given, tmp_path):
-    told = record_log()
-    train(replace(SETTINGS, steps=1, crop=97, scales=(0.5,)), given, tmp_path)
-    assert "step 1 of 1: loss" in "\n".join(told)
+    logged = record_log()
+    train(replace(CONFIG, steps=1, crop=97, scales=(0.5,)), given, tmp_path)
+    assert "step 1 of 1: loss" in "\n".join(logged)
 
 
 def test_too_few_images_and_no_images(given, tmp_path):
     with pytest.raises(AdvCAMError, match="9 images, fewer than one batch of 10"):
-        train(replace(SETTINGS, batch=10), given, tmp_path)
+        train(replace(CONFIG, batch=10), given, tmp_path)
     with pytest.raises(AdvCAMError, match="a batch of 4 cannot be shared by 1 ranks in 3 parts each"):
-        train(replace(SETTINGS, grad_accum=3), given, tmp_path)
+        train(replace(CONFIG, grad_accum=3), given, tmp_path)
     empty = replace(given[1], samples=())
     with pytest.raises(AdvCAMError, match="no images in scenes val"):
-        predict(SETTINGS, SETTINGS.make_net(empty.classes), empty, tmp_path)
+        predict(CONFIG, CONFIG.make_net(empty.classes), empty, tmp_path)
     with pytest.raises(AdvCAMError, match="no images in scenes train"):
-        look_at_masks(given[2], replace(given[0], samples=()))
-    with pytest.raises(AdvCAMError, match="the net tells 2 classes apart; scenes has 3"):
-        predict(SETTINGS, SETTINGS.make_net(("red", "green")), given[1], tmp_path)
+        check_masks(given[2], replace(given[0], samples=()))
+    with pytest.raises(AdvCAMError, match="the net has 2 classes; scenes has 3"):
+        predict(CONFIG, CONFIG.make_net(("red", "green")), given[1], tmp_path)
 
 
 def test_the_papers_numbers():
     voc, coco = NAMED["voc"], NAMED["coco"]
     assert (voc.steps, voc.batch, voc.crop, voc.loss) == (30000, 10, 321, "balanced")
     assert voc.scales == (0.5, 0.75, 1, 1.25, 1.5, 1.75, 2)
-    assert (voc.lr, voc.weight_decay, voc.momentum, voc.power, voc.lr_update_every) == (2.5e-4, 5e-4, 0.9, 0.9, 10)
-    assert (coco.crop, coco.steps, coco.lr) == (481, 100000, 2e-4)
+    assert voc.optimizer == Optimizer(2.5e-4, weight_decay=5e-4, momentum=0.9, power=0.9, lr_update_every=10)
+    assert (coco.crop, coco.steps, coco.optimizer.lr) == (481, 100000, 2e-4)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"steps": 0}, "steps must be at least 1"),
-        ({"lr": -1.0}, "lr must not be negative"),
         ({"scales": ()}, "scales must lie between 0 and 16"),
         ({"test_scales": (0.0,)}, "test_scales must lie between"),
         ({"ema_decay": 1.0}, "ema_decay must lie in"),
         ({"loss": "focal"}, "unknown loss 'focal'"),
         ({"crf": "deplab"}, "unknown CRF recipe 'deplab'; did you mean 'deeplab'"),
-        ({"class_offset": 1}, "class_offset 1 has no file to go with"),
-        ({"class_map": "known.json", "trained": "net.safetensors"}, "class_map is the start of a training"),
+        ({"class_offset": 1}, "no effect without class_map"),
+        ({"class_map": "map.json", "trained": "net.safetensors"}, "class_map starts a training"),
     ],
 )
-def test_settings_that_mean_nothing(options, message):
+def test_invalid_settings(options, message):
     with pytest.raises(AdvCAMError, match=message):
-        replace(SETTINGS, **options)
+        replace(CONFIG, **options)
 
 
-def test_known_classes_that_the_backbone_has_not(tmp_path):
+def test_mapped_classes_that_the_backbone_lacks(tmp_path):
     file = tmp_path / "known.json"
     file.write_text('{"red": [1], "green": [2, 3, 4, 5, 6]}')
-    settings = replace(SETTINGS, model_args={"num_classes": 3}, class_map=file, class_offset=1)
+    backbone = replace(CONFIG.backbone, model_args={"num_classes": 3})
+    config = replace(CONFIG, backbone=backbone, class_map=file, class_offset=1)
     expected = (
         r"timm/test_resnet has 3 classes and the new net 3: there is no 3, 4, 5 and 2 more; "
-        r"look at class_map \(.*known\.json\) and class_offset \(1\)$"
+        r"check class_map \(.*known\.json\) and class_offset \(1\)$"
     )
     with pytest.raises(AdvCAMError, match=expected):
-        settings.make_net(("red", "green"))
+        config.make_net(("red", "green"))
 
 
 @pytest.mark.slow

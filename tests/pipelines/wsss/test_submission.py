@@ -102,9 +102,9 @@ OTHER = palette()[::-1].copy()
     [
         ({FIRST: b"not a PNG"}, "is no PNG that can be read"),
         ({FIRST: GOOD[:60]}, "is no PNG that can be read"),
-        ({FIRST: png(np.full((6, 8), 255))}, "holds the label 255; the server takes the labels 0 to 20 only"),
+        ({FIRST: png(np.full((6, 8), 255))}, "holds the labels 255; the server takes 0 to 20 only"),
         ({FIRST: png(np.arange(48).reshape(6, 8))}, "holds the labels 21, 22, 23, 24, 25 and 22 more"),
-        ({FIRST: png(np.zeros((5, 8)))}, "is of 8x5 pixels and its photograph of 8x6"),
+        ({FIRST: png(np.zeros((5, 8)))}, "is of 8x5 pixels and its image of 8x6"),
         ({FIRST: png(np.full((6, 8), 3), OTHER)}, "has other colours than VOC's palette"),
         ({FIRST: png(np.full((6, 8), 3), bits=4)}, "mode P and 4 bits; the server takes palette PNGs of 8 bits"),
         ({FIRST: None}, "1 of 3 images are missing, e.g. 2008_000001"),
@@ -133,7 +133,7 @@ def test_an_id_twice(test_split, tmp_path):
             member = tarfile.TarInfo(name)
             member.size = len(content)
             tar.addfile(member, io.BytesIO(content))
-    assert check_submission(tmp_path / "x.tgz", test_split) == [f"'{FIRST}' comes twice"]
+    assert check_submission(tmp_path / "x.tgz", test_split) == [f"'{FIRST}' is there twice"]
 
 
 def test_no_more_problems_than_asked_for(test_split, tmp_path):
@@ -159,30 +159,26 @@ def test_a_damaged_archive(predictions, test_split, tmp_path):
         check_submission(tmp_path / "none.tgz", test_split)
 
 
-def test_what_is_wrong_behind_the_last_file_is_told(predictions, test_split, tmp_path):
+def test_what_follows_the_last_file_is_checked(predictions, test_split, tmp_path):
     path = write_submission(predictions, test_split, tmp_path / "results.tgz")
     good = path.read_bytes()
     tar = gzip.decompress(good)
     last = len(tar.rstrip(b"\0"))
     endless = tar[: last + -last % tarfile.BLOCKSIZE]
     checksum = bytes([good[-8] ^ 1])
-    stream, end = "the gzip stream is cut off, damaged", "the tar has no end, or something follows it; pack it anew"
-    for content, message in (
-        (good[:-3], stream),
-        (good[:-8] + checksum + good[-7:], stream),
-        (good + b"garbage", stream),
-        (gzip.compress(endless), end),
-        (gzip.compress(tar + b"garbage"), end),
-    ):
+    for content in (good[:-3], good[:-8] + checksum + good[-7:], good + b"garbage"):
         path.write_bytes(content)
-        problems = check_submission(path, test_split)
-        assert len(problems) == 1
-        assert problems[0].startswith(message)
+        with pytest.raises(AdvCAMError, match="damaged"):
+            check_submission(path, test_split)
+    for content in (endless, tar + b"garbage"):
+        path.write_bytes(gzip.compress(content))
+        (problem,) = check_submission(path, test_split)
+        assert "the tar has no end" in problem
 
 
 @pytest.mark.parametrize(
     ("label", "message"),
-    [(255, "holds the label 255"), (None, "predictions of 1 of 3 images are missing .* 2008_000002")],
+    [(255, "holds the labels 255"), (None, "predictions of 1 of 3 images are missing .* 2008_000002")],
 )
 def test_what_cannot_be_packed_leaves_nothing(label, message, predictions, test_split, tmp_path):
     file = predictions / f"{IDS[1]}.png"
