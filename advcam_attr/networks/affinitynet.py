@@ -24,14 +24,12 @@ from advcam_attr.networks.checkpoint import (
     seeded,
     without_prefix,
 )
+from advcam_attr.networks.defaults import RESNET38
 from advcam_attr.networks.freezing import running_norms
 from advcam_attr.networks.net_file import NetKind, NetSpec
 from advcam_attr.networks.resnet38 import ResNet38
 from advcam_attr.networks.timm_trunk import TimmTrunk, timm_trunk
 from advcam_attr.types import AdvCAMError
-
-#: PSA's trunk, which SEAM and SC-CAM have too.
-RESNET38 = "resnet38"
 
 #: The head's layers, and the names of other heads on the same trunk.
 _HEAD = ("f8_3", "f8_4", "f8_5", "f9")

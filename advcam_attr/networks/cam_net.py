@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from advcam_attr.networks.backbone import Backbone
 from advcam_attr.networks.checkpoint import load_weights, seeded
+from advcam_attr.networks.defaults import IRN_BACKBONE
 from advcam_attr.networks.freezing import first_trained, freeze_before, running_norms, weight_owners
 from advcam_attr.networks.load import first_published
 from advcam_attr.networks.loaded_model import LoadedModel
@@ -21,9 +22,6 @@ from advcam_attr.networks.net_file import NetKind, NetSpec
 from advcam_attr.networks.strides import execution_order
 from advcam_attr.networks.timm_trunk import TimmTrunk, load_backbone, timm_trunk
 from advcam_attr.types import AdvCAMError
-
-#: IRN's backbone.
-IRN_BACKBONE = "torchvision/resnet50"
 
 
 @dataclass(frozen=True)

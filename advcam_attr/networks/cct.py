@@ -17,9 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from advcam_attr.networks.backbone import Backbone
-from advcam_attr.networks.cct_defaults import AUXILIARY, DEEP_BASE, Norms
 from advcam_attr.networks.cct_perturbations import PERTURBATIONS, Guide, Perturbation
 from advcam_attr.networks.checkpoint import Checkpoint, load_weights, read_checkpoint, seeded, without_prefix
+from advcam_attr.networks.defaults import AUXILIARY, DEEP_BASE, Norms
 from advcam_attr.networks.freezing import running_norms
 from advcam_attr.networks.net_file import NetKind, NetSpec
 from advcam_attr.networks.timm_trunk import TimmTrunk, timm_trunk

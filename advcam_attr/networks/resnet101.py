@@ -4,21 +4,17 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 from torch import nn
 
 from advcam_attr.networks.authors import caffe_weights, is_caffe
 from advcam_attr.networks.backbone import Backbone
 from advcam_attr.networks.checkpoint import Checkpoint, load_weights, read_checkpoint, seeded
+from advcam_attr.networks.defaults import RESNET101, StrideIn
 from advcam_attr.networks.load import first_published, load_model, normalization_of
 from advcam_attr.networks.timm_trunk import FeatureReader, TimmTrunk
 from advcam_attr.types import AdvCAMError
-
-StrideIn = Literal["1x1", "3x3"]
-
-#: The paper's backbone.
-RESNET101 = "torchvision/resnet101"
 
 #: Stride and dilation of the four stages of a ResNet, by output stride. DeepLab-v2 has 8.
 _STAGES = {

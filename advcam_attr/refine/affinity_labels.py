@@ -6,14 +6,10 @@ import torch
 from torch import Tensor
 
 from advcam_attr.refine.crf import CRFRecipe, DenseCRF, refine_labels, unary_from_scores
+from advcam_attr.refine.recipes import ALPHAS
+from advcam_attr.refine.recipes import LABEL_THRESHOLDS as LABEL_THRESHOLDS
 from advcam_attr.refine.seeds import threshold_maps, with_background
 from advcam_attr.types import VOID, AdvCAMError, ClassMaps
-
-#: Foreground and background thresholds of `ir_label`, by whose code they are; RIB's are its numbers for COCO.
-LABEL_THRESHOLDS = {"irn": (0.30, 0.05), "advcam": (0.35, 0.15), "rib": (0.35, 0.17)}
-
-#: The powers of PSA's background score: low for confident foreground, high for confident background.
-ALPHAS = (4.0, 32.0)
 
 
 def ir_label(

@@ -22,8 +22,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from advcam_attr.refine.crf_recipes import CRF_RECIPES, CRFRecipe
 from advcam_attr.refine.permutohedral import Lattice, build
+from advcam_attr.refine.recipes import CRF_RECIPES, CRFRecipe
 from advcam_attr.registry import lookup
 from advcam_attr.types import AdvCAMError
 

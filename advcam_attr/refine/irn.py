@@ -23,12 +23,10 @@ from advcam_attr.refine.pairs import (
     paths,
     shifted,
 )
-from advcam_attr.refine.random_walk import LARGEST_RADIUS, edge_walk
+from advcam_attr.refine.random_walk import edge_walk
+from advcam_attr.refine.recipes import TRAINING_RADIUS, WalkRecipe
 from advcam_attr.refine.seeds import threshold_maps
 from advcam_attr.types import AdvCAMError, ClassMaps
-
-#: The radius of pairs in training, in cells of the grid (IRN's code); the walk's is 5.
-TRAINING_RADIUS = 10
 
 
 @dataclass(frozen=True)
@@ -171,33 +169,6 @@ def inference_size(size: tuple[int, int], least: int = 512, stride: int = 16) ->
     """
     height, width = (max(least, -(-side // stride) * stride) for side in size)
     return height, width
-
-
-@dataclass(frozen=True)
-class WalkRecipe:
-    """The numbers of IRN's random walk and of the labels after it.
-
-    Attributes:
-        exponent: of the class maps before the walk: 1.5 in AdvCAM's code, 1 in IRN's, 1.3 in RIB's.
-        background: the score of the background: 0.25 in IRN's and AdvCAM's code, 0.27 in RIB's (0.22 for COCO).
-        radius: of neighbours, in cells; 5 in IRN's code, at most 32.
-        beta: the power of affinities; 10 in IRN's code.
-        steps: of the walk; 2^8 in IRN's code.
-    """
-
-    exponent: float = 1.5
-    background: float = 0.25
-    radius: int = 5
-    beta: float = 10.0
-    steps: int = 256
-
-    def __post_init__(self) -> None:
-        if not (self.exponent > 0 and self.beta > 0 and 0 <= self.background <= 1):
-            raise AdvCAMError(f"walk: exponents must be positive, and the background's score in 0..1, got {self}")
-        if self.radius < 2 or self.steps < 0:
-            raise AdvCAMError(f"walk: the radius must be at least 2 and the steps not negative, got {self}")
-        if self.radius > LARGEST_RADIUS:
-            raise AdvCAMError(f"walk: the radius must be at most {LARGEST_RADIUS} cells, got {self.radius}; lower it")
 
 
 def irn_labels(maps: ClassMaps, edge: Tensor, recipe: WalkRecipe | None = None) -> Tensor:

@@ -17,13 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from advcam_attr.refine.pairs import neighbours, paths
+from advcam_attr.refine.recipes import LARGEST_RADIUS as LARGEST_RADIUS
 from advcam_attr.types import AdvCAMError
 
 #: The remainder at which the series of `random_walk` is cut off, relative to the maps' peak.
 TOLERANCE = 1e-7
-
-#: The largest radius of neighbours: memory grows by its square, and at 32 cells each has 3000 neighbours.
-LARGEST_RADIUS = 32
 
 
 @dataclass(frozen=True)

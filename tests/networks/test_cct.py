@@ -22,7 +22,6 @@ from advcam_attr.networks.cct import (
     doubling_steps,
     icnr,
 )
-from advcam_attr.networks.cct_defaults import AUXILIARY
 from advcam_attr.networks.cct_perturbations import (
     PERTURBATIONS,
     ContextMask,

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveInt
 
 from advcam_attr.networks.backbone import Backbone
-from advcam_attr.networks.cct_defaults import AUXILIARY, DEEP_BASE, Norms
+from advcam_attr.networks.defaults import AUXILIARY, DEEP_BASE, Norms
 from advcam_attr.pipelines.config import MaskedData, with_paths
-from advcam_attr.refine.crf_recipes import CRF_RECIPES
+from advcam_attr.refine.recipes import CRF_RECIPES
 from advcam_attr.registry import lookup
 from advcam_attr.runs.runtime import Runtime
 from advcam_attr.training.optimizer import Optimizer

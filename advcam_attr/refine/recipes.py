@@ -1,10 +1,22 @@
-"""The published numbers of dense CRFs, which configurations read without importing torch."""
+"""Published numbers of CRFs, random walks and affinity labels, which configurations read without importing torch."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from advcam_attr.types import AdvCAMError
+
+#: Foreground and background thresholds of `advcam_attr.refine.affinity_labels.ir_label` by source; RIB's are for COCO.
+LABEL_THRESHOLDS = {"irn": (0.30, 0.05), "advcam": (0.35, 0.15), "rib": (0.35, 0.17)}
+
+#: The powers of PSA's background score: low for confident foreground, high for confident background.
+ALPHAS = (4.0, 32.0)
+
+#: Radius of IRN's pairs in training, in cells of the grid (IRN's code); the walk's is 5.
+TRAINING_RADIUS = 10
+
+#: Largest radius of neighbours: memory grows by its square, and at 32 cells each has 3000 neighbours.
+LARGEST_RADIUS = 32
 
 
 @dataclass(frozen=True)
@@ -60,3 +72,30 @@ TABLE_1 = CRFRecipe(
 )
 
 CRF_RECIPES = {recipe.name: recipe for recipe in (IRN, PSA, DEEPLAB, TABLE_1)}
+
+
+@dataclass(frozen=True)
+class WalkRecipe:
+    """The numbers of IRN's random walk and of the labels after it.
+
+    Attributes:
+        exponent: of the class maps before the walk: 1.5 in AdvCAM's code, 1 in IRN's, 1.3 in RIB's.
+        background: the score of the background: 0.25 in IRN's and AdvCAM's code, 0.27 in RIB's (0.22 for COCO).
+        radius: of neighbours, in cells; 5 in IRN's code, at most 32.
+        beta: the power of affinities; 10 in IRN's code.
+        steps: of the walk; 2^8 in IRN's code.
+    """
+
+    exponent: float = 1.5
+    background: float = 0.25
+    radius: int = 5
+    beta: float = 10.0
+    steps: int = 256
+
+    def __post_init__(self) -> None:
+        if not (self.exponent > 0 and self.beta > 0 and 0 <= self.background <= 1):
+            raise AdvCAMError(f"walk: exponents must be positive, and the background's score in 0..1, got {self}")
+        if self.radius < 2 or self.steps < 0:
+            raise AdvCAMError(f"walk: the radius must be at least 2 and the steps not negative, got {self}")
+        if self.radius > LARGEST_RADIUS:
+            raise AdvCAMError(f"walk: the radius must be at most {LARGEST_RADIUS} cells, got {self.radius}; lower it")
