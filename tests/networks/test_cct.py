@@ -35,6 +35,7 @@ from advcam_attr.networks.cct_perturbations import (
     contour_boxes,
 )
 from advcam_attr.networks.checkpoint import Checkpoint, load_weights
+from advcam_attr.networks.defaults import AUXILIARY
 from advcam_attr.types import AdvCAMError
 from build_net import build_net
 
