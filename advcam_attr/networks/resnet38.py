@@ -124,7 +124,7 @@ class ResNet38(nn.Module):
 
     #: Image pixels a cell of the features.
     stride: ClassVar[int] = 8
-    #: The normalisation of the images, RGB in [0, 1].
+    #: The normalization of the images, RGB in [0, 1].
     mean: ClassVar[tuple[float, float, float]] = (0.485, 0.456, 0.406)
     std: ClassVar[tuple[float, float, float]] = (0.229, 0.224, 0.225)
     #: The modules whose rectified outputs are conv4 and conv5.

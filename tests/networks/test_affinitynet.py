@@ -1,4 +1,4 @@
-"""AffinityNet: the authors' keys and shapes, its head by hand, what is trained, files loaded or refused by name."""
+"""AffinityNet: keys and shapes, equations of its head, frozen weights and files."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_what_is_frozen_and_what_is_trained():
     assert not any(m.training for m in net.modules() if isinstance(m, nn.BatchNorm2d))
 
 
-def test_new_layers_are_initialised_as_in_psa():
+def test_new_layers_are_initialized_as_in_psa():
     """Kaiming: deviation sqrt(2 / fan in). Xavier with gain 4: uniform within 4 sqrt(6 / (fan in + fan out))."""
     net = ResNet38Affinity(width=16)
     for name in ("f8_3", "f8_4", "f8_5"):

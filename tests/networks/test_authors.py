@@ -1,4 +1,4 @@
-"""IRN's ResNet-50 CAM net: files under all names that its modules are registered by, each weight once."""
+"""Files of IRN's CAM net, under all names of its weights."""
 
 from __future__ import annotations
 
@@ -66,12 +66,12 @@ def test_irn_keys_of_the_published_net_are_those_of_resnet50():
     assert found.note == f"ignored {len(found.ignored)} keys ({roots}): further names of weights that are used"
 
 
-@pytest.mark.parametrize("kept", [".*", "module", "stage|classifier", "backbone|newly_added", "resnet50|classifier"])
-def test_irn_files_load_whichever_names_they_hold(tmp_path, kept):
+@pytest.mark.parametrize("stored", [".*", "module", "stage|classifier", "backbone|newly_added", "resnet50|classifier"])
+def test_irn_files_load_whichever_names_they_hold(tmp_path, stored):
     torch.manual_seed(0)
     irn = IRNet(resnet50_of_stride_16((1, 1, 1, 1)), classes=3).eval()
-    prefix = "module." if kept == "module" else ""
-    pattern = ".*" if prefix else kept
+    prefix = "module." if stored == "module" else ""
+    pattern = ".*" if prefix else stored
     weights = {prefix + k: v for k, v in irn.state_dict().items() if re.match(pattern, k)}
     torch.save(weights | {f"{prefix}resnet50.fc.bias": torch.ones(1000)}, tmp_path / "irn.pth")
     found = irn_cam_weights(read_checkpoint(tmp_path / "irn.pth"))
@@ -88,13 +88,15 @@ def test_the_published_net_loads_by_its_name(tmp_path):
     irn = IRNet(resnet50_of_stride_16(), classes=7).eval()
     weights = {f"module.{key}": value for key, value in irn.state_dict().items()}
     torch.save(weights, tmp_path / "res50_cam.pth")
-    state, told = torch.get_rng_state(), record_log()
+    state, logged = torch.get_rng_state(), record_log()
     net = load_generator("irn", tmp_path / "res50_cam.pth")
     assert torch.equal(torch.get_rng_state(), state)
     assert not net.training
     assert (net.stride, net.mean, net.std) == (16, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-    assert len(told) == 1
-    assert told[0].startswith(f"ignored {2 * len(list(irn.resnet50.state_dict())) + 1} keys (backbone.*, newly_added.*")
+    assert len(logged) == 1
+    assert logged[0].startswith(
+        f"ignored {2 * len(list(irn.resnet50.state_dict())) + 1} keys (backbone.*, newly_added.*"
+    )
     x = torch.rand(1, 3, 64, 48)
     torch.testing.assert_close(net(x), irn(x))
     assert heads.view(net).inspect(x).exactness == "exact"
@@ -104,7 +106,7 @@ def test_the_published_net_loads_by_its_name(tmp_path):
     assert "\n" not in str(error.value)
 
 
-def test_irn_files_that_contradict_themselves_or_hold_more_are_refused():
+def test_contradictory_irn_files_raise():
     weights = {"resnet50.conv1.weight": torch.ones(2), "backbone.0.0.weight": torch.zeros(2)}
     with pytest.raises(AdvCAMError, match=r"x\.pth is rejected: resnet50\.conv1\.weight and backbone\.0\.0\.weight"):
         irn_cam_weights(Checkpoint(Path("x.pth"), weights, {}))

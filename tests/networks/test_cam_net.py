@@ -1,4 +1,4 @@
-"""CAM nets: the strides that are taken away, the stem that is frozen, the head that AdvCAM climbs, and their files."""
+"""CAM nets: lowered strides, frozen stem, exact heads and class maps."""
 
 from __future__ import annotations
 
@@ -156,7 +156,7 @@ def test_backbones_at_stride_16(name):
     assert torch.allclose(cam.mean((2, 3)), acts.logits, atol=1e-4 * float(acts.logits.detach().abs().max()))
 
 
-def test_a_void_surgery_changes_nothing():
+def test_the_own_stride_changes_nothing():
     import timm
 
     name = "resnet18"
@@ -250,8 +250,8 @@ def test_norms_use_their_running_statistics_in_training():
 # --- class maps -------------------------------------------------------------------------------------------------------
 
 
-def test_golden_start_from_known_classes():
-    """The mean of the known classes' weights, less the mean of all; nothing for a class that is not known."""
+def test_golden_start_from_a_class_map():
+    """The mean of the mapped classes' weights, less the mean of all; 0 for a class that is not mapped."""
     own = load_model("timm/resnet18", model_args={"num_classes": 7}, random_weights=True).model.get_classifier().weight
     net = cam_net(
         Backbone("timm/resnet18", model_args={"num_classes": 7}, random_weights=True, stride=None),
@@ -263,10 +263,10 @@ def test_golden_start_from_known_classes():
     assert net.classifier.weight.requires_grad
 
 
-@pytest.mark.parametrize("known", [{0: (7,)}, {3: (1,)}, {0: (-1,)}])
-def test_known_classes_that_are_not_there(known):
+@pytest.mark.parametrize("class_map", [{0: (7,)}, {3: (1,)}, {0: (-1,)}])
+def test_class_maps_with_unknown_classes_raise(class_map):
     with pytest.raises(AdvCAMError, match="has 7 classes and the new net 3: there is no"):
-        cam_net(Backbone("timm/resnet18", model_args={"num_classes": 7}, random_weights=True), 3, class_map=known)
+        cam_net(Backbone("timm/resnet18", model_args={"num_classes": 7}, random_weights=True), 3, class_map=class_map)
 
 
 def test_no_linear_classifier_to_start_from():

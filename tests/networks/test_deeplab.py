@@ -1,4 +1,4 @@
-"""DeepLab-v2: its equations re-derived from weights by deeplab-pytorch's names, its scales, its files, its refusals."""
+"""DeepLab-v2: equations re-derived from deeplab-pytorch's weights, scales, files and errors."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def small(**options) -> DeepLab:
 
 @pytest.fixture(scope="module")
 def resnet() -> DeepLab:
-    """A DeepLab on ResNet-101 whose norms have something to say."""
+    """A DeepLab on ResNet-101 with random statistics of norms."""
     net = deeplab(Backbone("torchvision/resnet101", random_weights=True), num_labels=3, stride_in="1x1")
     generator = torch.Generator().manual_seed(0)
     for module in net.modules():
@@ -156,7 +156,7 @@ def test_a_caffe_backbone_begins_a_training_with_a_new_pyramid(caffe_file, resne
         (lambda s: s.update({"base.layer1.conv1.conv.weight": torch.zeros(64, 1, 7, 7)}), "not of three channels"),
     ],
 )
-def test_wrong_caffe_files_are_refused_by_name(caffe_file, tmp_path, change, message):
+def test_wrong_caffe_files_raise(caffe_file, tmp_path, change, message):
     state = torch.load(caffe_file, weights_only=True)
     change(state)
     torch.save(state, tmp_path / "wrong.pth")
@@ -248,8 +248,8 @@ def test_what_runs_before_train_from_takes_no_gradient():
     assert all(name.startswith(("trunk.model.layer4.", "aspp.")) for name in trained)
 
 
-def test_golden_start_from_known_classes():
-    """The pyramid's start, at the centre of each rate; the background and what nothing depicts keep theirs."""
+def test_golden_start_from_a_class_map():
+    """The pyramid's start, at the centre of each rate; classes that are not mapped keep theirs."""
     args = {"num_classes": 5}
     own: Any = load_model("timm/test_resnet", model_args=args, random_weights=True).model
     weights = own.fc.weight.detach()
@@ -267,7 +267,7 @@ def test_golden_start_from_known_classes():
         deeplab(Backbone("torchvision/resnet101", random_weights=True), num_labels=3, class_map={1: (0,)})
 
 
-def test_the_strides_of_resnet101_stand_where_they_shall(resnet):
+def test_strides_and_dilations_of_resnet101(resnet):
     other = deeplab(Backbone("torchvision/resnet101", random_weights=True, stride=16), num_labels=3)
     for net, stride_in in ((resnet, "conv1"), (other, "conv2")):
         layers = net.trunk.model

@@ -1,4 +1,4 @@
-"""Published generators: keys and shapes by rule, forwards re-derived slowly, files loaded or refused by name."""
+"""Published generators: keys and shapes, slow re-derivations of their forwards, files."""
 
 from __future__ import annotations
 
@@ -235,7 +235,7 @@ def released_loop_on_seam(net: SEAM, image: Tensor, c: int, count: int) -> Tenso
     return total
 
 
-def test_climbing_seam_equals_the_released_loop_with_its_two_maps(seam, photos, thin_blocks):
+def test_climbing_seam_equals_the_released_loop(seam, photos, thin_blocks):
     base = base_of(seam)
     assert isinstance(base, SEAMBase)
     advcam = AdvCAM(seam, base=base, recipe="official_wrn38", scales=1.0)
@@ -301,7 +301,7 @@ def test_generators_load_from_their_authors_keys(tmp_path, name, net):
         ("sc-cam", {}, r"unknown generator 'sc-cam'; did you mean 'sc_cam'"),
     ],
 )
-def test_wrong_files_are_refused_by_name(tmp_path, name, change, message):
+def test_wrong_files_raise(tmp_path, name, change, message):
     weights = {k: v for k, v in (SEAM(classes=6, width=1).state_dict() | change).items() if v is not None}
     torch.save(weights, tmp_path / "net.pth")
     with pytest.raises(AdvCAMError, match=message) as error:

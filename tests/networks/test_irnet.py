@@ -1,4 +1,4 @@
-"""IRN's net: its five taps, its branches beside a second reading of them, its files and those of its authors."""
+"""IRN's net: feature maps of the backbone, branches of the authors' net, files."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def test_every_key_of_the_authors_file_is_used_or_named(authors):
 
 
 @pytest.mark.parametrize("wrong", ["missing", "more", "twice"])
-def test_files_that_do_not_fit_are_refused(authors, wrong):
+def test_files_that_do_not_fit_raise(authors, wrong):
     weights = authors_file(authors)
     if wrong == "missing":
         weights = {key: value for key, value in weights.items() if "fc_edge6" not in key and "edge_layers.5" not in key}
@@ -189,7 +189,7 @@ def test_the_branches_sit_on_any_backbone_with_stages(name):
 
 
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "swin_tiny_patch4_window7_224"])
-def test_other_backbones_are_refused_in_one_line(name):
+def test_backbones_without_stages_raise(name):
     with pytest.raises(AdvCAMError) as error:
         irnet(Backbone(f"timm/{name}", random_weights=True))
     assert name in str(error.value)

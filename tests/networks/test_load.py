@@ -1,4 +1,4 @@
-"""Loading classifiers: by name, with whatever weights, and every way in which that fails, each in one line."""
+"""Loading classifiers by name: weights, preprocessing, class names and errors."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def weights():
     return load_model(SMALL, random_weights=True).model.state_dict()
 
 
-def refusal(*args, **kwargs) -> str:
+def message_of(*args, **kwargs) -> str:
     with pytest.raises(AdvCAMError) as caught:
         load_model(*args, **kwargs)
     assert "\n" not in str(caught.value)
@@ -64,12 +64,12 @@ def module(tmp_path, monkeypatch):
 
 
 def test_unknown_names_have_nearest_ones():
-    assert "timm/resnet50 or torchvision/resnet50" in refusal("resnet50")
-    assert "did you mean timm/" in refusal("resnett50")
-    assert "timm/NAME, torchvision/NAME and package.module:factory" in refusal("qwertz")
-    assert "'resnet50'" in refusal("timm/resnett50")
-    assert "'squeezenet1_1'" in refusal("torchvision/squeezenet11")
-    assert "resnet50.a1_in1k" in refusal("timm/resnet50.a1in1k")
+    assert "timm/resnet50 or torchvision/resnet50" in message_of("resnet50")
+    assert "did you mean timm/" in message_of("resnett50")
+    assert "timm/NAME, torchvision/NAME and package.module:factory" in message_of("qwertz")
+    assert "'resnet50'" in message_of("timm/resnett50")
+    assert "'squeezenet1_1'" in message_of("torchvision/squeezenet11")
+    assert "resnet50.a1_in1k" in message_of("timm/resnet50.a1in1k")
 
 
 def test_timm_model_has_its_own_preprocessing_and_names():
@@ -100,19 +100,19 @@ def test_a_thousand_and_one_classes_begin_with_background():
     assert len(names) == 1001
 
 
-def test_input_size_and_normalisation_can_be_changed():
+def test_input_size_and_normalization_can_be_changed():
     loaded = load_model(SMALL, random_weights=True, input_size=96, mean=[0.5], std=[0.25, 0.5, 0.75])
     x = loaded.preprocess(Image.new("RGB", (200, 100), (255, 255, 255)))
     assert x.shape == (3, 96, 96)
     torch.testing.assert_close(x[:, 5, 5], torch.tensor([2.0, 1.0, 2 / 3]))
     assert load_model("timm/vit_tiny_patch16_224", random_weights=True, input_size=64).preprocessing.size == (64, 64)
     assert load_model(NET, random_weights=True, input_size=100, std=[0.5]).preprocessing.size == (100, 100)
-    assert "one or three finite numbers" in refusal(SMALL, random_weights=True, mean=[0.1, 0.2])
-    assert "positive numbers, got 0" in refusal(SMALL, random_weights=True, std=[0])
-    assert "must be positive, got 0" in refusal(SMALL, random_weights=True, input_size=0)
+    assert "one or three finite numbers" in message_of(SMALL, random_weights=True, mean=[0.1, 0.2])
+    assert "positive numbers, got 0" in message_of(SMALL, random_weights=True, std=[0])
+    assert "must be positive, got 0" in message_of(SMALL, random_weights=True, input_size=0)
 
 
-def test_display_takes_the_normalisation_back():
+def test_display_inverts_the_normalization():
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (224, 224, 3), dtype=np.uint8))
     loaded = load_model(NET, random_weights=True, input_size=224)
     own = loaded.preprocess(picture.resize((256, 256)))
@@ -122,12 +122,12 @@ def test_display_takes_the_normalisation_back():
     torch.testing.assert_close((shown - mean) / std, own, rtol=0, atol=1e-5)
 
 
-def test_arguments_that_a_model_refuses():
-    assert "does not take the arguments {'nclasses': 3}" in refusal(
+def test_arguments_that_a_model_rejects():
+    assert "does not take the arguments {'nclasses': 3}" in message_of(
         SMALL, random_weights=True, model_args={"nclasses": 3}
     )
-    assert "does not take the arguments" in refusal(NET, random_weights=True, model_args={"nclasses": 3})
-    assert "takes images of 1 channels" in refusal(SMALL, random_weights=True, model_args={"in_chans": 1})
+    assert "does not take the arguments" in message_of(NET, random_weights=True, model_args={"nclasses": 3})
+    assert "takes images of 1 channels" in message_of(SMALL, random_weights=True, model_args={"in_chans": 1})
 
 
 # --- factories --------------------------------------------------------------------------------------------------------
@@ -150,16 +150,16 @@ def test_a_factory_may_bring_preprocessing_and_names(module):
     assert loaded.preprocess(Image.new("RGB", (50, 9))).shape == (3, 5, 7)
     shown = loaded.display(torch.arange(105.0).reshape(3, 5, 7))
     assert (shown.min(), shown.max()) == (0, 1)
-    assert "has its own preprocess" in refusal(f"{module}:dressed", mean=[0.5])
+    assert "has its own preprocess" in message_of(f"{module}:dressed", mean=[0.5])
 
 
 def test_factories_that_are_none(module):
-    assert "did you mean 'plain'" in refusal(f"{module}:plan")
-    assert "no module named 'users_net'" in refusal("users_net:plain")
-    assert "is a int; a callable" in refusal(f"{module}:number")
-    assert "returned str; a torch.nn.Module is needed" in refusal(f"{module}:text")
-    assert "does not take the arguments {'k': 1}" in refusal(f"{module}:plain", model_args={"k": 1})
-    assert "a factory makes its own" in refusal(f"{module}:plain", random_weights=True)
+    assert "did you mean 'plain'" in message_of(f"{module}:plan")
+    assert "no module named 'users_net'" in message_of("users_net:plain")
+    assert "is a int; a callable" in message_of(f"{module}:number")
+    assert "returned str; a torch.nn.Module is needed" in message_of(f"{module}:text")
+    assert "does not take the arguments {'k': 1}" in message_of(f"{module}:plain", model_args={"k": 1})
+    assert "a factory makes its own" in message_of(f"{module}:plain", random_weights=True)
     with pytest.raises(ModuleNotFoundError, match="a_module_that_nobody_has"):
         load_model("broken_nets:net")
 
@@ -167,7 +167,7 @@ def test_factories_that_are_none(module):
 # --- weights ----------------------------------------------------------------------------------------------------------
 
 
-def test_random_weights_are_always_the_same_and_leave_random_state_alone():
+def test_random_weights_are_reproducible():
     state = torch.get_rng_state()
     first, second = (load_model(SMALL, random_weights=True).model.state_dict() for _ in range(2))
     assert all(torch.equal(first[key], second[key]) for key in first)
@@ -179,18 +179,18 @@ def test_no_network_is_one_line(spec, monkeypatch):
     monkeypatch.setattr(sources, "_answers", lambda url: False)
     monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *a, **k: None)
     monkeypatch.setattr(torch.hub, "get_dir", lambda: "/no/such/folder")
-    message = refusal(spec)
+    message = message_of(spec)
     assert "--checkpoint" in message
     assert "--random-weights" in message
 
 
-def test_pretrained_weights_are_not_mixed_with_an_untrained_classifier():
-    assert "1000 classes: with num_classes=3" in refusal(SMALL, model_args={"num_classes": 3})
-    assert "1000 classes: with num_classes=3" in refusal(NET, model_args={"num_classes": 3})
+def test_pretrained_weights_need_their_number_of_classes():
+    assert "1000 classes: with num_classes=3" in message_of(SMALL, model_args={"num_classes": 3})
+    assert "1000 classes: with num_classes=3" in message_of(NET, model_args={"num_classes": 3})
 
 
 def test_a_model_without_pretrained_weights():
-    assert "no pretrained weights; give --checkpoint" in refusal("timm/beit3_giant_patch14_224")
+    assert "no pretrained weights; give --checkpoint" in message_of("timm/beit3_giant_patch14_224")
 
 
 @pytest.mark.parametrize("wrap", ["plain", "state_dict", "model", "nested", "parallel", "compiled", "half"])
@@ -213,7 +213,7 @@ def test_checkpoints_of_all_wrappings(tmp_path, weights, wrap):
         torch.testing.assert_close(value, wanted[key], rtol=1e-3, atol=1e-3)
 
 
-def test_safetensors_may_note_their_normalisation(tmp_path, weights):
+def test_safetensors_metadata_give_the_normalization(tmp_path, weights):
     notes = {"mean": "0.5 0.5 0.5", "std": "0.25"}
     save_file(dict(weights), tmp_path / "weights.safetensors", metadata=notes)
     loaded = load_model(SMALL, checkpoint=tmp_path / "weights.safetensors")
@@ -226,9 +226,9 @@ def test_safetensors_may_note_their_normalisation(tmp_path, weights):
 
 
 def test_missing_and_unexpected_keys_are_listed(tmp_path, weights):
-    kept = dict(list(weights.items())[7:])
-    save_file({**kept, "extra.weight": torch.zeros(1)}, tmp_path / "other.safetensors")
-    message = refusal(SMALL, checkpoint=tmp_path / "other.safetensors")
+    some = dict(list(weights.items())[7:])
+    save_file({**some, "extra.weight": torch.zeros(1)}, tmp_path / "other.safetensors")
+    message = message_of(SMALL, checkpoint=tmp_path / "other.safetensors")
     missing = [key for key in list(weights)[:7] if not key.endswith("num_batches_tracked")]
     assert f"{len(missing)} missing keys ({', '.join(missing[:3])}, ...)" in message
     assert "1 unexpected keys (extra.weight)" in message
@@ -243,15 +243,15 @@ def test_counters_may_be_missing(tmp_path, weights):
 def test_other_shapes_are_named_and_classes_explained(tmp_path):
     other = load_model(SMALL, random_weights=True, model_args={"num_classes": 12}).model.state_dict()
     save_file(other, tmp_path / "twelve.safetensors")
-    message = refusal(SMALL, checkpoint=tmp_path / "twelve.safetensors")
+    message = message_of(SMALL, checkpoint=tmp_path / "twelve.safetensors")
     assert "fc.weight (12, " in message
     assert """--model-args '{"num_classes": 12}'""" in message
 
 
-def test_nan_weights_are_refused(tmp_path, weights, module):
+def test_nan_weights_raise(tmp_path, weights, module):
     key = next(iter(weights))
     save_file({**weights, key: torch.full_like(weights[key], torch.nan)}, tmp_path / "nan.safetensors")
-    assert f"NaN or infinite weights in {key}" in refusal(SMALL, checkpoint=tmp_path / "nan.safetensors")
+    assert f"NaN or infinite weights in {key}" in message_of(SMALL, checkpoint=tmp_path / "nan.safetensors")
     (tmp_path / "nan_nets.py").write_text(
         "from torch import nn\n"
         "def net():\n"
@@ -259,7 +259,7 @@ def test_nan_weights_are_refused(tmp_path, weights, module):
         "    nn.init.constant_(net.bias, float('inf'))\n"
         "    return net\n"
     )
-    assert "NaN or infinite weights, first in bias" in refusal("nan_nets:net")
+    assert "NaN or infinite weights, first in bias" in message_of("nan_nets:net")
 
 
 class Harmful:
@@ -267,36 +267,36 @@ class Harmful:
         return os.mkdir, ("harm",)
 
 
-def test_pickles_of_more_than_weights_are_refused(tmp_path, monkeypatch):
+def test_pickles_of_more_than_weights_raise(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     torch.save({"state_dict": Harmful()}, "harmful.pth")
     torch.save(nn.Linear(2, 2), "module.pth")
     with open("harmful.pkl", "wb") as file:
         pickle.dump(Harmful(), file)
     for name in ("harmful.pth", "module.pth", "harmful.pkl"):
-        message = refusal(SMALL, checkpoint=name)
+        message = message_of(SMALL, checkpoint=name)
         assert f"checkpoint {name} is rejected: it is a pickle of more than plain weights" in message
     assert not (tmp_path / "harm").exists()
 
 
-def test_damaged_checkpoints_are_refused(tmp_path, weights):
+def test_damaged_checkpoints_raise(tmp_path, weights):
     torch.save(dict(weights), tmp_path / "cut.pth")
     save_file(dict(weights), tmp_path / "cut.safetensors")
     for name in ("cut.pth", "cut.safetensors"):
         whole = (tmp_path / name).read_bytes()
         (tmp_path / name).write_bytes(whole[: len(whole) // 2])
-        assert f"cannot read checkpoint {tmp_path / name}" in refusal(SMALL, checkpoint=tmp_path / name)
+        assert f"cannot read checkpoint {tmp_path / name}" in message_of(SMALL, checkpoint=tmp_path / name)
     (tmp_path / "text.pth").write_text("hello")
     (tmp_path / "empty.pth").touch()
     for name in ("text.pth", "empty.pth"):
-        assert f"checkpoint {tmp_path / name}" in refusal(SMALL, checkpoint=tmp_path / name)
+        assert f"checkpoint {tmp_path / name}" in message_of(SMALL, checkpoint=tmp_path / name)
     torch.save({"epoch": 3}, tmp_path / "none.pth")
-    assert "holds no weights" in refusal(SMALL, checkpoint=tmp_path / "none.pth")
-    assert "no such checkpoint file" in refusal(SMALL, checkpoint=tmp_path / "missing.pth")
+    assert "holds no weights" in message_of(SMALL, checkpoint=tmp_path / "none.pth")
+    assert "no such checkpoint file" in message_of(SMALL, checkpoint=tmp_path / "missing.pth")
 
 
 def test_checkpoint_and_random_weights_exclude_each_other(tmp_path):
-    assert "exclude each other" in refusal(SMALL, checkpoint=tmp_path / "x.pth", random_weights=True)
+    assert "exclude each other" in message_of(SMALL, checkpoint=tmp_path / "x.pth", random_weights=True)
 
 
 # --- labels -----------------------------------------------------------------------------------------------------------
@@ -307,15 +307,15 @@ def test_label_files(tmp_path):
     file.write_text("red panda\nbär\n\n", encoding="utf-8")
     options = {"random_weights": True, "labels": file}
     assert load_model(SMALL, model_args={"num_classes": 2}, **options).class_names == ("red panda", "bär")
-    assert "2 names, but timm/test_resnet has 1000 classes" in refusal(SMALL, **options)
+    assert "2 names, but timm/test_resnet has 1000 classes" in message_of(SMALL, **options)
     file.write_text("a\n\nb\n")
-    assert "line 2 of label file" in refusal(SMALL, **options)
+    assert "line 2 of label file" in message_of(SMALL, **options)
     file.write_text("")
-    assert "is empty" in refusal(SMALL, **options)
+    assert "is empty" in message_of(SMALL, **options)
     file.write_bytes(b"\xff\xfe\xfa")
-    assert "not UTF-8" in refusal(SMALL, **options)
+    assert "not UTF-8" in message_of(SMALL, **options)
     file.unlink()
-    assert "cannot read label file" in refusal(SMALL, **options)
+    assert "cannot read label file" in message_of(SMALL, **options)
 
 
 # --- real weights -----------------------------------------------------------------------------------------------------

@@ -113,7 +113,7 @@ def test_new_weights_depend_on_the_seed_alone(made):
 
 
 @pytest.mark.parametrize("name", [name for name in NETS if name != "resnet38"])
-def test_files_of_other_nets_are_rejected(tmp_path, name):
+def test_files_of_other_nets_raise(tmp_path, name):
     kind = NETS[name][0]
     save_file({"weight": torch.zeros(1)}, tmp_path / "other.safetensors", {kind.spec.key: '{"backbone": 1}'})
     with pytest.raises(AdvCAMError, match=r"other\.safetensors does not say which .* it holds"):
@@ -141,7 +141,7 @@ def test_backbones_that_cannot_be(options, message):
 
 
 @pytest.mark.parametrize("factory", [affinity_net, cct_net, irnet])
-def test_settings_without_use_are_rejected(factory):
+def test_settings_without_use_raise(factory):
     args = (3,) if factory is cct_net else ()
     with pytest.raises(AdvCAMError, match="train_from"):
         factory(Backbone("timm/test_resnet", random_weights=True, train_from="layer3"), *args)

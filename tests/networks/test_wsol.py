@@ -1,4 +1,4 @@
-"""Classifiers for localization: grids, exact heads, the weights they start from, what is frozen, and their files."""
+"""Classifiers for localization: grids, exact heads, initial weights, freezing and files."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def test_golden_class_maps_of_inception_are_its_last_convolution():
     assert torch.allclose(after.features.mean((2, 3)), after.logits, atol=1e-5)
 
 
-def test_the_strideless_block_of_inception_gives_the_strided_ones_cells():
+def test_inception_block_without_stride_refines_the_strided_one():
     """torchvision's block gives every second cell of this one, from the second on."""
     torch.manual_seed(0)
     strided, dense = InceptionB(6).eval(), InceptionBStride1(6).eval()
@@ -116,7 +116,7 @@ def test_the_strideless_block_of_inception_gives_the_strided_ones_cells():
         assert torch.allclose(dense(x)[:, :, 1:-1:2, 1:-1:2], strided(x), atol=1e-6)
 
 
-def test_the_strideless_resnet_gives_the_strided_ones_cells(resnet_weights):
+def test_resnet_without_stride_refines_the_strided_one(resnet_weights):
     """Up to layer4's first block, whose strided output is every second cell."""
     net = ResNet50WSOL(WSOLNetSpec(Backbone(RESNET, stride=16), 1000)).eval()
     theirs = resnet50().eval()
@@ -132,7 +132,7 @@ def test_the_strideless_resnet_gives_the_strided_ones_cells(resnet_weights):
 
 
 @pytest.mark.parametrize("stride", [8, 16])
-def test_inception_starts_from_torchvisions_weights_where_they_fit(inception_weights, stride):
+def test_inception_starts_from_torchvisions_weights(inception_weights, stride):
     net = InceptionV3WSOL(WSOLNetSpec(Backbone(INCEPTION, stride=stride), 1000))
     before = {key: value.clone() for key, value in net.state_dict().items()}
     found = start_from(net, checkpoint({f"module.{key}": value for key, value in inception_weights.items()}))
@@ -176,7 +176,7 @@ def test_vgg_has_other_numbers_without_its_fourth_pool(stride):
 
 
 def test_what_does_not_fit_is_named(resnet_weights):
-    def refused(message, change):
+    def raises(message, change):
         weights = {**resnet_weights, **change}
         net = ResNet50WSOL(WSOLNetSpec(Backbone(RESNET, stride=16), 3))
         before = net.conv1.weight.clone()
@@ -185,10 +185,10 @@ def test_what_does_not_fit_is_named(resnet_weights):
         assert "\n" not in str(error.value)
         assert torch.equal(net.conv1.weight, before)
 
-    refused(r"missing keys \(layer4.2.conv3.weight\)", {"layer4.2.conv3.weight": None})
-    refused(r"unexpected keys \(extra.weight\)", {"extra.weight": torch.zeros(1)})
-    refused("1 shapes differ", {"conv1.weight": torch.zeros(64, 3, 3, 3)})
-    refused("NaN or infinite weights in conv1.weight", {"conv1.weight": torch.full((64, 3, 7, 7), torch.nan)})
+    raises(r"missing keys \(layer4.2.conv3.weight\)", {"layer4.2.conv3.weight": None})
+    raises(r"unexpected keys \(extra.weight\)", {"extra.weight": torch.zeros(1)})
+    raises("1 shapes differ", {"conv1.weight": torch.zeros(64, 3, 3, 3)})
+    raises("NaN or infinite weights in conv1.weight", {"conv1.weight": torch.full((64, 3, 7, 7), torch.nan)})
 
 
 # --- training ---------------------------------------------------------------------------------------------------------
@@ -290,7 +290,7 @@ def test_authors_files_load_by_their_own_keys(tmp_path, backbone, stride, prefix
     assert same(found, net)
 
 
-def test_files_of_other_nets_are_refused(tmp_path):
+def test_files_of_other_nets_raise(tmp_path):
     save_file({"conv1.weight": torch.zeros(1)}, tmp_path / "other.safetensors")
     with pytest.raises(AdvCAMError, match="is none of a ResNet-50, Inception-V3 or VGG-16 for localization"):
         load_wsol_net(tmp_path / "other.safetensors")
