@@ -61,3 +61,4 @@ def test_recorded_config_is_restored_after_an_error(tmp_path):
     with pytest.raises(AdvCAMError), recorded_config(tmp_path, Config("second")):
         raise AdvCAMError("no")
     assert json.loads((tmp_path / CONFIG).read_text())["run"] == "first"
+    assert (tmp_path / "run.log").read_text().endswith("ERROR AdvCAMError: no\n")

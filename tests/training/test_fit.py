@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from advcam_attr.training.fit import (
     RELEASED_MOMENTUM,
@@ -16,7 +16,7 @@ from advcam_attr.training.fit import (
     poly,
     sgd,
 )
-from advcam_attr.training.losses.classification import LOSSES
+from advcam_attr.training.losses.classification import LOSSES, LossTerms, SteppedLoss
 from advcam_attr.types import AdvCAMError
 
 
@@ -26,7 +26,7 @@ def one_weight(momentum: float = 0.5, decay: float = 0.5) -> Training:
     return Training(net, sgd([Group("all", net.parameters(), 0.1, decay)], momentum), loss_scaler())
 
 
-def mean_logit(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def mean_logit(logits: Tensor, labels: Tensor) -> Tensor:
     return logits.mean()
 
 
@@ -129,3 +129,29 @@ def test_new_layers_learn_ten_times_as_fast_by_default():
 def test_settings_of_the_optimizer_are_checked(changes, name):
     with pytest.raises(AdvCAMError, match=rf"optimizer\.{name}"):
         Optimizer(**{"lr": 0.1, **changes})
+
+
+class Rising:
+    """A loss that is weighted by its step."""
+
+    def at(self, step: int):
+        def loss(out: Tensor, target: Tensor) -> LossTerms:
+            error = ((out - target) ** 2).mean()
+            return LossTerms(step * error, {"error": error})
+
+        return loss
+
+
+@pytest.mark.parametrize("grad_accum", [1, 2])
+def test_a_stepped_loss_gets_its_step_and_its_terms_are_logged(grad_accum):
+    net = nn.Linear(1, 1, bias=False).double()
+    nn.init.ones_(net.weight)
+    training = Training(net, sgd([Group("all", net.parameters(), 0.1, 0.0)], 0.0), loss_scaler(), step=1)
+    batch = torch.tensor([[1.0], [2.0]], dtype=torch.float64), torch.zeros(2, 1, dtype=torch.float64)
+    assert isinstance(Rising(), SteppedLoss)
+    records = list(fit(training, [batch, batch], Rising(), lambda step: 1.0, grad_accum=grad_accum))
+    # w = 1: error (1 + 4) / 2; at step 1 its gradient is 5 w; w = 0.5: 0.625, at step 2 twice that
+    assert [r.step for r in records] == [1, 2]
+    assert [r.loss for r in records] == pytest.approx([2.5, 1.25])
+    assert [r.parts["error"] for r in records] == pytest.approx([2.5, 0.625])
+    assert net.weight.item() == pytest.approx(0.5 - 0.1 * 2 * 5 * 0.5)

@@ -7,7 +7,7 @@ import torch
 
 from advcam_attr.runs.sharding import ALONE, Shard
 from advcam_attr.training.checkpoint import random_states
-from advcam_attr.training.loading import TrainingBatches, load_batches
+from advcam_attr.training.loading import SeededItems, TrainingBatches, load_batches
 from advcam_attr.types import AdvCAMError
 from noisy_items import Noisy
 
@@ -54,3 +54,21 @@ def test_unreadable_items_are_errors(workers):
     with pytest.raises(AdvCAMError) as caught:
         read(items=Noisy(broken=3), workers=workers)
     assert str(caught.value) == "cannot read image 3"
+
+
+def test_items_may_differ_by_epoch():
+    class Numbered:
+        def __init__(self, epoch: int = -1) -> None:
+            self.epoch = epoch
+
+        def of_epoch(self, epoch: int) -> Numbered:
+            return Numbered(epoch)
+
+        def __len__(self) -> int:
+            return 2
+
+        def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+            return torch.tensor(self.epoch), torch.tensor(index)
+
+    found = SeededItems(Numbered(), seed=0)[(7, 1)]
+    assert [int(value) for value in found] == [7, 1]

@@ -1,4 +1,4 @@
-"""CCT's loss and its ramps against slow second readings, and losses that differ from step to step in the loop."""
+"""CCT's loss and its ramps against slow references."""
 
 from __future__ import annotations
 
@@ -7,10 +7,8 @@ import math
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from advcam_attr.training.fit import Group, Training, fit, loss_scaler, sgd
-from advcam_attr.training.loading import SeededItems
 from advcam_attr.training.losses.cct import (
     CCTLoss,
     annealed_cross_entropy,
@@ -20,7 +18,6 @@ from advcam_attr.training.losses.cct import (
     disagreement,
     ramp_up,
 )
-from advcam_attr.training.losses.classification import LossTerms, SteppedLoss
 
 
 def case(seed: int, decoders: int = 3) -> tuple[Tensor, Tensor]:
@@ -57,7 +54,7 @@ def slow_consistency(scores: Tensor, main: Tensor, confidence: float = -1.0) -> 
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_the_loss_is_that_of_a_slow_loop_over_pixels(seed):
+def test_the_loss_equals_a_loop_over_pixels(seed):
     scores, labels = case(seed)
     found = CCTLoss(steps=80, ramp_steps=8).at(4)(scores, labels)
     unsupervised = np.mean([slow_consistency(scores[:, k], scores[:, 1]) for k in (2, 3, 4)])
@@ -69,7 +66,7 @@ def test_the_loss_is_that_of_a_slow_loop_over_pixels(seed):
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_options_are_those_of_a_slow_loop_over_pixels(seed):
+def test_options_equal_a_loop_over_pixels(seed):
     scores, labels = case(seed)
     loss = CCTLoss(80, 8, supervised="abce", weak_weight=0.0, confidence=0.5, pairwise_weight=2.0)
     found = loss.at(8)(scores, labels)
@@ -89,7 +86,7 @@ def test_options_are_those_of_a_slow_loop_over_pixels(seed):
 
 
 def test_golden_annealed_cross_entropy():
-    """Two classes; the own class of four pixels has 0.9, 0.6, 0.3 and, void, 0.1; one pixel is kept at least."""
+    """Two classes; p(label) of four pixels is 0.9, 0.6, 0.3 and, void, 0.1; at least one pixel remains."""
     own = torch.tensor([0.9, 0.6, 0.3, 0.1], dtype=torch.float64)
     scores = torch.stack([own.log(), (1 - own).log()])[None, :, None]
     labels = torch.tensor([[[0, 0, 0, 255]]])
@@ -107,7 +104,7 @@ def test_thresholds_and_ramps():
     assert ramp_up(8, 8) == ramp_up(100, 8) == ramp_up(0, 0) == 1
 
 
-def test_nothing_labelled_is_no_loss_and_no_nan():
+def test_void_alone_gives_no_loss_and_no_nan():
     scores, labels = case(0)
     scores.requires_grad_(True)
     void = torch.full_like(labels, 255)
@@ -119,70 +116,26 @@ def test_nothing_labelled_is_no_loss_and_no_nan():
     assert consistency(scores[:, 2], scores[:, 1].softmax(1), confidence=0.9999999).item() == 0
 
 
-def test_what_is_learned_of_which_image():
+def test_gradients_of_each_decoder():
     scores, labels = case(1)
     scores.requires_grad_(True)
     CCTLoss(80, 8).at(3)(scores, labels).total.backward()
     assert bool(scores.grad[:, 0].any())
-    assert not bool(scores.grad[:, 1].any())  # the main decoder's target takes no gradient, and sees no pseudo mask
+    assert not bool(scores.grad[:, 1].any())  # the target is detached, and has no pseudo mask
     assert bool(scores.grad[:, 2:].flatten(2).any(2).all())
 
 
-def test_without_auxiliary_decoders_only_the_labelled_image_counts():
+def test_without_auxiliary_decoders():
     scores, labels = case(2)
     found = CCTLoss(80, 8).at(3)(scores[:, :1], labels)
     assert torch.equal(found.total, cross_entropy(scores[:, 0], labels[:, 0]))
     assert list(found.parts) == ["supervised"]
 
 
-def test_disagreement_is_of_eight_decoders_at_most():
+def test_disagreement_draws_eight_decoders_at_most():
     scores = torch.randn(1, 12, 3, 2, 2)
     torch.manual_seed(0)
     found = disagreement(scores)
     torch.manual_seed(0)
     assert torch.equal(found, disagreement(scores[:, torch.randperm(12)[:8]]))
     assert float(disagreement(scores[:, :1].expand_as(scores))) == pytest.approx(0, abs=1e-9)
-
-
-class Rising:
-    """A loss that is weighted by its step."""
-
-    def at(self, step: int):
-        def loss(out: Tensor, target: Tensor) -> LossTerms:
-            error = ((out - target) ** 2).mean()
-            return LossTerms(step * error, {"error": error})
-
-        return loss
-
-
-@pytest.mark.parametrize("accumulate", [1, 2])
-def test_the_loop_asks_a_stepped_loss_for_its_step_and_tells_its_parts(accumulate):
-    net = nn.Linear(1, 1, bias=False).double()
-    nn.init.ones_(net.weight)
-    training = Training(net, sgd([Group("all", net.parameters(), 0.1, 0.0)], 0.0), loss_scaler(), step=1)
-    batch = torch.tensor([[1.0], [2.0]], dtype=torch.float64), torch.zeros(2, 1, dtype=torch.float64)
-    assert isinstance(Rising(), SteppedLoss)
-    records = list(fit(training, [batch, batch], Rising(), lambda step: 1.0, grad_accum=accumulate))
-    # w = 1: error (1 + 4) / 2; at step 1 its gradient is 5 w; w = 0.5: 0.625, at step 2 twice that
-    assert [r.step for r in records] == [1, 2]
-    assert [r.loss for r in records] == pytest.approx([2.5, 1.25])
-    assert [r.parts["error"] for r in records] == pytest.approx([2.5, 0.625])
-    assert float(net.weight) == pytest.approx(0.5 - 0.1 * 2 * 5 * 0.5)
-
-
-def test_items_may_differ_by_epoch():
-    class Numbered:
-        def __init__(self, epoch: int = -1) -> None:
-            self.epoch = epoch
-
-        def of_epoch(self, epoch: int) -> Numbered:
-            return Numbered(epoch)
-
-        def __len__(self) -> int:
-            return 2
-
-        def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-            return torch.tensor(self.epoch), torch.tensor(index)
-
-    found = SeededItems(Numbered(), seed=0)[(7, 1)]
-    assert [int(value) for value in found] == [7, 1]

@@ -1,4 +1,4 @@
-"""Losses of segmentation nets against loops over pixels, and numbers worked out by hand."""
+"""Losses of segmentation nets against loops over pixels and golden values."""
 
 from __future__ import annotations
 
@@ -59,8 +59,8 @@ def test_balanced_loss_equals_a_loop_over_pixels(batch, name, least):
     assert float(SEGMENTATION_LOSSES[name](logits, labels)) == pytest.approx(sum(per_image) / 4)
 
 
-def test_a_clamped_pixel_has_no_gradient_and_an_unclamped_one_has():
-    """p(label) = 1 / (1 + e^20): the gradient is -1 of it where nothing is clamped."""
+def test_clamped_pixels_have_no_gradient():
+    """p(label) = 1 / (1 + e^20): its gradient is -1 unless it is clamped."""
     labels = torch.ones(1, 1, 1, dtype=torch.long)
     gradients = {}
     for name in ("balanced", "balanced_clamped"):
@@ -79,7 +79,7 @@ def test_golden_balanced():
 
 
 @pytest.mark.parametrize("name", sorted(SEGMENTATION_LOSSES))
-def test_void_alone_is_no_loss_and_no_gradient(name):
+def test_void_alone_gives_no_loss_and_no_gradient(name):
     logits = torch.randn(2, 3, 4, 4, requires_grad=True)
     labels = torch.full((2, 8, 8), 255, dtype=torch.uint8)
     loss = summed_over_grids(SEGMENTATION_LOSSES[name])((logits, logits[..., :2, :2]), labels)
@@ -95,7 +95,7 @@ def test_labels_are_resized_as_pil_does(size):
     assert resized_labels(labels, size)[0].tolist() == torch.tensor(list(expected.getdata())).view(size).tolist()
 
 
-def test_the_loss_of_several_grids_is_the_sum(batch):
+def test_losses_of_several_grids_are_summed(batch):
     logits, labels = batch
     coarse = torch.randn(4, 5, 3, 3, dtype=torch.float64)
     small = torch.stack([torch.stack([labels[:, y, x] for x in (1, 3, 5)], 1) for y in (1, 3, 5)], 1)
