@@ -113,13 +113,7 @@ def input_saliency(
 
 
 def plot_input_saliency(found: InputSaliency, images: Sequence[np.ndarray], names: Sequence[str]) -> Figure:
-    """Plot a row per sample: the image, then its saliency at each step, all of a row on one scale.
-
-    Args:
-        found: of R samples.
-        images: R of ``(H, W, 3)`` in [0, 1].
-        names: of the samples' classes.
-    """
+    """Plot a row per sample: the image, then its saliency at each step, all of a row on one scale."""
     drawing, axes = figure(len(images), 1 + len(found.steps), width=1.5, height=1.65)
     spread = found.spread()
     for row, (places, image, name) in enumerate(zip(axes, images, names, strict=True)):

@@ -119,13 +119,7 @@ def regularizer_effects(
 
 
 def plot_regularizer_effects(found: RegularizerEffects, image: np.ndarray, name: str) -> Figure:
-    """Plot a row per variant and a column per step, and the scores below.
-
-    Args:
-        found: of one sample.
-        image: ``(H, W, 3)`` in [0, 1].
-        name: of its class.
-    """
+    """Plot a row per variant and a column per step, and the scores below."""
     rows, columns = len(found.variants), 1 + len(found.steps)
     drawing, _ = figure(1, 1, width=1.6 * columns, height=1.7 * rows + 2.8)
     drawing.clear()

@@ -20,12 +20,6 @@ def concatenate(parts: Sequence[T]) -> T:
 
     Args:
         parts: frozen dataclasses of one type, whose tensors have samples first; all else must be equal.
-
-    Example:
-        >>> from advcam_attr.analysis.score_curves import ScoreCurves
-        >>> part = ScoreCurves((0.0, 1.0), torch.rand(2, 2), torch.rand(2, 2))
-        >>> concatenate([part, part]).cam.shape
-        torch.Size([4, 2])
     """
     if not parts:
         raise AdvCAMError("there is nothing to analyze: no image has a class to climb")
@@ -42,12 +36,7 @@ def concatenate(parts: Sequence[T]) -> T:
 
 
 def rounded(values: Tensor, digits: int = 6) -> Any:
-    """Return a tensor for JSON: nested lists of rounded numbers, None for what is not finite.
-
-    Example:
-        >>> rounded(torch.tensor([[0.5, float("nan")]]))
-        [[0.5, None]]
-    """
+    """Return a tensor for JSON: nested lists of rounded numbers, None for what is not finite."""
     if values.ndim:
         return [rounded(value, digits) for value in values]
     number = float(values)

@@ -61,15 +61,6 @@ def score_curves(
         size: height and width of the images.
         aggregate: of the maps of the steps.
         points: Q, at least 2.
-
-    Example:
-        >>> from advcam_attr.types import ClimbStep
-        >>> none, climbing = torch.empty(0), torch.tensor([True])
-        >>> maps = torch.tensor([[[4.0, 1.0, 0.0]]]), torch.tensor([[[4.0, 3.0, 0.0]]])
-        >>> steps = [ClimbStep(t, none, none, m, m, none, climbing) for t, m in enumerate(maps)]
-        >>> found = score_curves(steps, (1, 3), points=3)
-        >>> found.cam.tolist(), found.advcam.tolist()
-        ([[1.0, 0.25, 0.0]], [[1.0, 0.5, 0.0]])
     """
     for step, total in totals(steps, aggregate):
         if step.index == 0:

@@ -59,12 +59,7 @@ def seed_curve(name: str, found: Mapping[float, SeedEvaluation]) -> SeedCurve:
 
 
 def plot_seed_curves(found: Mapping[str, Sequence[SeedCurve]], images: int) -> Figure:
-    """Plot mean IoU above and noise below, one column a setting; a name has one colour, and all columns one scale.
-
-    Args:
-        found: curves by setting, see `SETTINGS`.
-        images: the number of scored images.
-    """
+    """Plot mean IoU above and noise below, one column a setting; a name has one colour, and all columns one scale."""
     names = dict.fromkeys(curve.name for curves in found.values() for curve in curves)
     colours = dict(zip(names, CYCLE, strict=False))
     drawing, axes = figure(2, len(found), width=3.6, height=2.7)

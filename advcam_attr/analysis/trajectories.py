@@ -53,13 +53,7 @@ class Embedding:
 
 
 def trajectories(view: HeadView, steps: Iterable[ClimbStep], target: Tensor) -> Trajectories:
-    """Return the spatial mean of the mapped tensor of the image itself at every step. One forward a step.
-
-    Args:
-        view: the classifier of the climb.
-        steps: of the climb.
-        target: the class of each sample, ``(R,)``.
-    """
+    """Return the spatial mean of the mapped tensor of the image itself at every step. One forward a step."""
     found = []
     for step in steps:
         with undisturbed(view.model), torch.no_grad():
@@ -108,12 +102,7 @@ def require_all(target: Tensor, wanted: Sequence[int], names: Sequence[str]) -> 
 
 
 def plot_trajectories(found: Embedding, names: dict[int, str]) -> Figure:
-    """Plot a line per sample, from the clean image (○) to its last step (●), in a colour per class.
-
-    Args:
-        found: see `embed`.
-        names: of the classes, by index.
-    """
+    """Plot a line per sample, from the clean image (○) to its last step (●), in a colour per class."""
     drawing, axes = figure(width=5.2, height=4.6)
     place = axes[0, 0]
     for number, index in enumerate(dict.fromkeys(found.target.tolist())):

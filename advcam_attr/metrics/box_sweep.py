@@ -30,20 +30,7 @@ Sweep = Callable[[np.ndarray, np.ndarray, bool, np.ndarray], None]
 
 
 def box_iou(boxes: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """Return the intersection over union of boxes whose ends are their last pixels.
-
-    Args:
-        boxes: ``(M, 4)`` x0, y0, x1, y1, integers.
-        truth: ``(G, 4)``.
-
-    Returns:
-        ``(M, G)`` float64 in [0, 1].
-
-    Example:
-        >>> box_iou(np.array([[1, 2, 5, 6], [0, 0, 0, 0]]), np.array([[3, 1, 4, 5]])) * 27
-        array([[8.],
-               [0.]])
-    """
+    """Return the IoU ``(M, G)`` of boxes ``(M, 4)`` and ``(G, 4)`` whose ends are their last pixels."""
     low = np.maximum(boxes[:, None, :2], truth[None, :, :2])
     high = np.minimum(boxes[:, None, 2:], truth[None, :, 2:])
     common = np.maximum(high - low + 1, 0).prod(2)

@@ -20,10 +20,6 @@ def average_precision(scores: Tensor, labels: Tensor) -> Tensor:
 
     Returns:
         ``(K,)`` float64 in [0, 1]; NaN for classes that no image shows.
-
-    Example:
-        >>> average_precision(torch.tensor([[0.9], [0.8], [0.1]]), torch.tensor([[1], [0], [1]]))
-        tensor([0.8333], dtype=torch.float64)
     """
     if scores.shape != labels.shape or scores.ndim != 2:
         raise AdvCAMError(f"scores {tuple(scores.shape)} and labels {tuple(labels.shape)} must both be (N, K)")

@@ -112,12 +112,7 @@ class LocalizationScores:
 
 
 def levels_at(peak: int, thresholds: Sequence[float] = MAP_THRESHOLDS) -> np.ndarray:
-    """Return the grey level that a map must exceed at each threshold: ``int(threshold * peak)``, in floating point.
-
-    Example:
-        >>> levels_at(255)[[0, 3, 4, 999]], levels_at(0)[[0, 999]]
-        (array([  0,   0,   1, 254]), array([0, 0]))
-    """
+    """Return the grey level that a map must exceed at each threshold: ``int(threshold * peak)``, in floating point."""
     return (np.asarray(thresholds) * peak).astype(np.int64)
 
 
@@ -134,13 +129,6 @@ def box_hits(table: BoxTable, ious: Sequence[float] = IOUS) -> tuple[Tensor, tup
 
     Raises:
         AdvCAMError: an empty table.
-
-    Example:
-        >>> best = torch.zeros(1, 255, dtype=torch.float64)
-        >>> best[0, 0], best[0, 1] = 0.3, 0.7
-        >>> hits, thresholds = box_hits(BoxTable(("bird",), best, torch.tensor([255])))
-        >>> hits[0, :, :3].int().tolist(), [round(t, 3) for t in thresholds[:3]]
-        ([[1, 1, 0], [0, 1, 0], [0, 1, 0]], [0.0, 0.004, 0.008])
     """
     if not len(table):
         raise AdvCAMError("no image was scored: a table without rows has no measures")

@@ -48,11 +48,6 @@ def seed_histogram(
     Returns:
         ``(K + 1, max(K', 1), T + 1)`` int64. The last row holds labels outside the classes. An image without classes
         has one column, of pixels that exceed no threshold.
-
-    Example:
-        >>> maps, truth = torch.tensor([[[0.1, 0.6, 0.9]]]), torch.tensor([[0, 0, 1]], dtype=torch.uint8)
-        >>> seed_histogram(maps, [0], truth, torch.tensor([0.5, 0.7]), num_classes=2)[:, 0].tolist()
-        [[1, 1, 0], [0, 0, 1], [0, 0, 0]]
     """
     _check(high_res, classes, truth, num_classes)
     columns, bins = max(len(classes), 1), len(thresholds) + 1
@@ -212,13 +207,6 @@ class ImageCounts:
     Args:
         thresholds: T, the number of thresholds.
         num_classes: K, the background included.
-
-    Example:
-        >>> sweep, images = ThresholdSweep([0.5], num_classes=2), ImageCounts(1, num_classes=2)
-        >>> histogram = sweep.histogram(torch.tensor([[[0.2, 0.9]]]), [0], torch.tensor([[1, 1]], dtype=torch.uint8))
-        >>> images.add(histogram, [0])
-        >>> images.marginals(0).tolist()
-        [[[0, 1], [0, 2], [1, 1], [0, 0]]]
     """
 
     def __init__(self, thresholds: int, num_classes: int) -> None:

@@ -165,10 +165,6 @@ def marginals(counts: Tensor) -> Tensor:
     Returns:
         ``(..., 4, K)`` for each class: correct pixels (`HITS`), true pixels (`TRUTH`), predicted pixels (`PREDICTED`),
         and predicted pixels that are truly background (`ON_BACKGROUND`; 0 for the background itself).
-
-    Example:
-        >>> marginals(torch.tensor([[5, 2], [1, 3]])).tolist()
-        [[5, 3], [7, 4], [6, 5], [0, 2]]
     """
     on_background = counts[..., 0, :].clone()
     on_background[..., 0] = 0
@@ -208,12 +204,7 @@ def noise(counts: Tensor) -> Tensor:
 
 
 def mean_iou(counts: Tensor) -> Tensor:
-    """Return the mean of `iou` over the classes that occur, ``(...)`` float64.
-
-    Example:
-        >>> mean_iou(marginals(torch.tensor([[1, 0, 0], [1, 1, 0], [0, 0, 0]])))
-        tensor(0.5000, dtype=torch.float64)
-    """
+    """Return the mean of `iou` over the classes that occur, ``(...)`` float64."""
     return iou(counts).nanmean(-1)
 
 
@@ -224,10 +215,6 @@ def scores(counts: Tensor, classes: Sequence[int] | None = None) -> Scores:
         counts: `marginals` ``(4, K)``.
         classes: the labels to average over, the background's 0 among them if it should count; all by default. The
             noise is pooled over the foreground classes among them.
-
-    Example:
-        >>> scores(marginals(torch.tensor([[6, 2], [0, 4]])), classes=[1]).precision
-        0.6666666666666666
     """
     labels = list(range(counts.shape[-1])) if classes is None else list(classes)
     chosen = counts[:, labels]
@@ -251,21 +238,11 @@ def _share(counts: Tensor, of: int) -> Tensor:
 
 
 def object_sizes(truth: Tensor) -> Tensor:
-    """Return the mean number of pixels of a class in the images in which it occurs.
+    """Return the mean number of pixels of a class in the images in which it occurs, ``(K,)`` from pixels ``(N, K)``.
 
     The paper orders COCO's classes by the mean size of their objects (Fig. 14, Table XIII) without a definition. Label
     maps do not separate objects of one class, so here it is the class's pixels per image, void ignored. Pixels are not
     divided by the image's, so images should be of about one size, as VOC's and COCO's are.
-
-    Args:
-        truth: ``(N, K)`` pixels of each class in each image.
-
-    Returns:
-        ``(K,)`` float64; NaN for a class that occurs in no image.
-
-    Example:
-        >>> object_sizes(torch.tensor([[90, 10, 0], [60, 40, 0], [100, 0, 0]]))
-        tensor([83.3333, 25.0000,     nan], dtype=torch.float64)
     """
     return truth.sum(0, dtype=torch.float64) / (truth > 0).sum(0)
 
@@ -273,16 +250,8 @@ def object_sizes(truth: Tensor) -> Tensor:
 def smallest_and_largest(sizes: Tensor, count: int = 10) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Return the foreground labels with the smallest and with the largest objects (Table XIII: ten of each).
 
-    Args:
-        sizes: `object_sizes` ``(K,)``, the background's first.
-        count: labels in each group; at most half of the classes that occur, so that no label is in both.
-
-    Returns:
-        Smallest first, and largest first; of equals, the lower label counts as the smaller.
-
-    Example:
-        >>> smallest_and_largest(torch.tensor([1000.0, 50, 20, 70, float("nan")]), count=1)
-        ((2,), (3,))
+    At most half of the classes that occur are in each group. The smallest come first, and the largest first; of equals,
+    the lower label counts as the smaller.
     """
     occurring = [label for label in range(1, len(sizes)) if not torch.isnan(sizes[label])]
     count = min(count, len(occurring) // 2)

@@ -72,13 +72,6 @@ def psa_scores(
 
     Returns:
         For each power the scores ``(1 + K, H, W)`` float32, the background first; they sum to one over the labels.
-
-    Example:
-        >>> image = torch.zeros(3, 2, 2, dtype=torch.uint8)
-        >>> maps = ClassMaps(classes=(6,), size=(2, 2), cam=torch.ones(1, 1, 1), high_res=torch.ones(1, 2, 2))
-        >>> low, high = psa_scores(maps, image)
-        >>> low[:, 0, 0].round(decimals=3)
-        tensor([0., 1.])
     """
     high_res = _checked(maps, image)
     crf = DenseCRF(image[None], recipe)

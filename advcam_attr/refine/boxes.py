@@ -51,11 +51,6 @@ def score_map(raw: Tensor | np.ndarray, size: tuple[int, int] | None = SIZE) -> 
 
     Raises:
         AdvCAMError: not one map, an empty one, or one with infinite values; a size below 1; OpenCV is not installed.
-
-    Example:
-        >>> score_map(np.array([[-1.0, 0.0], [1.0, 3.0]]), None)
-        array([[0.  , 0.25],
-               [0.5 , 1.  ]])
     """
     scores = _plane(raw).astype(np.float64)
     if not np.isnan(scores).any():
@@ -84,12 +79,7 @@ def check_scores(scores: np.ndarray, size: tuple[int, int] = SIZE) -> np.ndarray
 
 
 def grey_levels(scores: np.ndarray) -> np.ndarray:
-    """Return scores ``(H, W)`` in [0, 1] as 8 bits, truncated.
-
-    Example:
-        >>> grey_levels(np.array([[0.0, 0.5, 1.0]]))
-        array([[  0, 127, 255]], dtype=uint8)
-    """
+    """Return scores ``(H, W)`` in [0, 1] as 8 bits, truncated."""
     return (scores * 255).astype(np.uint8)
 
 
@@ -97,21 +87,8 @@ def boxes_above(grey: np.ndarray, level: int) -> list[Box]:
     """Return the box of every contour of what is brighter than a level, the borders of holes included (MaxBoxAccV2).
 
     Foreground is 8-connected. A box's right and lower end are one past the contour's last pixel, unless that lies on
-    the map's edge; the border of a hole is the foreground around it.
-
-    Args:
-        grey: ``(H, W)`` uint8.
-        level: pixels must exceed it.
-
-    Returns:
-        One box a contour, in OpenCV's order; ``[(0, 0, 0, 0)]`` where nothing exceeds the level.
-
-    Example:
-        >>> grey = np.zeros((20, 20), np.uint8)
-        >>> grey[4:15, 3:16] = 9
-        >>> grey[7:9, 6:10] = 0
-        >>> sorted(boxes_above(grey, 0))
-        [(3, 4, 16, 15), (5, 6, 11, 10)]
+    the map's edge; the border of a hole is the foreground around it. The boxes are in OpenCV's order, and
+    ``[(0, 0, 0, 0)]`` where nothing exceeds the level.
     """
     return _boxes(_contours(grey, level), grey)
 
@@ -129,22 +106,12 @@ def largest_box_above(grey: np.ndarray, level: int) -> list[Box]:
 def resize_boxes(
     boxes: Tensor | np.ndarray | Sequence[Sequence[int]], size: tuple[int, int], to: tuple[int, int] = SIZE
 ) -> np.ndarray:
-    """Return boxes of an image at another size of it, truncated to whole pixels.
+    """Return boxes ``(G, 4)`` of an image at another size of it, truncated to whole pixels, int64.
 
     Args:
-        boxes: ``(G, 4)`` x0, y0, x1, y1, whole pixels.
+        boxes: x0, y0, x1, y1, whole pixels; at least one.
         size: the image's height and width.
         to: the new height and width.
-
-    Returns:
-        ``(G, 4)`` int64.
-
-    Raises:
-        AdvCAMError: no box, or one that does not lie in the image.
-
-    Example:
-        >>> resize_boxes([[1, 2, 4, 3]], size=(20, 10), to=(10, 35)).tolist()
-        [[3, 1, 14, 1]]
     """
     found = np.asarray(boxes)
     if found.ndim != 2 or found.shape[1:] != (4,) or not len(found):

@@ -30,15 +30,12 @@ from advcam_attr.types import AdvCAMError
 
 @torch.no_grad()
 def mean_field(unary: Tensor, kernels: Sequence[tuple[float, Lattice]], iterations: int) -> Tensor:
-    """Return the mean-field marginals of a CRF with Potts compatibility.
+    """Return the mean-field marginals ``(P, K)`` of a CRF with Potts compatibility.
 
     Args:
         unary: U, energies of P pixels and K labels, ``(P, K)``.
         kernels: pairs of w and a normalised filter over the P pixels.
         iterations: message passes; 0 gives ``softmax(-U)``.
-
-    Returns:
-        Q, ``(P, K)``; rows sum to one.
     """
     scores = -unary
     marginals = scores.softmax(1)
@@ -129,13 +126,6 @@ def unary_from_labels(labels: Tensor, count: int, confidence: float = 0.7) -> Te
         labels: ``(N, H, W)`` integers in ``[0, L)``.
         count: L, the number of competing labels, whether or not they occur; of one label all energies are zero.
         confidence: p; 0.7 in IRN's code.
-
-    Returns:
-        ``(N, L, H, W)`` float32.
-
-    Example:
-        >>> unary_from_labels(torch.tensor([[[2]]]), 4).flatten()
-        tensor([2.3026, 2.3026, 0.3567, 2.3026])
     """
     if not 0 < confidence < 1:
         raise AdvCAMError(f"crf: the confidence must lie between 0 and 1, got {confidence}")

@@ -55,26 +55,14 @@ class IRNLoss:
 
 
 def grid_labels(labels: Tensor) -> Tensor:
-    """Return label maps ``(N, H, W)`` on the grid of stride 4: the third pixel of each cell in both directions.
-
-    Example:
-        >>> grid_labels(torch.arange(16).reshape(1, 4, 4)).item()
-        10
-    """
+    """Return label maps ``(N, H, W)`` on the grid of stride 4: the third pixel of each cell in both directions."""
     return labels[:, 2::4, 2::4]
 
 
 def path_affinities(edge: Tensor, radius: int = TRAINING_RADIUS) -> Tensor:
-    """Return ``1 - max over the path of σ(edge)`` of each pair.
+    """Return ``1 - max over the path of σ(edge)`` of each pair: logits ``(N, h, w)`` to ``(N, O, h', w')``.
 
     Only the cell of each path where the edge is strongest is saved for the backward; it gets the gradient.
-
-    Args:
-        edge: logits on the grid, ``(N, h, w)``.
-        radius: of pairs.
-
-    Returns:
-        ``(N, O, h', w')`` in [0, 1]; see `advcam_attr.refine.pairs`.
     """
     check_grid(edge, radius)
     numbers = torch.arange(edge[0].numel(), device=edge.device).reshape(edge.shape[1:])
@@ -95,14 +83,9 @@ def _strongest(edge: Tensor, path: tuple[Offset, ...], radius: int) -> Tensor:
 
 
 def pair_displacements(displacement: Tensor, radius: int = TRAINING_RADIUS) -> Tensor:
-    """Return each pixel's displacement minus its neighbour's: the offset between them where both point to one centre.
+    """Return each cell's displacement minus its neighbour's: ``(N, 2, h, w)``, y then x, to ``(N, 2, O, h', w')``.
 
-    Args:
-        displacement: on the grid, y then x, ``(N, 2, h, w)``.
-        radius: of pairs.
-
-    Returns:
-        ``(N, 2, O, h', w')``.
+    It is the offset between the two where both point to one centre.
     """
     ends = torch.stack([shifted(displacement, offset, radius) for offset in neighbours(radius)], -3)
     return shifted(displacement, (0, 0), radius)[:, :, None] - ends
@@ -148,12 +131,7 @@ def irn_loss(logits: Tensor, labels: Tensor, radius: int = TRAINING_RADIUS, coun
 
 
 def edge_map(logits: Tensor) -> Tensor:
-    """Return an image's edges ``(h, w)``, ``σ(e / 2 + mirrored e' / 2)``, from its logits and its mirror image's.
-
-    Example:
-        >>> edge_map(torch.tensor([[[0.0, 2.0]], [[-2.0, 0.0]]]))
-        tensor([[0.5000, 0.5000]])
-    """
+    """Return an image's edges ``(h, w)``, ``σ(e / 2 + mirrored e' / 2)``, from its logits and its mirror image's."""
     return (logits[0] / 2 + logits[1].flip(-1) / 2).sigmoid()
 
 
@@ -162,10 +140,6 @@ def inference_size(size: tuple[int, int], least: int = 512, stride: int = 16) ->
 
     Sides up to 512 pixels are padded to 512, as in IRN's code. That code pads larger ones by a negative number, which
     crops them; here they are padded to the next multiple of 16.
-
-    Example:
-        >>> inference_size((375, 500)), inference_size((480, 640)), inference_size((513, 8))
-        ((512, 512), (512, 640), (528, 512))
     """
     height, width = (max(least, -(-side // stride) * stride) for side in size)
     return height, width
@@ -197,18 +171,10 @@ def irn_labels(maps: ClassMaps, edge: Tensor, recipe: WalkRecipe | None = None) 
 
 
 def edge_walk_labels(walked: Tensor, maps: ClassMaps, background: float = 0.25) -> Tensor:
-    """Return the labels of an image from its class maps after the walk.
+    """Return the labels ``(H, W)`` of an image from its class maps ``(K, ceil(H / 4), ceil(W / 4))`` after the walk.
 
     Maps are enlarged four times, cropped to the image, and divided by the peak of all classes together, so that a weak
     class loses against the background's score beside a strong one (as in IRN's code).
-
-    Args:
-        walked: ``(K, ceil(H / 4), ceil(W / 4))``.
-        maps: of the image, for its size and classes.
-        background: the score of the background, which wins ties.
-
-    Returns:
-        ``(H, W)`` uint8: 0 the background, k + 1 class k.
     """
     height, width = maps.size
     large = F.interpolate(walked[None], scale_factor=4, mode="bilinear", align_corners=False)[0, :, :height, :width]

@@ -30,12 +30,6 @@ def paths(radius: int) -> tuple[tuple[Offset, ...], ...]:
 
     Returns:
         The offsets (y, x) of each neighbour's path, from the neighbour to the cell itself, (0, 0).
-
-    Example:
-        >>> len(paths(5)), len(paths(10))
-        (34, 152)
-        >>> paths(3)[-1]
-        ((2, 2), (1, 2), (2, 1), (1, 1), (0, 1), (1, 0), (0, 0))
     """
     ends = [(0, x) for x in range(1, radius)]
     ends += [(y, x) for y in range(1, radius) for x in range(1 - radius, radius) if x * x + y * y < radius * radius]
@@ -80,11 +74,6 @@ def pair_kinds(labels: Tensor, radius: int) -> Tensor:
 
     Returns:
         ``(3, N, O, h', w')`` bool.
-
-    Example:
-        >>> background, foreground, different = pair_kinds(torch.tensor([[[0, 0, 7], [0, 7, 255]]]), radius=2)
-        >>> background.flatten().tolist(), different.flatten().tolist()
-        ([False, True, False, False], [True, False, True, False])
     """
     if radius < 2:
         return labels.new_zeros((3, len(labels), 0, *labels.shape[1:]), dtype=torch.bool)

@@ -78,11 +78,6 @@ def build(features: Tensor) -> Lattice:
 
     Returns:
         The filter over all ``N · P`` points, image by image.
-
-    Example:
-        >>> lattice = build(torch.tensor([[[0.0], [0.0], [9.0]]]))
-        >>> lattice.normalised().filter(torch.tensor([[1.0], [2.0], [4.0]])).flatten()
-        tensor([1.5000, 1.5000, 4.0000])
     """
     images, points, dimensions = features.shape
     if not features.numel() or not bool(features.isfinite().all()):

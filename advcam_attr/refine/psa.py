@@ -26,12 +26,7 @@ LOSS_WEIGHTS = (0.25, 0.25, 0.5)
 
 
 def pooled(maps: Tensor, stride: int) -> Tensor:
-    """Average maps ``(K, H, W)`` over the cells of a stride, zero-padded to the right and below: ``(K, h, w)``.
-
-    Example:
-        >>> pooled(torch.ones(1, 2, 3), 2)
-        tensor([[[1.0000, 0.5000]]])
-    """
+    """Average maps ``(K, H, W)`` over the cells of a stride, zero-padded to the right and below: ``(K, h, w)``."""
     height, width = maps.shape[1:]
     return F.avg_pool2d(F.pad(maps, (0, -width % stride, 0, -height % stride)), stride)
 
@@ -51,12 +46,6 @@ def affinity_labels(low: Tensor, high: Tensor, stride: int = 8) -> Tensor:
 
     Returns:
         ``(h, w)`` uint8: 0 for the background, 1 to K for foreground (in the order of the scores), or 255.
-
-    Example:
-        >>> low = torch.tensor([[0.1, 0.9, 0.8, 0.0], [0.9, 0.1, 0.2, 0.0]])[:, None]
-        >>> high = torch.tensor([[0.0, 0.6, 0.3, 0.0], [1.0, 0.4, 0.7, 0.0]])[:, None]
-        >>> affinity_labels(low, high, stride=1)
-        tensor([[  1,   0, 255, 255]], dtype=torch.uint8)
     """
     if low.shape != high.shape:
         raise AdvCAMError(f"psa: scores of two powers differ in shape: {tuple(low.shape)} and {tuple(high.shape)}")
@@ -70,29 +59,12 @@ def fitting_radius(size: tuple[int, int], radius: int = 5) -> int:
     """Return the radius of pairs on a grid of h × w cells: 5 in PSA, at most ``(min(h, w) - 1) // 2`` (SEAM's code).
 
     Below 2 there are no pairs.
-
-    Example:
-        >>> fitting_radius((56, 56)), fitting_radius((40, 7)), fitting_radius((1, 9))
-        (5, 3, 0)
     """
     return min(radius, (min(size) - 1) // 2)
 
 
 def pair_affinities(features: Tensor, radius: int = 5) -> Tensor:
-    """Return the affinities of all pairs, ``exp(-mean_c |f_ic - f_jc|)``.
-
-    Args:
-        features: embeddings, ``(N, C, h, w)``.
-        radius: of pairs; 5 in PSA. See `fitting_radius`.
-
-    Returns:
-        ``(N, O, h', w')``; see `advcam_attr.refine.pairs`.
-
-    Example:
-        >>> features = torch.tensor([0.0, 1.0, 3.0]).expand(1, 4, 3, 3)
-        >>> pair_affinities(features, radius=2)[0, :, 0, 0]  # right, below left, below, below right
-        tensor([0.1353, 0.3679, 1.0000, 0.1353])
-    """
+    """Return the affinities of all pairs, ``exp(-mean_c |f_ic - f_jc|)``: ``(N, C, h, w)`` to ``(N, O, h', w')``."""
     if radius < 2:
         return features.new_zeros(len(features), 0, *features.shape[2:])
     check_grid(features, radius)
@@ -111,7 +83,7 @@ def pair_losses(features: Tensor, labels: Tensor, radius: int = 5) -> tuple[Tens
         radius: of pairs.
 
     Returns:
-        Sums and counts, ``(3,)`` each: pairs of background, of one foreground class, of two labels.
+        ``(3,)`` each: pairs of background, of one foreground class, of two labels.
     """
     if (len(features), *features.shape[2:]) != tuple(labels.shape):
         raise AdvCAMError(f"psa: embeddings {tuple(features.shape)} and labels {tuple(labels.shape)} differ in size")
@@ -121,32 +93,15 @@ def pair_losses(features: Tensor, labels: Tensor, radius: int = 5) -> tuple[Tens
 
 
 def weighted_loss(sums: Tensor, counts: Tensor) -> Tensor:
-    """Return PSA's loss from `pair_losses`: the three means, weighted by a quarter, a quarter and a half.
-
-    Example:
-        >>> weighted_loss(torch.tensor([4.0, 0.0, 6.0]), torch.tensor([2.0, 0.0, 3.0]))
-        tensor(1.5000)
-    """
+    """Return PSA's loss from `pair_losses`: the three means, weighted by a quarter, a quarter and a half."""
     return (sums / (counts + EPSILON) * sums.new_tensor(LOSS_WEIGHTS)).sum()
 
 
 def walk_maps(high_res: Tensor, alpha: float = 16.0, stride: int = 8) -> Tensor:
-    """Return the maps that walk: class maps and a background ``(1 - max_k map_k)^alpha``, averaged over cells.
+    """Return class maps ``(K, H, W)`` and a background ``(1 - max_k map_k)^alpha`` on the grid, ``(1 + K, h, w)``.
 
-    The released code walks 21 maps, with zeros for the classes that the image does not show; these stay zero and never
-    win, so they are left out.
-
-    Args:
-        high_res: ``(K, H, W)``, of about [0, 1]; clamped.
-        alpha: the power; 16 in PSA, 6 in SEAM.
-        stride: pixels of a cell's side.
-
-    Returns:
-        ``(1 + K, h, w)``, the background first.
-
-    Example:
-        >>> walk_maps(torch.tensor([[[0.5, 0.5], [1.0, 0.0]]]), alpha=2, stride=2).flatten()
-        tensor([0.3750, 0.5000])
+    α is 16 in PSA, 6 in SEAM. The released code walks 21 maps, with zeros for the classes that the image does not show;
+    these stay zero and never win, so they are left out.
     """
     return pooled(with_background(high_res, alpha), stride)
 
@@ -182,20 +137,13 @@ def affinity_walk(maps: Tensor, features: Tensor, radius: int = 5, beta: float =
 
 
 def affinity_walk_labels(maps: Tensor, classes: Sequence[int], size: tuple[int, int], stride: int = 8) -> Tensor:
-    """Return the label of each pixel: the strongest of the maps after the walk, resized to the image.
+    """Return the label of each pixel, ``(H, W)`` uint8: the strongest of the maps after the walk, resized to the image.
 
     Args:
         maps: ``(1 + K, h, w)``, the background first.
         classes: 0-based, K of them.
         size: the image's height and width.
         stride: pixels of a cell's side.
-
-    Returns:
-        ``(H, W)`` uint8: 0, or class + 1.
-
-    Example:
-        >>> affinity_walk_labels(torch.tensor([[[0.2, 0.6]], [[0.3, 0.1]]]), classes=(6,), size=(1, 4), stride=2)
-        tensor([[7, 0, 0, 0]], dtype=torch.uint8)
     """
     cells = (maps.shape[1] * stride, maps.shape[2] * stride)
     large = F.interpolate(maps[None], cells, mode="bilinear", align_corners=False)[0, :, : size[0], : size[1]]

@@ -42,16 +42,9 @@ class Transition:
 
 
 def edge_affinities(edge: Tensor, radius: int = 5) -> Tensor:
-    """Return the affinity of each pixel to its neighbours across class boundaries: ``1 - max over the path of edge``.
+    """Return the affinities ``(O, h, w)`` of pixels across edges ``(h, w)``, ``1 - max over the path of edge``.
 
     As in IRN's code, which pads the edges with ones, paths that leave the grid have affinity 0.
-
-    Args:
-        edge: probabilities of class boundaries, ``(h, w)``.
-        radius: of neighbours; 5 in IRN's inference.
-
-    Returns:
-        ``(O, h, w)``, in the order of `advcam_attr.refine.pairs.paths`.
     """
     if edge.ndim != 2 or not bool(((edge >= 0) & (edge <= 1)).all()):
         raise AdvCAMError(f"walk: edges must be (h, w) probabilities, got {tuple(edge.shape)}; apply the sigmoid first")
@@ -158,17 +151,14 @@ def _power_series(power: int) -> list[float]:
 
 
 def edge_walk(cam: Tensor, edge: Tensor, radius: int = 5, beta: float = 10.0, steps: int = 256) -> Tensor:
-    """Return class maps after IRN's walk, ``(cam · (1 - edge)) T^steps``, which does not cross edges.
+    """Return class maps ``(K, h, w)`` after IRN's walk, ``(cam · (1 - edge)) T^steps``, which does not cross edges.
 
     Args:
-        cam: class maps ``(K, h, w)``, already raised to a power if at all (1.5 in AdvCAM's code, 1 in IRN's).
+        cam: already raised to a power if at all (1.5 in AdvCAM's code, 1 in IRN's).
         edge: probabilities of class boundaries, ``(h, w)``.
         radius: of neighbours.
         beta: the power of affinities.
         steps: of the walk.
-
-    Returns:
-        ``(K, h, w)``.
     """
     if cam.ndim != 3 or cam.shape[1:] != edge.shape:
         raise AdvCAMError(

@@ -35,12 +35,7 @@ class GridMaps:
 
 
 def strided_size(size: tuple[int, int], stride: int) -> tuple[int, int]:
-    """Return the cells of a stride that cover an image: ``ceil(side / stride)`` of both sides.
-
-    Example:
-        >>> strided_size((375, 500), 4)
-        (94, 125)
-    """
+    """Return the cells of a stride that cover an image: ``ceil(side / stride)`` of both sides."""
     return (size[0] - 1) // stride + 1, (size[1] - 1) // stride + 1
 
 

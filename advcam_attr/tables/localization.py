@@ -58,16 +58,6 @@ def table_x(ours: Mapping[str, LocalizationScores], source: str = HERE) -> Table
     Args:
         ours: measures of all contours, by ``"no climbing"``, ``"climbing"``, ``"climbing, regularized"``, or others.
         source: see `table_vii`.
-
-    Example:
-        >>> scores = LocalizationScores(
-        ...     9, "all", (0.3, 0.5, 0.7), (0.9, 0.6, 0.3), (0.1, 0.1, 0.1), 0.6, 0.6, 0.1, 0.7, 0.5, 0.1, 0.5
-        ... )
-        >>> print(*table_x({"climbing": scores}).text().splitlines()[1:5], sep="\\n")
-        method                 source  Top-1 Loc  IoU 0.3  IoU 0.5  IoU 0.7  mean
-        no climbing            paper        57.6     93.1     70.8     23.4  62.4
-        climbing               paper        62.5     98.0     78.2     26.4  67.6
-        climbing               here         50.0     90.0     60.0     30.0  60.0
     """
     return beside(
         "Table X: climbing and regularization, CutMix, ResNet-50, CUB-200-2011, %",

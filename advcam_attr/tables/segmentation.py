@@ -90,13 +90,6 @@ def table_ix(ours: Mapping[str, Sequence[Share]], classes: Sequence[str], source
         ours: for each method, the IoU of the background and of each class.
         classes: their names, without the background.
         source: see `table_i`.
-
-    Example:
-        >>> print(table_ix({"AdvCAM": (0.9, 0.5, float("nan"))}, ["cat", "dog"]).text())
-        Table IX: IoU of each class, %
-        method  source  background   cat  dog  mean
-        AdvCAM  here          90.0  50.0    –  70.0
-        Classes that do not occur are left out of the mean.
     """
     with_means = {}
     for name, shares in ours.items():

@@ -38,16 +38,7 @@ class Table:
     words: int = 2
 
     def markdown(self) -> str:
-        """Return the table as Markdown.
-
-        Example:
-            >>> print(Table("Sizes", ("name", "size"), (("cat", "3"),), words=1).markdown())
-            **Sizes**
-            <BLANKLINE>
-            | name | size |
-            |---|---:|
-            | cat | 3 |
-        """
+        """Return the table as Markdown."""
         lines = [self.columns, *self.rows]
         body = ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines]
         body.insert(1, "|" + "---|" * self.words + "---:|" * (len(self.columns) - self.words))
@@ -74,12 +65,7 @@ class Table:
         return "\n".join([self.title, *body, *self.notes])
 
     def describe(self) -> dict[str, Any]:
-        """Return the table for JSON: numbers as they are printed, null where there is none.
-
-        Example:
-            >>> Table("Sizes", ("name", "size"), (("cat", "3.5"), ("dog", "–")), words=1).describe()["rows"]
-            [['cat', 3.5], ['dog', None]]
-        """
+        """Return the table for JSON: numbers as they are printed, null where there is none."""
         rows = [
             [*row[: self.words], *(None if cell == DASH else float(cell) for cell in row[self.words :])]
             for row in self.rows
@@ -122,10 +108,5 @@ def beside(
 
 
 def percent(share: Share, form: str = ".1f") -> str:
-    """Return a share in percent, or a dash for none.
-
-    Example:
-        >>> percent(0.5), percent(None)
-        ('50.0', '–')
-    """
+    """Return a share in percent, or a dash for none."""
     return DASH if share is None or math.isnan(share) else format(100 * share, form)

@@ -14,17 +14,7 @@ CYCLE = (BLUE, RED, GREEN, ORANGE, "#cc79a7", "#56b4e9", GREY)
 
 
 def figure(rows: int = 1, columns: int = 1, *, width: float = 4.2, height: float = 3.2) -> tuple[Figure, np.ndarray]:
-    """Return an empty figure and its axes, ``(rows, columns)``.
-
-    Args:
-        rows, columns: of the axes.
-        width, height: of one pair of axes, in inches.
-
-    Example:
-        >>> drawing, axes = figure(1, 2)
-        >>> axes.shape
-        (1, 2)
-    """
+    """Return an empty figure and its axes, ``(rows, columns)``, each of this width and height in inches."""
     drawing = Figure(figsize=(width * columns, height * rows), layout="constrained")
     FigureCanvasAgg(drawing)
     return drawing, drawing.subplots(rows, columns, squeeze=False)

@@ -17,20 +17,7 @@ ImageArray = np.ndarray
 
 
 def heat_over(image: ImageArray, heat: np.ndarray, colours: str = "turbo") -> ImageArray:
-    """Overlay a map on an image.
-
-    Args:
-        image: ``(H, W, 3)`` in [0, 1].
-        heat: ``(H, W)``; divided by its maximum, negative values count as zero.
-        colours: a Matplotlib colour map.
-
-    Returns:
-        ``(H, W, 3)`` in [0, 1].
-
-    Example:
-        >>> heat_over(np.zeros((4, 4, 3)), np.eye(4)).shape
-        (4, 4, 3)
-    """
+    """Overlay a map ``(H, W)``, rectified and divided by its maximum, on an image."""
     heat = np.clip(heat, 0, None)
     heat = heat / max(float(heat.max()), np.finfo(np.float32).tiny)
     share = 0.35 + 0.3 * heat[..., None]
@@ -39,16 +26,7 @@ def heat_over(image: ImageArray, heat: np.ndarray, colours: str = "turbo") -> Im
 
 
 def labels_over(image: ImageArray, labels: np.ndarray, colours: str = "tab10") -> ImageArray:
-    """Overlay a label map on an image: one colour a class, the background (0) darkened.
-
-    Args:
-        image: ``(H, W, 3)`` in [0, 1].
-        labels: ``(H, W)`` integers, 0 for the background.
-        colours: a qualitative Matplotlib colour map.
-
-    Returns:
-        ``(H, W, 3)`` in [0, 1].
-    """
+    """Overlay a label map ``(H, W)`` on an image: one colour a class, the background (0) darkened."""
     palette = matplotlib.colormaps[colours]
     inside = (labels > 0)[..., None]
     tint = palette((np.maximum(labels, 1) - 1) % palette.N)[..., :3]
