@@ -93,7 +93,7 @@ def read_coco(
     """
     folder = find_coco(root)
     split = _ALIASES.get(split, split)
-    path = find_json(folder, split)
+    path = _find_json(folder, split)
     classes, images, instances = read_instances(path)
     files = _find_images(folder, split, images)
     if ids is not None:
@@ -169,8 +169,7 @@ def find_coco(root: str | Path) -> Path:
     )
 
 
-def find_json(coco: Path, split: str) -> Path:
-    """Return the file of a split's annotations."""
+def _find_json(coco: Path, split: str) -> Path:
     path = coco / "annotations" / f"instances_{split}.json"
     if not path.is_file():
         there = sorted(file.stem.removeprefix("instances_") for file in path.parent.glob("instances_*.json"))

@@ -43,7 +43,7 @@ def read_cub(root: str | Path, split: str = "test") -> LocalizationData:
     if split not in SPLITS:
         raise AdvCAMError(f"CUB-200-2011 has no split {split!r}; there are {', '.join(SPLITS)}")
     folder = find_cub(root)
-    classes, samples, listed = read_samples(folder, split)
+    classes, samples, listed = _read_samples(folder, split)
     require_images(samples, f"CUB-200-2011 {split}")
     sizes = {sample.id: stored_size(sample.image) for sample in samples}
     boxes = {id: (cub_box(listed[id], size, f"{folder / BOXES}, {id}"),) for id, size in sizes.items()}
@@ -81,7 +81,7 @@ def find_cub(root: str | Path) -> Path:
     )
 
 
-def read_samples(folder: Path, split: str) -> tuple[tuple[str, ...], tuple[Sample, ...], dict[str, tuple[str, ...]]]:
+def _read_samples(folder: Path, split: str) -> tuple[tuple[str, ...], tuple[Sample, ...], dict[str, tuple[str, ...]]]:
     """Return the classes, the samples of a split, and the fields of their boxes by id; images are not looked for."""
     names = {number: " ".join(fields) for number, fields in _read_table(folder / CLASSES, 1).items()}
     if list(names) != [str(k) for k in range(1, len(names) + 1)]:

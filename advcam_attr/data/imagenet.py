@@ -51,8 +51,8 @@ def read_imagenet(
         (50000, 'ILSVRC2012_val_00000001', 'tench, Tinca tinca')
     """
     root = Path(root)
-    folder = find_images(root, split) if images is None else Path(images)
-    names = read_mapping(root)
+    folder = _find_images(root, split) if images is None else Path(images)
+    names = _read_mapping(root)
     annotated = _annotations(root, split) if boxes is None else Path(boxes)
     if annotated is not None and not annotated.exists():
         raise AdvCAMError(f"no such annotations: {annotated}")
@@ -77,8 +77,7 @@ def read_imagenet(
     return _with_boxes(folder, split, shown, samples, found)
 
 
-def find_images(root: Path, split: str) -> Path:
-    """Return the folder of a split's images."""
+def _find_images(root: Path, split: str) -> Path:
     places = [root / split, *(root / above / "Data" / "CLS-LOC" / split for above in ("", "ILSVRC"))]
     places += [place / split for place in (root / "imagenet", root / "ILSVRC2012")]
     for place in places:
@@ -104,7 +103,7 @@ def find_imagenet(root: str | Path) -> Path:
     )
 
 
-def read_mapping(root: Path) -> dict[str, str] | None:
+def _read_mapping(root: Path) -> dict[str, str] | None:
     """Read the words of each synset from `MAPPING`, in the order of the synsets; None where there is no such file."""
     paths = (folder / MAPPING for folder in (root, root / "imagenet", root / "ILSVRC2012"))
     path = next((path for path in paths if path.is_file()), None)

@@ -73,9 +73,9 @@ def read_voc(
         ('2007_000032', ['aeroplane', 'person'])
     """
     folder = find_voc(root)
-    sbd = find_sbd(folder, sbd)
-    name, listed = find_list(folder, split, sbd)
-    images = find_photographs(folder)
+    sbd = _find_sbd(folder, sbd)
+    name, listed = _find_list(folder, split, sbd)
+    images = _find_images(folder)
     files = [images.get(id, [folder / "JPEGImages" / f"{id}.jpg"]) for id in listed.ids]
     if not any(id in images for id in listed.ids):
         raise AdvCAMError(f"none of the {len(listed.ids)} images of {name} is in {folder / 'JPEGImages'}")
@@ -88,7 +88,7 @@ def read_voc(
     else:
         classes = _annotated(folder, listed.ids, name)
     samples = (Sample(id, path, labels) for id, (path,), labels in zip(listed.ids, files, classes, strict=True))
-    return SegmentationData("voc", folder, name, CLASSES, tuple(samples), find_masks(folder, name, listed, sbd))
+    return SegmentationData("voc", folder, name, CLASSES, tuple(samples), _find_masks(folder, name, listed, sbd))
 
 
 def find_voc(root: str | Path) -> Path:
@@ -104,7 +104,7 @@ def find_voc(root: str | Path) -> Path:
     )
 
 
-def find_sbd(voc: Path, sbd: str | Path | None = None) -> Path | None:
+def _find_sbd(voc: Path, sbd: str | Path | None = None) -> Path | None:
     """Return the folder of SBD: the given one, or one below VOC or up to two folders above it, if any."""
     if sbd is not None:
         given = Path(sbd)
@@ -120,13 +120,7 @@ def _is_sbd(folder: Path) -> bool:
     return (folder / "cls").is_dir() or (folder / "train.txt").is_file()
 
 
-def find_list(voc: Path, split: str | Path, sbd: Path | None = None) -> tuple[str, IdList]:
-    """Return the name of a split and its list.
-
-    Raises:
-        MissingSplitError: there is no such list, and it cannot be derived.
-        AdvCAMError: the list is unusable.
-    """
+def _find_list(voc: Path, split: str | Path, sbd: Path | None = None) -> tuple[str, IdList]:
     if isinstance(split, Path) or split.endswith(".txt") or "/" in split:
         return _ALIASES.get(Path(split).stem, Path(split).stem), read_list(split)
     name = _ALIASES.get(split, split)
@@ -158,11 +152,11 @@ def _derive_train_aug(voc: Path, sbd: Path | None) -> tuple[str, ...]:
             f"no train_aug at {voc}: it needs a list ImageSets/Segmentation/train_aug.txt, the folder {MASKS_AUG}, or "
             "the Semantic Boundaries Dataset (benchmark_RELEASE/dataset) beside it; or use the split train"
         )
-    train, val = (set(find_list(voc, split)[1].ids) for split in ("train", "val"))
+    train, val = (set(_find_list(voc, split)[1].ids) for split in ("train", "val"))
     return tuple(sorted((augmented | train) - val))
 
 
-def find_photographs(voc: Path) -> dict[str, list[Path]]:
+def _find_images(voc: Path) -> dict[str, list[Path]]:
     """Return the image files by id; more than one file of an id is an error of the data."""
     folder = voc / "JPEGImages"
     found: dict[str, list[Path]] = {}
@@ -172,8 +166,7 @@ def find_photographs(voc: Path) -> dict[str, list[Path]]:
     return found
 
 
-def find_masks(voc: Path, split: str, listed: IdList, sbd: Path | None = None) -> MaskFiles:
-    """Return the reader of a split's masks."""
+def _find_masks(voc: Path, split: str, listed: IdList, sbd: Path | None = None) -> MaskFiles:
     own, augmented = (voc / MASKS,), (voc / MASKS_AUG,)
     boundaries = (sbd / "cls",) if sbd is not None else ()
     if listed.mask_folders:
