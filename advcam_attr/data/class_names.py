@@ -56,9 +56,6 @@ def in_classes_of(data: LocalizationData, names: Sequence[str]) -> tuple[Localiz
     Returns:
         The images of matched classes, with the network's labels; and the names of the unmatched classes, whose images
         are left out.
-
-    Raises:
-        AdvCAMError: no class matches.
     """
     matched = match_names(data.classes, names)
     part = [sample for sample in data.samples if set(sample.labels) <= matched.keys()]
@@ -107,13 +104,6 @@ def read_class_map(path: str | Path, classes: Sequence[str], class_offset: int =
 
     Returns:
         The network's classes of each class that the file names.
-
-    Raises:
-        AdvCAMError: the file is missing or malformed, or names none of the classes.
-
-    Example:
-        >>> read_class_map("coco_to_imagenet.json", ("person", "sheep"), class_offset=1)  # doctest: +SKIP
-        {1: (349, 350)}
     """
     path = Path(path)
     try:

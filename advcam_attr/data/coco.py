@@ -139,12 +139,7 @@ class CocoMasks:
     instances: CocoInstances
 
     def __call__(self, sample: Sample) -> Tensor:
-        """Draw the label map ``(H, W)`` uint8.
-
-        Raises:
-            NoMaskError: the annotations do not have the image.
-            AdvCAMError: an instance is malformed, or the image has another size than in the JSON.
-        """
+        """Draw the label map ``(H, W)`` uint8; raises `NoMaskError` where the JSON does not have the image."""
         image = self.images.get(sample.id)
         if image is None:
             raise NoMaskError(f"no mask of {sample.id}: the annotations do not have this image")
@@ -299,13 +294,8 @@ def _uncompressed(text: str) -> list[int]:
 def read_instances(path: Path) -> tuple[tuple[str, ...], list[CocoImage], CocoInstances]:
     """Read an ``instances_*.json``.
 
-    Returns:
-        The names of the classes in the order of their categories' ids, the images in the order of the file, and the
-        instances, whose shapes are checked when they are drawn.
-
-    Raises:
-        AdvCAMError: the file is missing or malformed, two images share an id, or an annotation names an image or a
-            category that the file does not define.
+    Return the names of the classes in the order of their categories' ids, the images in the order of the file, and the
+    instances, whose shapes are checked when they are drawn.
     """
     api = _pycocotools().coco.COCO()
     try:

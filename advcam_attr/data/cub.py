@@ -53,10 +53,7 @@ def read_cub(root: str | Path, split: str = "test") -> LocalizationData:
 def cub_box(fields: Sequence[str], size: tuple[int, int], where: str) -> Box:
     """Return a box from the fields x, y, width and height of its line.
 
-    Args:
-        fields: the numbers.
-        size: height and width of the image.
-        where: names the box in errors.
+    ``size`` is the image's height and width; ``where`` names the box in errors.
 
     Example:
         >>> cub_box(["60.0", "27.0", "325.0", "304.0"], (335, 500), "image 1")

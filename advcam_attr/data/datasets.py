@@ -21,12 +21,6 @@ class ClassificationDataset(Dataset[tuple[Tensor, Tensor]]):
         samples: at least one.
         num_classes: K.
         transform: from an RGB image to a network input, e.g. `advcam_attr.data.transforms.classifier_train`.
-
-    Example:
-        >>> dataset = ClassificationDataset(data.samples, 20, classifier_train())  # doctest: +SKIP
-        >>> image, labels = dataset[0]  # doctest: +SKIP
-        >>> image.shape, labels.shape  # doctest: +SKIP
-        (torch.Size([3, 512, 512]), torch.Size([20]))
     """
 
     def __init__(self, samples: Sequence[Sample], num_classes: int, transform: Callable[[Image.Image], Tensor]) -> None:

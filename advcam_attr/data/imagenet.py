@@ -121,12 +121,7 @@ def _read_mapping(root: Path) -> dict[str, str] | None:
 
 
 def class_folders(folder: Path) -> list[str]:
-    """Return the names of the class folders in the order of the classes: numbers by value, synsets by name.
-
-    Example:
-        >>> class_folders(Path("val2"))[:3]  # doctest: +SKIP
-        ['0', '1', '2']
-    """
+    """Return the names of the class folders in the order of the classes: numbers by value, synsets by name."""
     if not folder.is_dir():
         raise AdvCAMError(f"no such folder of images: {folder}")
     names = _folders(folder)
@@ -219,12 +214,7 @@ def _with_boxes(
 def read_box_annotation(path: Path) -> tuple[str, tuple[int, int], tuple[Box, ...]]:
     """Read the synset, the image's height and width, and the boxes of an ImageNet annotation.
 
-    Args:
-        path: an XML file as PASCAL VOC's, with ``size``, and ``object`` with ``name`` and ``bndbox``.
-
-    Raises:
-        AdvCAMError: the file is missing or damaged, has no object or objects of several synsets, or a box is outside
-            of the image.
+    It is an XML file as PASCAL VOC's, with ``size``, and ``object`` with ``name`` and ``bndbox``.
     """
     root = read_xml(path)
     try:

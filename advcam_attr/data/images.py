@@ -41,10 +41,6 @@ def open_image(
     Raises:
         AdvCAMError: the file is missing, not an image of these formats, damaged, or a decompression bomb
             (more than ``PIL.Image.MAX_IMAGE_PIXELS`` pixels).
-
-    Example:
-        >>> with open_image("photograph.jpg") as image:  # doctest: +SKIP
-        ...     image.load()
     """
     name = file if name is None else name
     try:
@@ -72,13 +68,6 @@ def expand_images(paths: Iterable[str | Path]) -> list[Path]:
 
     Folders are searched recursively, in sorted order, for files with an ending in `EXTENSIONS`; hidden files and
     folders are skipped. A file that is given itself may have any ending.
-
-    Raises:
-        AdvCAMError: a path does not exist, or a folder holds no image.
-
-    Example:
-        >>> expand_images(["cat.jpg", "photographs/"])  # doctest: +SKIP
-        [PosixPath('cat.jpg'), PosixPath('photographs/birds/1.png'), PosixPath('photographs/dog.jpg')]
     """
     files: dict[Path, Path] = {}
     for path in map(Path, paths):
@@ -119,13 +108,6 @@ def read_rgb(path: str | Path) -> Image.Image:
     The EXIF orientation is applied; transparency is composited on white; of an animation, the first frame is taken.
     16-bit greys are scaled to 8 bits; a 32-bit integer grey is taken as 8-bit where it stays within 0..255, else as
     16-bit; a float grey as 0..1, else as 0..255.
-
-    Raises:
-        AdvCAMError: the file is missing, damaged, not an image, or has no RGB reading.
-
-    Example:
-        >>> read_rgb("photograph.jpg").mode  # doctest: +SKIP
-        'RGB'
     """
     with open_image(path) as image:
         image.load()
@@ -175,12 +157,7 @@ _LYING = (5, 6, 7, 8)
 
 
 def image_size(path: str | Path) -> tuple[int, int]:
-    """Return height and width of the image that `read_rgb` would return, from the file's header.
-
-    Example:
-        >>> image_size("photograph.jpg")  # doctest: +SKIP
-        (375, 500)
-    """
+    """Return height and width of the image that `read_rgb` would return, from the file's header."""
     with open_image(path) as image:
         lying = image.getexif().get(ExifTags.Base.Orientation) in _LYING
         return (image.width, image.height) if lying else (image.height, image.width)

@@ -32,9 +32,6 @@ def read_annotation(path: str | Path, classes: Sequence[str]) -> tuple[int, ...]
 
     Returns:
         Indices into ``classes``, ascending and unique; empty if there is no object.
-
-    Raises:
-        AdvCAMError: the file is missing or damaged, or names an object that is none of the classes.
     """
     path = Path(path)
     names = [name.strip() for name in (e.text or "" for e in read_xml(path).iterfind("object/name"))]
@@ -74,13 +71,6 @@ def read_label_table(
 
     Returns:
         Class indices, ascending, by id.
-
-    Raises:
-        AdvCAMError: the file cannot be read, or holds anything else.
-
-    Example:
-        >>> read_label_table("cls_labels.npy", 20, voc_id)["2007_000032"]  # doctest: +SKIP
-        (0, 14)
     """
     table = read_npy(path)
     if not isinstance(table, Mapping) or not table:
@@ -149,13 +139,6 @@ def read_list(path: str | Path) -> IdList:
 
     A line is an id (IRN, VOC), or the path of an image, optionally followed by the path of its mask
     (``/JPEGImages/2007_000032.jpg /SegmentationClassAug/2007_000032.png``: PSA, SEAM, DeepLab, CCT).
-
-    Raises:
-        AdvCAMError: the file is missing or empty, a line is malformed, or an id is repeated.
-
-    Example:
-        >>> read_list("ImageSets/Segmentation/train.txt").ids[:2]  # doctest: +SKIP
-        ('2007_000032', '2007_000039')
     """
     path = Path(path)
     first_line: dict[str, int] = {}

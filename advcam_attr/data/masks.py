@@ -50,13 +50,6 @@ def read_labels(path: str | Path, num_classes: int) -> Tensor:
 
     Returns:
         ``(H, W)`` uint8.
-
-    Raises:
-        AdvCAMError: the file is missing or damaged, or holds other colours.
-
-    Example:
-        >>> read_labels("masks/2007_000032.png", 20).unique()  # doctest: +SKIP
-        tensor([ 0,  1, 15], dtype=torch.uint8)
     """
     path = Path(path)
     return torch.from_numpy(_read_sbd(path) if path.suffix == ".mat" else _read_image(path, num_classes))
@@ -71,13 +64,6 @@ def read_mask(path: str | Path, num_classes: int, size: tuple[int, int] | None =
 
     Returns:
         ``(H, W)`` uint8, in 0..K or 255.
-
-    Raises:
-        AdvCAMError: as `read_labels`; or the size differs, or there are labels above K.
-
-    Example:
-        >>> read_mask("SegmentationClass/2007_000032.png", 20).unique()  # doctest: +SKIP
-        tensor([  0,   1,  15, 255], dtype=torch.uint8)
     """
     labels = read_labels(path, num_classes)
     if size is not None and tuple(labels.shape) != tuple(size):
@@ -113,12 +99,7 @@ class MaskFiles:
         return next((file for file in files if file.is_file()), None)
 
     def __call__(self, sample: Sample) -> Tensor:
-        """Read the label map ``(H, W)`` uint8.
-
-        Raises:
-            NoMaskError: there is none.
-            AdvCAMError: it is damaged, or its size is not the image's.
-        """
+        """Read the label map ``(H, W)`` uint8; raises `NoMaskError` where there is none."""
         path = self.find(sample.id)
         if path is None:
             raise NoMaskError(f"no mask of {sample.id}: it is not in {few(self.folders)}")
@@ -203,10 +184,6 @@ class SaliencyFolder:
 
     Attributes:
         path: the folder.
-
-    Example:
-        >>> saliency = SaliencyFolder("saliency")  # doctest: +SKIP
-        >>> background = saliency(sample, (375, 500)) < 0.5  # doctest: +SKIP
     """
 
     path: str | Path
@@ -225,18 +202,7 @@ class SaliencyFolder:
         return files_digest(file for id in ids if (file := self.find(id)) is not None)
 
     def __call__(self, sample: Sample, size: tuple[int, int]) -> Tensor:
-        """Read the saliency of a sample's pixels.
-
-        Args:
-            sample: the sample.
-            size: height and width of its image.
-
-        Returns:
-            ``(H, W)`` float32 in 0..1.
-
-        Raises:
-            AdvCAMError: the map is missing, damaged, coloured, or has another aspect ratio.
-        """
+        """Read the saliency ``(H, W)`` float32 in 0..1 of a sample, whose image has height and width ``size``."""
         file = self.find(sample.id)
         if file is None:
             raise AdvCAMError(f"no saliency map of {sample.id} in {self.path}: looked for {sample.id}.png and .jpg")

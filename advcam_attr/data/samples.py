@@ -90,9 +90,6 @@ def clipped_box(x: float, y: float, x1: float, y1: float, size: tuple[int, int],
         size: height and width of the image.
         where: names the box in errors.
 
-    Raises:
-        AdvCAMError: the box lies outside of the image, or a corner is negative or not finite.
-
     Example:
         >>> clipped_box(60.0, 27.0, 60.0 + 325.0, 27.0 + 304.0, (335, 500), "1")
         (60, 27, 385, 331)
