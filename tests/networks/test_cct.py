@@ -27,7 +27,6 @@ from advcam_attr.networks.cct_perturbations import (
     ObjectMask,
 )
 from advcam_attr.networks.checkpoint import Checkpoint, load_weights
-from advcam_attr.networks.defaults import AUXILIARY
 from advcam_attr.types import AdvCAMError
 from build_net import build_net
 

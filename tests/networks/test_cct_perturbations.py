@@ -13,7 +13,6 @@ from torch import nn
 from advcam_attr.networks.cct import (
     Decoder,
 )
-from advcam_attr.networks.cct_defaults import AUXILIARY
 from advcam_attr.networks.cct_perturbations import (
     PERTURBATIONS,
     ContextMask,
@@ -26,6 +25,7 @@ from advcam_attr.networks.cct_perturbations import (
     VirtualAdversarial,
     contour_boxes,
 )
+from advcam_attr.networks.defaults import AUXILIARY
 from advcam_attr.types import AdvCAMError
 
 EMPTY = Guide(torch.zeros(2, 32, 32, dtype=torch.bool))
