@@ -48,13 +48,7 @@ class MapReader(Protocol):
 
 @dataclass(frozen=True)
 class MapHeader:
-    """The metadata of a file.
-
-    Attributes:
-        classes: 0-based, ascending.
-        size: height and width of the image.
-        settings: digest of the settings of the maps; empty for maps from elsewhere.
-    """
+    """The metadata of a file: classes (ascending), height and width, and the settings' digest (empty: unknown)."""
 
     classes: tuple[int, ...]
     size: tuple[int, int]
@@ -114,11 +108,7 @@ class MapStore:
             return None
 
     def write(self, id: str, maps: GridMaps | ClassMaps) -> None:
-        """Write the maps of an image atomically; equal maps make equal bytes.
-
-        Raises:
-            AdvCAMError: the maps are not finite or do not fit their classes or size, or the disk is full.
-        """
+        """Write the maps of an image atomically; equal maps make equal bytes."""
         tensors = _tensors(maps)
         path = self.path(id)
         for name, tensor in tensors.items():
@@ -144,11 +134,7 @@ class MapStore:
         return class_maps(maps) if isinstance(maps, GridMaps) else maps
 
     def read_grids(self, id: str) -> GridMaps:
-        """Return the maps of an image on the net's grids.
-
-        Raises:
-            AdvCAMError: as `read`, or the maps are from elsewhere.
-        """
+        """Return the maps of an image on the net's grids."""
         maps = self._load(id)
         if isinstance(maps, GridMaps):
             return maps

@@ -115,14 +115,7 @@ def _sorted(classes: tuple[int, ...], cam: Tensor, high_res: Tensor) -> ClassMap
 
 
 def export_maps(store: MapStore, folder: Path, dictionary: str = "irn", ids: Iterable[str] | None = None) -> int:
-    """Write the maps of a store to ``<id>.npy`` files and return their number.
-
-    Args:
-        store: the maps.
-        folder: of the files.
-        dictionary: ``"irn"`` or ``"psa"``.
-        ids: of the images; None for all.
-    """
+    """Write the maps of a store to ``<id>.npy`` files in the format ``"irn"`` or ``"psa"``; return their number."""
     convert = lookup(dictionary, DICTIONARIES, "dictionary")
     ids = list(store.ids() if ids is None else ids)
     for id in ids:
@@ -141,10 +134,7 @@ def npy_files(folder: Path) -> list[Path]:
 def import_maps(folder: Path, store: MapStore, sizes: Mapping[str, tuple[int, int]] | None = None) -> int:
     """Read all ``<id>.npy`` files of a folder into a store and return their number.
 
-    Args:
-        folder: dictionaries of IRN or PSA.
-        store: the destination.
-        sizes: height and width by id; needed for images without maps, checked for others.
+    Images without maps need their height and width in ``sizes``, by id; for others it is checked.
     """
     files = npy_files(folder)
     for file in files:

@@ -97,17 +97,7 @@ def _read_json(path: Path, keys: set[str]) -> dict[str, Any] | None:
 
 
 def require_same(made: Path, old: Mapping[str, Any], new: Mapping[str, Any], remedy: str) -> None:
-    """Check that existing results were made with the present settings.
-
-    Args:
-        made: the results.
-        old: their settings.
-        new: the present ones.
-        remedy: an alternative to another folder.
-
-    Raises:
-        AdvCAMError: the settings differ; the message lists the changes.
-    """
+    """Check that the results ``made``, of settings ``old``, have the present settings ``new``, or name the changes."""
     if old != new:
         raise AdvCAMError(
             f"{made} was made with other settings ({difference(old, new)}); choose another folder, or {remedy}"
@@ -130,11 +120,6 @@ def image_sizes(
     samples: Sequence[Sample], path: Path, workers: int
 ) -> tuple[dict[str, tuple[int, int]], list[tuple[str, str]]]:
     """Return height and width of every image, read from headers and cached in a file.
-
-    Args:
-        samples: the images.
-        path: of the cache.
-        workers: threads that read headers.
 
     Returns:
         Sizes by id, and id and reason of unreadable images, which are not cached.
@@ -189,15 +174,6 @@ def outstanding(
     """Split images into those to compute and those whose results are up to date.
 
     Names are stems; of images with equal stems, as many parent folders as necessary are prefixed.
-
-    Args:
-        images: the files.
-        out: the folder of the results; need not exist.
-        config: all settings, as JSON.
-        overwrite: whether to compute all.
-
-    Raises:
-        AdvCAMError: an image's results are of other settings; the message lists the changes.
     """
     jobs: list[Job] = []
     done: list[Path] = []

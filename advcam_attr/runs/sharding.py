@@ -62,9 +62,6 @@ def shard_of_launch(environment: Mapping[str, str] | None = None) -> Shard:
 
     A batch script's own process belongs to no step and is alone, whatever its job has allocated.
 
-    Args:
-        environment: instead of ``os.environ``.
-
     Example:
         >>> shard_of_launch({"RANK": "1", "WORLD_SIZE": "4", "LOCAL_RANK": "1"})
         Shard(rank=1, world=4, local=1)
@@ -85,9 +82,6 @@ def shard_of(environment: Mapping[str, str] | None = None) -> Shard:
     """Return this process's share of independent work, the tasks of a SLURM array included.
 
     An array of 10 tasks of 4 processes is a run of 40.
-
-    Args:
-        environment: instead of ``os.environ``.
 
     Example:
         >>> array = {"SLURM_ARRAY_TASK_ID": "5", "SLURM_ARRAY_TASK_MIN": "1", "SLURM_ARRAY_TASK_MAX": "10"}
@@ -119,9 +113,6 @@ def wait_for(missing: Callable[[], Sequence[object]]) -> None:
 
     Args:
         missing: returns the results that do not exist yet, e.g. their paths.
-
-    Raises:
-        AdvCAMError: nothing new came for half an hour.
     """
     if shard_of_launch().world == 1:
         return
@@ -140,9 +131,6 @@ def choose_device(name: str = "auto", local: int = 0) -> torch.device:
     Args:
         name: ``"auto"`` (a GPU if there is one), ``"cpu"``, ``"cuda"``, ``"cuda:N"``, or another of torch.
         local: number of this process on its machine, which selects the GPU of ``"auto"`` and ``"cuda"``.
-
-    Raises:
-        AdvCAMError: the device cannot be used here.
 
     Example:
         >>> choose_device("cpu")

@@ -121,11 +121,7 @@ def record_path(folder: Path) -> Path:
 
 
 def folder_digest(folder: Path) -> str:
-    """Return the digest of the settings of a folder's label maps.
-
-    Raises:
-        AdvCAMError: they are not recorded.
-    """
+    """Return the digest of the settings of a folder's label maps."""
     record = read_record(record_path(folder))
     if record is None:
         raise AdvCAMError(f"no label maps in {folder}: {record_path(folder)} is missing or damaged; make them first")
@@ -133,11 +129,7 @@ def folder_digest(folder: Path) -> str:
 
 
 def check_method(masks: Path, method: str, *, overwrite: bool) -> None:
-    """Check, before a net is trained for them, that existing masks of a folder are by this method.
-
-    Raises:
-        AdvCAMError: they are by another one and not to be overwritten.
-    """
+    """Check, before a net is trained for them, that existing masks of a folder are by this method."""
     record = read_record(record_path(masks))
     if record is not None and not overwrite and next(masks.glob("*.png"), None) is not None:
         made_by = {"method": record["settings"].get("method")}
@@ -145,11 +137,7 @@ def check_method(masks: Path, method: str, *, overwrite: bool) -> None:
 
 
 def check_made(folder: Path, data: SegmentationData, what: str) -> str:
-    """Return the digest of a folder's settings if it has the label maps of all images.
-
-    Raises:
-        AdvCAMError: some are missing or of other settings.
-    """
+    """Return the digest of a folder's settings if it has the label maps of all images."""
     record = read_record(record_path(folder))
     digest = None if record is None else str(record["digest"])
     missing = [s for s in data.samples if digest is None or png_settings(mask_path(folder, s.id)) != digest]
@@ -162,30 +150,14 @@ def check_made(folder: Path, data: SegmentationData, what: str) -> str:
 
 
 def wait_for_ranks(folder: Path, data: SegmentationData) -> None:
-    """Wait until the ranks of a launch have made the label maps of all images; return at once for one rank.
-
-    Raises:
-        AdvCAMError: nothing new came for half an hour.
-    """
+    """Wait until the ranks of a launch have made the label maps of all images; return at once for one rank."""
     if shard_of_launch().world > 1:
         digest, files = folder_digest(folder), [mask_path(folder, sample.id) for sample in data.samples]
         wait_for(lambda: [file for file in files if png_settings(file) != digest])
 
 
 def ready_to_train(what: str, folder: Path, net: str, weights: Path, data: SegmentationData) -> None:
-    """Wait for the label maps that a net learns from.
-
-    Args:
-        what: their name in messages.
-        folder: of the label maps.
-        net: the net's name in messages.
-        weights: its file, once trained.
-        data: the images.
-
-    Raises:
-        AdvCAMError: this is a task of a SLURM array and the net is not trained yet: that is one job's; or as
-            `wait_for_ranks`.
-    """
+    """Wait for the label maps that a net learns from; raise in a SLURM array unless the net's ``weights`` exist."""
     wait_for_ranks(folder, data)
     if shard_of().world > shard_of_launch().world and not weights.is_file():
         raise AdvCAMError(
@@ -195,11 +167,7 @@ def ready_to_train(what: str, folder: Path, net: str, weights: Path, data: Segme
 
 
 def check_seeds(seeds: MapReader, data: SegmentationData) -> None:
-    """Check that there are images, and seeds of all with labels.
-
-    Raises:
-        AdvCAMError: otherwise.
-    """
+    """Check that there are images, and seeds of all with labels."""
     if not data.samples:
         raise AdvCAMError(f"no images in {data.name} {data.split} at {data.root}: look at its list")
     missing = [sample for sample in data.samples if sample.labels and sample.id not in seeds]
@@ -214,7 +182,6 @@ class SeededImage:
     """An image and the localization maps of its classes.
 
     Attributes:
-        sample: its id and labels.
         pixels: ``(3, H, W)`` uint8.
         maps: of the same size; without classes for an image without labels.
     """
@@ -225,11 +192,7 @@ class SeededImage:
 
 
 def read_seeded(seeds: MapReader, sample: Sample) -> SeededImage:
-    """Read an image and its maps.
-
-    Raises:
-        AdvCAMError: one is unreadable, they differ in size, or the maps are not finite.
-    """
+    """Read an image and its maps."""
     pixels = to_bytes(read_rgb(sample.image))
     size = (pixels.shape[1], pixels.shape[2])
     if not sample.labels and sample.id not in seeds:

@@ -25,13 +25,7 @@ _KEYS = {"config", "step", "model", "optimizer", "scaler", "random"}
 
 
 def save_checkpoint(path: Path, training: Training, config: Mapping[str, Any], shard: Shard = ALONE) -> None:
-    """Write the state of a training atomically; called by every rank, written by the first.
-
-    Args:
-        path: of the file.
-        training: between two steps.
-        config: of the training, as JSON.
-        shard: which process this is.
+    """Write the state of a training between two steps; called by every rank, written by the first.
 
     Raises:
         AdvCAMError: the file cannot be written.
@@ -57,11 +51,7 @@ def save_checkpoint(path: Path, training: Training, config: Mapping[str, Any], s
 
 
 def read_training(path: Path) -> dict[str, Any]:
-    """Read a checkpoint to the CPU.
-
-    Raises:
-        AdvCAMError: the file is damaged or no checkpoint.
-    """
+    """Read a checkpoint to the CPU."""
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
@@ -75,9 +65,6 @@ def restore(training: Training, content: Mapping[str, Any], shard: Shard = ALONE
     """Restore a training of the same net, and the random states of this process, from a checkpoint's content.
 
     With more ranks than the checkpoint was written by, additional ranks keep their random states.
-
-    Raises:
-        AdvCAMError: the checkpoint is of another net.
     """
     try:
         training.model.load_state_dict(content["model"])

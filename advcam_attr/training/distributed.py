@@ -18,16 +18,7 @@ from advcam_attr.types import AdvCAMError
 
 @contextlib.contextmanager
 def process_group(shard: Shard, device: torch.device, env: Mapping[str, str] | None = None) -> Iterator[None]:
-    """Set up the process group of the ranks of a launch; nothing for one rank.
-
-    Args:
-        shard: from `advcam_attr.runs.sharding.shard_of_launch`.
-        device: GPUs, one a process, communicate by NCCL, CPUs by Gloo.
-        env: instead of ``os.environ``.
-
-    Raises:
-        AdvCAMError: ``MASTER_ADDR`` is missing, or ``torchrun`` started more processes than there are GPUs.
-    """
+    """Set up the process group of the ranks of a launch: NCCL for GPUs, one a process, Gloo for CPUs."""
     if shard.world == 1:
         yield
         return

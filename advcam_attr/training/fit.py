@@ -130,11 +130,7 @@ def fit(
 
 
 def loss_scaler(autocast: Autocast | None = None, device: str = "cpu") -> torch.amp.GradScaler:
-    """Return the gradient scaler of a precision, disabled for all but float16.
-
-    Raises:
-        AdvCAMError: float16 on the CPU.
-    """
+    """Return the gradient scaler of a precision, disabled for all but float16."""
     if autocast == "float16" and device == "cpu":
         raise AdvCAMError("float16 training needs a GPU; on the CPU, set autocast to bfloat16 or null")
     return torch.amp.GradScaler(device, enabled=autocast == "float16")
@@ -197,10 +193,7 @@ def sgd(
 def poly(steps: int, power: float = 0.9, update_every: int = 1) -> Schedule:
     """Return the schedule (1 - step / steps) ^ power (IRN's PolyOptimizer).
 
-    Args:
-        steps: of the whole training.
-        power: 0.9 in IRN, PSA, SEAM and DeepLab.
-        update_every: steps between two updates; 10 in deeplab-pytorch, 1 elsewhere.
+    The power is 0.9 in IRN, PSA, SEAM and DeepLab; deeplab-pytorch updates every 10 steps.
 
     Example:
         >>> [poly(4, power=1.0)(step) for step in range(4)]
@@ -215,11 +208,6 @@ def step_decay(per_epoch: int, every: int, factor: float = 0.1) -> Schedule:
     """Return the schedule that multiplies by ``factor`` before each epoch (from 1) whose number ``every`` divides.
 
     With ``every=15``, epochs 1 to 14 have the first rate, 15 to 29 a tenth, and so on (Choe et al.).
-
-    Args:
-        per_epoch: steps of an epoch.
-        every: epochs.
-        factor: of each decay.
 
     Example:
         >>> schedule = step_decay(per_epoch=1, every=2)

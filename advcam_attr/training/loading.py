@@ -108,18 +108,7 @@ class SeededItems(Dataset[Any]):
 def load_batches(
     items: Items, batches: Sampler[list[Item]] | Sequence[list[Item]], *, seed: int, workers: int = 0, pin: bool = False
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield batches of images and targets.
-
-    Args:
-        items: the data set.
-        batches: epoch and index of the items of each batch.
-        seed: of the augmentation.
-        workers: processes that load; the batches do not depend on it.
-        pin: whether to use pinned memory.
-
-    Raises:
-        AdvCAMError: an item is unreadable.
-    """
+    """Yield batches of images and targets, given epoch and index of their items; ``workers`` do not change them."""
     loader: DataLoader[Any] = DataLoader(
         SeededItems(items, seed),
         batch_sampler=batches,

@@ -49,11 +49,7 @@ def annealed_cross_entropy(scores: Tensor, labels: Tensor, threshold: float, min
 
     The threshold is raised if fewer than ``min_kept`` pixels an image are below it.
 
-    Args:
-        scores: ``(N, K, H, W)``.
-        labels: ``(N, H, W)``, in 0..K - 1 or 255.
-        threshold: of the probability.
-        min_kept: pixels an image, counted over the batch.
+    Scores are ``(N, K, H, W)``, labels ``(N, H, W)`` in 0..K - 1 or 255.
     """
     target = labels.long()
     counts = target != VOID
@@ -68,12 +64,10 @@ def annealed_cross_entropy(scores: Tensor, labels: Tensor, threshold: float, min
 
 
 def consistency(scores: Tensor, target: Tensor, confidence: float | None = None) -> Tensor:
-    """Return the mean squared difference of softmax(scores) and a target.
+    """Return the mean squared difference of softmax(scores) and a target, both ``(N, K, H, W)``.
 
-    Args:
-        scores: an auxiliary decoder's, ``(N, K, H, W)``.
-        target: the main decoder's probabilities, ``(N, K, H, W)``; detached.
-        confidence: pixels whose most probable class is not above it are ignored; None for all.
+    The target, the main decoder's probabilities, is detached. Pixels whose most probable class is not above
+    ``confidence`` are ignored.
     """
     squares = (scores.softmax(1) - target.detach()) ** 2
     if confidence is None:
@@ -85,9 +79,7 @@ def consistency(scores: Tensor, target: Tensor, confidence: float | None = None)
 def disagreement(scores: Tensor, most: int = 8) -> Tensor:
     """Return the pair-wise constraint: the variance over decoders of their probabilities, summed over classes.
 
-    Args:
-        scores: of A decoders, ``(N, A, K, H, W)``.
-        most: number of decoders drawn at random if there are more.
+    Of the decoders of ``scores``, ``(N, A, K, H, W)``, at most ``most`` are drawn at random.
     """
     chosen = torch.randperm(scores.shape[1])[:most]
     return scores[:, chosen].softmax(2).var(1, correction=0).sum(1).mean()

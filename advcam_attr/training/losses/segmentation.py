@@ -17,12 +17,7 @@ from advcam_attr.types import VOID
 def resized_labels(labels: Tensor, size: Sequence[int]) -> Tensor:
     """Resize label maps by the pixel at each cell's centre (PIL's nearest, as in deeplab-pytorch).
 
-    Args:
-        labels: ``(N, H, W)`` uint8.
-        size: h and w.
-
-    Returns:
-        ``(N, h, w)`` int64.
+    From ``(N, H, W)`` uint8 to ``(N, h, w)`` int64.
 
     Example:
         >>> resized_labels(torch.arange(6, dtype=torch.uint8)[None, None], (1, 2))
@@ -34,9 +29,7 @@ def resized_labels(labels: Tensor, size: Sequence[int]) -> Tensor:
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """Return the mean cross-entropy of the pixels that are not void; 0 if all are.
 
-    Args:
-        logits: ``(N, K, h, w)``.
-        labels: ``(N, h, w)`` integers, in 0..K - 1 or 255.
+    Logits are ``(N, K, h, w)``, labels ``(N, h, w)`` integers in 0..K - 1 or 255.
 
     Example:
         >>> cross_entropy(torch.zeros(1, 2, 1, 2), torch.tensor([[[1, 255]]]))
@@ -53,11 +46,8 @@ def balanced_cross_entropy(logits: Tensor, labels: Tensor, least: float = 0.0) -
     Each mean is over one image (0 without pixels), and the sum is averaged over images. Void pixels are ignored.
     AdvCAM's authors call theirs "similar to DSRG" (their issue 9).
 
-    Args:
-        logits: ``(N, K, h, w)``.
-        labels: ``(N, h, w)`` int64, in 0..K - 1 or 255.
-        least: lower limit of probabilities, about 1e-5 in DSRG; no gradient below it. The logarithm is computed from
-            logits here and needs no limit.
+    Shapes are those of `cross_entropy`. ``least`` is a lower limit of probabilities, about 1e-5 in DSRG, without gradient
+    below it; the logarithm of logits needs none.
 
     Example:
         >>> balanced_cross_entropy(torch.zeros(1, 2, 1, 4), torch.tensor([[[1, 0, 0, 255]]]))
