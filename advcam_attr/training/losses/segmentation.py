@@ -46,8 +46,8 @@ def balanced_cross_entropy(logits: Tensor, labels: Tensor, least: float = 0.0) -
     Each mean is over one image (0 without pixels), and the sum is averaged over images. Void pixels are ignored.
     AdvCAM's authors call theirs "similar to DSRG" (their issue 9).
 
-    Shapes are those of `cross_entropy`. ``least`` is a lower limit of probabilities, about 1e-5 in DSRG, below which there
-    is no gradient; the logarithm of logits needs none.
+    Shapes are those of `cross_entropy`. ``least`` is a lower limit of probabilities, about 1e-5 in DSRG, below
+    which there is no gradient; the logarithm of logits needs none.
 
     Example:
         >>> balanced_cross_entropy(torch.zeros(1, 2, 1, 4), torch.tensor([[[1, 0, 0, 255]]]))
