@@ -15,8 +15,8 @@ from advcam_attr.refine.boxes import grey_levels, resize_boxes, score_map
 #: Kinds of maps as nets make them, and of others.
 SMOOTH = ("blobs", "noisy blobs", "coarse", "fine", "low")
 KINDS = (*SMOOTH, "white", "binary", "dim", "flat", "steps", "rings")
-#: Of CUB's ten species, those that the iNaturalist net knows.
-KNOWN = {1: "Black-footed Albatross", 2: "Laysan Albatross", 4: "Groove-billed Ani", 8: "Rhinoceros Auklet",
+#: CUB's ten species that are classes of the iNaturalist net.
+SPECIES = {1: "Black-footed Albatross", 2: "Laysan Albatross", 4: "Groove-billed Ani", 8: "Rhinoceros Auklet",
          9: "Brewer's Blackbird", 10: "Red-winged Blackbird"}  # fmt: skip
 
 
@@ -65,15 +65,15 @@ def bird_maps(data_root: Path, count: int, step: int = 1) -> list[tuple[np.ndarr
         checkpoint=data_root / "weights" / "mobilenetv2_100_inat_birds.safetensors",
     )  # fmt: skip
     found = []
-    known = [i for i in table["images"] if int(table["image_class_labels"][i]) in KNOWN]
-    for i in known[::step][:count]:
-        picture = Image.open(root / "images" / table["images"][i]).convert("RGB")
-        small = np.array(picture.resize((224, 224), Image.Resampling.BILINEAR))
+    birds = [i for i in table["images"] if int(table["image_class_labels"][i]) in SPECIES]
+    for i in birds[::step][:count]:
+        image = Image.open(root / "images" / table["images"][i]).convert("RGB")
+        small = np.array(image.resize((224, 224), Image.Resampling.BILINEAR))
         x = torch.from_numpy(small).permute(2, 0, 1)[None].float() / 127.5 - 1
-        bird = KNOWN[int(table["image_class_labels"][i])]
+        bird = SPECIES[int(table["image_class_labels"][i])]
         target = next(k for k, name in enumerate(names) if f"({bird})" in name)
         raw = CAM(loaded.model).attribute(x, target, output="native")[0, 0]
         left, top, w, h = (int(float(v)) for v in table["bounding_boxes"][i].split())
-        box = [left, top, min(left + w, picture.width - 1), min(top + h, picture.height - 1)]
-        found.append((grey_levels(score_map(raw)), resize_boxes([box], (picture.height, picture.width))))
+        box = [left, top, min(left + w, image.width - 1), min(top + h, image.height - 1)]
+        found.append((grey_levels(score_map(raw)), resize_boxes([box], (image.height, image.width))))
     return found

@@ -1,4 +1,4 @@
-"""The protocol word for word, with nothing saved: all 1000 thresholds, one box after the other, in plain Python."""
+"""The MaxBoxAcc protocol in plain Python: all 1000 thresholds, box by box."""
 
 from __future__ import annotations
 

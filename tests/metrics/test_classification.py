@@ -13,9 +13,9 @@ def slow_average_precision(scores: list[float], labels: list[int]) -> float:
     """Precision at each distinct score, weighted by the gain in recall."""
     total, found, area = sum(labels), 0, 0.0
     for threshold in sorted(set(scores), reverse=True):
-        kept = [label for score, label in zip(scores, labels, strict=True) if score >= threshold]
-        area += (sum(kept) - found) / total * sum(kept) / len(kept)
-        found = sum(kept)
+        above = [label for score, label in zip(scores, labels, strict=True) if score >= threshold]
+        area += (sum(above) - found) / total * sum(above) / len(above)
+        found = sum(above)
     return area
 
 

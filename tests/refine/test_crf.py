@@ -1,4 +1,4 @@
-"""The dense CRF against pydensecrf on photographs, and against sums over all pairs of pixels."""
+"""The dense CRF against pydensecrf on images, and against sums over all pairs of pixels."""
 
 from __future__ import annotations
 
@@ -72,8 +72,8 @@ def pydensecrf(image: Tensor, unary: Tensor, recipe: CRFRecipe) -> Tensor:
     return torch.tensor(np.array(crf.inference(recipe.iterations))).reshape(1, count, height, width)
 
 
-def photographs(data_root: Path, number: int) -> list[tuple[Tensor, Tensor]]:
-    """Photographs ``(1, 3, H, W)`` and their masks ``(1, H, W)`` numbered 0, 1, ... in the order of their labels."""
+def voc_images(data_root: Path, number: int) -> list[tuple[Tensor, Tensor]]:
+    """Images ``(1, 3, H, W)`` and their masks ``(1, H, W)`` numbered 0, 1, ... in the order of their labels."""
     root = data_root / "voc" / "VOCdevkit" / "VOC2012"
     pairs = []
     for mask in sorted((root / "SegmentationClass").glob("*.png"))[:number]:
@@ -107,7 +107,7 @@ def unary_of(name: str, labels: Tensor, count: int) -> Tensor:
 @pytest.mark.parametrize("name", CRF_RECIPES)
 def test_equals_pydensecrf_on_photographs(data_root, name, number):
     recipe = CRF_RECIPES[name]
-    for image, labels in photographs(data_root, number):
+    for image, labels in voc_images(data_root, number):
         count = int(labels.max()) + 1
         unary = unary_of(name, corrupted(labels), count)
         ours, theirs = DenseCRF(image, recipe)(unary), pydensecrf(image, unary, recipe)
@@ -116,7 +116,7 @@ def test_equals_pydensecrf_on_photographs(data_root, name, number):
 
 
 def test_equals_pydensecrf_on_logits_of_21_labels(data_root):
-    image, _ = photographs(data_root, 1)[0]
+    image, _ = voc_images(data_root, 1)[0]
     coarse = logits_of(21, 9, 12)
     logits = torch.nn.functional.interpolate(coarse, image.shape[2:], mode="bicubic") * 2
     unary = unary_from_logits(logits)
@@ -126,9 +126,9 @@ def test_equals_pydensecrf_on_logits_of_21_labels(data_root):
 
 
 def test_raises_the_overlap_with_true_masks(data_root):
-    """Blocky, partly wrong labels come nearer to the truth on real photographs."""
+    """Coarse, partly wrong labels get closer to the truth on real images."""
     before, after = [], []
-    for image, labels in photographs(data_root, 2):
+    for image, labels in voc_images(data_root, 2):
         seeds = corrupted(labels)
         refined = refine_labels(DenseCRF(image, "irn"), seeds, among=range(int(labels.max()) + 1))
         before.append((seeds == labels).float().mean())

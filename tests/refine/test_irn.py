@@ -75,7 +75,7 @@ def test_golden_loss():
     displacement = torch.zeros(2, 2, 3)
     displacement[:, 0, 1] = torch.tensor([1.0, 0.5])
     loss = irn_loss(torch.cat([edge[None], displacement])[None], labels, radius=2)
-    # affinities: right 1 - 1/2; below left: the way is source, end, both corners' cells (0, 0), (1, 1): max is 3/4
+    # affinities: right 1 - 1/2; below left: the path is source, end, both corners' cells (0, 0), (1, 1): max is 3/4
     assert loss.different.item() == pytest.approx(-math.log(1 + 1e-5 - 0.5), rel=2e-5)
     # below right: cells (0, 1), (0, 2), (1, 1), (1, 2): max is 1/2
     assert loss.foreground.item() == pytest.approx(-(math.log(0.25 + 1e-5) + math.log(0.5 + 1e-5)) / 2, rel=1e-5)
@@ -109,9 +109,9 @@ def test_the_mirror_image_has_the_mirrored_affinities():
     edge = random_case(2)[0][:, 0]
     here, there = path_affinities(edge, 3), path_affinities(edge.flip(-1), 3)
     # offsets (1, -1), (1, 0), (1, 1) are mirrored into each other; see `paths`
-    ways = {(1, x): i for i, x in zip(range(2, 7), (-2, -1, 0, 1, 2), strict=True)}
-    for (_, x), index in ways.items():
-        torch.testing.assert_close(here[:, index], there[:, ways[1, -x]].flip(-1), rtol=0, atol=0)
+    places = {(1, x): i for i, x in zip(range(2, 7), (-2, -1, 0, 1, 2), strict=True)}
+    for (_, x), index in places.items():
+        torch.testing.assert_close(here[:, index], there[:, places[1, -x]].flip(-1), rtol=0, atol=0)
 
 
 def test_displacements_that_point_to_a_centre_cost_nothing():

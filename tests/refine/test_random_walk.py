@@ -46,20 +46,20 @@ def test_the_series_equals_step_by_step(steps):
 
 
 def test_counts_and_paths():
-    """34 and 152 neighbours; a straight way, a diagonal one, and the mirror image of each."""
+    """34 and 152 neighbours; a straight path, a diagonal one, and the mirror image of each."""
     assert [len(paths(radius)) for radius in (2, 5, 10)] == [4, 34, 152]
-    ways = {way[0]: way for way in paths(5)}
-    assert ways[0, 3] == ((0, 3), (0, 2), (0, 1), (0, 0))
-    assert ways[1, 1] == ((1, 1), (0, 1), (1, 0), (0, 0))
-    assert {(y, -x) for y, x in ways[3, 2]} == set(ways[3, -2])
-    assert all(way[-1] == (0, 0) for way in ways.values())
+    found = {path[0]: path for path in paths(5)}
+    assert found[0, 3] == ((0, 3), (0, 2), (0, 1), (0, 0))
+    assert found[1, 1] == ((1, 1), (0, 1), (1, 0), (0, 0))
+    assert {(y, -x) for y, x in found[3, 2]} == set(found[3, -2])
+    assert all(path[-1] == (0, 0) for path in found.values())
 
 
 def test_affinities_by_hand():
-    """Between two pixels stands the strongest edge of the way, both ends included; none are outside of the grid."""
+    """Between two pixels stands the strongest edge of the path, both ends included; none are outside of the grid."""
     edge = torch.tensor([[0.1, 0.5, 0.2, 0.0]])
     affinity = edge_affinities(edge, radius=3)
-    ends = [way[0] for way in paths(3)]
+    ends = [path[0] for path in paths(3)]
     torch.testing.assert_close(affinity[ends.index((0, 1))], torch.tensor([[0.5, 0.5, 0.8, 0.0]]))
     torch.testing.assert_close(affinity[ends.index((0, 2))], torch.tensor([[0.5, 0.5, 0.0, 0.0]]))
     assert int(affinity[2:].count_nonzero()) == 0
@@ -98,7 +98,7 @@ def test_classes_walk_alone():
 
 
 def test_a_grid_of_128_takes_no_dense_matrix():
-    """The bound is loose, for busy machines: the dense way multiplies a matrix of 16384² eight times."""
+    """The bound is loose, for busy machines: the dense computation multiplies a matrix of 16384² eight times."""
     cam, edge = torch.rand(3, 128, 128), random_edges(128, 128, torch.float32)
     start = time.process_time()
     walked = edge_walk(cam, edge)
