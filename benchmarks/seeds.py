@@ -55,7 +55,7 @@ from advcam_attr.pipelines.maps import MapSettings, make_seeds, seed_store, swee
 from advcam_attr.pipelines.wsss.classifier import ClassifierConfig, train_classifier
 from advcam_attr.runs.map_store import MapStore
 from advcam_attr.runs.runtime import Runtime
-from advcam_attr.training.fit import Optimizer
+from advcam_attr.training.optimizer import Optimizer
 from advcam_attr.types import Sample
 
 FINE = tuple(k / 50 for k in range(1, 50))

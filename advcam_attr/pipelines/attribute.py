@@ -30,7 +30,7 @@ from advcam_attr.networks.loaded_model import LoadedModel
 from advcam_attr.pipelines.model import ModelChoice, head_at
 from advcam_attr.pipelines.targets import Classes, TopK, resolve
 from advcam_attr.runs.provenance import Job, outstanding
-from advcam_attr.runs.sharding import choose_device
+from advcam_attr.runs.runtime import choose_device
 from advcam_attr.types import AdvCAMError
 from advcam_attr.viz.overlay import heat_over, panels
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
 
-from advcam_attr.runs.sharding import ALONE, Shard, choose_device
+from advcam_attr.runs.sharding import ALONE, Shard
 from advcam_attr.types import AdvCAMError
 
 if TYPE_CHECKING:
@@ -57,3 +57,27 @@ class Runtime:
             device(type='cpu')
         """
         return choose_device(self.device, shard.local)
+
+
+def choose_device(name: str = "auto", local: int = 0) -> torch.device:
+    """Return a usable device.
+
+    Args:
+        name: ``"auto"`` (a GPU if there is one), ``"cpu"``, ``"cuda"``, ``"cuda:N"``, or another of torch.
+        local: number of this process on its machine, which selects the GPU of ``"auto"`` and ``"cuda"``.
+
+    Example:
+        >>> choose_device("cpu")
+        device(type='cpu')
+    """
+    import torch
+
+    if name in ("auto", "cuda") and torch.cuda.is_available():
+        return torch.device("cuda", local % torch.cuda.device_count())
+    if name == "auto":
+        return torch.device("cpu")
+    try:
+        torch.empty(1, device=name).cpu()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise AdvCAMError(f"device {name!r} cannot be used here; cpu always can") from error
+    return torch.device(name)

@@ -9,12 +9,9 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 from advcam_attr.types import AdvCAMError
-
-if TYPE_CHECKING:
-    import torch
 
 T = TypeVar("T")
 
@@ -123,27 +120,3 @@ def wait_for(missing: Callable[[], Sequence[object]]) -> None:
         if time.monotonic() - since > PATIENCE:
             raise AdvCAMError(f"another process has stopped: {left[0]} and {len(left) - 1} more did not come")
         time.sleep(0.2)
-
-
-def choose_device(name: str = "auto", local: int = 0) -> torch.device:
-    """Return a usable device.
-
-    Args:
-        name: ``"auto"`` (a GPU if there is one), ``"cpu"``, ``"cuda"``, ``"cuda:N"``, or another of torch.
-        local: number of this process on its machine, which selects the GPU of ``"auto"`` and ``"cuda"``.
-
-    Example:
-        >>> choose_device("cpu")
-        device(type='cpu')
-    """
-    import torch
-
-    if name in ("auto", "cuda") and torch.cuda.is_available():
-        return torch.device("cuda", local % torch.cuda.device_count())
-    if name == "auto":
-        return torch.device("cpu")
-    try:
-        torch.empty(1, device=name).cpu()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise AdvCAMError(f"device {name!r} cannot be used here; cpu always can") from error
-    return torch.device(name)

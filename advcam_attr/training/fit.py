@@ -17,7 +17,6 @@ from advcam_attr.runs.runtime import Autocast
 from advcam_attr.training.distributed import mean_over_ranks
 from advcam_attr.training.losses.classification import Loss, LossTerms, SteppedLoss
 from advcam_attr.training.optimizer import RELEASED_MOMENTUM
-from advcam_attr.training.optimizer import Optimizer as Optimizer
 from advcam_attr.types import AdvCAMError
 
 #: The factor of the initial learning rates at a step.

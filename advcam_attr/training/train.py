@@ -27,10 +27,11 @@ from advcam_attr.runs.runtime import Runtime
 from advcam_attr.runs.sharding import Shard, shard_of_launch
 from advcam_attr.training.checkpoint import own_randomness, read_training, restore, save_checkpoint
 from advcam_attr.training.distributed import gather, process_group
-from advcam_attr.training.fit import Group, Optimizer, Schedule, StepRecord, Training, fit, loss_scaler, poly, sgd
+from advcam_attr.training.fit import Group, Schedule, StepRecord, Training, fit, loss_scaler, poly, sgd
 from advcam_attr.training.loading import Items, TrainingBatches, load_batches, mixed_seed
 from advcam_attr.training.log import json_log
 from advcam_attr.training.losses.classification import Loss, SteppedLoss
+from advcam_attr.training.optimizer import Optimizer
 from advcam_attr.types import AdvCAMError
 
 logger = logging.getLogger(__name__)

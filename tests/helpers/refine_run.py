@@ -17,7 +17,7 @@ from advcam_attr.pipelines.wsss.refine import RefineConfig, refine
 from advcam_attr.refine.seeds import strided_size
 from advcam_attr.runs.map_store import MapStore
 from advcam_attr.runs.runtime import Runtime
-from advcam_attr.training.fit import RELEASED_MOMENTUM, Optimizer
+from advcam_attr.training.optimizer import RELEASED_MOMENTUM, Optimizer
 from advcam_attr.types import ClassMaps, Sample
 
 SIZES = ((40, 56), (56, 40), (48, 48))

@@ -12,7 +12,7 @@ from advcam_attr.data.masks import write_mask
 from advcam_attr.data.samples import SegmentationData
 from advcam_attr.networks.backbone import Backbone
 from advcam_attr.pipelines.wsss.segment import SegmentationConfig, segment
-from advcam_attr.training.fit import Optimizer
+from advcam_attr.training.optimizer import Optimizer
 from refine_run import RUNTIME, scenes
 
 CONFIG = SegmentationConfig(

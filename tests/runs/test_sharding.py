@@ -1,12 +1,11 @@
-"""Shares of processes, read from the environment; devices."""
+"""Shares of processes, read from the environment."""
 
 from __future__ import annotations
 
 import pytest
-import torch
 
 from advcam_attr.runs import sharding
-from advcam_attr.runs.sharding import Shard, choose_device, shard_of, shard_of_launch, wait_for
+from advcam_attr.runs.sharding import Shard, shard_of, shard_of_launch, wait_for
 from advcam_attr.types import AdvCAMError
 
 ARRAY = {"SLURM_ARRAY_TASK_ID": "7", "SLURM_ARRAY_TASK_MIN": "3", "SLURM_ARRAY_TASK_MAX": "9",
@@ -54,17 +53,6 @@ def test_shares_partition_the_items(world):
     shares = [Shard(rank, world).take(list(range(13))) for rank in range(world)]
     assert sorted(i for share in shares for i in share) == list(range(13))
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
-
-
-def test_devices(monkeypatch):
-    assert choose_device("cpu") == torch.device("cpu")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
-    assert choose_device("auto", 6) == choose_device("cuda", 6) == torch.device("cuda", 2)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert choose_device("auto", 6) == torch.device("cpu")
-    with pytest.raises(AdvCAMError, match="device 'nonsense' cannot be used here"):
-        choose_device("nonsense")
 
 
 def test_waiting_for_other_ranks(monkeypatch):

@@ -6,17 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from advcam_attr.training.fit import (
-    RELEASED_MOMENTUM,
-    Group,
-    Optimizer,
-    Training,
-    fit,
-    loss_scaler,
-    poly,
-    sgd,
-)
+from advcam_attr.training.fit import Group, Training, fit, loss_scaler, poly, sgd
 from advcam_attr.training.losses.classification import LOSSES, LossTerms, SteppedLoss
+from advcam_attr.training.optimizer import RELEASED_MOMENTUM, Optimizer
 from advcam_attr.types import AdvCAMError
 
 

@@ -20,7 +20,7 @@ from advcam_attr.pipelines.attribute import Settings, advcam_of
 from advcam_attr.pipelines.demo import TEST_SEED, normalise, toy_net
 from advcam_attr.pipelines.model import head_at
 from advcam_attr.pipelines.targets import Classes, TopK, resolve
-from advcam_attr.runs.sharding import choose_device
+from advcam_attr.runs.runtime import choose_device
 from advcam_attr.types import AdvCAMError, ClimbStep
 
 

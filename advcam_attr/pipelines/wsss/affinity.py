@@ -32,9 +32,10 @@ from advcam_attr.runs.stage import (
     run_stage,
     seeded_stage,
 )
-from advcam_attr.training.fit import Group, Optimizer
+from advcam_attr.training.fit import Group
 from advcam_attr.training.loading import Items
 from advcam_attr.training.losses.classification import Loss
+from advcam_attr.training.optimizer import Optimizer
 from advcam_attr.training.train import TrainingTask, as_found, train
 
 Net = TypeVar("Net", bound=nn.Module)

@@ -33,10 +33,11 @@ from advcam_attr.registry import lookup
 from advcam_attr.runs.runtime import Runtime
 from advcam_attr.runs.sharding import Shard, shard_of_launch
 from advcam_attr.training.distributed import gather
-from advcam_attr.training.fit import RELEASED_MOMENTUM, Group, Optimizer
+from advcam_attr.training.fit import Group
 from advcam_attr.training.loading import Items
 from advcam_attr.training.log import json_log
 from advcam_attr.training.losses.classification import LOSSES, Loss
+from advcam_attr.training.optimizer import RELEASED_MOMENTUM, Optimizer
 from advcam_attr.training.train import TrainingTask, train
 from advcam_attr.types import AdvCAMError
 

@@ -44,9 +44,10 @@ from advcam_attr.registry import lookup
 from advcam_attr.runs.sharding import shard_of_launch
 from advcam_attr.runs.stage import SeededImage
 from advcam_attr.training.distributed import gather
-from advcam_attr.training.fit import RELEASED_MOMENTUM, Group, Optimizer
+from advcam_attr.training.fit import Group
 from advcam_attr.training.loading import load_batches
 from advcam_attr.training.losses.classification import Loss
+from advcam_attr.training.optimizer import RELEASED_MOMENTUM, Optimizer
 from advcam_attr.training.train import as_found
 from advcam_attr.types import VOID, AdvCAMError
 

@@ -39,8 +39,9 @@ from advcam_attr.refine.random_walk import LARGEST_RADIUS
 from advcam_attr.registry import lookup
 from advcam_attr.runs.stage import SeededImage
 from advcam_attr.training.distributed import gather
-from advcam_attr.training.fit import Group, Optimizer
+from advcam_attr.training.fit import Group
 from advcam_attr.training.losses.classification import Loss
+from advcam_attr.training.optimizer import Optimizer
 from advcam_attr.types import AdvCAMError
 
 #: PSA's optimizer passes the weight decay in place of the momentum, as IRN's does; its learning rate fits that.

@@ -35,8 +35,9 @@ from advcam_attr.runs.provenance import fingerprint, net_config
 from advcam_attr.runs.runtime import Runtime
 from advcam_attr.runs.sharding import Shard, shard_of, shard_of_launch
 from advcam_attr.runs.stage import LabelStage, run_stage, wait_for_ranks
-from advcam_attr.training.fit import Group, Optimizer
+from advcam_attr.training.fit import Group
 from advcam_attr.training.losses.segmentation import SEGMENTATION_LOSSES, summed_over_grids
+from advcam_attr.training.optimizer import Optimizer
 from advcam_attr.training.train import TrainingTask, as_found, train
 from advcam_attr.types import AdvCAMError
 

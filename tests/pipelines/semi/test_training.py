@@ -26,8 +26,8 @@ from advcam_attr.pipelines.semi.predict import validation_iou
 from advcam_attr.pipelines.semi.training import train_semi
 from advcam_attr.training import checkpoint as checkpoints
 from advcam_attr.training import train as training
-from advcam_attr.training.fit import Optimizer
 from advcam_attr.training.log import read_log
+from advcam_attr.training.optimizer import Optimizer
 from advcam_attr.types import AdvCAMError
 from logs import record_log
 from places import HELPERS

@@ -30,9 +30,10 @@ from advcam_attr.pipelines.wsol.classifier import predicted_labels, train_wsol_c
 from advcam_attr.pipelines.wsol.config import WSOL_SETTINGS, WSOLClassifierSettings
 from advcam_attr.runs.runtime import Runtime
 from advcam_attr.training import train as training
-from advcam_attr.training.fit import Optimizer, step_decay
+from advcam_attr.training.fit import step_decay
 from advcam_attr.training.loading import TrainingBatches, load_batches
 from advcam_attr.training.log import read_log
+from advcam_attr.training.optimizer import Optimizer
 from advcam_attr.types import AdvCAMError, Sample
 from logs import record_log
 from places import HELPERS, ROOT

@@ -29,10 +29,10 @@ from advcam_attr.pipelines.wsss import classifier
 from advcam_attr.pipelines.wsss.classifier import ClassifierConfig, train_classifier
 from advcam_attr.runs.runtime import Runtime
 from advcam_attr.training import train as training
-from advcam_attr.training.fit import RELEASED_MOMENTUM, Optimizer
 from advcam_attr.training.loading import TrainingBatches, load_batches
 from advcam_attr.training.log import read_log
 from advcam_attr.training.losses.classification import LOSSES
+from advcam_attr.training.optimizer import RELEASED_MOMENTUM, Optimizer
 from advcam_attr.types import AdvCAMError, Sample
 from logs import record_log
 from places import HELPERS, ROOT

@@ -23,8 +23,8 @@ from advcam_attr.pipelines.wsss.irn import IRN, SETTINGS, ConfidentItems, IRNCon
 from advcam_attr.refine.seeds import strided_size
 from advcam_attr.runs.map_store import MapStore
 from advcam_attr.runs.sharding import Shard
-from advcam_attr.training.fit import Optimizer
 from advcam_attr.training.log import read_log
+from advcam_attr.training.optimizer import Optimizer
 from advcam_attr.types import AdvCAMError, ClassMaps, Sample
 from logs import record_log
 from refine_run import IRN_CONFIG, RUNTIME, scenes

@@ -44,8 +44,8 @@ from advcam_attr.refine.psa import (
 from advcam_attr.refine.seeds import threshold_maps
 from advcam_attr.runs.sharding import Shard
 from advcam_attr.training import train as training
-from advcam_attr.training.fit import Optimizer
 from advcam_attr.training.log import read_log
+from advcam_attr.training.optimizer import Optimizer
 from advcam_attr.types import AdvCAMError, ClassMaps, Sample
 from logs import record_log
 from places import HELPERS, ROOT

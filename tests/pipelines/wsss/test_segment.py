@@ -28,8 +28,8 @@ from advcam_attr.pipelines.wsss.segment import predict, segment, segmentation_lo
 from advcam_attr.refine.crf import DenseCRF, unary_from_logits
 from advcam_attr.runs.runtime import Runtime
 from advcam_attr.training import train as trainings
-from advcam_attr.training.fit import Optimizer
 from advcam_attr.training.log import read_log
+from advcam_attr.training.optimizer import Optimizer
 from advcam_attr.types import AdvCAMError
 from logs import record_log
 from places import HELPERS
