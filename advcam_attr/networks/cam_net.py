@@ -33,11 +33,6 @@ class CAMNetSpec(NetSpec):
 
     num_classes: int
 
-    @property
-    def num_names(self) -> int:
-        """How many class names the net's file has."""
-        return self.num_classes
-
 
 class CAMNet(nn.Module):
     """Features, global average pooling, and a 1 × 1 convolution without bias; so class activation maps are exact.

@@ -50,8 +50,8 @@ class NetSpec:
 
     @property
     def num_names(self) -> int:
-        """How many class names the network's file has."""
-        return 0
+        """How many class names the network's file has; the background has none."""
+        return int(getattr(self, "num_classes", 0))
 
 
 @dataclass(frozen=True)

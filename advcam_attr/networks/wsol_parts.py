@@ -37,11 +37,6 @@ class WSOLNetSpec(NetSpec):
     num_classes: int
     norms: Norms = "batch"
 
-    @property
-    def num_names(self) -> int:
-        """How many class names the net's file has."""
-        return self.num_classes
-
 
 class WSOLNet(nn.Module):
     """A classifier for localization.

@@ -52,8 +52,8 @@ def test_golden_padded_pool():
     assert net(torch.tensor([[[[1.0, 2.0], [3.0, 0.0]]]])).tolist() == [[[[3.0, 2.0], [3.0, 0.0]]]]
 
 
-class SideWay(nn.Module):
-    """A strided way through the net, beside it a strided summary that another size does not hurt."""
+class SideBranch(nn.Module):
+    """A strided net with a strided summary beside it, on which the output's size does not depend."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -67,7 +67,7 @@ class SideWay(nn.Module):
 
 
 def test_only_strides_on_the_way_are_removed():
-    net = SideWay()
+    net = SideBranch()
     assert remove_strides(net, 2)
     assert (net.first.stride, net.main.stride, net.short.stride) == ((2, 2), (1, 1), (1, 1))
     assert net.summary.stride == 4
@@ -101,41 +101,15 @@ def test_the_net_is_not_touched_by_being_measured():
 PADDED = ["resnet18", "mobilenetv2_100", "regnetx_002"]
 DROPPING = ["convnext_atto"]
 MORE = [
-    "mobilenetv3_small_050",
-    "resnet26d",
-    "resnet50",
-    "efficientnet_b0",
-    "tf_efficientnet_b0",
-    "ghostnet_050",
-    "resnetv2_50",
-    "nf_resnet26",
-    "cspresnet50",
-    "seresnext26ts",
-    "res2net50_26w_4s",
-    "xception41",
-    "dpn48b",
-    "skresnet18",
-    "mixnet_s",
-    "repvgg_a0",
-    "hgnet_tiny",
-    "rexnet_100",
-    "fastvit_t8",
-    "nextvit_small",
-    "pvt_v2_b0",
-    "mobilevit_xxs",
-    "resnetblur18",
-    "selecsls42b",
-]
+    "mobilenetv3_small_050", "resnet26d", "resnet50", "efficientnet_b0", "tf_efficientnet_b0", "ghostnet_050",
+    "resnetv2_50", "nf_resnet26", "cspresnet50", "seresnext26ts", "res2net50_26w_4s", "xception41", "dpn48b",
+    "skresnet18", "mixnet_s", "repvgg_a0", "hgnet_tiny", "rexnet_100", "fastvit_t8", "nextvit_small", "pvt_v2_b0",
+    "mobilevit_xxs", "resnetblur18", "selecsls42b",
+]  # fmt: skip
 MORE_DROPPING = [
-    "convnext_tiny",
-    "vgg11_bn",
-    "vovnet39a",
-    "densenet121",
-    "poolformer_s12",
-    "edgenext_xx_small",
-    "caformer_s18",
+    "convnext_tiny", "vgg11_bn", "vovnet39a", "densenet121", "poolformer_s12", "edgenext_xx_small", "caformer_s18",
     "dla34",
-]
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(

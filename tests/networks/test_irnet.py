@@ -32,7 +32,7 @@ def small(seed: int = 0) -> IRNet:
 
 
 class Authors(nn.Module):
-    """A second reading: modules registered under the names of the authors' files, scale factors as they state them."""
+    """A re-derivation: modules by the names of the authors' files, scale factors as they state them."""
 
     def __init__(self, blocks: tuple[int, ...] = (1, 1, 1, 1)) -> None:
         super().__init__()
