@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jsonargparse.typing import NonNegativeFloat, PositiveInt
 from torch import Tensor
 
 from advcam_attr.data.datasets import ClassificationDataset
@@ -29,7 +28,7 @@ from advcam_attr.networks.cam_net import CAMNet
 from advcam_attr.networks.checkpoint import load_weights, read_checkpoint
 from advcam_attr.networks.net_file import save_net
 from advcam_attr.pipelines.training_report import VALIDATION, last_epoch, shard_logits, training_config
-from advcam_attr.registry import lookup
+from advcam_attr.pipelines.wsss.config import ClassifierConfig
 from advcam_attr.runs.runtime import Runtime
 from advcam_attr.runs.sharding import Shard, shard_of_launch
 from advcam_attr.training.distributed import gather
@@ -45,40 +44,6 @@ logger = logging.getLogger(__name__)
 
 #: The net's file in its folder.
 WEIGHTS = "classifier.safetensors"
-
-
-@dataclass(frozen=True)
-class ClassifierConfig:
-    """Settings of the classifier's training. The defaults are IRN's for VOC and COCO, which AdvCAM follows.
-
-    Attributes:
-        epochs: passes over the images; the rest that fills no batch is dropped.
-        batch: images an update, of all ranks together.
-        crop: side of the training square, in pixels.
-        long_side: range of the longer side after the random rescaling before the crop, in pixels.
-        optimizer: ``head_lr`` is the 1 × 1 convolution's. The released optimizer passes the weight decay in place of
-            the momentum, and its learning rates fit that.
-        anchor: weight of the squared distance of the convolution's weights from their start, added to the loss (L2-SP,
-            Li et al., 2018). For few images and a start from mapped classes.
-        loss: of logits and labels.
-        grad_accum: parts in which a batch passes the net.
-        checkpoint_every: steps between two checkpoints, besides one after each epoch.
-        tensorboard: whether to write TensorBoard files, too, to the folder ``tensorboard``.
-    """
-
-    epochs: PositiveInt = 5
-    batch: PositiveInt = 16
-    crop: PositiveInt = 512
-    long_side: tuple[int, int] = (320, 640)
-    optimizer: Optimizer = Optimizer(0.1, 1.0, momentum=RELEASED_MOMENTUM)
-    anchor: NonNegativeFloat = 0.0
-    loss: str = "multilabel_soft_margin"
-    grad_accum: PositiveInt = 1
-    checkpoint_every: PositiveInt = 200
-    tensorboard: bool = False
-
-    def __post_init__(self) -> None:
-        lookup(self.loss, LOSSES, "loss")
 
 
 @dataclass(frozen=True)

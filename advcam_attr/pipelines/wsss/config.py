@@ -5,15 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from jsonargparse.typing import PositiveInt
+from jsonargparse.typing import NonNegativeFloat, PositiveInt
 
 from advcam_attr.networks.backbone import Backbone
-from advcam_attr.networks.cam_net import IRN_BACKBONE
 from advcam_attr.pipelines.config import MaskedData
-from advcam_attr.pipelines.wsss.classifier import ClassifierConfig
-from advcam_attr.pipelines.wsss.refine import RefineConfig
-from advcam_attr.pipelines.wsss.segment import SegmentationConfig
+from advcam_attr.pipelines.wsss.mask_config import RefineConfig, SegmentationConfig
 from advcam_attr.runs.runtime import Runtime
+from advcam_attr.training.optimizer import RELEASED_MOMENTUM, Optimizer
 from advcam_attr.types import AdvCAMError
 
 Method = Literal["cam", "advcam"]
@@ -55,10 +53,41 @@ class NetConfig:
         generator: ``"irn"``, ``"seam"`` or ``"sc_cam"``: the authors' trained net in place of one to train.
     """
 
-    backbone: Backbone = Backbone(IRN_BACKBONE)
+    backbone: Backbone = Backbone("torchvision/resnet50")
     class_map: str | None = None
     class_offset: int = 0
     generator: str | None = None
+
+
+@dataclass(frozen=True)
+class ClassifierConfig:
+    """Settings of the classifier's training. The defaults are IRN's for VOC and COCO, which AdvCAM follows.
+
+    Attributes:
+        epochs: passes over the images; the rest that fills no batch is dropped.
+        batch: images an update, of all ranks together.
+        crop: side of the training square, in pixels.
+        long_side: range of the longer side after the random rescaling before the crop, in pixels.
+        optimizer: ``head_lr`` is the 1 × 1 convolution's. The released optimizer passes the weight decay in place of
+            the momentum, and its learning rates fit that.
+        anchor: weight of the squared distance of the convolution's weights from their start, added to the loss (L2-SP,
+            Li et al., 2018). For few images and a start from mapped classes.
+        loss: of logits and labels.
+        grad_accum: parts in which a batch passes the net.
+        checkpoint_every: steps between two checkpoints, besides one after each epoch.
+        tensorboard: whether to write TensorBoard files, too, to the folder ``tensorboard``.
+    """
+
+    epochs: PositiveInt = 5
+    batch: PositiveInt = 16
+    crop: PositiveInt = 512
+    long_side: tuple[int, int] = (320, 640)
+    optimizer: Optimizer = Optimizer(0.1, 1.0, momentum=RELEASED_MOMENTUM)
+    anchor: NonNegativeFloat = 0.0
+    loss: Literal["multilabel_soft_margin"] = "multilabel_soft_margin"
+    grad_accum: PositiveInt = 1
+    checkpoint_every: PositiveInt = 200
+    tensorboard: bool = False
 
 
 @dataclass(frozen=True)

@@ -7,14 +7,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jsonargparse.typing import ClosedUnitInterval, PositiveInt
 from PIL import Image
 from torch import Tensor
 from torchvision.transforms import v2
@@ -24,15 +22,11 @@ from advcam_attr.data.images import normalised, read_rgb
 from advcam_attr.data.masks import mask_path, read_mask
 from advcam_attr.data.samples import SegmentationData
 from advcam_attr.data.transforms import RandomCropOrPad, classifier_val, to_input
-from advcam_attr.networks.backbone import Backbone
-from advcam_attr.networks.cam_net import IRN_BACKBONE
 from advcam_attr.networks.irnet import IRNET, IRNet, irnet
 from advcam_attr.pipelines.wsss.affinity import AffinityMethod
-from advcam_attr.refine.affinity_labels import LABEL_THRESHOLDS, ir_label
-from advcam_attr.refine.crf import CRF_RECIPES
+from advcam_attr.pipelines.wsss.mask_config import IRNConfig
+from advcam_attr.refine.affinity_labels import ir_label
 from advcam_attr.refine.irn import (
-    TRAINING_RADIUS,
-    WalkRecipe,
     edge_map,
     grid_labels,
     inference_size,
@@ -40,71 +34,16 @@ from advcam_attr.refine.irn import (
     irn_loss,
 )
 from advcam_attr.refine.pairs import pair_counts
-from advcam_attr.registry import lookup
+from advcam_attr.refine.recipes import LABEL_THRESHOLDS, WalkRecipe
 from advcam_attr.runs.sharding import shard_of_launch
 from advcam_attr.runs.stage import SeededImage
 from advcam_attr.training.distributed import gather
-from advcam_attr.training.fit import Group
+from advcam_attr.training.fit import Group, Optimizer
 from advcam_attr.training.loading import load_batches
 from advcam_attr.training.losses.classification import Loss
 from advcam_attr.training.optimizer import RELEASED_MOMENTUM, Optimizer
 from advcam_attr.training.train import as_found
-from advcam_attr.types import VOID, AdvCAMError
-
-
-@dataclass(frozen=True)
-class IRNConfig:
-    """Settings of IRN. The defaults are those of AdvCAM's released code, whose training is IRN's.
-
-    Attributes:
-        foreground: map value above which a pixel surely is of its class; IRN: 0.30.
-        background: map value below which, for all classes, a pixel surely is background; IRN: 0.05.
-        crf: recipe of the CRF that confident labels pass.
-        walk: the random walk; IRN's exponent is 1.
-        backbone: frozen; stride 16.
-        trained: file of a trained net, ours or its authors'; None trains one.
-        radius: of pairs in training, in cells of 4 pixels.
-        epochs: passes over the images; the rest that fills no batch is dropped.
-        batch: images an update, of all ranks together.
-        crop: side of the training square, in pixels.
-        scales: range of the random rescaling before the crop.
-        optimizer: ``lr`` is the edge branch's, ``head_lr`` the displacement branch's, which masks do not depend on. The
-            released optimizer passes the weight decay in place of the momentum, and its learning rates fit that.
-        checkpoint_every: steps between two checkpoints, besides one after each epoch.
-        pad_to: side in pixels to which smaller images are padded at inference.
-    """
-
-    foreground: ClosedUnitInterval = LABEL_THRESHOLDS["advcam"][0]
-    background: ClosedUnitInterval = LABEL_THRESHOLDS["advcam"][1]
-    crf: str = "irn"
-    walk: WalkRecipe = WalkRecipe()
-    backbone: Backbone = Backbone(IRN_BACKBONE)
-    trained: str | Path | None = None
-    radius: PositiveInt = TRAINING_RADIUS
-    epochs: PositiveInt = 3
-    batch: PositiveInt = 32
-    crop: PositiveInt = 512
-    scales: tuple[float, float] = (0.5, 1.5)
-    optimizer: Optimizer = Optimizer(0.1, 1.0, momentum=RELEASED_MOMENTUM)
-    checkpoint_every: PositiveInt = 200
-    pad_to: PositiveInt = 512
-
-    def __post_init__(self) -> None:
-        lookup(self.crf, CRF_RECIPES, "CRF recipe")
-        if self.background > self.foreground:
-            raise AdvCAMError(
-                f"irn: the background threshold {self.background} must not exceed the foreground's, {self.foreground}"
-            )
-        least = 4 * (2 * self.radius - 1)
-        if self.radius < 2 or self.crop % 16 or self.crop < least:
-            raise AdvCAMError(
-                f"irn: a crop of {self.crop} pixels does not fit radius {self.radius}; give a radius of at least 2 and "
-                f"a crop that is a multiple of 16, from {-(-least // 16) * 16} on"
-            )
-        if self.pad_to % 16:
-            raise AdvCAMError(f"irn: pad_to must be a multiple of 16, got {self.pad_to}")
-        if not 0 < self.scales[0] <= self.scales[1]:
-            raise AdvCAMError(f"irn: scales must be positive, the smaller first, got {self.scales}")
+from advcam_attr.types import VOID
 
 
 def _named(name: str, exponent: float, background: float) -> IRNConfig:

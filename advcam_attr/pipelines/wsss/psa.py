@@ -6,14 +6,12 @@ In the output folder: ``scores/`` (which affinity labels are derived from), ``af
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveInt
 from PIL import Image
 from torch import Tensor
 from torchvision.transforms import v2
@@ -22,11 +20,10 @@ from advcam_attr.data.images import normalised, open_image, read_rgb
 from advcam_attr.data.masks import mask_path, write_png
 from advcam_attr.data.samples import SegmentationData
 from advcam_attr.data.transforms import RandomCropOrPad, to_input
-from advcam_attr.networks.affinitynet import AFFINITY_NET, RESNET38, AffinityNet, affinity_net, trained_parts
-from advcam_attr.networks.backbone import Backbone
+from advcam_attr.networks.affinitynet import AFFINITY_NET, AffinityNet, affinity_net, trained_parts
 from advcam_attr.pipelines.wsss.affinity import AffinityMethod
-from advcam_attr.refine.affinity_labels import ALPHAS, psa_scores
-from advcam_attr.refine.crf import CRF_RECIPES
+from advcam_attr.pipelines.wsss.mask_config import PSA_MOMENTUM, PSAConfig
+from advcam_attr.refine.affinity_labels import psa_scores
 from advcam_attr.refine.psa import (
     affinity_labels,
     affinity_walk,
@@ -35,8 +32,6 @@ from advcam_attr.refine.psa import (
     walk_maps,
     weighted_loss,
 )
-from advcam_attr.refine.random_walk import LARGEST_RADIUS
-from advcam_attr.registry import lookup
 from advcam_attr.runs.stage import SeededImage
 from advcam_attr.training.distributed import gather
 from advcam_attr.training.fit import Group
@@ -44,65 +39,12 @@ from advcam_attr.training.losses.classification import Loss
 from advcam_attr.training.optimizer import Optimizer
 from advcam_attr.types import AdvCAMError
 
-#: PSA's optimizer passes the weight decay in place of the momentum, as IRN's does; its learning rate fits that.
-RELEASED_MOMENTUM = 5e-4
-
-
-@dataclass(frozen=True)
-class PSAConfig:
-    """Settings of PSA. The defaults are those of its released code.
-
-    Attributes:
-        backbone: ``resnet38``, or ``timm/NAME``; stride 8 by default.
-        trained: file of a trained affinity net; None trains one.
-        width: of the head, and of ResNet-38.
-        alphas: powers of the background's score for confident foreground and confident background.
-        crf: recipe of the CRF that these scores pass.
-        radius: of pairs in training and in the walk, in cells.
-        epochs: passes over the images; the rest that fills no batch is dropped.
-        batch: images an update, of all ranks together.
-        crop: side of the training square, in pixels; images are not rescaled.
-        optimizer: ``lr`` is the backbone's; its biases have twice as much, new layers ten times; biases do not decay.
-        jitter: of brightness, contrast, saturation and hue.
-        checkpoint_every: steps between two checkpoints, besides one after each epoch.
-        alpha: power of the background's score in the walk.
-        beta: power of affinities.
-        steps: of the walk.
-    """
-
-    backbone: Backbone = Backbone(RESNET38)
-    trained: str | Path | None = None
-    width: PositiveInt = 64
-    alphas: tuple[float, float] = (ALPHAS[0], ALPHAS[1])
-    crf: str = "psa"
-    radius: PositiveInt = 5
-    epochs: PositiveInt = 8
-    batch: PositiveInt = 8
-    crop: PositiveInt = 448
-    optimizer: Optimizer = Optimizer(0.1, weight_decay=5e-4, momentum=RELEASED_MOMENTUM)
-    jitter: tuple[NonNegativeFloat, NonNegativeFloat, NonNegativeFloat, NonNegativeFloat] = (0.3, 0.3, 0.3, 0.1)
-    checkpoint_every: PositiveInt = 200
-    alpha: NonNegativeFloat = 16.0
-    beta: NonNegativeFloat = 8.0
-    steps: NonNegativeInt = 256
-
-    def __post_init__(self) -> None:
-        lookup(self.crf, CRF_RECIPES, "CRF recipe")
-        low, high = self.alphas
-        if not 0 < low <= high:
-            raise AdvCAMError(f"psa: alphas must be positive, the smaller first, got {self.alphas}")
-        if self.jitter[3] > 0.5:
-            raise AdvCAMError(f"psa: the jitter of the hue must be at most 0.5, got {self.jitter[3]}")
-        if not 2 <= self.radius <= LARGEST_RADIUS:
-            raise AdvCAMError(f"psa: the radius must lie between 2 and {LARGEST_RADIUS} cells, got {self.radius}")
-
-
 #: Published settings; SEAM's differ from PSA's in five numbers.
 SETTINGS: dict[str, PSAConfig] = {
     "psa": PSAConfig(),
     "seam": PSAConfig(
         alphas=(4.0, 24.0),
-        optimizer=Optimizer(0.01, weight_decay=5e-4, momentum=RELEASED_MOMENTUM),
+        optimizer=Optimizer(0.01, weight_decay=5e-4, momentum=PSA_MOMENTUM),
         alpha=6.0,
         steps=64,
     ),

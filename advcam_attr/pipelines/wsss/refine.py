@@ -11,20 +11,19 @@ The steps of the paper's section 4.5 and Table I, each in a folder of its own:
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from jsonargparse.typing import ClosedUnitInterval
 from torch import Tensor
 
 from advcam_attr.data.masks import SaliencyFolder, mask_path, read_mask
 from advcam_attr.data.samples import SegmentationData
 from advcam_attr.pipelines.wsss.affinity import refine_by_affinity
-from advcam_attr.pipelines.wsss.irn import IRN, IRNConfig
-from advcam_attr.pipelines.wsss.psa import PSA, PSAConfig
-from advcam_attr.refine.crf import CRF_RECIPES, DenseCRF, refine_labels
+from advcam_attr.pipelines.wsss.irn import IRN
+from advcam_attr.pipelines.wsss.mask_config import RefineConfig
+from advcam_attr.pipelines.wsss.psa import PSA
+from advcam_attr.refine.crf import DenseCRF, refine_labels
 from advcam_attr.refine.saliency import ambiguous
 from advcam_attr.refine.seeds import threshold_maps
 from advcam_attr.registry import lookup
@@ -44,48 +43,6 @@ from advcam_attr.runs.stage import (
     wait_for_ranks,
 )
 from advcam_attr.types import AdvCAMError, Sample
-
-
-@dataclass(frozen=True)
-class RefineConfig:
-    """Settings of the refinement.
-
-    Attributes:
-        method: ``irn`` or ``psa``.
-        irn: AdvCAM's by default; `advcam_attr.pipelines.wsss.irn.SETTINGS` has others.
-        psa: PSA's by default; `advcam_attr.pipelines.wsss.psa.SETTINGS` has others.
-        crf: what passes the CRF: ``seeds``, ``masks``, both, or nothing.
-        crf_threshold: background threshold of the seeds that pass the CRF ("0.3 or 0.35", the authors' issue 11).
-        crf_recipe: ``table1`` has deeplab-pytorch's numbers, labels held with p = 0.7; how the paper's CRF takes labels
-            is not published.
-        saliency: folder of saliency maps for the rule of section 4.5; None for none.
-        saliency_threshold: above which a pixel is salient; not published.
-    """
-
-    method: str = "irn"
-    irn: IRNConfig = IRNConfig()
-    psa: PSAConfig = PSAConfig()
-    crf: tuple[Literal["seeds", "masks"], ...] = ()
-    crf_threshold: ClosedUnitInterval = 0.35
-    crf_recipe: str = "table1"
-    saliency: str | Path | None = None
-    saliency_threshold: ClosedUnitInterval = 0.5
-
-    def __post_init__(self) -> None:
-        lookup(self.method, METHODS, "refinement method")
-        lookup(self.crf_recipe, CRF_RECIPES, "CRF recipe")
-
-    @property
-    def final_step(self) -> str:
-        """The step whose masks segmentation nets are trained on.
-
-        Example:
-            >>> RefineConfig().final_step, RefineConfig(saliency="saliency").final_step
-            ('masks', 'masks_saliency')
-        """
-        if self.saliency is not None:
-            return "masks_saliency"
-        return "masks_crf" if "masks" in self.crf else "masks"
 
 
 def _irn(config: RefineConfig, seeds: MapReader, data: SegmentationData, out: Path, runtime: Runtime) -> None:
@@ -128,6 +85,7 @@ def refine(
         >>> config = RefineConfig(crf=("seeds",), saliency="VOC2012/saliency")  # doctest: +SKIP
         >>> refine(config, seed_store(Path("run")), data, Path("run/irn"))  # doctest: +SKIP
     """
+    method = lookup(config.method, METHODS, "refinement method")
     check_seeds(seeds, data)
     saliency = None if config.saliency is None else _saliency_folder(config.saliency, data)
     device = runtime.torch_device(shard_of_launch())
@@ -140,7 +98,7 @@ def refine(
 
     if "seeds" in config.crf:
         steps["seeds_crf"] = run(_seeds_crf(config, seeds, data, out, device))
-    METHODS[config.method](config, seeds, data, out, runtime)
+    method(config, seeds, data, out, runtime)
     masks = steps["masks"] = out / "masks"
     wait_for_ranks(masks, data)
     if "masks" in config.crf:
@@ -156,6 +114,7 @@ def check_refined(config: RefineConfig, out: Path) -> None:
     Raises:
         AdvCAMError: The masks are by another method, or further steps were made of them.
     """
+    lookup(config.method, METHODS, "refinement method")
     method = _made_with(out / "masks", "method") or config.method
     if method != config.method:
         raise AdvCAMError(

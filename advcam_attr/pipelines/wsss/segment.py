@@ -9,28 +9,24 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from jsonargparse.typing import PositiveInt
 from torch import Tensor
 
 from advcam_attr.data.class_names import read_class_map
 from advcam_attr.data.images import normalised, read_rgb, to_bytes
 from advcam_attr.data.labels import few
 from advcam_attr.data.samples import SegmentationData
-from advcam_attr.data.transforms import SEGMENTATION_SCALES, SegmentationTrain
+from advcam_attr.data.transforms import SegmentationTrain
 from advcam_attr.files import to_json
-from advcam_attr.networks.backbone import Backbone
 from advcam_attr.networks.cam_net import UnknownClassError
 from advcam_attr.networks.deeplab import DEEPLAB, DeepLab, MultiScale, deeplab
 from advcam_attr.networks.net_file import load_net, save_net
-from advcam_attr.networks.resnet101 import RESNET101, StrideIn
+from advcam_attr.pipelines.wsss.mask_config import SegmentationConfig
 from advcam_attr.pipelines.wsss.pseudo_masks import MaskedImages, check_masks
-from advcam_attr.refine.crf import CRF_RECIPES, DenseCRF, unary_from_logits
-from advcam_attr.registry import lookup
+from advcam_attr.refine.crf import DenseCRF, unary_from_logits
 from advcam_attr.runs.provenance import fingerprint, net_config
 from advcam_attr.runs.runtime import Runtime
 from advcam_attr.runs.sharding import Shard, shard_of, shard_of_launch
@@ -50,101 +46,6 @@ FOLDER, WEIGHTS = "deeplab", "deeplab.safetensors"
 _TRAINING = ("steps", "batch", "grad_accum", "crop", "scales", "loss", "optimizer", "ema_decay")
 
 
-@dataclass(frozen=True)
-class SegmentationConfig:
-    """Settings of a segmentation net. The defaults are AdvCAM's for VOC (the authors' issue 9) and, where they say
-    nothing, those of deeplab-pytorch, which they trained with.
-
-    Attributes:
-        backbone: with ImageNet weights, as AdvCAM; stride 8. ``train_from: aspp`` trains the pyramid alone.
-        stride_in: ``"1x1"`` or ``"3x3"``; None as the weights were trained.
-        rates: dilations of the pyramid.
-        msc: scales besides 1 at which the net sees each image.
-        class_map: JSON file that maps the data's classes to those of the backbone's own classifier, which the pyramid
-            starts from (`advcam_attr.data.class_names`); None starts from random weights.
-        class_offset: added to the file's classes; 1 for backbones whose class 0 is the background.
-        trained: file of a trained net; None trains one.
-        steps: updates (deeplab-pytorch: 20000).
-        batch: images an update, of all ranks together. ("Batch 10" may mean 5 × 2 or 10 × 2 there.)
-        grad_accum: parts in which a batch passes the net; their gradients are averaged.
-        crop: side of the training square, in pixels (COCO: 481).
-        scales: of which one is drawn for each image (deeplab-pytorch: 0.5 to 1.5).
-        loss: ``"balanced"``, AdvCAM's class-balanced cross-entropy, or ``"cross_entropy"``, deeplab-pytorch's.
-        optimizer: ``lr`` is the backbone's; the pyramid's weights have 10 times as much, its biases 20 times, without
-            decay.
-        ema_decay: of an exponential moving average of the weights, which is saved then; None for none.
-        checkpoint_every: steps between two checkpoints.
-        test_scales: of the whole image in testing; logits are averaged.
-        test_flip: whether to average over the mirror image, too.
-        crf: recipe of the CRF that predictions pass in a second copy; None for none.
-    """
-
-    backbone: Backbone = Backbone(RESNET101)
-    stride_in: StrideIn | None = None
-    rates: tuple[int, ...] = (6, 12, 18, 24)
-    msc: tuple[float, ...] = (0.5, 0.75)
-    class_map: str | Path | None = None
-    class_offset: int = 0
-    trained: str | Path | None = None
-    steps: PositiveInt = 30000
-    batch: PositiveInt = 10
-    grad_accum: PositiveInt = 1
-    crop: PositiveInt = 321
-    scales: tuple[float, ...] = SEGMENTATION_SCALES
-    loss: str = "balanced"
-    optimizer: Optimizer = Optimizer(2.5e-4, weight_decay=5e-4, lr_update_every=10)
-    ema_decay: float | None = None
-    checkpoint_every: PositiveInt = 1000
-    test_scales: tuple[float, ...] = (1.0,)
-    test_flip: bool = False
-    crf: str | None = "deeplab"
-
-    def __post_init__(self) -> None:
-        for name in ("scales", "test_scales"):
-            if not getattr(self, name) or not all(0 < scale <= 16 for scale in getattr(self, name)):
-                raise AdvCAMError(f"segmentation: {name} must lie between 0 and 16, got {getattr(self, name)}")
-        if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
-            raise AdvCAMError(f"segmentation: ema_decay must lie in [0, 1), got {self.ema_decay}; 0.999 is usual")
-        if self.class_map is None and self.class_offset:
-            raise AdvCAMError(f"segmentation: class_offset {self.class_offset} has no effect without class_map")
-        if self.class_map is not None and self.trained is not None:
-            raise AdvCAMError("segmentation: class_map starts a training, and trained needs none: give one of them")
-        lookup(self.loss, SEGMENTATION_LOSSES, "loss")
-        if self.crf is not None:
-            lookup(self.crf, CRF_RECIPES, "CRF recipe")
-
-    @property
-    def crfs(self) -> tuple[str | None, ...]:
-        """The CRF recipes that predictions are made with: none, and ``crf`` if given."""
-        return (None, self.crf) if self.crf else (None,)
-
-    def make_net(self, classes: Sequence[str], seed: int = 0) -> DeepLab:
-        """Return the trained net, or one to train, of these foreground classes."""
-        if self.trained is None:
-            class_map = None
-            if self.class_map is not None:
-                found = read_class_map(self.class_map, classes, self.class_offset)
-                class_map = {k + 1: depicting for k, depicting in found.items()}
-            try:
-                return deeplab(
-                    self.backbone,
-                    len(classes) + 1,
-                    stride_in=self.stride_in,
-                    rates=self.rates,
-                    scales=self.msc,
-                    seed=seed,
-                    class_map=class_map,
-                )
-            except UnknownClassError as error:
-                raise AdvCAMError(
-                    f"{error}; check class_map ({self.class_map}) and class_offset ({self.class_offset})"
-                ) from error
-        net, _ = load_net(self.trained, DEEPLAB)
-        if net.spec.num_labels != len(classes) + 1:
-            raise AdvCAMError(f"{self.trained} has {net.spec.num_labels - 1} classes; the data has {len(classes)}")
-        return net
-
-
 #: By data set. AdvCAM's settings for COCO are not known beyond "DeepLab's default settings"; steps, batch and rate are
 #: those of LPCAM, a follow-up that trains the same net on COCO, and the crop is that of RIB's configuration.
 SETTINGS: dict[str, SegmentationConfig] = {
@@ -159,6 +60,33 @@ SETTINGS: dict[str, SegmentationConfig] = {
         checkpoint_every=2000,
     ),
 }
+
+
+def make_net(config: SegmentationConfig, classes: Sequence[str], seed: int = 0) -> DeepLab:
+    """Return the trained net that a configuration names, or one to train, of these foreground classes."""
+    if config.trained is None:
+        class_map = None
+        if config.class_map is not None:
+            found = read_class_map(config.class_map, classes, config.class_offset)
+            class_map = {k + 1: depicting for k, depicting in found.items()}
+        try:
+            return deeplab(
+                config.backbone,
+                len(classes) + 1,
+                stride_in=config.stride_in,
+                rates=config.rates,
+                scales=config.msc,
+                seed=seed,
+                class_map=class_map,
+            )
+        except UnknownClassError as error:
+            raise AdvCAMError(
+                f"{error}; check class_map ({config.class_map}) and class_offset ({config.class_offset})"
+            ) from error
+    net, _ = load_net(config.trained, DEEPLAB)
+    if net.spec.num_labels != len(classes) + 1:
+        raise AdvCAMError(f"{config.trained} has {net.spec.num_labels - 1} classes; the data has {len(classes)}")
+    return net
 
 
 def segment(
@@ -201,7 +129,7 @@ def trained_net(
     config: SegmentationConfig, data: SegmentationData, masks: Path, out: Path, runtime: Runtime
 ) -> DeepLab:
     """Return the net of ``config.trained``, or one that is trained on masks as `train_segmentation` does."""
-    net = config.make_net(data.classes, runtime.seed)
+    net = make_net(config, data.classes, runtime.seed)
     if config.trained is not None:
         return net
     if shard_of().world > shard_of_launch().world and not (out / FOLDER / WEIGHTS).is_file():

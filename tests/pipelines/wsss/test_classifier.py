@@ -322,7 +322,6 @@ def test_images_without_validation(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"loss": "hinge"}, "unknown loss 'hinge'"),
         ({"batch": 23}, "blobs train has 22 images, fewer than one batch of 23; choose a smaller batch"),
         ({"grad_accum": 3}, "a batch of 4 cannot be shared by 1 ranks in 3 parts each"),
     ],

@@ -23,9 +23,9 @@ from advcam_attr.networks.backbone import Backbone
 from advcam_attr.networks.net_file import load_net
 from advcam_attr.pipelines.evaluate import evaluate_masks
 from advcam_attr.pipelines.wsss.affinity import refine_by_affinity, train_affinity, write_masks
+from advcam_attr.pipelines.wsss.mask_config import PSA_MOMENTUM
 from advcam_attr.pipelines.wsss.psa import (
     PSA,
-    RELEASED_MOMENTUM,
     SETTINGS,
     AffinityItems,
     PSAConfig,
@@ -53,7 +53,7 @@ from refine_run import RUNTIME
 from wrn38 import randomised
 
 BACKBONE = Backbone("resnet38", random_weights=True)
-OPTIMIZER = Optimizer(0.01, weight_decay=5e-4, momentum=RELEASED_MOMENTUM)
+OPTIMIZER = Optimizer(0.01, weight_decay=5e-4, momentum=PSA_MOMENTUM)
 SMALL = PSAConfig(backbone=BACKBONE, width=2, radius=3, epochs=2, batch=2, crop=40, optimizer=OPTIMIZER, steps=4)
 SIZES = ((44, 60), (60, 44), (37, 53))
 

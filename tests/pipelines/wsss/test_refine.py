@@ -188,16 +188,11 @@ def test_missing_input_is_found_before_anything_is_made(given, saliency, tmp_pat
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(
-    ("wrong", "message"),
-    [
-        ({"method": "inr"}, "unknown refinement method 'inr'; did you mean 'irn'"),
-        ({"crf_recipe": "ps"}, "unknown CRF recipe 'ps'; did you mean 'psa'"),
-    ],
-)
-def test_invalid_settings(wrong, message):
-    with pytest.raises(AdvCAMError, match=message):
-        RefineConfig(**wrong)
+def test_invalid_settings(given, tmp_path):
+    with pytest.raises(AdvCAMError, match="unknown refinement method 'inr'; did you mean 'irn'"):
+        refine(RefineConfig(method="inr"), given[1], given[0], tmp_path)
+    with pytest.raises(AdvCAMError, match="unknown CRF recipe 'ps'; did you mean 'psa'"):
+        RefineConfig(crf_recipe="ps")
 
 
 def test_methods_are_registered_by_name(given, tmp_path, monkeypatch):
