@@ -8,6 +8,7 @@ from typing import Any, Literal
 from jsonargparse.typing import NonNegativeFloat, PositiveInt
 
 from advcam_attr.networks.backbone import Backbone
+from advcam_attr.networks.defaults import IRN_BACKBONE
 from advcam_attr.pipelines.config import MaskedData
 from advcam_attr.pipelines.wsss.mask_config import RefineConfig, SegmentationConfig
 from advcam_attr.runs.runtime import Runtime
@@ -53,7 +54,7 @@ class NetConfig:
         generator: ``"irn"``, ``"seam"`` or ``"sc_cam"``: the authors' trained net in place of one to train.
     """
 
-    backbone: Backbone = Backbone("torchvision/resnet50")
+    backbone: Backbone = Backbone(IRN_BACKBONE)
     class_map: str | None = None
     class_offset: int = 0
     generator: str | None = None

@@ -9,6 +9,7 @@ from typing import Literal
 from jsonargparse.typing import ClosedUnitInterval, NonNegativeFloat, NonNegativeInt, PositiveInt
 
 from advcam_attr.networks.backbone import Backbone
+from advcam_attr.networks.defaults import IRN_BACKBONE, RESNET38, RESNET101, StrideIn
 from advcam_attr.refine.recipes import (
     ALPHAS,
     CRF_RECIPES,
@@ -51,7 +52,7 @@ class IRNConfig:
     background: ClosedUnitInterval = LABEL_THRESHOLDS["advcam"][1]
     crf: str = "irn"
     walk: WalkRecipe = WalkRecipe()
-    backbone: Backbone = Backbone("torchvision/resnet50")
+    backbone: Backbone = Backbone(IRN_BACKBONE)
     trained: str | Path | None = None
     radius: PositiveInt = TRAINING_RADIUS
     epochs: PositiveInt = 3
@@ -102,7 +103,7 @@ class PSAConfig:
         steps: of the walk.
     """
 
-    backbone: Backbone = Backbone("resnet38")
+    backbone: Backbone = Backbone(RESNET38)
     trained: str | Path | None = None
     width: PositiveInt = 64
     alphas: tuple[float, float] = (ALPHAS[0], ALPHAS[1])
@@ -199,8 +200,8 @@ class SegmentationConfig:
         crf: recipe of the CRF that predictions pass in a second copy; None for none.
     """
 
-    backbone: Backbone = Backbone("torchvision/resnet101")
-    stride_in: Literal["1x1", "3x3"] | None = None
+    backbone: Backbone = Backbone(RESNET101)
+    stride_in: StrideIn | None = None
     rates: tuple[int, ...] = (6, 12, 18, 24)
     msc: tuple[float, ...] = (0.5, 0.75)
     class_map: str | Path | None = None

@@ -105,7 +105,7 @@ def test_a_stopped_run_ends_with_the_same_bytes(done, given, tmp_path, monkeypat
             refine_by_affinity(METHOD, seeds, data, tmp_path)
     logged = record_log()
     refine_by_affinity(METHOD, seeds, data, tmp_path)
-    assert any("going on from step" in line for line in logged) == (where in ("checkpoint", "end of training"))
+    assert any("resuming at step" in line for line in logged) == (where in ("checkpoint", "end of training"))
     for folder in ("confident", "irnet", "masks"):
         assert contents(tmp_path / folder) == contents(done / folder)
 

@@ -125,7 +125,7 @@ def test_killed_while_writing_a_checkpoint(done, given, tmp_path, monkeypatch):
     shutil.copy(tmp_path / "deeplab" / "checkpoint.pt", tmp_path / "deeplab" / f".{'0' * 32}.pt")  # kill -9 leaves it
     logged = record_log()
     train(CONFIG, given, tmp_path)
-    assert any("going on from step 2" in line for line in logged)
+    assert any("resuming at step 2" in line for line in logged)
     assert net_of(tmp_path) == net_of(done[0])
     assert not list((tmp_path / "deeplab").glob(".*"))
 
@@ -275,7 +275,7 @@ def test_void_masks_are_left_out(given, tmp_path):
     change(masks, "001", void)
     logged = record_log()
     train(replace(CONFIG, steps=2), given, tmp_path / "out", masks)
-    assert logged[0] == "leaving out 1 of 9 masks, all void: 001"
+    assert logged[0] == "1 of 9 masks are void throughout, left out: 001"
     assert "training the segmentation net on 8 images" in logged[1]
     for sample in given[0].samples:
         change(masks, sample.id, void if Image.open(sample.image).size == (40, 56) else None)
