@@ -1,4 +1,4 @@
-"""Any Captum attribution in; a base for AdvCAM out."""
+"""Bases of AdvCAM from other attributions: Captum's, and SEAM's class maps."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from advcam_attr.types import AdvCAMError
 
 
 class CaptumBase:
-    """The maps of a Captum attribution, as a base.
+    """A base from a Captum attribution.
 
-    Attributions of the input are summed over its channels as absolute values; attributions of a layer are summed over
-    its channels as they are. Either is averaged onto the map's grid. Captum returns detached attributions, so the base
-    has a stop-gradient: terms of the objective which read the maps are constant, and only the logits are climbed.
+    Attributions of the input are summed over its channels as absolute values, those of a layer with their signs; both
+    are averaged onto the map's grid. Captum returns detached attributions, so the base has a stop-gradient: terms of
+    the objective that read the maps are constant, and only the logits are climbed.
 
     Args:
-        attribution: what ``attribute(x, target=...)`` is called on.
+        attribution: its ``attribute(x, target=...)`` is called.
         **options: further keyword arguments of that call, e.g. ``n_steps=20``.
 
     Example:
@@ -49,7 +49,7 @@ class CaptumBase:
 
     @classmethod
     def of(cls, kind: type[Attribution], view: HeadView) -> CaptumBase:
-        """The adapter of an attribution class, made for the model of ``view`` (and its layer, if it needs one).
+        """Return the base of an attribution class for the model of ``view`` (and its layer, if needed).
 
         Raises:
             AdvCAMError: a layer attribution, and ``layer=`` was not given.
@@ -62,11 +62,7 @@ class CaptumBase:
         return cls(kind(view.model, layer))
 
     def __call__(self, acts: Activations, target: Tensor) -> Tensor:
-        """``(B, h, w)``, without gradient.
-
-        Raises:
-            AdvCAMError: the attribution is not one number a place.
-        """
+        """Return the maps ``(B, h, w)``, without gradient."""
         images = acts.x.detach().clone().requires_grad_()
         found = self.attribution.attribute(images, target=target, **self.options)
         found = found[0] if isinstance(found, tuple) else found
@@ -79,14 +75,14 @@ class CaptumBase:
 
 @dataclass(frozen=True)
 class SEAMBase:
-    """SEAM's class maps as a base of AdvCAM: climbed and restricted before its correlation module, summed after it.
+    """SEAM's class maps as a base of AdvCAM: climbed before its correlation module, summed after it.
 
     So did the paper's authors (their issue 8): the score is the mean of the map before the module and before any
     up-sampling, and the maps after the module are summed (Eq. 4). The module has no gradient, so the restricting term
-    can only hold the map before it. All of it comes from one forward.
+    applies to the map before it. One forward gives both.
 
     Attributes:
-        net: the net that is attributed.
+        net: the model.
 
     Example:
         >>> import torch
@@ -104,16 +100,16 @@ class SEAMBase:
     needs_class_weights: ClassVar[bool] = True
 
     def __call__(self, acts: Activations, target: Tensor) -> Tensor:
-        """The map before the correlation module, ``(B, h, w)``, on the graph."""
+        """Return the map before the correlation module, ``(B, h, w)``, on the graph."""
         return CAM.maps(acts, target)
 
     def accumulated(self, acts: Activations, target: Tensor) -> Tensor:
-        """The map after the correlation module, ``(B, h, w)``, without gradient."""
+        """Return the map after the correlation module, ``(B, h, w)``, without gradient."""
         conv4, conv5 = (F.relu(acts.taps[tap]) for tap in self.taps)
         maps = self.net.refine(self.net.fc8(acts.features), acts.x.to(conv4.dtype), conv4, conv5)
         return at_least_float32(maps[torch.arange(len(target), device=target.device), 1 + target])
 
 
 def base_of(net: nn.Module) -> SEAMBase | MapFunction:
-    """The base with which AdvCAM is applied to a seed generator: `SEAMBase` for SEAM, the class map for all others."""
+    """Return the base for a seed generator: `SEAMBase` for SEAM, the class map for others."""
     return SEAMBase(net) if isinstance(net, SEAM) else CAM.maps

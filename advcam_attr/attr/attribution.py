@@ -1,4 +1,4 @@
-"""The verb all attributions of this package share: images and classes in, one map an image out, Captum's way."""
+"""The base class of map attributions, and the checks of their inputs."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _OUTPUTS = ("image", "native", "input")
 
 
 class MapAttribution(GradientAttribution):
-    """A map from one forward and the derivative of one logit to its features.
+    """A map from one forward and the derivative of one logit to the features.
 
-    Subclasses give `maps`. The model's mode, gradients, hooks and tensors are left as they are; the result is detached,
-    float32 and contiguous; images do not influence each other.
+    Subclasses implement `maps`. The model's mode, gradients, hooks and tensors are preserved; the result is detached,
+    float32 and contiguous; images are independent.
 
     Args:
         model: a classifier that takes ``(N, C, H, W)`` and returns logits ``(N, K)``.
@@ -43,7 +43,7 @@ class MapAttribution(GradientAttribution):
 
     @staticmethod
     def maps(acts: Activations, target: Tensor) -> Tensor:
-        """The map of one class a row: ``(B, h, w)``, on the autograd graph through the features.
+        """Return the map of one class an image, ``(B, h, w)``, on the autograd graph through the features.
 
         Args:
             acts: one forward of B images.
@@ -65,14 +65,14 @@ class MapAttribution(GradientAttribution):
         """Attribute each image's class to its places.
 
         Args:
-            inputs: images as the model takes them, ``(N, C, H, W)``, or a 1-tuple of them.
+            inputs: normalised images, ``(N, C, H, W)``, or a 1-tuple of them.
             target: the class of each image: an int for all, or N of them (list or tensor); negative ones count from
                 the end.
-            additional_forward_args: further arguments of the model's forward; tensors with N entries go along with
+            additional_forward_args: further arguments of the model's forward; tensors with N entries are indexed with
                 the images.
-            internal_batch_size: at most so many images in one forward; the result is the same.
+            internal_batch_size: the most images in one forward; the result is the same.
             output: ``"image"``: ``(N, 1, H, W)``, resized bilinearly; ``"native"``: ``(N, 1, h, w)``, the map itself;
-                ``"input"``: ``(N, C, H, W)``, the image's map shared out equally among its channels.
+                ``"input"``: ``(N, C, H, W)``, the map divided equally among the channels.
             normalize: drop negative values and divide by each map's peak.
 
         Returns:
@@ -99,55 +99,38 @@ class MapAttribution(GradientAttribution):
         return (maps,) if boxed else maps
 
     def _head(self, images: Tensor, extra: Sequence[Any]) -> Head:
-        """The head for images of this size.
-
-        Raises:
-            AdvCAMError: the map needs class weights and the head has none.
-        """
         first = take_rows(extra, torch.zeros(1, dtype=torch.long), len(images))
         inspect = self.view.require if self.needs_class_weights else self.view.inspect
         return inspect(images[:1], *first)
 
     def compute_convergence_delta(self, *args: Any, **kwargs: Any) -> NoReturn:
-        """Not defined: a map over a feature grid does not sum up to a difference of outputs.
-
-        Raises:
-            NotImplementedError: always.
-        """
+        """Raise NotImplementedError: a map over a feature grid does not sum to a difference of outputs."""
         raise NotImplementedError(f"{type(self).__name__} has no convergence delta")
 
     def attribute_future(self, *args: Any, **kwargs: Any) -> NoReturn:
-        """Not offered.
-
-        Raises:
-            NotImplementedError: always.
-        """
+        """Raise NotImplementedError."""
         raise NotImplementedError(f"{type(self).__name__} has no attribute_future; use attribute")
 
     @classmethod
     def get_name(cls) -> str:
-        """The method's name."""
+        """Return the method's name."""
         return cls.__name__
 
 
 def as_arguments(arguments: Any) -> tuple[Any, ...]:
-    """Captum's ``additional_forward_args`` as a tuple."""
+    """Return Captum's ``additional_forward_args`` as a tuple."""
     if arguments is None:
         return ()
     return arguments if isinstance(arguments, tuple) else (arguments,)
 
 
 def take_rows(arguments: Sequence[Any], rows: Tensor, count: int) -> list[Any]:
-    """The further arguments of some rows: tensors with one entry an image are indexed, others stay."""
+    """Index those of the further arguments that are tensors with one entry per image."""
     return [a[rows] if isinstance(a, Tensor) and a.ndim > 0 and len(a) == count else a for a in arguments]
 
 
 def check_output(output: str, internal_batch_size: int | None) -> Output:
-    """``output`` if it is one of the three.
-
-    Raises:
-        AdvCAMError: it is not, or the batch size is below 1.
-    """
+    """Return ``output`` if it is one of the three, and the batch size is at least 1."""
     if output not in _OUTPUTS:
         raise AdvCAMError(f'output must be "image", "native" or "input", got {output!r}')
     if internal_batch_size is not None and internal_batch_size < 1:
@@ -156,7 +139,7 @@ def check_output(output: str, internal_batch_size: int | None) -> Output:
 
 
 def finish(maps: Tensor, images: Tensor, output: Output, normalize: bool) -> Tensor:
-    """Maps ``(N, h, w)`` in the shape that was asked for."""
+    """Convert maps ``(N, h, w)`` to the shape of ``output``."""
     if normalize:
         maps = maps.relu()
         maps = maps / maps.amax((1, 2), keepdim=True).clamp_min(torch.finfo(maps.dtype).tiny)
@@ -169,11 +152,10 @@ def finish(maps: Tensor, images: Tensor, output: Output, normalize: bool) -> Ten
 
 
 def resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    """Maps ``(N, 1, h, w)`` bilinearly resized to an image of ``size``.
+    """Resize maps ``(N, 1, h, w)`` bilinearly to an image of ``size``.
 
-    Where the grid is the image's size divided by a power of two and rounded up, as nets with padded convolutions make
-    it, the map is laid over that many whole cells and what sticks out at the right and bottom is cut off; so a cell
-    stays over the pixels it comes from.
+    If the grid is the image's size divided by a power of two and rounded up, as padded convolutions make it, the map is
+    resized to whole cells and cropped at the right and bottom, so that a cell stays over the pixels it comes from.
     """
     (height, width), (h, w) = size, maps.shape[2:]
     stride = next((s for s in (2**k for k in range(8)) if (-(-height // s), -(-width // s)) == (h, w)), None)
@@ -194,12 +176,7 @@ _TARGETS = "an int, a list of N ints, or an int tensor of shape () or (N,)"
 
 
 def check_images(inputs: Any) -> tuple[Tensor, bool]:
-    """One image batch ``(N, C, H, W)``, detached, float32 (float64 stays), and whether it came in a tuple.
-
-    Raises:
-        TypeError: not a tensor or a 1-tuple of one.
-        AdvCAMError: the wrong shape or type of numbers.
-    """
+    """Return the images ``(N, C, H, W)``, detached, float32 (float64 stays), and whether they came in a tuple."""
     boxed = isinstance(inputs, tuple)
     if boxed:
         if len(inputs) != 1:
@@ -225,15 +202,11 @@ def check_images(inputs: Any) -> tuple[Tensor, bool]:
 
 
 def check_targets(target: Any, count: int) -> list[int]:
-    """One class index an image; negative ones count from the end.
+    """Return one class index per image.
 
     Args:
         target: as Captum accepts it: an int, a list of ints or of 1-tuples, a tensor; NumPy ints too.
         count: N.
-
-    Raises:
-        TypeError: not integers.
-        AdvCAMError: none given, or the wrong number.
     """
     if target is None:
         raise AdvCAMError(f"target is missing: pass {_TARGETS}, e.g. model(inputs).argmax(1)")
@@ -272,11 +245,7 @@ def _index(value: Any) -> int:
 
 
 def in_range(indices: Sequence[int], classes: int, device: torch.device) -> Tensor:
-    """Class indices as a tensor ``(N,)``, negative ones counted from the end.
-
-    Raises:
-        AdvCAMError: a class that the model lacks.
-    """
+    """Return class indices as a tensor ``(N,)``, negative ones counted from the end."""
     for index in indices:
         if not -classes <= index < classes:
             raise AdvCAMError(f"target {index} is not a class of the model: it has {classes}, 0 to {classes - 1}")
@@ -284,16 +253,12 @@ def in_range(indices: Sequence[int], classes: int, device: torch.device) -> Tens
 
 
 def check_background(saliency: Any, images: Tensor) -> Tensor | None:
-    """Where a saliency map sees background, ``(N, H, W)``, bool.
+    """Return the background of a saliency map, ``(N, H, W)``, bool.
 
     Args:
-        saliency: foreground as bool or in [0, 1], at most 0.5 being background: (H, W), (1 or N, H, W) or
-            (1 or N, 1, H, W), H × W being the images'.
+        saliency: foreground, bool or in [0, 1], at most 0.5 being background: ``(H, W)``, ``(1 or N, H, W)`` or
+            ``(1 or N, 1, H, W)`` of the images' size.
         images: ``(N, C, H, W)``.
-
-    Raises:
-        TypeError: not a tensor.
-        AdvCAMError: another shape or other values.
     """
     if saliency is None:
         return None

@@ -1,4 +1,4 @@
-"""Class activation mapping: features and class weights in, the class map out."""
+"""Class activation mapping."""
 
 from __future__ import annotations
 
@@ -29,5 +29,5 @@ class CAM(MapAttribution):
 
     @staticmethod
     def maps(acts: Activations, target: Tensor) -> Tensor:
-        """``(B, h, w)``; the class weights carry no gradient (for exact heads they have none)."""
+        """Return the maps ``(B, h, w)``; class weights carry no gradient (for exact heads they have none)."""
         return acts.class_map(target)

@@ -1,4 +1,4 @@
-"""Grad-CAM: features and a logit's gradient in, a map on any grid out."""
+"""Grad-CAM."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from advcam_attr.heads import Activations, at_least_float32
 
 
 def target_gradient(acts: Activations, target: Tensor) -> Tensor:
-    """The derivative of each row's logit with respect to its features, ``(B, C, h, w)``, detached."""
+    """Return the derivative of each target logit with respect to the features, ``(B, C, h, w)``, detached."""
     return acts.gradient(acts.logits.gather(1, target[:, None]))
 
 
@@ -30,6 +30,6 @@ class GradCAM(MapAttribution):
 
     @staticmethod
     def maps(acts: Activations, target: Tensor) -> Tensor:
-        """``(B, h, w)``, not negative."""
+        """Return the maps ``(B, h, w)``, not negative."""
         weights = target_gradient(acts, target).mean((2, 3))
         return at_least_float32(torch.einsum("bc,bchw->bhw", weights, acts.features).relu())

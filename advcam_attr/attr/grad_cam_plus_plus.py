@@ -1,4 +1,4 @@
-"""Grad-CAM++: features and a logit's gradient in, a map that weighs places by their own evidence out."""
+"""Grad-CAM++."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class GradCAMPlusPlus(MapAttribution):
 
     @staticmethod
     def maps(acts: Activations, target: Tensor) -> Tensor:
-        """``(B, h, w)``, not negative."""
+        """Return the maps ``(B, h, w)``, not negative."""
         gradient, features = at_least_float32(target_gradient(acts, target)), at_least_float32(acts.features.detach())
         square = gradient.square()
         below = 2 * square + features.sum((2, 3), keepdim=True) * square * gradient

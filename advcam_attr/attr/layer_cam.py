@@ -1,4 +1,4 @@
-"""LayerCAM: features and a logit's gradient in, a map that weighs every place of every channel by itself out."""
+"""LayerCAM."""
 
 from __future__ import annotations
 
@@ -24,5 +24,5 @@ class LayerCAM(MapAttribution):
 
     @staticmethod
     def maps(acts: Activations, target: Tensor) -> Tensor:
-        """``(B, h, w)``, not negative."""
+        """Return the maps ``(B, h, w)``, not negative."""
         return at_least_float32((target_gradient(acts, target).relu() * acts.features).sum(1).relu())

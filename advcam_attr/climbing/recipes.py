@@ -125,7 +125,12 @@ class Recipe:
             raise TypeError(f"flip must be a bool, a name or Views, got {type(self.flip).__name__} {self.flip!r}")
 
     def __repr__(self) -> str:
-        return f"Recipe({', '.join(f'{name}={value}' for name, value in config_dict(self).items())})"
+        def shown(value: Any) -> str:
+            if isinstance(value, list):
+                return f"[{', '.join(map(shown, value))}]"
+            return repr(value) if isinstance(value, str) and value.isidentifier() else str(value)
+
+        return f"Recipe({', '.join(f'{name}={shown(value)}' for name, value in config_dict(self).items())})"
 
     def with_(self, **changes: Any) -> Recipe:
         """Return the recipe with other parts.

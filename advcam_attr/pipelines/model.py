@@ -1,4 +1,4 @@
-"""What a user says of a model in; the loaded classifier, and its head at an image size, out."""
+"""The choice of a classifier, and its head at an image size."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from advcam_attr.types import AdvCAMError
 
 @dataclass(frozen=True)
 class ModelChoice:
-    """Which classifier, with which weights; see `advcam_attr.networks.load_model`."""
+    """A classifier and its weights; see `advcam_attr.networks.load_model`."""
 
     spec: str
     model_args: Mapping[str, Any] = field(default_factory=dict)
@@ -30,11 +30,7 @@ class ModelChoice:
     input_size: int | None = None
 
     def load(self) -> LoadedModel:
-        """Load it.
-
-        Raises:
-            AdvCAMError: it cannot be had.
-        """
+        """Load the classifier."""
         options = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "spec"}
         return load_model(self.spec, **options)
 
@@ -42,14 +38,14 @@ class ModelChoice:
 def head_at(
     view: HeadView, x: Tensor, spec: str, *, class_weights: bool = False, remedy: str = "try --input-size"
 ) -> Head:
-    """A model's head for images of the size of ``x``.
+    """Return a model's head for images of the size of ``x``.
 
     Args:
-        view: the model's.
+        view: of the model.
         x: one image, ``(3, H, W)``.
-        spec: what to call the model.
+        spec: the model's name in messages.
         class_weights: whether they are needed.
-        remedy: what helps where the model does not take images of this size.
+        remedy: for a model that does not take images of this size.
 
     Raises:
         AdvCAMError: the model does not take images of this size, or has no class weights.
