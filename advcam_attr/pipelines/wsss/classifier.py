@@ -36,7 +36,6 @@ from advcam_attr.training.fit import Group
 from advcam_attr.training.loading import Items
 from advcam_attr.training.log import json_log
 from advcam_attr.training.losses.classification import LOSSES, Loss
-from advcam_attr.training.optimizer import RELEASED_MOMENTUM, Optimizer
 from advcam_attr.training.train import TrainingTask, train
 from advcam_attr.types import AdvCAMError
 

@@ -38,10 +38,10 @@ from advcam_attr.refine.recipes import LABEL_THRESHOLDS, WalkRecipe
 from advcam_attr.runs.sharding import shard_of_launch
 from advcam_attr.runs.stage import SeededImage
 from advcam_attr.training.distributed import gather
-from advcam_attr.training.fit import Group, Optimizer
+from advcam_attr.training.fit import Group
 from advcam_attr.training.loading import load_batches
 from advcam_attr.training.losses.classification import Loss
-from advcam_attr.training.optimizer import RELEASED_MOMENTUM, Optimizer
+from advcam_attr.training.optimizer import Optimizer
 from advcam_attr.training.train import as_found
 from advcam_attr.types import VOID
 

@@ -240,7 +240,7 @@ def test_second_run_changes_nothing(tmp_path):
     net = TinyCAM()
     again = fit(CONFIG, net, TRAIN, VAL, tmp_path, workers=1)
     assert again == first
-    assert logged == [f"{tmp_path / 'classifier.safetensors'} is there: nothing to train"]
+    assert logged == [f"{tmp_path / 'classifier.safetensors'} exists: nothing to train"]
     assert stamps == {file: file.stat().st_mtime_ns for file in tmp_path.iterdir()}
     weights = load_file(first.weights)
     assert all(torch.equal(value, weights[key]) for key, value in net.state_dict().items())

@@ -127,7 +127,7 @@ def test_second_run_changes_nothing(done, given, saliency):
     logged = record_log()
     refine(replace(ALL, saliency=saliency), given[1], given[0], out, RUNTIME)
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()} == before
-    assert f"{out / 'irnet' / 'irnet.safetensors'} is there: nothing to train" in logged
+    assert f"{out / 'irnet' / 'irnet.safetensors'} exists: nothing to train" in logged
     assert sum("; 9 are in" in line for line in logged) == 5
 
 
