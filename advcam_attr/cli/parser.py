@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import textwrap
 from argparse import SUPPRESS, Action, HelpFormatter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
     from advcam_attr.pipelines.model import ModelChoice
 
 C = TypeVar("C")
+
+#: Stands for each of the names of a nested section, as in ``--refine.irn.KEY``.
+_KEY = ".KEY"
 
 MODEL_HELP = "timm/NAME, torchvision/NAME or package.module:factory"
 
@@ -54,14 +58,22 @@ class Group:
 
 
 class _Formatter(HelpFormatter):
-    """Help in two columns, without the options that `ConfigOptions` hides."""
+    """Help in two columns; a value of a configuration takes one line, or is hidden as `ConfigOptions` says."""
 
     def __init__(self, prog: str, **kwargs: Any) -> None:
-        super().__init__(prog, **{"max_help_position": 36, **kwargs})
+        super().__init__(prog, **{"max_help_position": 40, **kwargs})
 
     def add_argument(self, action: Action) -> None:
         if not is_hidden(action):
             super().add_argument(action)
+
+    def _expand_help(self, action: Action) -> str:
+        text = super()._expand_help(action)
+        if not hasattr(action, "hidden") or action.metavar == _KEY:
+            return text
+        default = textwrap.shorten(default_of(action), 28, placeholder=" ...)")
+        room = max(self._width - self._max_help_position - len(default) - 1, 12)
+        return f"{textwrap.shorten(text, room, placeholder=' ...')} {default}"
 
 
 class Parser(ArgumentParser):
@@ -187,6 +199,8 @@ class ConfigOptions(Generic[C]):
                 _describe(parser, action, hidden=section not in ("run", "print_config", *sections) or len(names) > 1)
             for name, group in parser.groups.items():
                 group.title, group.description = (name if name[0].islower() else "run"), None
+                if "." in name:  # a nested section is one line of its parent
+                    parser.groups[name.rpartition(".")[0]]._group_actions.append(group._group_actions.pop(0))
 
         return add_options
 
@@ -231,13 +245,17 @@ def _describe(parser: Parser, action: Action, hidden: bool) -> None:
     elif keys and action.dest in parser.groups:
         hidden = hidden or "." not in action.dest
         text = ", ".join(dict.fromkeys(key[len(action.dest) + 1 :].partition(".")[0] for key in keys))
-        action.metavar = ".KEY"
+        action.metavar = _KEY
     else:
         text = re.split(r"\.\s+(?=[A-Z])|;", " ".join(text.split()).replace("`", ""))[0].rstrip(".")
-        text += "" if action.default in (None, {}, False, SUPPRESS) else f" (default: {action.default})"
         action.metavar = action.metavar or "VALUE"
     action.help = text.replace("%", "%%")
     action.hidden = hidden  # type: ignore[attr-defined]
+
+
+def default_of(action: Action) -> str:
+    """Return the default of a configuration's value in brackets, or nothing if it has none."""
+    return "" if action.default in (None, {}, False, SUPPRESS) else f"(default: {action.default})"
 
 
 def is_hidden(action: Action) -> bool:

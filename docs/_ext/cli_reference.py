@@ -12,7 +12,7 @@ from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
 from advcam_attr.cli.main import COMMANDS
-from advcam_attr.cli.parser import Command, Group, Parser, is_hidden
+from advcam_attr.cli.parser import Command, Group, Parser, default_of, is_hidden
 
 
 def commands(
@@ -45,7 +45,8 @@ def _typed(action: argparse.Action) -> str:
 
 
 def _meaning(action: argparse.Action) -> str:
-    return " ".join((action.help or "").split()) % {"default": action.default}
+    text = " ".join((action.help or "").split()) % {"default": action.default}
+    return f"{text} {default_of(action)}".strip() if hasattr(action, "hidden") else text
 
 
 class CommandLineReference(SphinxDirective):
