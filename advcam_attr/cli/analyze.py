@@ -98,26 +98,28 @@ def _analyze_data(names: tuple[str, ...], options: Namespace) -> None:
     swept = {"steps": options.sweep, "weights": options.lambdas, "thresholds": options.taus, "sizes": options.xis}
     given_values: dict[str, Any] = {name: tuple(values) for name, values in swept.items() if values is not None}
     chosen = SeedOptions(**given_values)
-    detector = None if options.saliency is None else SaliencyFolder(Path(options.saliency))
-    made: dict[str, Any] = {"recipe": options.recipe, "overrides": _without_scales(options), "base": options.base,
-                            "layer": options.layer, "scales": numbers(options.scales) or (1.0,), "saliency": detector,
-                            "batch": options.batch_size, "runtime": Runtime(device=options.device)}  # fmt: skip
+    settings = MapSettings(
+        recipe=options.recipe,
+        overrides={name: part for name, part in overrides_of(options).items() if name != "scales"},
+        base=options.base,
+        layer=options.layer,
+        scales=numbers(options.scales) or (1.0,),
+        saliency=None if options.saliency is None else SaliencyFolder(Path(options.saliency)),
+        batch=options.batch_size,
+        runtime=Runtime(device=options.device),
+    )
     out = Path(options.out or ("analysis" if options.run is None else f"{options.run}/analysis"))
     if options.demo:
         count = options.first or _TOY_DATA
-        analyze.analyze_toy_data(names, count, out, MapSettings(**made), chosen)
+        analyze.analyze_toy_data(names, count, out, settings, chosen)
         return
-    net, data, settings = _of_run(options, made) if options.run else _of_data(options, made)
+    net, data, settings = (_of_run if options.run else _of_data)(options, settings)
     data = replace(data, samples=data.samples[: options.first])
     analyze.analyze_data(names, net, data, out, settings, chosen)
 
 
-def _without_scales(options: Namespace) -> dict[str, Any]:
-    return {name: part for name, part in overrides_of(options).items() if name != "scales"}
-
-
-def _of_run(options: Namespace, made: dict[str, Any]) -> tuple[Any, SegmentationData, MapSettings]:
-    """Net, data and settings of a run folder; the recipe is the run's, with the command line's changes."""
+def _of_run(options: Namespace, settings: MapSettings) -> tuple[Any, SegmentationData, MapSettings]:
+    """Return net, data and settings of a run folder, whose recipe the command line changes."""
     from advcam_attr.attr.adapters import base_of
     from advcam_attr.cli.wsss import OPTIONS
     from advcam_attr.pipelines.config import config_of
@@ -128,14 +130,23 @@ def _of_run(options: Namespace, made: dict[str, Any]) -> tuple[Any, Segmentation
     run = Run(replace(config, run=options.run))
     data = run.split(config.data.score)
     net, mean, std = seed_net(run, data)
-    base = base_of(net) if config.net.generator else config.seeds.base
-    scales = numbers(options.scales) or config.seeds.scales
-    own = {"recipe": config.seeds.recipe, "overrides": {**config.seeds.overrides, **made["overrides"]}, "base": base}
-    return net, data, MapSettings(**{**made, **own, "scales": scales, "mean": mean, "std": std})
+    return (
+        net,
+        data,
+        replace(
+            settings,
+            recipe=config.seeds.recipe,
+            overrides={**config.seeds.overrides, **settings.overrides},
+            base=base_of(net) if config.net.generator else config.seeds.base,
+            scales=numbers(options.scales) or config.seeds.scales,
+            mean=mean,
+            std=std,
+        ),
+    )
 
 
-def _of_data(options: Namespace, made: dict[str, Any]) -> tuple[Any, SegmentationData, MapSettings]:
-    """Net, data and settings from ``--model`` and ``--data``."""
+def _of_data(options: Namespace, settings: MapSettings) -> tuple[Any, SegmentationData, MapSettings]:
+    """Return net, data and settings from ``--model`` and ``--data``."""
     from advcam_attr.pipelines.config import MaskedData
 
     if options.model is None:
@@ -144,8 +155,8 @@ def _of_data(options: Namespace, made: dict[str, Any]) -> tuple[Any, Segmentatio
     loaded = settings_of(options, options.model).model.load()
     prepared = loaded.preprocessing
     if prepared.mean is None or prepared.std is None:
-        raise AdvCAMError(f"nobody knows the normalisation of {options.model}: give --mean and --std")
-    return loaded.model, data, MapSettings(**made, mean=tuple(prepared.mean), std=tuple(prepared.std))
+        raise AdvCAMError(f"the normalization of {options.model} is unknown: give --mean and --std")
+    return loaded.model, data, replace(settings, mean=tuple(prepared.mean), std=tuple(prepared.std))
 
 
 COMMAND = Command("the paper's analyses, as figures and numbers", _add_options, _run)
