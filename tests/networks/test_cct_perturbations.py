@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from advcam_attr.networks.cct_defaults import AUXILIARY
 from torch import nn
 
 from advcam_attr.networks.cct import (
