@@ -137,9 +137,10 @@ def test_of_a_data_set_and_of_a_run(capsys, tmp_path, monkeypatch):
     config = """
 run: run
 data: {root: VOC2012, train: train, val: null, score: train}
-net: {backbone: timm/test_resnet, random_weights: true, mean: [0.5], std: [0.25]}
-classifier: {epochs: 1, batch: 2, crop: 64, long_side: [64, 64], workers: 0}
-seeds: {recipe: auto, overrides: {steps: 2}, scales: [1.0], workers: 0}
+net: {backbone: {name: timm/test_resnet, random_weights: true, mean: [0.5], std: [0.25]}}
+classifier: {epochs: 1, batch: 2, crop: 64, long_side: [64, 64]}
+seeds: {recipe: auto, overrides: {steps: 2}, scales: [1.0]}
+runtime: {workers: 0}
 """
     (tmp_path / "config.yaml").write_text(config)
     assert cli.main(["wsss", "classifier", "--config", "config.yaml"]) == 0
