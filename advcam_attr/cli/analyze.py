@@ -123,7 +123,6 @@ def _of_run(options: Namespace, settings: MapSettings) -> tuple[Any, Segmentatio
     from advcam_attr.attr.adapters import base_of
     from advcam_attr.cli.wsss import OPTIONS
     from advcam_attr.pipelines.config import config_of
-    from advcam_attr.pipelines.maps import MapSettings
     from advcam_attr.pipelines.wsss.run import Run
     from advcam_attr.pipelines.wsss.stages import seed_net
 
@@ -149,7 +148,6 @@ def _of_run(options: Namespace, settings: MapSettings) -> tuple[Any, Segmentatio
 def _of_data(options: Namespace, settings: MapSettings) -> tuple[Any, SegmentationData, MapSettings]:
     """Return net, data and settings from ``--model`` and ``--data``."""
     from advcam_attr.pipelines.config import MaskedData
-    from advcam_attr.pipelines.maps import MapSettings
 
     if options.model is None:
         raise AdvCAMError(f"{options.name} needs a --model whose classes are those of --data")
