@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from advcam_attr.cli.wsss import CONFIG
+from advcam_attr.cli.wsss import OPTIONS
 from advcam_attr.data.masks import mask_path, read_mask
 from advcam_attr.networks.irnet import IRNET
 from advcam_attr.networks.net_file import load_net
@@ -35,7 +35,7 @@ def main() -> None:
     parser.add_argument("--method", default="advcam")
     parser.add_argument("--ids", nargs="*", default=[])
     options = parser.parse_args()
-    config = CONFIG.read(config_of(options.run))
+    config = OPTIONS.read(config_of(options.run))
     data = config.data.read(config.data.seeds_split)
     labelled = [sample for sample in data.samples if sample.labels]
     chosen = [sample for sample in labelled if sample.id in options.ids] or labelled[:: max(1, len(labelled) // 6)][:6]
@@ -45,17 +45,17 @@ def main() -> None:
     rows: list[list[ImageArray]] = []
     for sample in chosen:
         read = read_seeded(seeds, sample)
-        picture = (read.pixels.permute(1, 2, 0).float() / 255).numpy()
+        image = (read.pixels.permute(1, 2, 0).float() / 255).numpy()
         with torch.no_grad():
             cam = read.maps.cam.clamp(min=0) ** walk.exponent
             walked = edge_walk(cam, edges(net, read.pixels), walk.radius, walk.beta, walk.steps).amax(0)
-        heat = torch.nn.functional.interpolate(walked[None, None], picture.shape[:2], mode="bilinear")[0, 0]
+        heat = torch.nn.functional.interpolate(walked[None, None], image.shape[:2], mode="bilinear")[0, 0]
         steps = [read_mask(mask_path(refined / step, sample.id), classes) for step in ("seeds_crf", "masks")]
         truth = data.mask(sample)
         seed = threshold_maps(read.maps.high_res, read.maps.classes, 0.35)
         shown = [seed, *steps, torch.where(truth == 255, 0, truth)]
-        seed, crf, mask, true = (labels_over(picture, np.asarray(labels)) for labels in shown)
-        rows.append([picture, seed, crf, heat_over(picture, heat.numpy()), mask, true])
+        seed, crf, mask, true = (labels_over(image, np.asarray(labels)) for labels in shown)
+        rows.append([image, seed, crf, heat_over(image, heat.numpy()), mask, true])
     names = [", ".join(data.classes[k] for k in sample.labels) for sample in chosen]
     titles = ("image", "seed", "seed + CRF", "walk", "mask", "truth")
     panels(rows, titles, names, cell=160).save(options.out)

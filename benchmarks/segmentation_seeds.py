@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from advcam_attr.cli.wsss import CONFIG
+from advcam_attr.cli.wsss import OPTIONS
 from advcam_attr.metrics.evaluation import MaskEvaluation, compare
 from advcam_attr.pipelines.config import config_of
 from advcam_attr.pipelines.evaluate import evaluate_masks
@@ -34,7 +34,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)
-    config = CONFIG.read(config_of(options.run))
+    config = OPTIONS.read(config_of(options.run))
     run = Run(replace(config, run=str(options.run)))
     data, val = run.seeds_data, run.predicted_data["val"]
     base = run.config.segmentation
