@@ -165,7 +165,7 @@ def test_the_net_is_left_as_it_was(net, data, tmp_path):
     assert all(p.grad is None and p.requires_grad for p in net.parameters())
 
 
-def test_other_settings_are_told_and_replaced(net, data, tmp_path):
+def test_other_settings_need_overwrite(net, data, tmp_path):
     make_wsol_maps(net, data, tmp_path, CAM_SETTINGS)
     with pytest.raises(AdvCAMError, match="method was cam, is advcam"):
         make_wsol_maps(net, data, tmp_path, SETTINGS)
