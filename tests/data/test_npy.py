@@ -114,20 +114,13 @@ def test_plain_contents_come_back_as_they_were(tmp_path, protocol):
 @pytest.mark.parametrize("protocol", range(6))
 def test_code_is_not_run(tmp_path, protocol):
     trace = tmp_path / "trace"
-    payload = pickle.dumps(Malicious(trace), protocol=protocol)
+    payload = pickle.dumps({1: np.zeros(3), 2: Malicious(trace)}, protocol=protocol)
     pickle.loads(payload)
     assert trace.exists(), "the attack must work where nobody is careful"
     trace.unlink()
     with pytest.raises(AdvCAMError, match=r"labels\.npy is rejected: its pickle asks for .*(pathlib|builtin)"):
         read_npy(write_pickle(tmp_path / "labels.npy", payload))
     assert not trace.exists()
-
-
-def test_an_attack_within_a_table_is_found(tmp_path):
-    np.save(tmp_path / "labels.npy", {1: np.zeros(3), 2: Malicious(tmp_path / "trace")})
-    with pytest.raises(AdvCAMError, match="rejected"):
-        read_npy(tmp_path / "labels.npy")
-    assert not (tmp_path / "trace").exists()
 
 
 @pytest.mark.parametrize(

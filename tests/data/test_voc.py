@@ -1,4 +1,4 @@
-"""PASCAL VOC: every layout, list and source of labels that is in use, and one clear line for what is wrong."""
+"""PASCAL VOC: layouts, lists, sources of labels, and errors."""
 
 from __future__ import annotations
 
