@@ -13,13 +13,12 @@ from advcam_attr.data.images import normalised, read_rgb, to_bytes
 from advcam_attr.data.samples import SegmentationData
 from advcam_attr.metrics.segmentation import ConfusionMatrix
 from advcam_attr.networks.cct import CCT
+from advcam_attr.pipelines.predictions import write_label_maps
 from advcam_attr.pipelines.semi.config import SemiPredictConfig
-from advcam_attr.refine.crf import DenseCRF, unary_from_logits
 from advcam_attr.runs.prefetch import prefetched
 from advcam_attr.runs.provenance import weights_digest
 from advcam_attr.runs.runtime import Runtime
 from advcam_attr.runs.sharding import Shard, shard_of
-from advcam_attr.runs.stage import LabelStage, run_stage
 from advcam_attr.training.train import as_found
 from advcam_attr.types import Sample
 
@@ -91,29 +90,23 @@ def write_predictions(
         runtime: device and workers.
         shard: of the images; None asks the environment (``torchrun``, SLURM).
     """
-    shard = shard_of() if shard is None else shard
-    device = runtime.torch_device(shard)
-
-    def make(pixels: Tensor) -> Tensor:
-        pixels = pixels.to(device)
-        scores = multi_scale_scores(net, pixels, config.scales, config.flip)
-        if config.crf is not None:
-            scores = DenseCRF(pixels[None], config.crf)(unary_from_logits(scores[None]))[0]
-        return scores.argmax(0).to(torch.uint8)
-
-    depends_on = {
-        "net": weights_digest(net),
-        "mean": net.mean,
-        "std": net.std,
-        "data": f"{data.name} {data.split}",
-        "scales": config.scales,
-        "flip": config.flip,
-        "crf": config.crf,
-    }
-    stage = LabelStage("predictions", folder, depends_on, _pixels, make)
-    with as_found(net):
-        net.to(device).eval()
-        run_stage(stage, data, workers=runtime.workers, overwrite=runtime.overwrite, shard=shard)
+    write_label_maps(
+        net,
+        lambda pixels: multi_scale_scores(net, pixels, config.scales, config.flip),
+        data,
+        folder,
+        {
+            "net": weights_digest(net),
+            "mean": net.mean,
+            "std": net.std,
+            "data": f"{data.name} {data.split}",
+            "scales": config.scales,
+            "flip": config.flip,
+        },
+        runtime,
+        shard_of() if shard is None else shard,
+        config.crf,
+    )
 
 
 def _pixels(sample: Sample) -> Tensor:

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from advcam_attr.data.class_names import read_class_map
-from advcam_attr.data.images import normalised, read_rgb, to_bytes
+from advcam_attr.data.images import normalised
 from advcam_attr.data.labels import few
 from advcam_attr.data.samples import SegmentationData
 from advcam_attr.data.transforms import SegmentationTrain
@@ -24,17 +24,17 @@ from advcam_attr.files import to_json
 from advcam_attr.networks.cam_net import UnknownClassError
 from advcam_attr.networks.deeplab import DEEPLAB, DeepLab, MultiScale, deeplab
 from advcam_attr.networks.net_file import load_net, save_net
+from advcam_attr.pipelines.predictions import write_label_maps
 from advcam_attr.pipelines.wsss.mask_config import SegmentationConfig
 from advcam_attr.pipelines.wsss.pseudo_masks import MaskedImages, check_masks
-from advcam_attr.refine.crf import DenseCRF, unary_from_logits
 from advcam_attr.runs.provenance import fingerprint, net_config
 from advcam_attr.runs.runtime import Runtime
 from advcam_attr.runs.sharding import Shard, shard_of, shard_of_launch
-from advcam_attr.runs.stage import LabelStage, run_stage, wait_for_ranks
+from advcam_attr.runs.stage import wait_for_ranks
 from advcam_attr.training.fit import Group
 from advcam_attr.training.losses.segmentation import SEGMENTATION_LOSSES, summed_over_grids
 from advcam_attr.training.optimizer import Optimizer
-from advcam_attr.training.train import TrainingTask, as_found, train
+from advcam_attr.training.train import TrainingTask, train
 from advcam_attr.types import AdvCAMError
 
 logger = logging.getLogger(__name__)
@@ -258,27 +258,18 @@ def predict(
     if not data.samples:
         raise AdvCAMError(f"no images in {data.name} {data.split} at {data.root}: check its list")
     shard = shard_of() if shard is None else shard
-    device, many = runtime.torch_device(shard), MultiScale(net)
-    folder = predictions_folder(out, data.split, crf)
-
-    def make(pixels: Tensor) -> Tensor:
-        pixels = pixels.to(device)
-        logits = segmentation_logits(many, pixels, config.test_scales, flip=config.test_flip)
-        if crf:
-            logits = DenseCRF(pixels[None], crf)(unary_from_logits(logits[None]))[0]
-        return logits.argmax(0).to(torch.uint8).cpu()
-
-    about = {"scales": config.test_scales, "flip": config.test_flip, "crf": crf, "data": data.name}
-    stage = LabelStage(
-        "predictions after the CRF" if crf else "predictions",
+    many, folder = MultiScale(net), predictions_folder(out, data.split, crf)
+    about = {"scales": config.test_scales, "flip": config.test_flip, "data": data.name, **net_config(net, net.spec)}
+    write_label_maps(
+        many,
+        lambda pixels: segmentation_logits(many, pixels, config.test_scales, flip=config.test_flip),
+        data,
         folder,
-        {**about, **net_config(net, net.spec)},
-        lambda sample: to_bytes(read_rgb(sample.image)),
-        make,
+        about,
+        runtime,
+        shard,
+        crf,
     )
-    with as_found(many):
-        many.to(device).eval()
-        run_stage(stage, data, workers=runtime.workers, overwrite=runtime.overwrite, shard=shard)
     if shard.world == shard_of_launch().world:
         wait_for_ranks(folder, data)
     return folder

@@ -151,7 +151,7 @@ def test_predictions_are_palette_images_and_resume(tmp_path):
     assert image.getpalette()[:63] == palette().ravel().tolist()[:63]
     (tmp_path / "val" / f"{first.id}.png").write_bytes(b"half")
     write_predictions(config, net, given.val, tmp_path / "val", RUNTIME)
-    assert "predictions of 2 of 2 images; 1 are in" in logged[-2]
+    assert "2 of 2 images; 1 are in" in logged[-2]
     read_mask(tmp_path / "val" / f"{first.id}.png", 3)
     with pytest.raises(AdvCAMError, match="flip"):
         write_predictions(replace(config, flip=False), net, given.val, tmp_path / "val", RUNTIME)
