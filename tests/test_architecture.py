@@ -56,3 +56,20 @@ def test_every_module_says_what_it_is():
 def test_every_unit_has_a_floor():
     units = {unit(".".join(p.relative_to(ROOT).with_suffix("").parts)) for p in ROOT.rglob("*.py")}
     assert units <= set(FLOORS), units - set(FLOORS)
+
+
+def test_the_picture_of_the_house_is_the_tree():
+    """The tree in docs/architecture.md names every module, and no other."""
+    page = (ROOT.parent / "docs" / "architecture.md").read_text()
+    block = page.split("```")[1]
+    shown, folder, parent = set(), "", ""
+    for line in block.strip("\n").splitlines():
+        words = line.replace("·", " ").split()
+        if words[0].endswith("/"):
+            parent, folder = (parent, parent + words[0]) if line.startswith(" ") else (words[0], words[0])
+            words = words[1:]
+        elif not line.startswith(" "):
+            folder = ""
+        shown |= {f"{folder}{word}" for word in words}
+    modules = {path.relative_to(ROOT).with_suffix("").as_posix() for path in ROOT.rglob("*.py")}
+    assert shown == {name for name in modules if not name.rsplit("/", 1)[-1].startswith("__")}
