@@ -1,4 +1,4 @@
-"""Whole runs, from pictures to ``report.json``, by the command line: planned, interrupted, and done again."""
+"""Whole runs by the command line, from images to ``report.json``: planned, interrupted, and repeated."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from advcam_attr.cli import main as cli
+from advcam_attr.data import voc
 from tiny_voc import write_voc
 
 TINY = "name: timm/test_resnet, random_weights: true, mean: [0.5], std: [0.25]"
@@ -52,10 +53,21 @@ def pictures(tmp_path_factory) -> Path:
     return write_voc(root, {"train": train, "val": {"d": ["dog"], "e": ["cat"]}}, size=(48, 64))
 
 
+#: The splits that the run of `whole` has read.
+SPLITS_READ: list[str] = []
+
+
 @pytest.fixture(scope="module")
 def whole(pictures, tmp_path_factory) -> Path:
-    """The folder of a run that nothing came in between of."""
+    """The folder of a run that was not interrupted."""
+    real = voc.read_voc
+
+    def counted(root, split, **options):
+        SPLITS_READ.append(split)
+        return real(root, split, **options)
+
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(voc, "read_voc", counted)
         enter(tmp_path_factory.mktemp("whole"), pictures, patch)
         assert cli.main(["wsss", "run", "--config", "wsss.yaml"]) == 0
         return Path("run").resolve()
@@ -102,6 +114,10 @@ def interrupted(monkeypatch, after: int) -> None:
         real(*args)
 
     monkeypatch.setattr("advcam_attr.files.os.replace", replace)
+
+
+def test_a_run_reads_each_split_once(whole):
+    assert sorted(SPLITS_READ) == ["train", "val"]
 
 
 def test_a_run_ends_with_the_papers_tables(whole):
