@@ -200,7 +200,7 @@ class SegmentationConfig:
         crf: recipe of the CRF that predictions pass in a second copy; None for none.
     """
 
-    backbone: Backbone = Backbone(RESNET101)
+    backbone: Backbone = Backbone(RESNET101, stride=8)
     stride_in: StrideIn | None = None
     rates: tuple[int, ...] = (6, 12, 18, 24)
     msc: tuple[float, ...] = (0.5, 0.75)
