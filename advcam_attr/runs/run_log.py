@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import TextIOWrapper
 from pathlib import Path
 
 from advcam_attr.files import make_folder
@@ -16,19 +17,23 @@ LOG = "run.log"
 PACKAGE = logging.getLogger("advcam_attr")
 
 
+class _LazyFileHandler(logging.FileHandler):
+    def _open(self) -> TextIOWrapper:
+        make_folder(Path(self.baseFilename).parent)
+        return super()._open()
+
+
 @contextmanager
 def run_log(folder: Path) -> Iterator[None]:
     """Append the package's log, with times, to ``run.log`` of a run folder; the first process alone writes.
 
-    Args:
-        folder: created if missing; nested calls for the same folder write each record once.
+    The folder is created with the first record. Nested calls for the same folder write each record once.
     """
     path = str((folder / LOG).resolve())
     if shard_of().rank or any(getattr(handler, "baseFilename", None) == path for handler in PACKAGE.handlers):
         yield
         return
-    make_folder(folder)
-    handler, level = logging.FileHandler(path, encoding="utf-8", delay=True), PACKAGE.level
+    handler, level = _LazyFileHandler(path, encoding="utf-8", delay=True), PACKAGE.level
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%d %H:%M:%S"))
     PACKAGE.addHandler(handler)
     if not PACKAGE.isEnabledFor(logging.INFO):
@@ -36,8 +41,9 @@ def run_log(folder: Path) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        message = f"{type(error).__name__}: {error}"
-        handler.handle(PACKAGE.makeRecord(PACKAGE.name, logging.ERROR, path, 0, message, (), None))
+        if folder.is_dir():
+            message = f"{type(error).__name__}: {error}"
+            handler.handle(PACKAGE.makeRecord(PACKAGE.name, logging.ERROR, path, 0, message, (), None))
         raise
     finally:
         PACKAGE.setLevel(level)

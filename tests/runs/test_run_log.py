@@ -34,6 +34,12 @@ def test_an_error_ends_the_log(tmp_path):
     assert (package.level, package.handlers) == before
 
 
+def test_rejected_input_leaves_no_folder(tmp_path):
+    with pytest.raises(ValueError), run_log(tmp_path / "run"):
+        raise ValueError
+    assert not (tmp_path / "run").exists()
+
+
 def test_only_the_first_process_writes(tmp_path, monkeypatch):
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
