@@ -30,9 +30,9 @@ class Modules(_Directive):
     def run(self) -> list[nodes.Node]:
         package = import_module(self.arguments[0])
         lines = [f".. automodule:: {package.__name__}", "   :no-members:", ""]
-        for found in sorted(pkgutil.iter_modules(package.__path__), key=lambda m: m.name):
-            name = f"{package.__name__}.{found.name}"
-            lines += [found.name, "-" * len(found.name), "", f".. automodule:: {name}", ""]
+        for found in sorted(pkgutil.walk_packages(package.__path__, f"{package.__name__}."), key=lambda m: m.name):
+            title = found.name.removeprefix(f"{package.__name__}.")
+            lines += [title, "-" * len(title), "", f".. automodule:: {found.name}", ""]
         return self.parse(lines)
 
 
