@@ -1,8 +1,7 @@
-"""A seed in; a table and a figure that compare CAM with AdvCAM on toy scenes with exact masks, out.
+"""A demonstration: CAM and AdvCAM on toy scenes with exact masks, offline.
 
-Everything is made on the spot, offline: scenes are drawn, a small classifier learns which animals are in them (from
-class labels alone), and its maps, cut at a threshold, are measured against the masks. The threshold of each method is
-the best on validation scenes; the numbers are those of test scenes that nothing was chosen on.
+A small classifier is trained on class labels of drawn scenes, and its maps are scored against the masks. Each method's
+threshold is the best on validation scenes; the scores are those of other test scenes.
 """
 
 from __future__ import annotations
@@ -34,20 +33,20 @@ from advcam_attr.viz.overlay import heat_over, labels_over, panels
 logger = logging.getLogger(__name__)
 
 
-#: Background thresholds that are tried, as shares of each map's peak.
+#: Background thresholds, as shares of each map's peak.
 DEMO_THRESHOLDS = tuple(k / 50 for k in range(1, 50))
 
 
 @dataclass(frozen=True)
 class DemoSettings:
-    """How large the demonstration is.
+    """Size of the demonstration.
 
     Attributes:
         seed: of scenes and training.
-        train, validation, test: how many scenes of each kind.
-        size: their height and width.
-        epochs: how often the training scenes are seen.
-        shown: how many test scenes the figure shows.
+        train, validation, test: numbers of scenes.
+        size: height and width of scenes.
+        epochs: of training.
+        shown: number of test scenes in the figure.
     """
 
     seed: int = 0
@@ -61,14 +60,7 @@ class DemoSettings:
 
 @dataclass(frozen=True)
 class Score:
-    """One method on the test scenes, in percent.
-
-    Attributes:
-        method: its name.
-        threshold: the background threshold, chosen on the validation scenes.
-        miou: mean intersection over union, the background included.
-        precision, recall: means over the animals' classes.
-    """
+    """Scores of a method on the test scenes, in percent; the mean IoU includes the background."""
 
     method: str
     threshold: float
@@ -79,14 +71,14 @@ class Score:
 
 @dataclass(frozen=True)
 class DemoResult:
-    """What the demonstration found.
+    """Results of the demonstration.
 
     Attributes:
-        accuracy: the share of right class decisions on the test scenes, in percent.
-        scores: one a method.
-        seconds: how long it took.
-        table: the scores as Markdown.
-        table_file, scores_file, figure_file: where they were written.
+        accuracy: of class decisions on the test scenes, in percent.
+        scores: of each method.
+        seconds: wall-clock time.
+        table: the scores in Markdown.
+        table_file, scores_file, figure_file: the written files.
     """
 
     accuracy: float
@@ -100,7 +92,7 @@ class DemoResult:
 
 @contextlib.contextmanager
 def _one_thread() -> Iterator[None]:
-    """A block in which torch uses one thread: as fast for tensors so small, and not slowed by busy cores."""
+    """Use one thread of torch: as fast for tensors so small, and not slowed by busy cores."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -110,22 +102,8 @@ def _one_thread() -> Iterator[None]:
 
 
 @_one_thread()
-def run_demo(
-    out: Path,
-    settings: DemoSettings = DemoSettings(),
-) -> DemoResult:
-    """Draw, train, compare, and write ``table.md``, ``scores.json`` and ``scenes.png``.
-
-    Args:
-        out: the folder; made if need be.
-        settings: how large.
-
-    Returns:
-        The scores and where they are.
-
-    Raises:
-        AdvCAMError: the folder cannot be made or written to; nothing is done then.
-    """
+def run_demo(out: Path, settings: DemoSettings = DemoSettings()) -> DemoResult:
+    """Draw scenes, train, compare, and write ``table.md``, ``scores.json`` and ``scenes.png`` into a folder."""
     make_folder(out)
     start = time.monotonic()
     counts = settings.train, settings.validation, settings.test
@@ -156,9 +134,9 @@ def run_demo(
 
 
 def small_net(num_classes: int = len(CLASS_NAMES)) -> nn.Sequential:
-    """Five convolutions, a mean over cells of 8 × 8 pixels, and a linear layer.
+    """Return five convolutions of stride 8 in all, average pooling, and a linear layer.
 
-    Strided kernels are 4 wide, so that a cell looks at the pixels around its own middle and maps are not shifted.
+    Strided kernels are 4 wide, so that receptive fields are centred on their cells and maps are not shifted.
     """
     layers: list[nn.Module] = []
     inside = 3
@@ -170,23 +148,13 @@ def small_net(num_classes: int = len(CLASS_NAMES)) -> nn.Sequential:
 
 
 def normalise(images: Tensor) -> Tensor:
-    """Pictures in [0, 1] to the net's input."""
+    """Normalize images in [0, 1] to the net's input."""
     return (images - 0.5) / 0.25
 
 
 @_one_thread()
 def train_net(scenes: ToyScenes, epochs: int, seed: int = 0, batch_size: int = 32) -> nn.Sequential:
-    """Train a `small_net` to tell which classes are in a scene; masks are not looked at.
-
-    Args:
-        scenes: N training scenes.
-        epochs: how often they are seen.
-        seed: of weights, order and flips; no global random state is touched.
-        batch_size: at most N.
-
-    Returns:
-        The net in eval mode.
-    """
+    """Train a `small_net` on the class labels of scenes, and return it in eval mode; global random state is kept."""
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -209,7 +177,7 @@ def train_net(scenes: ToyScenes, epochs: int, seed: int = 0, batch_size: int = 3
 
 
 def class_maps(method: CAM | AdvCAM, scenes: ToyScenes) -> Tensor:
-    """Maps of the classes that are in each scene, each in [0, 1], zero for the others: ``(N, K, S, S)``."""
+    """Return maps in [0, 1] of the classes in each scene, zero for the others: ``(N, K, S, S)``."""
     image, label = scenes.labels.nonzero().unbind(1)
     maps = method.attribute(normalise(scenes.images[image]), label, normalize=True, internal_batch_size=64)
     dense = torch.zeros(*scenes.labels.shape, *scenes.images.shape[2:])
@@ -218,7 +186,7 @@ def class_maps(method: CAM | AdvCAM, scenes: ToyScenes) -> Tensor:
 
 
 def label_maps(maps: Tensor, threshold: float) -> Tensor:
-    """The strongest class at each pixel, counted from 1, or 0 where none exceeds the threshold: ``(N, S, S)``."""
+    """Return the strongest class + 1 at each pixel, or 0 if none exceeds the threshold: ``(N, S, S)``."""
     peak, label = maps.max(1)
     return torch.where(peak > threshold, label + 1, 0)
 
@@ -263,7 +231,7 @@ def _write(result: DemoResult, settings: DemoSettings, test: ToyScenes, maps: di
 
 
 def _figure(scenes: ToyScenes, maps: dict[str, Tensor], thresholds: dict[str, float], shown: int) -> Image.Image:
-    """The first scenes: image, truth, and for each method the map of one class and the labels of all."""
+    """Draw the first scenes: image, truth, and for each method the map of one class and the labels of all."""
     titles = ["image", "truth"]
     for method, threshold in thresholds.items():
         titles += [f"{method}: one class", f"{method} > {threshold:.2f}"]
@@ -280,7 +248,7 @@ def _figure(scenes: ToyScenes, maps: dict[str, Tensor], thresholds: dict[str, fl
     return panels(rows, titles, captions, cell=2 * scenes.images.shape[2])
 
 
-#: The demonstration's own seeds: of the scenes that its net learns from, and of its test scenes.
+#: Seeds of the demonstration's training and test scenes.
 TRAIN_SEED, TEST_SEED = 0, 2
 
 #: The normalisation that `advcam_attr.pipelines.demo.normalise` applies.
@@ -288,7 +256,7 @@ MEAN, STD = (0.5,), (0.25,)
 
 
 def toy_net(folder: Path) -> nn.Module:
-    """The demonstration's net: from ``net.safetensors`` of a folder, or trained (half a minute) and kept there."""
+    """Return the demonstration's net, from ``net.safetensors`` of a folder or trained (half a minute) and saved."""
     path = folder / "net.safetensors"
     net: nn.Module = small_net().eval()
     if path.is_file():
@@ -301,12 +269,7 @@ def toy_net(folder: Path) -> nn.Module:
 
 
 def toy_data(folder: Path, count: int) -> SegmentationData:
-    """Test scenes of the demonstration as files, with their masks.
-
-    Args:
-        folder: for one ``NNNN.png`` a scene; those that are there are kept.
-        count: how many.
-    """
+    """Write ``count`` test scenes to a folder as ``NNNN.png``, if missing, and return them with their masks."""
     scenes = make_scenes(count, seed=TEST_SEED)
     samples = []
     for n, (picture, labels) in enumerate(zip(scenes.images, scenes.labels, strict=True)):

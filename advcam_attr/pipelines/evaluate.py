@@ -1,10 +1,10 @@
-"""Localization maps or label maps, and a data set with masks in; their scores, and ``evaluation.json``, out."""
+"""Evaluation of localization maps and label maps against a data set's masks."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -20,13 +20,11 @@ from advcam_attr.metrics.evaluation import MaskEvaluation, Scope, SeedEvaluation
 from advcam_attr.metrics.seeds import VOC_THRESHOLDS, ImageCounts, ThresholdSweep
 from advcam_attr.metrics.segmentation import ConfusionMatrix, void_as_background
 from advcam_attr.runs.map_store import MapReader
+from advcam_attr.runs.progress_bar import progress_bar
 from advcam_attr.types import AdvCAMError, ClassMaps, NoMaskError, Sample
 
-#: What the report, and the counts it was made of, are called in a folder.
+#: The files of the report and of the counts that it was made of.
 REPORT, COUNTS = "evaluation.json", "evaluation.safetensors"
-
-#: Is told how many images are done, and of how many.
-Progress = Callable[[int, int], None]
 
 
 def evaluate_seeds(
@@ -37,31 +35,27 @@ def evaluate_seeds(
     samples: Sequence[Sample] | None = None,
     device: torch.device | str = "cpu",
     allow_missing: bool = False,
-    progress: Progress = lambda done, total: None,
 ) -> SeedEvaluation:
-    """Score localization maps, cut at every background threshold, against the masks of a data set.
+    """Score localization maps at every background threshold against the masks of a data set.
 
-    The protocol is that of the released scripts: a pixel is of its strongest class where that class's
-    ``high_res`` map exceeds the threshold, counts are pooled over images, void pixels of the truth count for nothing,
-    and the mean IoU is over all classes that occur, the background included. An image without labels has no maps: all
-    of it is background.
+    The protocol is that of the released scripts: a pixel is of its strongest class where that class's ``high_res`` map
+    exceeds the threshold, counts are pooled over images, void pixels are ignored, and the mean IoU is over all classes
+    that occur, the background included. Images without labels are background.
 
     Args:
-        maps: the maps by image id, see `MapReader`.
-        data: the images, their classes and their masks. Images without a mask are left out and named in the result.
+        maps: by image id.
+        data: images, classes and masks. Images without a mask are left out and named in the result.
         thresholds: ascending; `advcam_attr.metrics.seeds.SEED_THRESHOLDS` has those of the released scripts.
-        samples: some of the data's, for a shard; `advcam_attr.metrics.evaluation.merge_seeds` puts shards together.
-        device: where pixels are counted; images and maps are read on the CPU.
-        allow_missing: score the other images where maps of labelled images are missing or damaged; they are left out
-            and named in the result.
-        progress: is told after every image.
+        samples: a shard; `advcam_attr.metrics.evaluation.merge_seeds` merges shards. None takes all.
+        device: where pixels are counted.
+        allow_missing: leave out images whose maps are missing or damaged, and name them in the result.
 
     Returns:
-        The counts, of which every measure can be read.
+        The counts, which all measures are computed from.
 
     Raises:
-        AdvCAMError: maps are missing, not finite, or of another size than the mask; a true mask is damaged, does
-            not fit its photograph or holds labels outside the classes; no image of the data has a mask.
+        AdvCAMError: Maps are missing, not finite, or of another size than the mask; a mask is damaged; or no image has
+            a mask.
 
     Example:
         >>> evaluation = evaluate_seeds(MapStore("run/maps"), data)  # doctest: +SKIP
@@ -80,7 +74,7 @@ def evaluate_seeds(
     labels = len(data.classes) + 1
     sweep, images = ThresholdSweep(thresholds, labels, device=device), ImageCounts(len(thresholds), labels)
     ids = []
-    for sample in _watched(chosen, progress):
+    for sample in _reported(chosen):
         truth = _mask(data, sample, unmasked)
         if truth is None:
             continue
@@ -107,26 +101,23 @@ def evaluate_masks(
     *,
     samples: Sequence[Sample] | None = None,
     allow_missing: bool = False,
-    progress: Progress = lambda done, total: None,
 ) -> MaskEvaluation:
     """Score label maps ``<id>.png`` of a folder against the masks of a data set.
 
-    Predicted void (255), which pseudo masks mark for training to ignore, counts as background, as in the released
-    evaluation.
+    Predicted void (255), which training ignores, counts as background, as in the released evaluation.
 
     Args:
-        folder: PNGs that hold labels, see `advcam_attr.data.masks.read_labels`.
-        data: the images, their classes and their masks. Images without a mask are left out and named in the result.
-        samples: some of the data's.
-        allow_missing: score the other images where files are missing or damaged; those are named in the result.
-        progress: is told after every image.
+        folder: label maps, see `advcam_attr.data.masks.read_labels`.
+        data: images, classes and masks. Images without a mask are left out and named in the result.
+        samples: a shard; None takes all.
+        allow_missing: leave out images whose files are missing or damaged, and name them in the result.
 
     Returns:
-        The counts, of which every measure can be read.
+        The counts, which all measures are computed from.
 
     Raises:
-        AdvCAMError: a file is missing or damaged, of another size than the mask, or holds labels outside the classes;
-            a true mask is damaged or does not fit its photograph; no image of the data has a mask.
+        AdvCAMError: A file is missing, damaged, of another size than the mask, or holds labels outside the classes; or
+            no image has a mask.
 
     Example:
         >>> evaluate_masks(Path("run/masks"), data).scores().mean_iou  # doctest: +SKIP
@@ -137,7 +128,7 @@ def evaluate_masks(
     missing: dict[str, str] = {}
     unmasked: dict[str, str] = {}
     matrix, ids, rows = ConfusionMatrix(labels), [], []
-    for sample in _watched(chosen, progress):
+    for sample in _reported(chosen):
         truth = _mask(data, sample, unmasked)
         if truth is None:
             continue
@@ -164,7 +155,7 @@ def evaluate_masks(
 
 
 def left_out(scope: Scope) -> list[str]:
-    """What a reader of the scores must know: how many images are not in them, and which; none where all are.
+    """Return sentences on the images that were not scored.
 
     Example:
         >>> left_out(Scope("voc test", ("cat",), ("a",), unmasked={"b": "no mask of b", "c": "no mask of c"}))
@@ -176,40 +167,27 @@ def left_out(scope: Scope) -> list[str]:
 
 
 def write_seed_evaluation(evaluation: SeedEvaluation, folder: Path, threshold: float | None = None) -> Path:
-    """Write the report ``evaluation.json``, after the counts that it was made of, ``evaluation.safetensors``.
-
-    Args:
-        evaluation: of all images.
-        folder: made as needed.
-        threshold: what the report's scores are cut at; the best on these masks by default.
-
-    Returns:
-        The report's path.
-    """
+    """Write the counts and then the report, with scores at ``threshold`` or at the best one, and return its path."""
     save_counts(evaluation, folder / COUNTS)
     write_json(folder / REPORT, evaluation.describe(threshold))
     return folder / REPORT
 
 
 def write_mask_evaluation(evaluation: MaskEvaluation, folder: Path) -> Path:
-    """Write the report ``evaluation.json``, and return its path."""
+    """Write the report, and return its path."""
     write_json(folder / REPORT, evaluation.describe())
     return folder / REPORT
 
 
 def save_counts(evaluation: SeedEvaluation, path: Path) -> None:
-    """Write what was counted as safetensors, for `load_counts`: a shard's part, or the whole."""
+    """Write the counts of a shard or of all images, for `load_counts`."""
     scope = {**vars(evaluation.scope), "missing": dict(evaluation.scope.missing)}
     scope["unmasked"] = dict(evaluation.scope.unmasked)
     write_bytes(path, save(evaluation.state(), {"scope": json.dumps(scope)}))
 
 
 def load_counts(path: Path) -> SeedEvaluation:
-    """Read what `save_counts` wrote.
-
-    Raises:
-        AdvCAMError: the file is missing, damaged, or another one.
-    """
+    """Read the counts that `save_counts` wrote."""
     try:
         with safe_open(path, framework="pt") as file:
             scope = json.loads(file.metadata()["scope"])
@@ -230,7 +208,7 @@ def _read_maps(maps: MapReader, sample: Sample, truth: Tensor) -> ClassMaps:
         return ClassMaps((), size, truth.new_zeros(0, 0, 0).float(), truth.new_zeros(0, *size).float())
     found = maps.read(sample.id)
     if not bool(found.high_res.isfinite().all()):
-        raise AdvCAMError(f"the maps of {sample.id} are not finite: make them anew")
+        raise AdvCAMError(f"the maps of {sample.id} are not finite: make them again")
     return found
 
 
@@ -245,7 +223,7 @@ def _mask(data: SegmentationData, sample: Sample, unmasked: dict[str, str]) -> T
 def _scope(
     data: SegmentationData, ids: Sequence[str], missing: dict[str, str], unmasked: dict[str, str], *, whole: bool
 ) -> Scope:
-    """Which images were scored. A shard may have none; a data set may not."""
+    """Return which images were scored; a whole data set must have some."""
     if twice := [id for id, times in Counter(ids).items() if times > 1]:
         raise AdvCAMError(f"{data.name} {data.split} has several images of one id, e.g. {twice[0]}")
     if whole and not ids:
@@ -254,10 +232,11 @@ def _scope(
     return Scope(f"{data.name} {data.split}", data.classes, tuple(ids), missing, unmasked)
 
 
-def _watched(samples: Sequence[Sample], progress: Progress) -> Iterator[Sample]:
-    for done, sample in enumerate(samples, 1):
-        yield sample
-        progress(done, len(samples))
+def _reported(samples: Sequence[Sample]) -> Iterator[Sample]:
+    with progress_bar(len(samples), "scoring") as bar:
+        for sample in samples:
+            yield sample
+            bar.update()
 
 
 def _size(image: Tensor) -> str:
