@@ -10,7 +10,7 @@ if _typing.TYPE_CHECKING:
     from advcam_attr.heads import inspect
     from advcam_attr.types import AdvCAMError, ClimbStep
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "AdvCAM", "AdvCAMError", "CAM", "CaptumBase", "ClimbStep", "GradCAM", "GradCAMPlusPlus", "LayerCAM", "Recipe",
