@@ -1,1 +1,1 @@
-"""Files and seeds in; images, labels and masks out."""
+"""Data sets, images, labels and masks, read from files."""

@@ -39,7 +39,6 @@ class SplitInventory:
     """One split.
 
     Attributes:
-        data: the split as it is read.
         published: number of images of the published split, if there is one.
         there: ids of the images that are there; None if they were not looked for.
         truth: ids of the images that have a mask or boxes.
@@ -58,11 +57,9 @@ class SplitInventory:
 
 @dataclass(frozen=True)
 class DataSetInventory:
-    """One data set.
+    """One data set in a folder.
 
     Attributes:
-        name: of the data set.
-        root: its folder.
         splits: those that can be read.
         absent: published parts that are not there, and what they need.
         problems: of the files that are there.
@@ -113,7 +110,6 @@ class Inventory:
         return not any(data_set.problems for data_set in self.data_sets)
 
     def text(self) -> str:
-        """Return the texts of all data sets."""
         return "\n\n\n".join(data_set.text() for data_set in self.data_sets)
 
 
@@ -128,14 +124,6 @@ def check(root: str | Path, *, deep: bool = False, workers: int = 0, show_progre
         deep: also decode every image and mask, and compare sizes; takes minutes for a whole data set.
         workers: number of processes that decode; 0 for this one.
         show_progress: show a progress bar.
-
-    Raises:
-        AdvCAMError: there is none of the data sets.
-
-    Example:
-        >>> print(check("data").text())  # doctest: +SKIP
-        PASCAL VOC 2012 in data/VOCdevkit/VOC2012
-        ...
     """
     root = Path(root)
     found = [_inspect("PASCAL VOC 2012", f, voc.SPLITS, voc.read_voc) for f in _folders(root, voc.find_voc)]

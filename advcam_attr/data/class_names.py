@@ -20,19 +20,9 @@ def match_names(classes: Sequence[str], names: Sequence[str]) -> dict[int, int]:
     in brackets, others separated by commas or slashes. A class that several of the network's classes match has no
     match.
 
-    Args:
-        classes: of the data set, e.g. ``"009.Brewer_Blackbird"``.
-        names: of the network, e.g. ``"Euphagus cyanocephalus (Brewer's Blackbird)"``.
-
-    Returns:
-        The network's class of each matched class of the data set.
-
     Example:
-        >>> match_names(
-        ...     ["003.Sooty_Albatross", "009.Brewer_Blackbird"],
-        ...     ["Euphagus carolinus (Rusty Blackbird)", "Euphagus cyanocephalus (Brewer's Blackbird)"],
-        ... )
-        {1: 1}
+        >>> match_names(["009.Brewer_Blackbird"], ["Rusty Blackbird", "Euphagus cyanocephalus (Brewer's Blackbird)"])
+        {0: 1}
     """
     places: dict[str, set[int]] = {}
     for place, name in enumerate(names):
@@ -48,10 +38,6 @@ def match_names(classes: Sequence[str], names: Sequence[str]) -> dict[int, int]:
 
 def in_classes_of(data: LocalizationData, names: Sequence[str]) -> tuple[LocalizationData, tuple[str, ...]]:
     """Relabel a split with the classes of a network, matched by name.
-
-    Args:
-        data: the split.
-        names: of the network's classes.
 
     Returns:
         The images of matched classes, with the network's labels; and the names of the unmatched classes, whose images
@@ -70,7 +56,6 @@ def in_classes_of(data: LocalizationData, names: Sequence[str]) -> tuple[Localiz
 
 
 def _names_in(entry: str) -> set[str]:
-    """Return all names of an entry, normalised."""
     bare = re.sub(r"^\d+\s*[.:]\s*", "", entry.strip())
     bracketed = re.findall(r"\(([^()]*)\)", bare)
     parts: Iterable[str] = [re.sub(r"\([^()]*\)", " ", bare), *bracketed, bare]
@@ -101,9 +86,6 @@ def read_class_map(path: str | Path, classes: Sequence[str], class_offset: int =
             COCO's names.
         classes: K names of the data set.
         class_offset: added to the network's classes; 1 where its first class is the background.
-
-    Returns:
-        The network's classes of each class that the file names.
     """
     path = Path(path)
     try:

@@ -63,13 +63,12 @@ def read_coco(
     labels: str | Path | None = None,
     ids: str | Path | None = None,
 ) -> SegmentationData:
-    """Read a split of MS COCO 2014; needs pycocotools.
+    """Read a split of MS COCO 2014, 80 classes; needs pycocotools.
 
-    Labels are the categories of an image's annotations, possibly none. Images may be in ``<split>``,
-    ``images/<split>`` or ``JPEGImages`` (RIB), named as in the JSON or by their number of twelve digits; ids are the
-    files' stems. Reading the annotations of ``train2014`` takes about 10 seconds.
-
-    Missing image files raise when they are read; `advcam_attr.data.samples.without_missing` finds them.
+    Labels are the categories of an image's annotations, possibly none. Images may be in ``<split>``, ``images/<split>``
+    or ``JPEGImages`` (RIB), named as in the JSON or by their number of twelve digits; ids are the files' stems. Reading
+    the annotations of ``train2014`` takes about 10 seconds. Missing image files raise when they are read;
+    `advcam_attr.data.samples.without_missing` finds them.
 
     Args:
         root: the folder of ``annotations``, or the one above ``coco``.
@@ -80,17 +79,9 @@ def read_coco(
         labels: a ``cls_labels.npy`` with the labels of all images, instead of the JSON's.
         ids: a list of images to read, in its order.
 
-    Returns:
-        The split, 80 classes.
-
     Raises:
         AdvCAMError: the JSON is missing or malformed, no image is there, or the list or the table of labels does not
             fit.
-
-    Example:
-        >>> data = read_coco("coco", "train")  # doctest: +SKIP
-        >>> len(data.samples), data.samples[0].id  # doctest: +SKIP
-        (82783, 'COCO_train2014_000000057870')
     """
     folder = find_coco(root)
     split = _ALIASES.get(split, split)
@@ -123,18 +114,12 @@ class CocoMaskFiles(MaskFiles):
     """Reads the true label map of a sample from a PNG named by its id or by the digits of its number."""
 
     def find(self, id: str) -> Path | None:
-        """Return the mask file of an id, if there is one."""
         return super().find(id) or super().find(id[-12:])
 
 
 @dataclass(frozen=True, eq=False)
 class CocoMasks:
-    """Draws the true label map of a sample.
-
-    Attributes:
-        images: by the samples' ids.
-        instances: of all images.
-    """
+    """Draws the true label map of a sample from the instances; ``images`` is by the samples' ids."""
 
     images: Mapping[str, CocoImage]
     instances: CocoInstances
@@ -232,8 +217,8 @@ class CocoInstances:
 
         Instances are painted by decreasing area, so that what is in front of something larger stays visible; of equal
         areas, the later in the file is on top. Crowds are painted as void (255), in the same order: they cover the
-        larger instances that they are part of, and leave single instances in front of them their class. COCO defines no
-        label maps; order and crowds are this project's choice, as the maps in use document neither.
+        larger instances that they are part of. COCO defines no label maps; order and crowds are this project's choice,
+        as the maps in use document neither.
         """
         coder = _pycocotools().mask
         try:
@@ -293,11 +278,7 @@ def _uncompressed(text: str) -> list[int]:
 
 
 def read_instances(path: Path) -> tuple[tuple[str, ...], list[CocoImage], CocoInstances]:
-    """Read an ``instances_*.json``.
-
-    Return the names of the classes in the order of their categories' ids, the images in the order of the file, and the
-    instances, whose shapes are checked when they are drawn.
-    """
+    """Read an ``instances_*.json``: classes by their categories' ids, images in the file's order, and instances."""
     api = _pycocotools().coco.COCO()
     try:
         content = _parse(path.read_bytes())

@@ -22,23 +22,15 @@ def read_cub(root: str | Path, split: str = "test") -> LocalizationData:
 
     A box ``x y width height`` becomes ``x, y, min(x + width, W - 1), min(y + height, H - 1)``, as in the lists of Choe
     et al.: no pixel is subtracted for counting from 1, and none for the last column. Fractions, which the published
-    file does not have, are truncated. Labels are the file's minus 1.
+    file does not have, are truncated. Labels are the file's minus 1; ids are the stems of the images.
 
     Args:
         root: the folder of ``images.txt``, or the one above ``CUB_200_2011``.
         split: ``train`` or ``test``.
 
-    Returns:
-        The split, with all names of ``classes.txt``; ids are the stems of the images.
-
     Raises:
         AdvCAMError: a file is missing, damaged or has no line for an image; an image is missing; a box lies outside of
             its image.
-
-    Example:
-        >>> data = read_cub("CUB_200_2011", "test")  # doctest: +SKIP
-        >>> data.samples[0].id, data.boxes[data.samples[0].id]  # doctest: +SKIP
-        ('Black_Footed_Albatross_0046_18', ((60, 27, 385, 331),))
     """
     if split not in SPLITS:
         raise AdvCAMError(f"CUB-200-2011 has no split {split!r}; there are {', '.join(SPLITS)}")
@@ -51,14 +43,7 @@ def read_cub(root: str | Path, split: str = "test") -> LocalizationData:
 
 
 def cub_box(fields: Sequence[str], size: tuple[int, int], where: str) -> Box:
-    """Return a box from the fields x, y, width and height of its line.
-
-    ``size`` is the image's height and width; ``where`` names the box in errors.
-
-    Example:
-        >>> cub_box(["60.0", "27.0", "325.0", "304.0"], (335, 500), "image 1")
-        (60, 27, 385, 331)
-    """
+    """Return a box from the fields x, y, width and height of its line; ``where`` names it in errors."""
     try:
         x, y, width, height = (float(field) for field in fields)
     except ValueError as error:

@@ -52,9 +52,6 @@ def draw_cut(cutmix: CutMix, height: int, width: int, rng: np.random.Generator) 
 
     With λ ~ Beta(β, β), the patch has ``int(√(1 - λ) · side)`` pixels a side, is centred at a random pixel, and is
     clipped to the image.
-
-    Example:
-        >>> draw_cut(CutMix(probability=0.0), 8, 8, np.random.default_rng(0))
     """
     if rng.random() >= cutmix.probability:
         return None
@@ -78,12 +75,6 @@ def mixed(images: Tensor, labels: Tensor, num_classes: int, cut: Cut, order: Ten
 
     Returns:
         Images ``(N, 3, H, W)`` and targets ``(N, K)`` float32.
-
-    Example:
-        >>> images = torch.stack([torch.zeros(1, 2, 2), torch.ones(1, 2, 2)])
-        >>> x, y = mixed(images, torch.tensor([0, 1]), 2, Cut(0, 1, 0, 2), torch.tensor([1, 0]))
-        >>> x[0, 0].tolist(), y.tolist()
-        ([[1.0, 1.0], [0.0, 0.0]], [[0.5, 0.5], [0.5, 0.5]])
     """
     x = images.clone()
     rows, columns = slice(cut.top, cut.bottom), slice(cut.left, cut.right)
@@ -96,13 +87,9 @@ def mixed(images: Tensor, labels: Tensor, num_classes: int, cut: Cut, order: Ten
 def mixed_batches(
     batches: Iterable[tuple[Tensor, Tensor]], num_classes: int, cutmix: CutMix | None, seeds: Iterable[tuple[int, int]]
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield batches with targets ``(N, K)``, mixed by CutMix.
+    """Yield batches of images ``(N, 3, H, W)`` and labels ``(N,)`` with targets ``(N, K)``, mixed by CutMix if given.
 
-    Args:
-        batches: images ``(N, 3, H, W)`` and labels ``(N,)``.
-        num_classes: K.
-        cutmix: settings; None does not mix.
-        seeds: for each batch, the seeds of its patch and of its order; ranks that share a batch share the first.
+    Seeds are those of each batch's patch and order; ranks that share a batch share the first.
     """
     for (images, labels), (patch, order) in zip(batches, seeds, strict=False):
         height, width = images.shape[2:]

@@ -15,13 +15,7 @@ from advcam_attr.types import AdvCAMError, Sample
 
 
 class ClassificationDataset(Dataset[tuple[Tensor, Tensor]]):
-    """Images and multi-hot labels.
-
-    Args:
-        samples: at least one.
-        num_classes: K.
-        transform: from an RGB image to a network input, e.g. `advcam_attr.data.transforms.classifier_train`.
-    """
+    """Images and multi-hot labels; the transform makes network inputs of RGB images."""
 
     def __init__(self, samples: Sequence[Sample], num_classes: int, transform: Callable[[Image.Image], Tensor]) -> None:
         if not samples:
@@ -46,13 +40,7 @@ class ClassificationDataset(Dataset[tuple[Tensor, Tensor]]):
 
 
 class SingleLabelDataset(Dataset[tuple[Tensor, Tensor]]):
-    """Images as stored (their EXIF orientation is not applied) and their one label each.
-
-    Args:
-        samples: at least one; each has one label.
-        num_classes: K.
-        transform: from an RGB image to a network input, e.g. `advcam_attr.data.transforms.wsol_train`.
-    """
+    """Images as stored (their EXIF orientation is not applied) and their one label each, as `ClassificationDataset`."""
 
     def __init__(self, samples: Sequence[Sample], num_classes: int, transform: Callable[[Image.Image], Tensor]) -> None:
         if not samples:
@@ -81,5 +69,4 @@ class ShardDataset(Dataset[tuple[Tensor, Tensor]]):
         return len(self.data)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        """Return the input ``(3, H, W)`` float32 of an image and its label, int64."""
         return self.transform(self.data.read(index)), torch.tensor(int(self.data.labels[index]))

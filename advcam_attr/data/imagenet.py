@@ -44,11 +44,6 @@ def read_imagenet(
     Raises:
         AdvCAMError: there are no images, an image has no class, an annotation is missing, damaged or of another class,
             or a box is outside of its image.
-
-    Example:
-        >>> data = read_imagenet("imagenet", "val")  # doctest: +SKIP
-        >>> len(data.samples), data.samples[0].id, data.classes[0]  # doctest: +SKIP
-        (50000, 'ILSVRC2012_val_00000001', 'tench, Tinca tinca')
     """
     root = Path(root)
     folder = _find_images(root, split) if images is None else Path(images)
@@ -104,7 +99,7 @@ def find_imagenet(root: str | Path) -> Path:
 
 
 def _read_mapping(root: Path) -> dict[str, str] | None:
-    """Read the words of each synset from `MAPPING`, in the order of the synsets; None where there is no such file."""
+    """Return the words of each synset, in order; None where there is no `MAPPING`."""
     paths = (folder / MAPPING for folder in (root, root / "imagenet", root / "ILSVRC2012"))
     path = next((path for path in paths if path.is_file()), None)
     if path is None:
@@ -204,7 +199,6 @@ def _with_boxes(
     samples: tuple[Sample, ...],
     found: Mapping[str, tuple[tuple[int, int], tuple[Box, ...]]],
 ) -> LocalizationData:
-    """Return a split from the sizes and boxes by id."""
     sizes = {id: size for id, (size, _) in found.items()}
     return LocalizationData(
         "imagenet", folder, split, classes, samples, {id: boxes for id, (_, boxes) in found.items()}, sizes
@@ -212,10 +206,7 @@ def _with_boxes(
 
 
 def read_box_annotation(path: Path) -> tuple[str, tuple[int, int], tuple[Box, ...]]:
-    """Read the synset, the image's height and width, and the boxes of an ImageNet annotation.
-
-    It is an XML file as PASCAL VOC's, with ``size``, and ``object`` with ``name`` and ``bndbox``.
-    """
+    """Read the synset, the image's height and width, and the boxes of an ImageNet annotation, XML as PASCAL VOC's."""
     root = read_xml(path)
     try:
         height, width = (int(root.findtext(f"size/{side}", "")) for side in ("height", "width"))
@@ -240,7 +231,6 @@ def read_box_annotation(path: Path) -> tuple[str, tuple[int, int], tuple[Box, ..
 def _read_v2_boxes(
     file: Path, samples: Sequence[Sample], paths: Sequence[str]
 ) -> dict[str, tuple[tuple[int, int], tuple[Box, ...]]]:
-    """Read the boxes of ImageNetV2; return sizes and boxes by id."""
     found: dict[str, list[tuple[int, ...]]] = {}
     for place, line in enumerate(read_lines(file, "list of boxes"), start=1):
         path, *numbers = line.strip().split(",")

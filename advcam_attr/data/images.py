@@ -82,7 +82,6 @@ def expand_images(paths: Iterable[str | Path]) -> list[Path]:
 
 
 def is_image(path: Path) -> bool:
-    """Return whether a file name ends like an image's."""
     return path.suffix.lower() in EXTENSIONS
 
 
@@ -191,25 +190,11 @@ def resize_to(image: Image.Image, scale: float) -> Image.Image:
 
 
 def to_bytes(image: Image.Image) -> Tensor:
-    """Convert an RGB image to ``(3, H, W)`` uint8.
-
-    Example:
-        >>> to_bytes(Image.new("RGB", (2, 1), "red")).tolist()
-        [[[255, 255]], [[0, 0]], [[0, 0]]]
-    """
+    """Convert an RGB image to ``(3, H, W)`` uint8."""
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
 
 
 def normalised(images: Tensor, mean: Sequence[float] = MEAN, std: Sequence[float] = STD) -> Tensor:
-    """Normalise 8-bit images ``(..., 3, H, W)`` to ``(value / 255 - mean) / std``, float32.
-
-    Args:
-        images: uint8, on any device.
-        mean, std: of each channel, or one for all.
-
-    Example:
-        >>> normalised(torch.full((1, 3, 1, 1), 255, dtype=torch.uint8), (0.5,) * 3, (0.25,) * 3).flatten()
-        tensor([2., 2., 2.])
-    """
+    """Normalise 8-bit images ``(..., 3, H, W)`` to ``(value / 255 - mean) / std``, float32, by channel."""
     shift, scale = (torch.tensor(v, dtype=torch.float32, device=images.device)[:, None, None] for v in (mean, std))
     return (images.float() / 255 - shift) / scale

@@ -22,16 +22,9 @@ _MAX_DEPTH = 32
 
 
 def read_annotation(path: str | Path, classes: Sequence[str]) -> tuple[int, ...]:
-    """Read the classes of all objects of a PASCAL VOC annotation.
+    """Read the classes (indices into ``classes``, ascending and unique) of all objects of a PASCAL VOC annotation.
 
     Difficult objects count, as in the ``cls_labels.npy`` of IRN and PSA; parts of persons (heads, hands, feet) do not.
-
-    Args:
-        path: ``Annotations/<id>.xml``.
-        classes: K names.
-
-    Returns:
-        Indices into ``classes``, ascending and unique; empty if there is no object.
     """
     path = Path(path)
     names = [name.strip() for name in (e.text or "" for e in read_xml(path).iterfind("object/name"))]
@@ -62,15 +55,12 @@ def read_xml(path: Path) -> Element:
 def read_label_table(
     path: str | Path, num_classes: int, key: Callable[[int | str], str] = str
 ) -> dict[str, tuple[int, ...]]:
-    """Read a ``cls_labels.npy``: a dict from ids to 0/1 vectors ``(K,)``.
+    """Read a ``cls_labels.npy`` as IRN, AdvCAM, PSA, SEAM and RIB write it: class indices, ascending, by id.
 
     Args:
-        path: as IRN, AdvCAM, PSA, SEAM, RIB write it.
+        path: of a dict from ids to 0/1 vectors ``(K,)``.
         num_classes: K.
         key: normalises the ids of the file, integers or strings.
-
-    Returns:
-        Class indices, ascending, by id.
     """
     table = read_npy(path)
     if not isinstance(table, Mapping) or not table:
@@ -108,12 +98,7 @@ def voc_id(key: int | str) -> str:
 
 
 def coco_key(key: int | str) -> str:
-    """Return the number of a COCO image; codebases differ in prefix and zero padding.
-
-    Example:
-        >>> coco_key(9), coco_key("000000000009"), coco_key("COCO_train2014_000000000009")
-        ('9', '9', '9')
-    """
+    """Return the number of a COCO image; codebases differ in prefix and zero padding."""
     digits = re.search(r"\d+$", str(key))
     return str(int(digits[0])) if digits else str(key)
 
@@ -173,17 +158,11 @@ def read_lines(path: Path, noun: str) -> list[str]:
 
 
 def stem(name: str) -> str:
-    """Return an id, or the id of an image's path."""
     path = PurePosixPath(name)
     return path.stem if path.suffix.lower() in EXTENSIONS else path.name
 
 
 def few(names: Iterable[object], limit: int = 3) -> str:
-    """Join the first of some names for a message.
-
-    Example:
-        >>> few("abcde")
-        'a, b, c and 2 more'
-    """
+    """Join the first of some names for a message, e.g. "a, b, c and 2 more"."""
     shown = [str(name) for name in names]
     return ", ".join(shown[:limit]) + (f" and {len(shown) - limit} more" if len(shown) > limit else "")

@@ -39,7 +39,7 @@ def palette() -> np.ndarray:
 
 
 def read_labels(path: str | Path, num_classes: int) -> Tensor:
-    """Read a label map without checking its labels.
+    """Read a label map, ``(H, W)`` uint8, without checking its labels.
 
     Palette and grey images hold the labels. RGB images, and palettes reordered by an optimiser, are decoded by the
     colours of `palette`.
@@ -47,24 +47,13 @@ def read_labels(path: str | Path, num_classes: int) -> Tensor:
     Args:
         path: an image, or a ``.mat`` file of the Semantic Boundaries Dataset (needs SciPy).
         num_classes: K, without the background; the colours of 0..K and 255 are decoded.
-
-    Returns:
-        ``(H, W)`` uint8.
     """
     path = Path(path)
     return torch.from_numpy(_read_sbd(path) if path.suffix == ".mat" else _read_image(path, num_classes))
 
 
 def read_mask(path: str | Path, num_classes: int, size: tuple[int, int] | None = None) -> Tensor:
-    """Read a true label map and check its labels and, if given, its size.
-
-    Args:
-        path, num_classes: as for `read_labels`.
-        size: height and width of the image.
-
-    Returns:
-        ``(H, W)`` uint8, in 0..K or 255.
-    """
+    """Read a true label map, ``(H, W)`` uint8 in 0..K or 255, and check its labels and, if given, its size."""
     labels = read_labels(path, num_classes)
     if size is not None and tuple(labels.shape) != tuple(size):
         raise AdvCAMError(
@@ -85,16 +74,13 @@ def read_mask(path: str | Path, num_classes: int, size: tuple[int, int] | None =
 class MaskFiles:
     """Reads the true label map of a sample from the first folder that has it.
 
-    Attributes:
-        folders: of PNGs, or of SBD's ``.mat`` files, named by the samples' ids.
-        num_classes: K.
+    Folders are of PNGs, or of SBD's ``.mat`` files, named by the samples' ids.
     """
 
     folders: tuple[Path, ...]
     num_classes: int
 
     def find(self, id: str) -> Path | None:
-        """Return the mask file of an id, if there is one."""
         files = (folder / f"{id}{ending}" for folder in self.folders for ending in (".png", ".mat"))
         return next((file for file in files if file.is_file()), None)
 
@@ -181,9 +167,6 @@ class SaliencyFolder:
     """Reads saliency maps: 8-bit grey images named by the samples' ids (0 is background, 255 is salient).
 
     A map of another size is resized to the image (bilinear) if the aspect ratio is the same.
-
-    Attributes:
-        path: the folder.
     """
 
     path: str | Path
@@ -193,7 +176,6 @@ class SaliencyFolder:
             raise AdvCAMError(f"no such folder of saliency maps: {self.path}")
 
     def find(self, id: str) -> Path | None:
-        """Return the map file of an id, if there is one."""
         files = (Path(self.path) / f"{id}{ending}" for ending in (".png", ".jpg", ".jpeg"))
         return next((file for file in files if file.is_file()), None)
 
@@ -237,17 +219,10 @@ class PixelMasks:
 
 
 def read_pixel_truth(masks: PixelMasks, size: tuple[int, int] = (224, 224)) -> Tensor:
-    """Read the true pixels of an image for the pixel average precision (PxAP) of Choe et al.
+    """Read the true pixels of an image for PxAP (Choe et al.): ``(H, W)`` uint8, 1 true, 0 false, 255 ignored.
 
     Masks are resized to the nearest pixel above and left (OpenCV's ``INTER_NEAREST``) and thresholded at half a grey
     level. Ignored pixels that belong to an object are true.
-
-    Args:
-        masks: the files.
-        size: height and width to resize to.
-
-    Returns:
-        ``(H, W)`` uint8: 1 true, 0 false, 255 ignored.
     """
     if not masks.instances:
         raise AdvCAMError("an image without masks has no true pixels; leave it out of the list")
@@ -276,12 +251,9 @@ def mask_path(folder: Path, id: str) -> Path:
 
 
 def write_mask(path: Path, labels: Tensor, settings: str = "") -> None:
-    """Write a label map as an 8-bit palette PNG, atomically; equal maps make equal bytes.
+    """Write a label map ``(H, W)`` uint8 as an 8-bit palette PNG, atomically; equal maps make equal bytes.
 
-    Args:
-        path: the file; folders are made as needed.
-        labels: ``(H, W)`` uint8.
-        settings: a digest of what the map depends on, stored in the file's text.
+    ``settings`` is a digest of what the map depends on, stored in the file's text.
     """
     image = Image.fromarray(labels.cpu().numpy())
     image.putpalette(palette().ravel().tolist())

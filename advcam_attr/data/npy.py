@@ -27,14 +27,11 @@ _MAX_DEPTH, _MAX_OBJECTS = 64, 50_000_000
 
 
 def read_npy(path: str | Path) -> Any:
-    """Read an ``.npy`` file.
+    """Read an ``.npy`` file; of a 0-dimensional object array (``np.save`` wraps dicts into one), return its item.
 
     Args:
         path: an array of numbers or strings; or of objects, written by NumPy 1.7 or later and made of dicts, lists,
             tuples, numbers, strings, bytes, NumPy arrays and scalars, and torch tensors.
-
-    Returns:
-        The array; of a 0-dimensional object array (``np.save`` wraps dicts into one) its item.
 
     Raises:
         AdvCAMError: the file is missing or damaged, or its pickle names anything else.

@@ -27,9 +27,6 @@ class SegmentationData:
     """One split of a segmentation data set.
 
     Attributes:
-        name: of the data set, e.g. ``"voc"``.
-        root: its folder.
-        split: e.g. ``"train_aug"``.
         classes: K names of the foreground classes; class k is k + 1 in label maps, 0 the background, 255 void.
         samples: in the order of the split's list.
         mask: reads the true label map ``(H, W)`` uint8 of a sample; raises `NoMaskError` where there is none, and
@@ -60,10 +57,6 @@ class LocalizationData:
     Boxes and sizes refer to the stored pixels: read images by `advcam_attr.data.images.read_stored_rgb`.
 
     Attributes:
-        name: of the data set, e.g. ``"cub"``.
-        root: the folder of the images.
-        split: e.g. ``"test"``.
-        classes: K names.
         samples: in the order of the split's list; each has one label.
         boxes: the true boxes by id, at least one each; empty where the split has none.
         sizes: height and width of the original image by id, at least of all images with boxes or masks.
@@ -83,16 +76,9 @@ class LocalizationData:
 def clipped_box(x: float, y: float, x1: float, y1: float, size: tuple[int, int], where: str) -> Box:
     """Return a box from published corners: the far ones clipped to the image, all truncated to integers.
 
-    A box without area covers one row or column.
-
-    Args:
-        x, y, x1, y1: the corners.
-        size: height and width of the image.
-        where: names the box in errors.
+    A box without area covers one row or column; ``where`` names it in errors.
 
     Example:
-        >>> clipped_box(60.0, 27.0, 60.0 + 325.0, 27.0 + 304.0, (335, 500), "1")
-        (60, 27, 385, 331)
         >>> clipped_box(200.0, 0.0, 500.0, 335.0, (335, 500), "2")
         (200, 0, 499, 334)
     """
@@ -108,12 +94,7 @@ def clipped_box(x: float, y: float, x1: float, y1: float, size: tuple[int, int],
 
 
 def checked_box(box: Sequence[int], size: tuple[int, int], where: str) -> Box:
-    """Return a published box as it is; one that is not within the image raises `AdvCAMError`.
-
-    Example:
-        >>> checked_box([4, 5, 4, 5], (6, 6), "1")
-        (4, 5, 4, 5)
-    """
+    """Return a published box unchanged; one that is not within the image raises `AdvCAMError`."""
     x0, y0, x1, y1 = box
     if not (0 <= x0 <= x1 < size[1] and 0 <= y0 <= y1 < size[0]):
         raise AdvCAMError(
@@ -154,7 +135,6 @@ def missing_images(samples: Iterable[Sample]) -> list[Sample]:
 
 
 def require_images(samples: Sequence[Sample], split: str) -> None:
-    """Raise `AdvCAMError` where the image files of some samples are missing."""
     missing = missing_images(samples)
     if missing:
         raise AdvCAMError(

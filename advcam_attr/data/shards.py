@@ -31,9 +31,6 @@ class ShardData:
     """The images of some shards, each of one class.
 
     Attributes:
-        name: of the data set, e.g. ``"imagenet"``.
-        split: e.g. ``"train"``.
-        classes: K names.
         files: the shards, sorted.
         shard: index of each image's file, ``(N,)`` int32.
         span: offset and length of each image in its shard, ``(N, 2)`` int64.
@@ -81,11 +78,6 @@ def read_shards(
 
     Raises:
         AdvCAMError: there is no shard, one is damaged or compressed, or a sample does not have one image and one class.
-
-    Example:
-        >>> data = read_shards("shards", "imagenet-train-*.tar")  # doctest: +SKIP
-        >>> len(data)  # doctest: +SKIP
-        1281167
     """
     root = Path(root)
     files = (root,) if root.is_file() else tuple(sorted(root.glob(pattern)))

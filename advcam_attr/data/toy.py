@@ -53,17 +53,9 @@ class ToyScenes:
 
 
 def make_scenes(count: int, *, size: int = 96, seed: int = 0) -> ToyScenes:
-    """Draw scenes of one to three animals on textured ground.
+    """Draw N scenes of one to three animals on textured ground, S pixels a side (at least 48).
 
     Scene i depends on ``seed``, ``size`` and i alone; no global random state is used.
-
-    Args:
-        count: N.
-        size: S, at least 48.
-        seed: of the random numbers.
-
-    Returns:
-        The scenes with K = ``len(CLASS_NAMES)`` classes.
 
     Example:
         >>> scenes = make_scenes(2, size=64)

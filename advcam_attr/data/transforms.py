@@ -21,12 +21,7 @@ from advcam_attr.types import VOID, AdvCAMError
 
 
 def to_input(image: Image.Image, mean: Sequence[float] = MEAN, std: Sequence[float] = STD) -> Tensor:
-    """Convert an RGB image to a normalised network input ``(3, H, W)`` float32.
-
-    Example:
-        >>> to_input(Image.new("RGB", (4, 2), "white"), mean=(0.5,) * 3, std=(0.5,) * 3).shape
-        torch.Size([3, 2, 4])
-    """
+    """Convert an RGB image to a normalised network input ``(3, H, W)`` float32."""
     return normalised(to_bytes(image), mean, std)
 
 
@@ -61,12 +56,7 @@ def classifier_train(
 
 
 def classifier_val(crop: int = 512, mean: Sequence[float] = MEAN, std: Sequence[float] = STD) -> v2.Compose:
-    """Return the validation transform of seed classifiers: the top left ``crop`` x ``crop`` pixels, not resized.
-
-    Example:
-        >>> classifier_val(crop=64)(Image.new("RGB", (100, 40), "white"))[0, [39, 40], 0]
-        tensor([2.2489, 0.0000])
-    """
+    """Return the validation transform of seed classifiers: the top left ``crop`` x ``crop`` pixels, not resized."""
     return v2.Compose([v2.Lambda(partial(to_input, mean=mean, std=std)), TopLeftCropOrPad(crop)])
 
 
@@ -76,16 +66,7 @@ def wsol_train(
     """Return the training augmentation for localization: resize to a square, random crop, horizontal flip.
 
     Choe et al., "Evaluating Weakly Supervised Object Localization Methods Right" (CVPR 2020): images become squares
-    (bilinear) whatever their aspect ratio.
-
-    Args:
-        resize: side of the square in pixels.
-        crop: side of the crop in pixels.
-        mean, std: of each channel.
-
-    Example:
-        >>> wsol_train(64, 56)(Image.new("RGB", (100, 80))).shape
-        torch.Size([3, 56, 56])
+    (bilinear) whatever their aspect ratio. Sides are in pixels.
     """
     if not 1 <= crop <= resize:
         raise AdvCAMError(f"a crop of {crop} pixels does not fit into a square of {resize}")
@@ -100,12 +81,7 @@ def wsol_train(
 
 
 def wsol_eval(size: int = 224, mean: Sequence[float] = MEAN, std: Sequence[float] = STD) -> v2.Compose:
-    """Return the evaluation transform for localization: the whole image resized to a square (bilinear), no crop.
-
-    Example:
-        >>> wsol_eval()(Image.new("RGB", (100, 80))).shape
-        torch.Size([3, 224, 224])
-    """
+    """Return the evaluation transform for localization: the whole image resized to a square (bilinear), no crop."""
     return v2.Compose([v2.Resize((size, size)), v2.Lambda(partial(to_input, mean=mean, std=std))])
 
 
@@ -119,7 +95,6 @@ class RandomLongSide(nn.Module):
         self.least, self.greatest = least, greatest
 
     def forward(self, image: Image.Image) -> Image.Image:
-        """Resize an image; both sides keep at least 1 pixel."""
         side = int(torch.randint(self.least, self.greatest + 1, ()))
         width, height = (max(1, int(length)) for length in np.round(np.array(image.size) * (side / max(image.size))))
         return v2.functional.resize(image, [height, width], InterpolationMode.BICUBIC)
@@ -135,7 +110,6 @@ class TopLeftCropOrPad(nn.Module):
         self.size = size
 
     def forward(self, image: Tensor) -> Tensor:
-        """Crop or pad ``(..., H, W)`` to ``(..., size, size)``."""
         top, left = (self.offset(length) for length in image.shape[-2:])
         window = image[..., max(top, 0) : top + self.size, max(left, 0) : left + self.size]
         above, before = max(-top, 0), max(-left, 0)
@@ -167,12 +141,6 @@ class SegmentationTrain:
         crop: side of the square in pixels; 321 for VOC, 481 for COCO. Smaller images are padded.
         scales: factors, of which one is drawn.
         mean, std: of each channel.
-
-    Example:
-        >>> image, labels = Image.new("RGB", (40, 30)), torch.ones(30, 40, dtype=torch.uint8)
-        >>> x, y = SegmentationTrain(crop=64, scales=(1.0,))(image, labels)
-        >>> x.shape, y.shape, int((y == 1).sum()), int((y == 255).sum()) == 64 * 64 - 30 * 40
-        (torch.Size([3, 64, 64]), torch.Size([64, 64]), 1200, True)
     """
 
     def __init__(
@@ -211,7 +179,6 @@ class RandomScaleOf(nn.Module):
         self.scales = tuple(scales)
 
     def forward(self, image: Tensor, labels: tv_tensors.Mask) -> tuple[Tensor, Tensor]:
-        """Resize ``(3, H, W)`` and ``(H, W)``."""
         scale = self.scales[int(torch.randint(len(self.scales), ()))]
         size = [max(1, int(side * scale)) for side in image.shape[-2:]]
         return (
@@ -228,7 +195,6 @@ class PadRightAndBelow(nn.Module):
         self.size = size
 
     def forward(self, image: Tensor, labels: tv_tensors.Mask) -> tuple[Tensor, Tensor]:
-        """Pad ``(3, H, W)`` and ``(H, W)``."""
         height, width = image.shape[-2:]
         padding = [0, 0, max(0, self.size - width), max(0, self.size - height)]
         return v2.functional.pad(image, padding, fill=0), v2.functional.pad(labels, padding, fill=VOID)
@@ -242,18 +208,7 @@ class PairedAugmentation(nn.Module):
 
     Differences from the released code, both small in effect: nearest pixels are those of the cells' centres (as in
     PIL), not of their corners, so labels are not shifted by half a pixel; padding is on all sides, not only to the
-    right and below.
-
-    Args:
-        crop: side of the square in pixels.
-        long_side: shortest and longest length of the longer side in pixels; every integer is equally likely.
-        mean, std: of each channel.
-
-    Example:
-        >>> augment = PairedAugmentation(crop=64, long_side=(50, 80))
-        >>> image, labels = augment(Image.new("RGB", (100, 80)), torch.zeros(80, 100, dtype=torch.uint8))
-        >>> image.shape, labels.shape
-        (torch.Size([3, 64, 64]), torch.Size([64, 64]))
+    right and below. Arguments are those of `classifier_train`.
     """
 
     def __init__(

@@ -44,14 +44,13 @@ def read_voc(
     labels: str | Path | None = None,
     sbd: str | Path | None = None,
 ) -> SegmentationData:
-    """Read a split of PASCAL VOC 2012.
+    """Read a split of PASCAL VOC 2012, 20 classes.
 
     Labels are the classes of the annotations' objects; those of ``test`` are withheld, so its samples have no labels
     unless a table gives them. Masks are read on demand: of ``train_aug`` from ``SegmentationClassAug``, then
     ``SegmentationClass``, then SBD's own files; of VOC's splits from ``SegmentationClass``; of a list from the folder
-    that it names. SBD's masks have no void.
-
-    Missing image files raise when they are read; `advcam_attr.data.samples.without_missing` finds them.
+    that it names. SBD's masks have no void. Missing image files raise when they are read;
+    `advcam_attr.data.samples.without_missing` finds them.
 
     Args:
         root: ``VOC2012``, the ``VOCdevkit`` above it, or the folder above that.
@@ -60,17 +59,9 @@ def read_voc(
         labels: a ``cls_labels.npy`` with the labels, instead of the annotations.
         sbd: the folder ``benchmark_RELEASE/dataset`` of SBD; by default it is looked for in and beside the root.
 
-    Returns:
-        The split, 20 classes.
-
     Raises:
         AdvCAMError: the list is missing or unusable, none of its images is there, an image has two files, or an image
             has no labels.
-
-    Example:
-        >>> data = read_voc("VOCdevkit", "train")  # doctest: +SKIP
-        >>> data.samples[0].id, [data.classes[k] for k in data.samples[0].labels]  # doctest: +SKIP
-        ('2007_000032', ['aeroplane', 'person'])
     """
     folder = find_voc(root)
     sbd = _find_sbd(folder, sbd)
@@ -157,7 +148,6 @@ def _derive_train_aug(voc: Path, sbd: Path | None) -> tuple[str, ...]:
 
 
 def _find_images(voc: Path) -> dict[str, list[Path]]:
-    """Return the image files by id; more than one file of an id is an error of the data."""
     folder = voc / "JPEGImages"
     found: dict[str, list[Path]] = {}
     for path in (folder / name for name in sorted(os.listdir(folder))):

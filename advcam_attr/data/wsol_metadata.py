@@ -55,11 +55,6 @@ def read_wsol_metadata(
     Raises:
         AdvCAMError: a list is missing, malformed or has no line for an image; a label is not among the classes, or a
             box is not in its image.
-
-    Example:
-        >>> data = read_wsol_metadata("metadata/CUB", "dataset/CUB", "val")  # doctest: +SKIP
-        >>> len(data.samples), data.samples[0].image  # doctest: +SKIP
-        (1000, PosixPath('dataset/CUB/001.Black_footed_Albatross/30107316117.jpg'))
     """
     folder, root = Path(metadata) / split, Path(images)
     if split not in SPLITS:

@@ -22,8 +22,6 @@ _BATCH = 1 << 22
 
 
 class Interval(NamedTuple):
-    """A value and its percentile interval."""
-
     value: float
     low: float
     high: float
@@ -40,10 +38,6 @@ def bootstrap(
         samples: S, the number of draws of N images.
         level: the share of draws within the interval; 0.9 is from the 5th to the 95th percentile.
         seed: of the draws; the global random state is not used.
-
-    Example:
-        >>> bootstrap(torch.tensor([[3], [3], [3]]), lambda pool: pool[:, 0])
-        Interval(value=9.0, low=9.0, high=9.0)
     """
     return _interval((counts,), lambda pools: statistic(pools[0]), samples, level, seed)
 
@@ -59,16 +53,9 @@ def paired_bootstrap(
 ) -> Interval:
     """Return how much higher method a scores than method b, with its percentile bootstrap interval over images.
 
-    Both methods get the same draws, so what makes images hard for both cancels.
-
-    Args:
-        counts_a: ``(N, ...)`` integers, one entry an image.
-        counts_b: the same images in the same order.
-        statistic: see `bootstrap`. With counts of all thresholds ``(N, T, 4, K)``, a statistic that takes the best over
-            T includes the choice of the threshold in what varies.
-        samples: see `bootstrap`.
-        level: see `bootstrap`.
-        seed: see `bootstrap`.
+    Both methods get the same draws, so what makes images hard for both cancels. Counts are of the same images in the
+    same order; options are those of `bootstrap`. With counts of all thresholds ``(N, T, 4, K)``, a statistic that takes
+    the best over T includes the choice of the threshold in what varies.
     """
     if len(counts_a) != len(counts_b):
         raise AdvCAMError(f"methods to compare must have the same images, got {len(counts_a)} and {len(counts_b)}")

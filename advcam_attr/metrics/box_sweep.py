@@ -51,18 +51,12 @@ def check_truth(truth: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
 
 
 def best_ious(grey: np.ndarray, truth: np.ndarray, boxes_above: BoxesAbove) -> np.ndarray:
-    """Return the best intersection over union of any box with any true one, at every level.
+    """Return the best IoU of any box with any true one at every level, ``(255,)`` float64.
 
     Args:
-        grey: ``(H, W)`` uint8. Only the levels of its pixels are searched.
+        grey: ``(H, W)`` uint8. Levels that it does not exceed have 0, except for level 0.
         truth: ``(G, 4)`` integers on the map's grid.
         boxes_above: `advcam_attr.refine.boxes.boxes_above`, or ``largest_box_above``.
-
-    Returns:
-        ``(255,)`` float64; 0 at levels that the map does not exceed, except for level 0.
-
-    Raises:
-        AdvCAMError: no true box, or one that does not lie on the map.
 
     Example:
         >>> boxes = lambda grey, level: [(0, 0, 1, 0)] if level < 3 else [(1, 0, 1, 0)]
@@ -84,7 +78,6 @@ def best_ious(grey: np.ndarray, truth: np.ndarray, boxes_above: BoxesAbove) -> n
 
 
 def available() -> bool:
-    """Return whether Numba is installed."""
     return find_spec("numba") is not None
 
 
@@ -134,10 +127,7 @@ def make_sweep(jit: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Sweep
 
     @jit
     def components_around(label: Any, pixel: int, row: int, holes: bool, near: Any) -> int:
-        """Write the labels around a pixel to ``near`` and return their number.
-
-        Neighbours that touch each other belong to one component already, so one label of them is enough.
-        """
+        """Write the labels around a pixel to ``near``, one for neighbours that touch each other; return the number."""
         north, south, west, east = label[pixel - row], label[pixel + row], label[pixel - 1], label[pixel + 1]
         count = 0
         if north >= 0:

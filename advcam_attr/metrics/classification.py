@@ -9,17 +9,14 @@ from advcam_attr.types import AdvCAMError
 
 
 def average_precision(scores: Tensor, labels: Tensor) -> Tensor:
-    """Return the average precision of each class, scikit-learn's definition.
+    """Return the average precision of each class, ``(K,)`` float64, NaN for classes that no image shows.
 
-    AP = Σ (recall_n - recall_{n-1}) · precision_n over the distinct scores from the highest on, without interpolation;
-    images of equal score enter together, so their order does not matter.
+    AP = Σ (recall_n - recall_{n-1}) · precision_n over the distinct scores from the highest on (scikit-learn's
+    definition), without interpolation; images of equal score enter together, so their order does not matter.
 
     Args:
         scores: ``(N, K)``; only their order counts.
         labels: ``(N, K)``, 1 where the image shows the class, else 0.
-
-    Returns:
-        ``(K,)`` float64 in [0, 1]; NaN for classes that no image shows.
     """
     if scores.shape != labels.shape or scores.ndim != 2:
         raise AdvCAMError(f"scores {tuple(scores.shape)} and labels {tuple(labels.shape)} must both be (N, K)")
@@ -63,7 +60,6 @@ class AveragePrecision:
         self.labels = torch.cat([self.labels, labels.detach().cpu() > 0])
 
     def merge(self, other: AveragePrecision) -> None:
-        """Add the images of another one."""
         self.update(other.scores, other.labels)
 
     def per_class(self) -> Tensor:

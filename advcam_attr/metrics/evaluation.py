@@ -45,7 +45,6 @@ class Scope:
     unmasked: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def describe(self) -> dict[str, Any]:
-        """Return the scope for JSON."""
         return {
             "data": self.data,
             "images": len(self.ids),
@@ -73,11 +72,7 @@ class MaskEvaluation:
         return measures.scores(self.matrix.marginals())
 
     def by_size(self, count: int = 10) -> dict[str, Scores]:
-        """Return the scores of the `SIZE_GROUPS` (Table XIII); NaN in a group without classes.
-
-        Args:
-            count: classes in each of the small and large groups; see `smallest_and_largest`.
-        """
+        """Return the scores of the `SIZE_GROUPS`, ``count`` classes each (Table XIII); NaN in an empty group."""
         counts, (small, large) = self.matrix.marginals(), self._groups(count)
         return {
             "all": measures.scores(counts),
@@ -133,9 +128,7 @@ class SeedEvaluation:
     def at(self, threshold: float | None = None) -> MaskEvaluation:
         """Return the evaluation of the masks at a threshold.
 
-        Args:
-            threshold: one of the sweep's; by default the best one *on these very masks*, as in the paper, which makes
-                the score an upper bound. A threshold chosen on other images does not.
+        By default it is the best one *on these very masks*, as in the paper, which makes the score an upper bound.
         """
         chosen = self.sweep.best_threshold() if threshold is None else threshold
         return MaskEvaluation(self.scope, self.sweep.matrix(chosen), self.images.marginals(self.sweep.place(chosen)))
@@ -163,7 +156,6 @@ class SeedEvaluation:
 
     @classmethod
     def from_state(cls, scope: Scope, state: Mapping[str, Tensor]) -> SeedEvaluation:
-        """Return the evaluation of a scope and a `state`."""
         sweep, images = (
             {name.removeprefix(part): tensor for name, tensor in state.items() if name.startswith(part)}
             for part in ("sweep.", "images.")
@@ -172,11 +164,7 @@ class SeedEvaluation:
 
 
 def merge_seeds(parts: Sequence[SeedEvaluation]) -> SeedEvaluation:
-    """Return the evaluation of all images from those of shards, which stay as they are.
-
-    Raises:
-        AdvCAMError: no evaluation; different data, classes or thresholds; an image in two of them.
-    """
+    """Return the evaluation of all images from those of shards."""
     if not parts:
         raise AdvCAMError("there is no evaluation to merge")
     first = parts[0].scope
@@ -197,10 +185,8 @@ def merge_seeds(parts: Sequence[SeedEvaluation]) -> SeedEvaluation:
 def compare(a: MaskEvaluation, b: MaskEvaluation, **options: Any) -> Interval:
     """Return how much higher the mean IoU of a is than that of b, with its bootstrap interval over images.
 
-    Args:
-        a: masks, or seeds at a threshold, `SeedEvaluation.at`, which stays fixed in every draw.
-        b: others, of the same images in any order.
-        **options: ``samples``, ``level`` and ``seed`` of `advcam_attr.metrics.bootstrap.paired_bootstrap`.
+    The images are the same in any order; options are those of `advcam_attr.metrics.bootstrap.paired_bootstrap`. Seeds
+    at a threshold (`SeedEvaluation.at`) hold it fixed in every draw.
     """
     order = paired_order(a.scope.ids, b.scope.ids)
     return paired_bootstrap(a.images, b.images[order], measures.mean_iou, **options)
@@ -209,15 +195,14 @@ def compare(a: MaskEvaluation, b: MaskEvaluation, **options: Any) -> Interval:
 def compare_best(a: SeedEvaluation, b: SeedEvaluation, **options: Any) -> Interval:
     """Like `compare`, for the best mean IoUs: each draw chooses its best thresholds of a and of b.
 
-    So the interval includes the choice of the threshold. It takes 32 bytes per image, threshold and class: 20 MB for
-    VOC's 1464 images; for COCO, compare at fixed thresholds.
+    It takes 32 bytes per image, threshold and class: 20 MB for VOC's 1464 images; for COCO, compare at fixed
+    thresholds.
     """
     order = paired_order(a.scope.ids, b.scope.ids)
     return paired_bootstrap(_all_thresholds(a), _all_thresholds(b)[order], _best_mean_iou, **options)
 
 
 def _all_thresholds(seeds: SeedEvaluation) -> Tensor:
-    """``(N, T, 4, K)``."""
     return torch.stack([seeds.images.marginals(place) for place in range(len(seeds.sweep.thresholds))], 1)
 
 

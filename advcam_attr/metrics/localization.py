@@ -1,9 +1,8 @@
 """Localization measures (MaxBoxAcc, GT-known Loc, Top-1 Loc, PxAP) of a table of best overlaps.
 
 The table of each image's best overlap at every grey level is the whole state: tables of shards or ranks merge in any
-order, and every measure is read from it. Protocol: Choe et al., "Evaluating Weakly Supervised Object Localization
-Methods Right" (CVPR 2020). One threshold holds for all images: the best one *on these very images*, separately
-for each measure: scores are upper bounds, for every method alike.
+order. Protocol: Choe et al., "Evaluating Weakly Supervised Object Localization Methods Right" (CVPR 2020). One
+threshold holds for all images, for each measure the best one *on these very images*: scores are upper bounds.
 """
 
 from __future__ import annotations
@@ -44,10 +43,8 @@ class BoxTable:
 
     Attributes:
         ids: the images.
-        best: the best IoU of any box with any true one at each level, ``(N, 255)`` float64; see
-            `advcam_attr.metrics.box_sweep.best_ious`.
-        peak: the highest grey level of each map, ``(N,)`` uint8: 255, or 0 for an empty one; values between are of maps
-            that were not normalised here.
+        best: the best IoU of any box with any true one at each level, ``(N, 255)`` float64.
+        peak: the highest grey level of each map, ``(N,)`` uint8: 255 of normalised maps, 0 of empty ones.
         correct: whether the image's class was predicted, ``(N,)`` bool; None if unknown.
         contours: which contours were boxed.
     """
@@ -68,7 +65,6 @@ class BoxTable:
         return len(self.ids)
 
     def select(self, places: Sequence[int]) -> BoxTable:
-        """Return the table of some images, in this order."""
         index = torch.as_tensor(places, dtype=torch.long)
         correct = None if self.correct is None else self.correct[index]
         return BoxTable(
@@ -80,21 +76,20 @@ class BoxTable:
 class LocalizationScores:
     """The measures of the paper's localization tables, as shares of 1; None without predicted classes.
 
+    Each threshold is the lowest that reaches its measure. The paper does not say which Top-1 Loc it reports; the first
+    is the common extension of the released evaluation.
+
     Attributes:
         images: their number.
         contours: which of their contours were boxed.
         ious: the overlaps at which a box counts as correct.
         max_box_acc: the share of images with a correct box, at the best threshold of each overlap.
-        thresholds: the lowest threshold that reaches it.
         max_box_acc_v2: the mean of ``max_box_acc``.
         gt_known: the same share at IoU 0.5 alone.
-        gt_known_threshold: the lowest threshold that reaches it.
         top1_cls: the share of images whose class was predicted.
         top1_loc: the share of images whose class was predicted and that have a correct box (IoU 0.5), at its own best
             threshold.
-        top1_loc_threshold: the lowest threshold that reaches it.
-        top1_loc_at_gt_known: the same share at ``gt_known_threshold``. The paper does not say which of the two it
-            reports; the first is the common extension of the released evaluation.
+        top1_loc_at_gt_known: the same share at ``gt_known_threshold``.
     """
 
     images: int
@@ -117,18 +112,10 @@ def levels_at(peak: int, thresholds: Sequence[float] = MAP_THRESHOLDS) -> np.nda
 
 
 def box_hits(table: BoxTable, ious: Sequence[float] = IOUS) -> tuple[Tensor, tuple[float, ...]]:
-    """Return which images have a correct box, at all thresholds that differ on these images.
+    """Return which images have a correct box, ``(N, D, T)`` bool, and the T thresholds that differ on these images.
 
-    Args:
-        table: of N images.
-        ious: D overlaps, compared as ``IoU >= overlap``.
-
-    Returns:
-        ``(N, D, T)`` bool, and T thresholds, each the lowest of those with equal hits; T is 255 where every map's peak
-        is 255 or 0.
-
-    Raises:
-        AdvCAMError: an empty table.
+    D overlaps are compared as ``IoU >= overlap``; each threshold is the lowest of those with equal hits. T is 255 where
+    every map's peak is 255 or 0.
     """
     if not len(table):
         raise AdvCAMError("no image was scored: a table without rows has no measures")
@@ -145,9 +132,6 @@ def box_hits(table: BoxTable, ious: Sequence[float] = IOUS) -> tuple[Tensor, tup
 
 def localization_scores(table: BoxTable, ious: Sequence[float] = IOUS) -> LocalizationScores:
     """Return all measures of a table.
-
-    Raises:
-        AdvCAMError: an empty table.
 
     Example:
         >>> best = torch.zeros(2, 255, dtype=torch.float64)
@@ -189,11 +173,7 @@ def _best(hits: Tensor) -> tuple[list[float], list[int]]:
 
 
 def merge_tables(parts: Sequence[BoxTable]) -> BoxTable:
-    """Return the table of all images from those of shards or ranks, in any order.
-
-    Raises:
-        AdvCAMError: no table; different contours, or some without predictions; an image in two of them.
-    """
+    """Return the table of all images from those of shards or ranks, in any order."""
     if not parts:
         raise AdvCAMError("there is no table to merge")
     if len({(part.contours, part.correct is None) for part in parts}) > 1:
@@ -209,17 +189,9 @@ def merge_tables(parts: Sequence[BoxTable]) -> BoxTable:
 def compare_tables(a: BoxTable, b: BoxTable, measure: Measure = "max_box_acc_v2", **options: Any) -> Interval:
     """Return how much higher a measure of a is than that of b, with its bootstrap interval over images.
 
-    Each draw chooses its best thresholds, of a and of b and for each overlap. It takes up to 6 kB an image and table.
-
-    Args:
-        a: a table.
-        b: another, of the same images in any order.
-        measure: ``"max_box_acc_v2"``, ``"max_box_acc"`` and ``"gt_known"`` (both at IoU 0.5), ``"top1_cls"`` or
-            ``"top1_loc"``.
-        **options: ``samples``, ``level`` and ``seed`` of `advcam_attr.metrics.bootstrap.paired_bootstrap`.
-
-    Raises:
-        AdvCAMError: different images or contours; an unknown measure, or one that needs predictions.
+    The images are the same in any order; options are those of `advcam_attr.metrics.bootstrap.paired_bootstrap`. Each
+    draw chooses its best thresholds, of a and of b and for each overlap, in up to 6 kB an image and table.
+    ``"max_box_acc"`` and ``"gt_known"`` are both at IoU 0.5.
     """
     other = b.select(paired_order(a.ids, b.ids))
     if a.contours != b.contours:
@@ -257,21 +229,17 @@ def table_state(table: BoxTable) -> dict[str, Tensor]:
 
 
 def table_of_state(ids: Sequence[str], contours: Contours, state: Mapping[str, Tensor]) -> BoxTable:
-    """Return the table of a `table_state`."""
     return BoxTable(tuple(ids), state["best"], state["peak"], state.get("correct"), contours)
 
 
 class PixelAP:
     """Accumulate score maps and masks into PxAP, the pixel average precision.
 
-    Args:
-        thresholds: ascending, from 0 to below 1; scores between two of them are equal.
+    Scores between two of the ascending thresholds, from 0 to below 1, are equal.
 
     Example:
         >>> metric = PixelAP()
         >>> metric.update(np.array([[0.9, 0.2, 0.1]]), np.array([[1, 0, 255]]))
-        >>> metric.value()
-        1.0
         >>> metric.update(np.array([[0.2, 0.9]]), np.array([[1, 0]]))
         >>> metric.value()
         0.5
@@ -283,12 +251,7 @@ class PixelAP:
         self.counts = np.zeros((2, len(self._edges) - 1), np.int64)
 
     def update(self, scores: np.ndarray, truth: np.ndarray) -> None:
-        """Add an image.
-
-        Args:
-            scores: ``(H, W)`` in [0, 1], see `advcam_attr.refine.boxes.score_map`.
-            truth: ``(H, W)``: 1 for the object, 0 for the background, 255 for ignored pixels.
-        """
+        """Add scores ``(H, W)`` in [0, 1] and their truth ``(H, W)``: 1 the object, 0 the background, 255 ignored."""
         if scores.shape != truth.shape:
             raise AdvCAMError(f"scores {scores.shape} and their mask {truth.shape} differ in shape")
         if not ((scores >= 0) & (scores <= 1)).all():
@@ -299,19 +262,12 @@ class PixelAP:
             self.counts[value] += np.histogram(scores[truth == value], self._edges)[0]
 
     def merge(self, other: PixelAP) -> None:
-        """Add the counts of another one, of the same thresholds."""
         if not np.array_equal(self._edges, other._edges):
             raise AdvCAMError("cannot merge pixel counts of different thresholds")
         self.counts += other.counts
 
     def value(self) -> float:
-        """Return the average precision, a share of 1.
-
-        AP = Σ precision_k (recall_k − recall_{k−1}) from the highest interval on.
-
-        Raises:
-            AdvCAMError: no pixel of an object was counted.
-        """
+        """Return AP = Σ precision_k (recall_k − recall_{k−1}) from the highest interval on, a share of 1."""
         false, true = self.counts[:, ::-1].cumsum(1)
         if not true[-1]:
             raise AdvCAMError("no mask has a pixel of an object: there is no average precision")

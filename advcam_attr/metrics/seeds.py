@@ -1,8 +1,7 @@
 """Confusion matrices of seeds at all background thresholds in one pass over the images.
 
-A seed labels a pixel with its strongest class where that class's map exceeds a threshold, and as background elsewhere.
-The strongest class does not depend on the threshold, so images are counted into a histogram of true label, strongest
-class and number of exceeded thresholds; the confusion matrix of every threshold is a cumulative sum of it.
+The strongest class of a pixel does not depend on the threshold, so images are counted into a histogram of true label,
+strongest class and number of exceeded thresholds; the confusion matrix of every threshold is a cumulative sum of it.
 
 Counts equal those of thresholding one by one, as the released scripts do (a constant map before the maps, ``argmax``):
 thresholds and maps are compared as float32, equality is background, and of equal maps the first wins.
@@ -46,8 +45,7 @@ def seed_histogram(
         num_classes: K, the background included.
 
     Returns:
-        ``(K + 1, max(K', 1), T + 1)`` int64. The last row holds labels outside the classes. An image without classes
-        has one column, of pixels that exceed no threshold.
+        ``(K + 1, max(K', 1), T + 1)`` int64; the last row holds labels outside the classes.
     """
     _check(high_res, classes, truth, num_classes)
     columns, bins = max(len(classes), 1), len(thresholds) + 1
@@ -69,16 +67,10 @@ def _exceeding(histogram: Tensor) -> Tensor:
 class ThresholdSweep:
     """Accumulate maps and true label maps into one confusion matrix per background threshold.
 
-    As in `ConfusionMatrix`, true labels outside the classes raise at once on the CPU, and when results are read on a
-    GPU.
-
     Args:
         thresholds: T background thresholds, ascending; `SEED_THRESHOLDS` has those of the released scripts.
         num_classes: K, the background included.
         device: where the maps are.
-
-    Raises:
-        AdvCAMError: thresholds that are not finite or do not ascend, or none.
 
     Example:
         >>> sweep = ThresholdSweep([0.2, 0.5, 0.8], num_classes=2)
@@ -86,8 +78,6 @@ class ThresholdSweep:
         >>> sweep.update(torch.tensor([[[0.1, 0.4, 0.6, 1.0]]]), [0], truth)
         >>> [round(value, 3) for value in sweep.mean_iou().tolist()]
         [0.583, 1.0, 0.583]
-        >>> sweep.best_threshold()
-        0.5
     """
 
     def __init__(self, thresholds: Sequence[float], num_classes: int, device: torch.device | str = "cpu") -> None:
@@ -104,7 +94,6 @@ class ThresholdSweep:
 
     @classmethod
     def from_state(cls, state: Mapping[str, Tensor]) -> ThresholdSweep:
-        """Return the sweep of a `state`."""
         histogram = state["histogram"]
         sweep = cls(state["thresholds"].tolist(), histogram.shape[1], histogram.device)
         sweep._histogram += histogram
@@ -131,7 +120,6 @@ class ThresholdSweep:
         self._histogram[:, [k + 1 for k in classes] or [0]] += histogram
 
     def merge(self, other: ThresholdSweep) -> None:
-        """Add the counts of another sweep of the same thresholds and classes."""
         if (other.thresholds, other.num_classes) != (self.thresholds, self.num_classes):
             raise AdvCAMError(f"cannot merge {other!r} into {self!r}")
         self._histogram += other._histogram.to(self._histogram.device)
@@ -145,7 +133,6 @@ class ThresholdSweep:
         return counts
 
     def matrix(self, threshold: float) -> ConfusionMatrix:
-        """Return the confusion matrix of one of the thresholds."""
         return ConfusionMatrix.from_counts(self.matrices()[self.place(threshold)])
 
     def place(self, threshold: float) -> int:
@@ -163,13 +150,7 @@ class ThresholdSweep:
         return mean_iou(marginals(self.matrices()))
 
     def best_threshold(self) -> float:
-        """Return the threshold of the highest mean IoU; the lowest of equals.
-
-        It is chosen on the truth that it is scored on, as in the paper: the score is an upper bound.
-
-        Raises:
-            AdvCAMError: no pixel was counted.
-        """
+        """Return the threshold of the highest mean IoU, the lowest of equals; chosen on the truth: an upper bound."""
         curve = self.mean_iou()
         if curve.isnan().all():
             raise AdvCAMError("no pixel was counted: there is no best threshold")
@@ -202,12 +183,7 @@ def _size(image: Tensor) -> str:
 
 
 class ImageCounts:
-    """Counts of single images at all thresholds, in the order in which they were added.
-
-    Args:
-        thresholds: T, the number of thresholds.
-        num_classes: K, the background included.
-    """
+    """Counts of single images at T thresholds and of K classes, in the order in which they were added."""
 
     def __init__(self, thresholds: int, num_classes: int) -> None:
         self.thresholds = thresholds
@@ -219,7 +195,6 @@ class ImageCounts:
 
     @classmethod
     def from_state(cls, state: Mapping[str, Tensor]) -> ImageCounts:
-        """Return the counts of a `state`."""
         images = cls(state["counts"].shape[2], state["truth"].shape[1])
         images._truth, images._labels, images._counts = [state["truth"]], [state["labels"]], [state["counts"]]
         images._images = len(state["truth"])
@@ -228,9 +203,8 @@ class ImageCounts:
     def state(self) -> dict[str, Tensor]:
         """Return the counts of N images with M image-class pairs in all.
 
-        Returns:
-            ``truth`` ``(N, K)`` int32; ``labels`` ``(M, 2)`` int64, an image's place and its class's label; ``counts``
-            ``(M, 3, T)`` int32: pixels found, predicted, and predicted on background.
+        ``truth`` is ``(N, K)`` int32; ``labels`` ``(M, 2)`` int64, an image's place and its class's label; ``counts``
+        ``(M, 3, T)`` int32: pixels found, predicted, and predicted on background.
         """
         for parts in (self._truth, self._labels, self._counts):
             parts[:] = [torch.cat([part.cpu() for part in parts])]
@@ -253,7 +227,6 @@ class ImageCounts:
         self._images += 1
 
     def merge(self, other: ImageCounts) -> None:
-        """Append the images of another one."""
         if (other.thresholds, other.num_classes) != (self.thresholds, self.num_classes):
             raise AdvCAMError(
                 f"cannot merge counts of {self.thresholds} thresholds and {self.num_classes} classes "

@@ -24,9 +24,6 @@ class Scores:
     """Means over classes, as shares of 1; NaN where there is nothing to average.
 
     Attributes:
-        mean_iou: mean intersection over union.
-        precision: mean precision.
-        recall: mean recall.
         f1_of_means: the harmonic mean of mean precision and mean recall, as in Table XI (VOC).
         mean_f1: the mean of the classes' F1, as in Table XIII (COCO).
         noise: the share of the pixels predicted as foreground that are truly background, as in Fig. 11b.
@@ -41,14 +38,10 @@ class Scores:
 
 
 class ConfusionMatrix:
-    """Accumulate label maps into a confusion matrix, void pixels of the truth ignored.
+    """Accumulate label maps of K classes into a confusion matrix, void pixels of the truth ignored.
 
     Labels outside the classes raise at once on the CPU; on a GPU, where the check would wait for the device at every
     image, when the counts are read.
-
-    Args:
-        num_classes: K, the background included.
-        device: where the counts are kept.
 
     Example:
         >>> matrix = ConfusionMatrix(2)
@@ -68,7 +61,6 @@ class ConfusionMatrix:
 
     @classmethod
     def from_state(cls, state: Mapping[str, Tensor]) -> ConfusionMatrix:
-        """Return the matrix of a `state`."""
         cells = state["cells"]
         matrix = cls(round((len(cells) - 1) ** 0.5), cells.device)
         matrix._cells += cells
@@ -86,11 +78,7 @@ class ConfusionMatrix:
         return self._cells[:-1].reshape(self.num_classes, self.num_classes)
 
     def update(self, prediction: Tensor, truth: Tensor) -> None:
-        """Add integer label maps of one shape.
-
-        Raises:
-            AdvCAMError: the shapes differ, or a label lies outside the classes.
-        """
+        """Add integer label maps of one shape."""
         if prediction.shape != truth.shape:
             raise AdvCAMError(f"prediction {tuple(prediction.shape)} and truth {tuple(truth.shape)} differ in shape")
         classes = self.num_classes
@@ -104,29 +92,23 @@ class ConfusionMatrix:
         self._cells += found.to(self._cells.device)
 
     def merge(self, other: ConfusionMatrix) -> None:
-        """Add the counts of another matrix of the same classes."""
         if other.num_classes != self.num_classes:
             raise AdvCAMError(f"cannot merge matrices of {self.num_classes} and {other.num_classes} classes")
         self._cells += other._cells.to(self._cells.device)
 
     def marginals(self) -> Tensor:
-        """Return the `marginals` of the counts, ``(4, K)``."""
         return marginals(self.counts)
 
     def iou(self) -> Tensor:
-        """Return the intersection over union of each class, ``(K,)`` float64."""
         return iou(self.marginals())
 
     def precision(self) -> Tensor:
-        """Return the precision of each class, ``(K,)`` float64."""
         return precision(self.marginals())
 
     def recall(self) -> Tensor:
-        """Return the recall of each class, ``(K,)`` float64."""
         return recall(self.marginals())
 
     def mean_iou(self) -> float:
-        """Return the mean of `iou` over the classes that occur, the background included."""
         return float(mean_iou(self.marginals()))
 
 
@@ -157,14 +139,10 @@ def void_as_background(prediction: Tensor) -> Tensor:
 
 
 def marginals(counts: Tensor) -> Tensor:
-    """Return the counts that all measures are read from.
+    """Return the counts that all measures are read from, ``(..., 4, K)`` of confusion matrices ``(..., K, K)``.
 
-    Args:
-        counts: confusion matrices ``(..., K, K)``, rows for the truth, class 0 the background.
-
-    Returns:
-        ``(..., 4, K)`` for each class: correct pixels (`HITS`), true pixels (`TRUTH`), predicted pixels (`PREDICTED`),
-        and predicted pixels that are truly background (`ON_BACKGROUND`; 0 for the background itself).
+    They are each class's correct pixels (`HITS`), true pixels (`TRUTH`), predicted pixels (`PREDICTED`), and predicted
+    pixels that are truly background (`ON_BACKGROUND`; 0 for the background itself). Rows are for the truth.
     """
     on_background = counts[..., 0, :].clone()
     on_background[..., 0] = 0
@@ -194,10 +172,7 @@ def f1(counts: Tensor) -> Tensor:
 
 
 def noise(counts: Tensor) -> Tensor:
-    """Return the share of each foreground class's predicted pixels that are truly background, ``(..., K)`` float64.
-
-    NaN for the background, and for classes that are never predicted.
-    """
+    """Return the share of each foreground class's predicted pixels that are truly background, ``(..., K)``, or NaN."""
     shares = counts[..., ON_BACKGROUND, :].double() / counts[..., PREDICTED, :].double()
     shares[..., 0] = float("nan")
     return shares
@@ -209,12 +184,9 @@ def mean_iou(counts: Tensor) -> Tensor:
 
 
 def scores(counts: Tensor, classes: Sequence[int] | None = None) -> Scores:
-    """Return all means of one confusion matrix.
+    """Return all means of `marginals` ``(4, K)`` over the given labels, 0 for the background among them, or over all.
 
-    Args:
-        counts: `marginals` ``(4, K)``.
-        classes: the labels to average over, the background's 0 among them if it should count; all by default. The
-            noise is pooled over the foreground classes among them.
+    The noise is pooled over the foreground classes among them.
     """
     labels = list(range(counts.shape[-1])) if classes is None else list(classes)
     chosen = counts[:, labels]
@@ -241,8 +213,7 @@ def object_sizes(truth: Tensor) -> Tensor:
     """Return the mean number of pixels of a class in the images in which it occurs, ``(K,)`` from pixels ``(N, K)``.
 
     The paper orders COCO's classes by the mean size of their objects (Fig. 14, Table XIII) without a definition. Label
-    maps do not separate objects of one class, so here it is the class's pixels per image, void ignored. Pixels are not
-    divided by the image's, so images should be of about one size, as VOC's and COCO's are.
+    maps do not separate objects, so here it is the class's pixels per image, of images of about one size.
     """
     return truth.sum(0, dtype=torch.float64) / (truth > 0).sum(0)
 
@@ -250,8 +221,7 @@ def object_sizes(truth: Tensor) -> Tensor:
 def smallest_and_largest(sizes: Tensor, count: int = 10) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Return the foreground labels with the smallest and with the largest objects (Table XIII: ten of each).
 
-    At most half of the classes that occur are in each group. The smallest come first, and the largest first; of equals,
-    the lower label counts as the smaller.
+    At most half of the classes that occur are in each group, the extremes first; of equals, the lower label is smaller.
     """
     occurring = [label for label in range(1, len(sizes)) if not torch.isnan(sizes[label])]
     count = min(count, len(occurring) // 2)

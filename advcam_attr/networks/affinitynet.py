@@ -40,8 +40,6 @@ _ROOTS = ("conv1a.", "b2.", "bn7.", "f9.", "fc8.", "fc8_20.")
 
 @dataclass(frozen=True)
 class AffinityNetSpec(NetSpec):
-    """What an affinity net is made of; see `affinity_net`."""
-
     key: ClassVar[str] = "affinity_net"
     title: ClassVar[str] = "affinity net"
 
@@ -80,11 +78,11 @@ class _AffinityHead(nn.Module):
             norm.requires_grad_(False)
 
     def stages(self, x: Tensor) -> Sequence[Tensor]:
-        """Return three feature maps of images ``(N, 3, H, W)``, the last of them on the net's own grid."""
+        """Return three feature maps of images, the last of them on the net's own grid."""
         raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the embeddings ``(N, C, h, w)`` of images ``(N, 3, H, W)``; C is 448 for the published net."""
+        """Return embeddings ``(N, C, h, w)``; C is 448 for the published net."""
         taps = self.stages(x)
         height, width = taps[-1].shape[2:]
         parts = [
@@ -94,7 +92,6 @@ class _AffinityHead(nn.Module):
         return F.elu(self.f9(torch.cat(parts, 1)))
 
     def train(self, mode: bool = True) -> _AffinityHead:
-        """Set training mode for all but the norms with running statistics."""
         super().train(mode)
         for norm in running_norms(self):
             norm.eval()
@@ -104,15 +101,8 @@ class _AffinityHead(nn.Module):
 class ResNet38Affinity(_AffinityHead, ResNet38):
     """PSA's AffinityNet; its state dict has the authors' keys, and no others.
 
-    ``conv1a``, the blocks ``b2*`` and all norms, statistics and affine weights alike, are frozen.
-
-    Args:
-        width: as for the trunk; 64 gives the published net with its 64 + 128 + 256 = 448 channels.
-
-    Example:
-        >>> net = ResNet38Affinity(width=2).eval()
-        >>> net(torch.rand(1, 3, 40, 64)).shape
-        torch.Size([1, 14, 5, 8])
+    ``conv1a``, the blocks ``b2*`` and all norms, statistics and affine weights alike, are frozen. Width 64 gives the
+    published net with its 64 + 128 + 256 = 448 channels.
     """
 
     #: What is frozen besides the norms.
@@ -127,15 +117,12 @@ class ResNet38Affinity(_AffinityHead, ResNet38):
             self.get_submodule(name).requires_grad_(False)
 
     def stages(self, x: Tensor) -> Sequence[Tensor]:
-        """Return conv4, conv5 and conv6 of images ``(N, 3, H, W)``, of ``ceil(H / 8)`` by ``ceil(W / 8)`` cells."""
+        """Return conv4, conv5 and conv6, of ``ceil(H / 8)`` by ``ceil(W / 8)`` cells."""
         return self.features(x)
 
 
 class TimmAffinity(_AffinityHead):
-    """PSA's head on the last three stages of a timm model; maps of a finer grid are averaged to the last one's.
-
-    What comes after the last stage is removed from the trunk.
-    """
+    """PSA's head on the last three stages of a timm model; maps of a finer grid are averaged to the last one's."""
 
     def __init__(self, spec: AffinityNetSpec, trunk: TimmTrunk) -> None:
         super().__init__()
@@ -156,7 +143,6 @@ class TimmAffinity(_AffinityHead):
         self._add_head([tap.shape[1] for tap in taps], spec.width)
 
     def stages(self, x: Tensor) -> Sequence[Tensor]:
-        """Return the outputs of the last three stages for images ``(N, 3, H, W)``."""
         model: Any = self.backbone
         found: Sequence[Tensor] = model.forward_intermediates(x, indices=self._indices, intermediates_only=True)
         return found
@@ -166,7 +152,7 @@ AffinityNet = ResNet38Affinity | TimmAffinity
 
 
 def affinity_net(backbone: Backbone | str = RESNET38, *, width: int = 64, seed: int = 0) -> AffinityNet:
-    """Make an affinity net with a new head, to be trained.
+    """Make an affinity net with a new head, to be trained: in eval mode, on the CPU.
 
     Args:
         backbone: ``resnet38``, PSA's, or ``timm/NAME``: any that gives feature maps by stages. By default of stride 8
@@ -174,10 +160,6 @@ def affinity_net(backbone: Backbone | str = RESNET38, *, width: int = 64, seed: 
             e.g. of a trained SEAM or SC-CAM net; heads in it are ignored.
         width: of the head, and of ResNet-38; 64 in PSA.
         seed: of the new weights.
-
-    Returns:
-        The net, in eval mode, on the CPU. It gives embeddings; ``mean``, ``std`` and ``stride`` say how images are
-        prepared.
 
     Raises:
         AdvCAMError: the backbone is unknown, its weights cannot be loaded, or it cannot have the stride.
@@ -223,12 +205,7 @@ def _load_trunk(net: AffinityNet, checkpoint: Checkpoint) -> None:
 
 
 def trained_parts(net: AffinityNet) -> TrainedParts:
-    """Return the weights that are not frozen, sorted as PSA trains them.
-
-    Example:
-        >>> [len(part) for part in trained_parts(ResNet38Affinity(width=1))]
-        [35, 0, 4, 0]
-    """
+    """Return the weights that are not frozen, sorted as PSA trains them."""
     parts = TrainedParts([], [], [], [])
     for name, parameter in net.named_parameters():
         if parameter.requires_grad:

@@ -1,8 +1,7 @@
 """Weights files of the original authors: their tensors by the names that the nets here use, each once.
 
-IRN's nets register their modules several times: ResNet-50 as ``resnet50``, its parts again as ``stage1`` ... and
-``backbone``, and the new layers again in lists. So a file names most tensors three times. deeplab-pytorch's nets, which
-were converted from Caffe, have names of their own and read BGR values.
+IRN's nets register their modules several times (``resnet50``, ``stage1`` ..., ``backbone``, and lists of new layers),
+so a file names most tensors three times. deeplab-pytorch's nets, converted from Caffe, have other names and read BGR.
 """
 
 from __future__ import annotations
@@ -69,20 +68,8 @@ class IRNWeights:
 def irn_cam_weights(checkpoint: Checkpoint) -> IRNWeights:
     """Return the weights of a file of IRN's CAM net (AdvCAM's classifier is one), each once.
 
-    Names are ``resnet50.{conv1, bn1, layer1 .. layer4}.*`` and ``classifier.weight``.
-
-    Raises:
-        AdvCAMError: two names of one tensor hold different weights.
-
-    Example:
-        >>> from pathlib import Path
-        >>> kernel = torch.rand(64, 3, 7, 7)
-        >>> keys = ["module.resnet50.conv1.weight", "module.stage1.0.weight", "module.backbone.0.0.weight"]
-        >>> found = irn_cam_weights(Checkpoint(Path("res50_cam.pth"), dict.fromkeys(keys, kernel), {}))
-        >>> list(found.checkpoint.weights)
-        ['resnet50.conv1.weight']
-        >>> found.note
-        'ignored 2 keys (backbone.*, stage1.*): further names of weights that are used'
+    Names are ``resnet50.{conv1, bn1, layer1 .. layer4}.*`` and ``classifier.weight``. Two names of one tensor with
+    different weights are an error.
     """
 
     def own_name(key: str) -> str:
@@ -92,11 +79,7 @@ def irn_cam_weights(checkpoint: Checkpoint) -> IRNWeights:
 
 
 def irnet_weights(checkpoint: Checkpoint) -> IRNWeights:
-    """Return the weights of a file of IRN's own net, each once and by the names of `advcam_attr.networks.irnet.IRNet`.
-
-    Raises:
-        AdvCAMError: two names of one tensor hold different weights.
-    """
+    """Return the weights of a file of IRN's own net, each once and by the names of `IRNet`."""
 
     def own_name(key: str) -> str:
         if layer := re.fullmatch(r"(edge|dp)_layers\.(\d)\.(.+)", key):
@@ -170,16 +153,6 @@ def caffe_weights(checkpoint: Checkpoint) -> Checkpoint:
 
     Its nets read BGR values from 0 to 255 less a mean: the first convolution's channels are reversed, and the
     normalization is noted, so that the result reads RGB as all nets here do.
-
-    Raises:
-        AdvCAMError: the first convolution does not read three channels.
-
-    Example:
-        >>> from pathlib import Path
-        >>> keys = ["layer1.conv1.conv.weight", "layer4.block23.shortcut.bn.bias", "aspp.c3.bias"]
-        >>> found = caffe_weights(Checkpoint(Path("x.pth"), {f"base.{k}": torch.zeros(1, 3, 1, 1) for k in keys}, {}))
-        >>> list(found.weights)
-        ['conv1.weight', 'layer3.22.downsample.1.bias', 'aspp.3.bias']
     """
     named = {_caffe_name(key): value for key, value in without_prefix(checkpoint.weights, _CAFFE_ROOTS).items()}
     first = named.get("conv1.weight")

@@ -72,7 +72,6 @@ class Backbone:
 
     @property
     def is_timm(self) -> bool:
-        """Whether timm builds it."""
         return self.name.startswith("timm/")
 
     def without_weights(self, mean: Sequence[float], std: Sequence[float]) -> Backbone:
@@ -87,12 +86,7 @@ class Backbone:
 
 
 def channels(what: str, values: Sequence[float] | None) -> tuple[float, ...] | None:
-    """Return one number for each of three channels, or None.
-
-    Example:
-        >>> channels("mean", [0.5])
-        (0.5, 0.5, 0.5)
-    """
+    """Return one number for each of three channels, or None."""
     if values is None:
         return None
     if len(values) not in (1, 3) or not all(math.isfinite(v) for v in values) or (what == "std" and min(values) <= 0):

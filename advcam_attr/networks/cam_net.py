@@ -26,8 +26,6 @@ from advcam_attr.types import AdvCAMError
 
 @dataclass(frozen=True)
 class CAMNetSpec(NetSpec):
-    """What a CAM net is made of; see `cam_net`."""
-
     key: ClassVar[str] = "cam_net"
     title: ClassVar[str] = "CAM net"
 
@@ -41,7 +39,6 @@ class CAMNet(nn.Module):
     ``spec.backbone.train_from`` are frozen.
 
     Attributes:
-        spec: what it is made of.
         stride: the output stride.
         mean, std: the normalization, by channel, for RGB in [0, 1].
         classifier: the 1 × 1 convolution; weights ``(K, C, 1, 1)``.
@@ -66,7 +63,6 @@ class CAMNet(nn.Module):
         return logits
 
     def train(self, mode: bool = True) -> CAMNet:
-        """Set training mode for all but the norms with running statistics."""
         super().train(mode)
         for norm in running_norms(self):
             norm.eval()
@@ -77,12 +73,7 @@ class ResNet50CAM(CAMNet):
     """IRN's CAM net; its state dict has IRN's keys ``resnet50.*`` and ``classifier.weight``, and no others.
 
     Output stride 16 is layer4 with stride 1; 8 is layer3 too. By dilation, the convolutions of these layers are dilated
-    by 2, except in the first block of each (IRN's stride-8 option).
-
-    Args:
-        spec: what it is made of.
-        resnet: torchvision's ResNet-50; changed in place.
-        mean, std: the normalization.
+    by 2, except in the first block of each (IRN's stride-8 option). torchvision's ResNet-50 is changed in place.
     """
 
     def __init__(self, spec: CAMNetSpec, resnet: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
@@ -99,7 +90,6 @@ class ResNet50CAM(CAMNet):
         self.resnet50 = net
 
     def features(self, x: Tensor) -> Tensor:
-        """Return the maps ``(N, 2048, ceil(H / stride), ceil(W / stride))`` of images ``(N, 3, H, W)``."""
         net = self.resnet50
         x = net.maxpool(net.relu(net.bn1(net.conv1(x))))
         out: Tensor = net.layer4(net.layer3(net.layer2(net.layer1(x))))
@@ -107,14 +97,11 @@ class ResNet50CAM(CAMNet):
 
 
 class TimmCAM(CAMNet):
-    """The CAM net of a timm model."""
-
     def __init__(self, spec: CAMNetSpec, trunk: TimmTrunk) -> None:
         super().__init__(spec, trunk.stride, trunk.reader.channels, trunk.mean, trunk.std)
         self.backbone, self._reader = trunk.model, trunk.reader
 
     def features(self, x: Tensor) -> Tensor:
-        """Return the maps ``(N, C, h, w)`` of images ``(N, 3, H, W)``."""
         return self._reader(self.backbone, x)
 
 
@@ -125,7 +112,7 @@ def cam_net(
     seed: int = 0,
     class_map: Mapping[int, Sequence[int]] | None = None,
 ) -> CAMNet:
-    """Make a CAM net with a new 1 × 1 convolution on a pretrained backbone.
+    """Make a CAM net with a new 1 × 1 convolution on a pretrained backbone: in eval mode, on the CPU.
 
     The pretrained weights of ``torchvision/resnet50`` are ``IMAGENET1K_V1``, as in IRN. A lowered stride gives a grid
     of ceil(H / stride) if all strided layers pad, as ResNets do; nets that drop a rest (2 × 2 patches without padding:
@@ -139,9 +126,6 @@ def cam_net(
         seed: of the new convolution's weights (default initialization).
         class_map: for some of the new classes, the classes of the backbone's own linear classifier that depict them;
             see `mapped_weights`. It helps if images are few.
-
-    Returns:
-        The net, in eval mode, on the CPU; its ``stride`` is what was reached.
 
     Raises:
         AdvCAMError: the backbone is unknown, its weights cannot be loaded, or it cannot have the stride, ``train_from``
@@ -186,7 +170,6 @@ def _irn_resnet(backbone: Backbone) -> LoadedModel:
 
 
 def _freeze(net: CAMNet, size: int) -> None:
-    """Freeze the stem, and what runs before ``train_from``."""
     order = execution_order(net, size=size)
     backbone = net.spec.backbone
     first = first_trained(backbone, order, "resnet50" if backbone.name == IRN_BACKBONE else "backbone")
@@ -203,28 +186,14 @@ class UnknownClassError(AdvCAMError):
 def mapped_weights(
     own: nn.Module, class_map: Mapping[int, Sequence[int]], num_classes: int, channels: int, backbone: str
 ) -> Tensor:
-    """Return weights of new classes: the mean of the backbone's classes that depict them, less the mean of all.
+    """Return weights ``(K, C)`` of new classes: the mean of the backbone's classes that depict them minus that of all.
 
     Args:
         own: the backbone's classifier, a linear one on its last maps.
-        class_map: for some of the new classes, the classes of ``own`` that depict them.
+        class_map: for some of the new classes, the classes of ``own`` that depict them; the others get zeros.
         num_classes: K, of the new classes.
         channels: C, of the last maps.
         backbone: its name, for messages.
-
-    Returns:
-        ``(K, C)``; zeros for classes that are not in the map.
-
-    Raises:
-        UnknownClassError: a class that the backbone or the new net does not have.
-        AdvCAMError: another classifier.
-
-    Example:
-        >>> own = nn.Linear(2, 3)
-        >>> _ = own.weight.data.copy_(torch.tensor([[3.0, 0.0], [0.0, 3.0], [0.0, 0.0]]))
-        >>> mapped_weights(own, {1: (0, 2)}, 2, 2, "timm/resnet18")
-        tensor([[ 0.0000,  0.0000],
-                [ 0.5000, -1.0000]])
     """
     if not isinstance(own, nn.Linear) or own.in_features != channels:
         raise AdvCAMError(f"{backbone} has no linear classifier on its last maps to map classes from")

@@ -39,8 +39,6 @@ BINS = (1, 2, 3, 6)
 
 @dataclass(frozen=True)
 class CCTSpec(NetSpec):
-    """What a CCT net is made of; see `cct_net`."""
-
     key: ClassVar[str] = "cct"
     title: ClassVar[str] = "CCT net"
 
@@ -51,18 +49,14 @@ class CCTSpec(NetSpec):
 
     @property
     def num_names(self) -> int:
-        """How many class names the net's file has."""
         return self.num_classes - 1
 
 
 class PyramidPooling(nn.Module):
     """Features and their means over 1, 4, 9 and 36 regions, mixed by a 3 × 3 convolution.
 
-    Zhao et al., "Pyramid Scene Parsing Network", CVPR 2017, as in CCT's released code.
-
-    Args:
-        channels: C of the features.
-        out: channels of each pooled branch, and of the result; C / 4 in the released code.
+    Zhao et al., "Pyramid Scene Parsing Network", CVPR 2017, as in CCT's released code, where ``out``, the channels of
+    each pooled branch and of the result, is C / 4.
     """
 
     def __init__(self, channels: int, out: int) -> None:
@@ -88,7 +82,6 @@ class CCT(nn.Module):
     """Encoder, main decoder, and auxiliary decoders behind perturbations.
 
     Attributes:
-        spec: what it is made of.
         stride: the encoder's output stride; images' sides must be multiples of it.
         mean, std: the normalization, by channel, for RGB in [0, 1].
         backbone, pyramid: the encoder.
@@ -159,7 +152,7 @@ def cct_net(
     norms: Norms = "trained",
     seed: int = 0,
 ) -> CCT:
-    """Make a net for cross-consistency training on a pretrained backbone.
+    """Make a net for cross-consistency training on a pretrained backbone: in eval mode, on the CPU.
 
     Args:
         backbone: ``deepbase_resnet50``, the released code's, whose published weights are given as its checkpoint
@@ -168,12 +161,9 @@ def cct_net(
         num_classes: K, including the background.
         channels: of the pyramid's branches and result; by default a quarter of the backbone's (ResNet-50: 512).
         auxiliary: the number of decoders of each perturbation; by default the released code's 30.
-        norms: ``"trained"`` as in the released code; ``"frozen"`` keeps the statistics and affine weights of the
+        norms: ``"trained"`` as in the released code; ``"frozen"`` fixes the statistics and affine weights of the
             backbone's batch norms, e.g. for weights whose norms were folded into convolutions.
         seed: of the new weights.
-
-    Returns:
-        The net, in eval mode, on the CPU.
 
     Raises:
         AdvCAMError: an unknown name or perturbation, weights that cannot be loaded, or a stride that the backbone or
@@ -225,15 +215,7 @@ def _deep_base(backbone: Backbone) -> TimmTrunk:
 
 
 def deep_base_weights(checkpoint: Checkpoint) -> Checkpoint:
-    """Return the published weights of the deep ResNet-50 by timm's names, without its classifier.
-
-    Example:
-        >>> from pathlib import Path
-        >>> keys = ["conv1.weight", "bn3.bias", "layer1.0.bn3.bias", "fc.weight"]
-        >>> found = deep_base_weights(Checkpoint(Path("3x3resnet50.pth"), dict.fromkeys(keys, torch.zeros(1)), {}))
-        >>> sorted(found.weights)
-        ['bn1.bias', 'conv1.0.weight', 'layer1.0.bn3.bias']
-    """
+    """Return the published weights of the deep ResNet-50 by timm's names, without its classifier."""
     weights = without_prefix(checkpoint.weights, ["conv1.", "fc.", "layer1."])
     named = {re.sub(r"^(resinit|prefix)\.", "", key): value for key, value in weights.items()}
     renamed = {
@@ -246,19 +228,10 @@ def deep_base_weights(checkpoint: Checkpoint) -> Checkpoint:
 
 
 class Decoder(nn.Sequential):
-    """A 1 × 1 convolution to K channels, followed by steps that double the size.
+    """A 1 × 1 convolution from C to K channels, followed by ``steps`` that double the size, for a stride of 2 ^ steps.
 
-    A step is a 1 × 1 convolution to 4 K channels, a ReLU and a pixel shuffle. The last step has a ReLU too, as in
-    the released code: scores are never below 0.
-
-    Args:
-        channels: C of the features.
-        classes: K.
-        steps: the features' stride is 2 ^ steps.
-
-    Example:
-        >>> Decoder(8, 3, steps=2)(torch.rand(1, 8, 5, 4)).shape
-        torch.Size([1, 3, 20, 16])
+    A step is a 1 × 1 convolution to 4 K channels, a ReLU and a pixel shuffle. The last step has a ReLU too, as in the
+    released code: scores are never below 0.
     """
 
     def __init__(self, channels: int, classes: int, steps: int) -> None:
@@ -277,11 +250,8 @@ def _doubling(classes: int) -> nn.Sequential:
 def icnr(weight: Tensor, factor: int = 2) -> None:
     """Initialize a sub-pixel convolution so that the pixels of each cell are equal, without a checkerboard.
 
-    Aitken et al., "Checkerboard artifact free sub-pixel convolution", 2017.
-
-    Args:
-        weight: ``(C · factor², C', 1, 1)``, changed in place; Kaiming-normal, each kernel ``factor²`` times.
-        factor: of the pixel shuffle that follows.
+    Aitken et al., "Checkerboard artifact free sub-pixel convolution", 2017. The weights ``(C · factor², C', 1, 1)`` are
+    changed in place: Kaiming-normal, each kernel ``factor²`` times.
     """
     kernels = torch.empty(len(weight) // factor**2, *weight.shape[1:], dtype=weight.dtype, device=weight.device)
     nn.init.kaiming_normal_(kernels)
@@ -296,12 +266,10 @@ class AuxiliaryDecoder(nn.Module):
         self.perturbation, self.decoder = perturbation, decoder
 
     def forward(self, x: Tensor, guide: Guide) -> Tensor:
-        """Return the scores ``(N, K, H, W)`` of features ``(N, C, h, w)``."""
         scores: Tensor = self.decoder(self.perturbation(x, guide, self.decoder))
         return scores
 
     def extra_repr(self) -> str:
-        """Return the perturbation, for ``print(net)``."""
         return repr(self.perturbation)
 
 

@@ -28,11 +28,7 @@ LEAST_POINTS = 50
 
 @dataclass(frozen=True)
 class Guide:
-    """The main decoder's prediction, which guides perturbations; detached.
-
-    Attributes:
-        foreground: ``(N, H, W)`` bool, where the likeliest class is not the background.
-    """
+    """The main decoder's prediction, which guides perturbations; ``foreground`` is ``(N, H, W)`` bool, detached."""
 
     foreground: Tensor
 
@@ -47,7 +43,6 @@ class Guide:
 
     @cached_property
     def boxes(self) -> list[list[Box]]:
-        """The boxes of each image's objects; see `contour_boxes`."""
         return [contour_boxes(mask) for mask in self.foreground.cpu().numpy()]
 
 
@@ -63,7 +58,6 @@ def contour_boxes(mask: np.ndarray, least_points: int = LEAST_POINTS) -> list[Bo
 
 
 def require_opencv() -> Any:
-    """Return OpenCV's module; AdvCAMError if it is not installed."""
     try:
         import cv2
     except ImportError as error:

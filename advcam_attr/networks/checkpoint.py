@@ -53,14 +53,11 @@ class Checkpoint:
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:
-    """Read a safetensors file, or a torch file of plain weights; no code of the file is run.
+    """Read a safetensors file, or a torch file of plain weights, in its precision; no code of the file is run.
 
     Args:
         path: a file ending in ``.safetensors``, or any file that ``torch.save`` wrote from a state dict or from a
             dict with one under ``state_dict``, ``model`` or the like.
-
-    Returns:
-        The weights, in the precision of the file.
 
     Raises:
         AdvCAMError: the file is missing, damaged, a pickle of more than weights, or holds none.
@@ -112,15 +109,10 @@ def _unwrap(content: Any) -> Mapping[Any, Any]:
 
 
 def load_weights(model: nn.Module, checkpoint: Checkpoint, name: str) -> None:
-    """Load the weights of a checkpoint into a model, cast to the model's own precision.
+    """Load the weights of a checkpoint into a model, named in errors, cast to the model's own precision.
 
     A prefix that all keys share and the model's do not (``module.``, ``_orig_mod.``, ``model.``) is removed. The model
     is left unchanged unless everything fits.
-
-    Args:
-        model: changed in place.
-        checkpoint: from `read_checkpoint`.
-        name: the model's name in errors.
 
     Raises:
         AdvCAMError: keys are missing or unexpected, shapes differ, or weights are not finite; they are listed.

@@ -28,8 +28,6 @@ from advcam_attr.types import AdvCAMError
 
 @dataclass(frozen=True)
 class DeepLabSpec(NetSpec):
-    """What a DeepLab is made of; see `deeplab`."""
-
     key: ClassVar[str] = "deeplab"
     title: ClassVar[str] = "DeepLab"
 
@@ -40,23 +38,13 @@ class DeepLabSpec(NetSpec):
 
     @property
     def num_names(self) -> int:
-        """How many class names the net's file has."""
         return self.num_labels - 1
 
 
 class ASPP(nn.ModuleList):
     """Atrous spatial pyramid pooling: 3 × 3 convolutions of several dilations, summed.
 
-    Weights are drawn from N(0, 0.01²), biases are 0.
-
-    Args:
-        channels: C, of the features.
-        num_labels: K, including the background.
-        rates: the dilations, each its convolution's padding too.
-
-    Example:
-        >>> ASPP(8, 21, (1, 2))(torch.zeros(1, 8, 5, 6)).shape
-        torch.Size([1, 21, 5, 6])
+    Weights are drawn from N(0, 0.01²), biases are 0. Each rate is its convolution's dilation and padding.
     """
 
     def __init__(self, channels: int, num_labels: int, rates: Sequence[int]) -> None:
@@ -87,7 +75,6 @@ class BackboneFeatures(nn.Module):
         self.model, self.reader = model, reader
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the features ``(N, C, h, w)`` of images ``(N, 3, H, W)``."""
         return self.reader(self.model, x)
 
 
@@ -95,12 +82,8 @@ class DeepLab(nn.Module):
     """Features and `ASPP`, at the scale of the image.
 
     Norms with running statistics use them in training too, never update them, and their affine weights are frozen
-    (deeplab-pytorch does not optimize them). So is what runs before ``spec.backbone.train_from``.
-
-    Attributes:
-        spec: what it is made of.
-        stride: the output stride.
-        mean, std: the normalization, by channel, for RGB in [0, 1].
+    (deeplab-pytorch does not optimize them). So is what runs before ``spec.backbone.train_from``. ``stride`` is the
+    output stride; ``mean`` and ``std`` are the normalization, by channel, for RGB in [0, 1].
     """
 
     def __init__(self, spec: DeepLabSpec, trunk: TimmTrunk, mean: Sequence[float], std: Sequence[float]) -> None:
@@ -118,7 +101,6 @@ class DeepLab(nn.Module):
         return logits
 
     def train(self, mode: bool = True) -> DeepLab:
-        """Set training mode for all but the norms with running statistics."""
         super().train(mode)
         for norm in running_norms(self):
             norm.eval()
@@ -133,14 +115,10 @@ class MultiScale(nn.Module):
         self.net = net
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, ...]:
-        """Return logits.
+        """Return logits of normalized images ``(N, 3, H, W)``.
 
-        Args:
-            x: normalized images ``(N, 3, H, W)``.
-
-        Returns:
-            In eval mode the element-wise maximum over all scales, ``(N, K, h, w)`` on the grid of scale 1. In training
-            mode the logits of scale 1, those of each other scale on its own grid, and the maximum.
+        In eval mode they are the element-wise maximum over all scales, ``(N, K, h, w)`` on the grid of scale 1. In
+        training mode, those of scale 1, those of each other scale on its own grid, and the maximum.
         """
         first: Tensor = self.net(x)
         others = [
@@ -164,7 +142,7 @@ def deeplab(
     seed: int = 0,
     class_map: Mapping[int, Sequence[int]] | None = None,
 ) -> DeepLab:
-    """Make a DeepLab-v2 with a new pyramid on a pretrained backbone.
+    """Make a DeepLab-v2 with a new pyramid on a pretrained backbone: in eval mode, on the CPU.
 
     The pretrained weights of ``torchvision/resnet101`` are ``IMAGENET1K_V1``. Its checkpoint may have torchvision's
     keys, or those of deeplab-pytorch's nets, converted from Caffe. The classifier or pyramid in it is dropped.
@@ -180,11 +158,7 @@ def deeplab(
         scales: those besides 1 of `MultiScale`.
         seed: of the pyramid's weights.
         class_map: for some of the labels, the classes of the backbone's own linear classifier that depict them, from
-            whose weights the pyramid starts; see `advcam_attr.networks.cam_net.mapped_weights`. It helps if images are
-            few.
-
-    Returns:
-        The net, in eval mode, on the CPU; its ``stride`` is what was reached.
+            whose weights the pyramid starts; see `advcam_attr.networks.cam_net.mapped_weights`.
 
     Raises:
         AdvCAMError: the backbone is unknown, its weights cannot be loaded, or it cannot have the stride, ``train_from``

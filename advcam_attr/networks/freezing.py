@@ -25,11 +25,8 @@ def weight_owners(net: nn.Module) -> list[str]:
 def first_trained(backbone: Backbone, order: Mapping[str, int], within: str) -> int:
     """Return when ``backbone.train_from`` is first called in a net's forward; 0 if it is None.
 
-    Args:
-        backbone: its ``train_from`` is a module as the backbone names it, e.g. ``"layer3"``, or a part of the net
-            beside the backbone, e.g. ``"classifier"``.
-        order: from `execution_order`.
-        within: the backbone's name in the net.
+    It names a module as the backbone does, e.g. ``"layer3"`` (``within`` the net), or a part of the net beside the
+    backbone, e.g. ``"classifier"``; ``order`` is from `execution_order`.
     """
     names = {name.removeprefix(f"{within}."): name for name in order if name}
     if backbone.train_from is None:
@@ -42,12 +39,7 @@ def first_trained(backbone: Backbone, order: Mapping[str, int], within: str) -> 
 
 
 def freeze_before(net: nn.Module, order: Mapping[str, int], first: int) -> None:
-    """Freeze all weights that are used before a position in the forward.
-
-    Args:
-        net: changed in place.
-        order: from `execution_order`.
-        first: the position of the first trained module.
+    """Freeze all weights that are used before a position in the forward, in place.
 
     Example:
         >>> net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1))
@@ -65,13 +57,9 @@ def freeze_before(net: nn.Module, order: Mapping[str, int], first: int) -> None:
 
 
 def apply_train_from(net: nn.Module, backbone: Backbone, within: str, size: int) -> None:
-    """Freeze what runs before ``backbone.train_from``, if it is given.
+    """Freeze what runs before ``backbone.train_from`` (see `first_trained`), if it is given.
 
-    Args:
-        net: changed in place.
-        backbone: see `first_trained`.
-        within: the backbone's name in the net.
-        size: of square images that the net takes.
+    ``size`` is that of square images that the net takes.
     """
     if backbone.train_from is not None:
         order = execution_order(net, size=size)

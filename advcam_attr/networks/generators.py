@@ -56,24 +56,17 @@ GENERATORS: dict[str, Callable[[Checkpoint], Made]] = {"irn": _irn, "seam": _sea
 
 
 def load_generator(name: str, path: str | Path) -> ResNet38 | CAMNet:
-    """Load a published seed generator from its authors' file.
+    """Load a published seed generator from its authors' file: in eval mode, on the CPU, float32.
 
-    The numbers of classes are read from the file. No code of the file is run. What is ignored of it is logged; IRN's
-    files name most weights three times.
+    It gives the scores of the foreground classes ``(N, K)``, K read from the file; ``mean``, ``std`` and ``stride`` say
+    how images are prepared. No code of the file is run. What is ignored of it is logged.
 
     Args:
         name: ``"irn"`` (AdvCAM's classifier is one), ``"seam"`` or ``"sc_cam"``.
         path: a torch file of plain weights, or a safetensors file.
 
-    Returns:
-        The net in eval mode, on the CPU, float32. It gives the scores of the foreground classes ``(N, K)``; its
-        ``mean``, ``std`` and ``stride`` say how images are prepared.
-
     Raises:
         AdvCAMError: an unknown name; a file that is missing, damaged, or of another net.
-
-    Example:
-        >>> net = load_generator("seam", "resnet38_SEAM.pth")  # doctest: +SKIP
     """
     make = lookup(name, GENERATORS, "generator")
     with seeded(0):

@@ -35,8 +35,6 @@ _SIZE = 256
 
 @dataclass(frozen=True)
 class IRNetSpec(NetSpec):
-    """What an IRN net is made of."""
-
     key: ClassVar[str] = "irnet"
     title: ClassVar[str] = "IRN net"
 
@@ -51,7 +49,6 @@ class MeanShift(nn.Module):
         self.register_buffer("running_mean", torch.zeros(channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(N, C, h, w)`` to the same shape."""
         return x if self.training else x - self.running_mean[:, None, None]
 
 
@@ -99,14 +96,10 @@ class IRNet(nn.Module):
         self.mean_shift = MeanShift(2)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Compute edges and displacements.
+        """Return edges and displacements ``(N, 3, h, w)`` of images ``(N, 3, H, W)``, on the grid of stride 4.
 
-        Args:
-            x: normalized images ``(N, 3, H, W)``.
-
-        Returns:
-            ``(N, 3, h, w)`` on the grid of stride 4: the logit of a class boundary, and the displacement from each
-            pixel to its object's center, y then x, in cells of the grid.
+        They are the logit of a class boundary, and the displacement from each pixel to its object's center, y then x,
+        in cells of the grid.
         """
         x1, x2, x3, x4, x5 = self.taps(x)
         fourth, eighth = x2.shape[2:], x3.shape[2:]
@@ -123,15 +116,12 @@ class IRNet(nn.Module):
         return _taps(self.trunk, self.stages, x)
 
     def edge_parameters(self) -> list[nn.Parameter]:
-        """Return the weights of the edge branch."""
         return [p for name, p in self.named_parameters() if name.startswith("fc_edge")]
 
     def displacement_parameters(self) -> list[nn.Parameter]:
-        """Return the weights of the displacement branch."""
         return [p for name, p in self.named_parameters() if name.startswith("fc_dp")]
 
     def train(self, mode: bool = True) -> IRNet:
-        """Set training mode for the branches; the backbone stays in eval mode."""
         super().train(mode)
         self.trunk.eval()
         return self
@@ -183,23 +173,18 @@ def _tap_shapes(trunk: CAMNet, stages: Sequence[str]) -> list[torch.Size]:
 
 
 def irnet(backbone: Backbone | str = IRN_BACKBONE, *, seed: int = 0) -> IRNet:
-    """Make IRN's net on a backbone, whose last stride is removed as in the seed classifier.
+    """Make IRN's net on a backbone, whose last stride is removed as in the seed classifier: in eval mode, on the CPU.
 
     Args:
         backbone: ``torchvision/resnet50``, IRN's; or ``timm/NAME`` of a net whose stages timm lists. By default with
             its ImageNet weights, as in IRN.
         seed: of the branches' weights.
 
-    Returns:
-        The net, in eval mode, on the CPU.
-
     Raises:
         AdvCAMError: as `advcam_attr.networks.cam_net.cam_net`; a backbone without maps of the strides 4, 8, 16 and 32.
 
     Example:
         >>> net = irnet(Backbone("timm/test_resnet", random_weights=True))
-        >>> [tuple(tap.shape[1:]) for tap in net.taps(torch.zeros(1, 3, 64, 96))]
-        [(32, 16, 24), (32, 16, 24), (48, 8, 12), (192, 4, 6), (96, 4, 6)]
         >>> net(torch.zeros(1, 3, 64, 96)).shape
         torch.Size([1, 3, 16, 24])
     """

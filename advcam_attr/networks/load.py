@@ -27,7 +27,7 @@ def load_model(
     std: Sequence[float] | None = None,
     input_size: int | None = None,
 ) -> LoadedModel:
-    """Load a classifier by name.
+    """Load a classifier by name, in eval mode, with its preprocessing and class names.
 
     Weights are the model's pretrained ones unless ``checkpoint`` or ``random_weights`` is given; a factory makes its
     own. The normalization is the one given here, else ``mean`` and ``std`` in the metadata of a safetensors checkpoint,
@@ -43,9 +43,6 @@ def load_model(
         labels: a text file with one class name a line.
         mean, std: another normalization, by channel or one number for all.
         input_size: another height and width in pixels.
-
-    Returns:
-        The model in eval mode, with its preprocessing and class names.
 
     Raises:
         AdvCAMError: an unknown name (similar ones are listed), arguments that the model rejects, weights that cannot be
@@ -83,14 +80,7 @@ def load_model(
 
 
 def first_published(spec: str) -> Checkpoint:
-    """Return the first ImageNet weights that torchvision published of a model, which papers start from.
-
-    Args:
-        spec: ``torchvision/NAME``.
-
-    Raises:
-        AdvCAMError: they cannot be downloaded.
-    """
+    """Return the first ImageNet weights that torchvision published of ``torchvision/NAME``, which papers start from."""
     from torchvision.models import get_model_weights
 
     start = get_model_weights(spec.partition("/")[2])["IMAGENET1K_V1"]
@@ -101,11 +91,7 @@ def first_published(spec: str) -> Checkpoint:
 
 
 def read_labels(path: str | Path) -> tuple[str, ...]:
-    """Read class names, one a line, in the order of the classes.
-
-    Raises:
-        AdvCAMError: the file is missing, empty, not text, or has an empty line between names.
-    """
+    """Read class names, one a line, in the order of the classes."""
     try:
         lines = [line.strip() for line in Path(path).read_text(encoding="utf-8-sig").rstrip().splitlines()]
     except OSError as error:

@@ -49,7 +49,6 @@ class LoadedModel:
     num_classes: int | None = None
 
     def preprocess(self, image: Image.Image) -> Tensor:
-        """Return the model's input ``(3, H, W)``, float32, of an RGB image."""
         return self.preprocessing.transform(image)
 
     def display(self, x: Tensor) -> Tensor:
@@ -66,14 +65,7 @@ class LoadedModel:
 
 @dataclass(frozen=True)
 class Request:
-    """What is requested besides the model's name.
-
-    Attributes:
-        args: keyword arguments of the model.
-        pretrained: load the published weights.
-        mean, std: another normalization than the model's own, by channel.
-        input_size: another height and width than the model's own.
-    """
+    """What is requested besides the model's name; None for the model's own."""
 
     args: Mapping[str, Any]
     pretrained: bool

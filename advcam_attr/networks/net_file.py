@@ -77,12 +77,6 @@ def save_net(path: Path, net: nn.Module, classes: Sequence[str] = (), notes: Map
         net: has a ``spec``.
         classes: the names of the foreground classes.
         notes: further metadata; `read_notes` returns them.
-
-    Raises:
-        AdvCAMError: the file cannot be written, or the number of names is wrong.
-
-    Example:
-        >>> save_net(Path("classifier.safetensors"), net, ["cat", "dog"])  # doctest: +SKIP
     """
     module: Any = net
     spec: NetSpec = module.spec
@@ -111,9 +105,6 @@ def load_net(source: str | Path | Checkpoint, kind: NetKind[S, N]) -> tuple[N, t
 
     Raises:
         AdvCAMError: the file is missing, damaged, or of another network; keys that do not fit are named.
-
-    Example:
-        >>> net, classes = load_net("classifier.safetensors", CAM_NET)  # doctest: +SKIP
     """
     checkpoint = source if isinstance(source, Checkpoint) else read_checkpoint(source)
     if kind.published is not None and kind.spec.key not in checkpoint.metadata:

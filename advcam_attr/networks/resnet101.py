@@ -42,15 +42,10 @@ def resnet_weights(backbone: Backbone) -> tuple[Checkpoint | None, StrideIn]:
 
 
 def resnet_trunk(backbone: Backbone, weights: Checkpoint | None, stride_in: StrideIn) -> TimmTrunk:
-    """Return a ResNet-101 with the strides and dilations of DeepLab-v2; names of weights are torchvision's.
+    """Return a ResNet-101 with the strides (8, 16 or 32) and dilations of DeepLab-v2; keys are torchvision's.
 
-    All blocks of a dilated stage have its dilation, the first one too, as in deeplab-pytorch. The max pool rounds up
-    as in Caffe, giving a cell more than torchvision's if a side is even.
-
-    Args:
-        backbone: its output stride is 8, 16 or 32.
-        weights: from `resnet_weights`; those of a classifier or a pyramid are dropped.
-        stride_in: which convolution of a bottleneck has its stride.
+    All blocks of a dilated stage have its dilation, the first one too, as in deeplab-pytorch. The max pool rounds up as
+    in Caffe, giving a cell more than torchvision's if a side is even. Weights of a classifier or a pyramid are dropped.
     """
     stride = backbone.max_stride or 32
     if stride not in _STAGES or stride_in not in ("1x1", "3x3"):

@@ -52,15 +52,12 @@ class Block(nn.Module):
         self.conv_branch1 = _skip(entering, leaving, stride)
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(N, entering, H, W)`` to ``(N, leaving, h, w)``."""
         return self.body(x, self.rectified(x))
 
     def rectified(self, x: Tensor) -> Tensor:
-        """Return ``h``, the input of the body."""
         return F.relu(self.bn_branch2a(x))
 
     def body(self, x: Tensor, h: Tensor) -> Tensor:
-        """Return the block's output for its input and ``h``."""
         skip = x if self.conv_branch1 is None else self.conv_branch1(h)
         return self.conv_branch2b1(F.relu(self.bn_branch2b1(self.conv_branch2a(h)))) + skip
 
@@ -88,15 +85,12 @@ class Bottleneck(nn.Module):
         self.conv_branch1 = nn.Conv2d(entering, leaving, 1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(N, entering, h, w)`` to ``(N, leaving, h, w)``."""
         return self.body(self.rectified(x))
 
     def rectified(self, x: Tensor) -> Tensor:
-        """Return ``relu(bn(x))``, the input of the body."""
         return F.relu(self.bn_branch2a(x))
 
     def body(self, h: Tensor) -> Tensor:
-        """The block's output from ``h``."""
         inner = self.dropout_2b1(F.relu(self.bn_branch2b1(self.conv_branch2a(h))))
         inner = self.dropout_2b2(F.relu(self.bn_branch2b2(self.conv_branch2b1(inner))))
         return self.conv_branch2b2(inner) + self.conv_branch1(h)
@@ -111,15 +105,7 @@ def _skip(entering: int, leaving: int, stride: int) -> nn.Conv2d | None:
 class ResNet38(nn.Module):
     """The trunk; nets with a head inherit from it, so that its parameters keep their names.
 
-    Args:
-        width: channels of the first convolution, of which all others are multiples; the published nets have 64.
-
-    Example:
-        >>> import torch
-        >>> from advcam_attr.networks.resnet38 import ResNet38
-        >>> features = ResNet38(width=2).eval().features(torch.rand(1, 3, 40, 64))
-        >>> [tuple(one.shape) for one in features]
-        [(1, 16, 5, 8), (1, 32, 5, 8), (1, 128, 5, 8)]
+    ``width`` is the channels of the first convolution, of which all others are multiples; the published nets have 64.
     """
 
     #: Image pixels a cell of the features.

@@ -18,13 +18,6 @@ class SCCAM(ResNet38):
         subcategories: of all classes together; the published net, of the third round, has 10 each. 0 is the net of
             the first round, whose one classifier is called ``fc8``.
         width: as for the trunk.
-
-    Example:
-        >>> import torch
-        >>> net = SCCAM(classes=3, subcategories=30, width=1).eval()
-        >>> x = torch.rand(1, 3, 40, 64)
-        >>> net(x).shape, net.class_maps(x).shape
-        (torch.Size([1, 3]), torch.Size([1, 3, 5, 8]))
     """
 
     def __init__(self, classes: int = 20, subcategories: int = 200, width: int = 64) -> None:
@@ -38,7 +31,6 @@ class SCCAM(ResNet38):
 
     @property
     def classifier(self) -> nn.Conv2d:
-        """The classifier of the classes."""
         return self.fc8_20 if hasattr(self, "fc8_20") else self.fc8
 
     def forward(self, x: Tensor) -> Tensor:

@@ -34,17 +34,6 @@ class SEAM(ResNet38):
 
     The scores of the K foreground classes are the spatial means of their maps *before* the correlation module and
     before any upsampling. The background's score is left out: it has no image label.
-
-    Args:
-        classes: K, without the background; VOC has 20.
-        width: as for the trunk.
-
-    Example:
-        >>> import torch
-        >>> net = SEAM(classes=3, width=1).eval()
-        >>> x = torch.rand(1, 3, 40, 64)
-        >>> net(x).shape, net.class_maps(x).refined.shape
-        (torch.Size([1, 3]), torch.Size([1, 4, 40, 64]))
     """
 
     def __init__(self, classes: int = 20, width: int = 64) -> None:
@@ -70,15 +59,10 @@ class SEAM(ResNet38):
 
     @torch.no_grad()
     def refine(self, cam: Tensor, x: Tensor, conv4: Tensor, conv5: Tensor) -> Tensor:
-        """Apply the pixel correlation module, without gradients.
+        """Apply the pixel correlation module to maps ``(N, 1 + K, h, w)``, the background first, without gradients.
 
-        Args:
-            cam: the classifier's maps, ``(N, 1 + K, h, w)``, the background first.
-            x: the images, ``(N, 3, H, W)``.
-            conv4, conv5: the trunk's features, ``(N, C, h, w)``.
-
-        Returns:
-            ``(N, 1 + K, h, w)``: `normalised` maps, each cell the mean of all cells, weighted by their correlation.
+        The result is the `normalised` maps, each cell the mean of all cells, weighted by their correlation, which is of
+        the images ``(N, 3, H, W)`` and the trunk's features ``(N, C, h, w)``.
         """
         grid = (cam.shape[2], cam.shape[3])
         parts = [_resized(x, grid), F.relu(self.f8_3(conv4)), F.relu(self.f8_4(conv5))]
@@ -92,17 +76,9 @@ def _resized(maps: Tensor, size: tuple[int, int]) -> Tensor:
 def normalised(cam: Tensor) -> Tensor:
     """Return SEAM's maps as the correlation module reads them: peaks near 1, one foreground class a cell, a background.
 
-    Each map is rectified and divided by its own peak, whether or not the image shows the class; in each cell all
-    foreground classes but the strongest become 0, and the background is one minus the strongest.
-
-    Args:
-        cam: ``(N, 1 + K, h, w)``, the background first; its own values are ignored.
-
-    Example:
-        >>> import torch
-        >>> cam = torch.tensor([[9.0, 9.0], [4.0, 1.0], [1.0, 2.0]])[None, :, None]  # two cells
-        >>> [[round(v, 3) for v in row] for row in normalised(cam)[0, :, 0].tolist()]
-        [[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]]
+    Each map ``(N, 1 + K, h, w)`` is rectified and divided by its own peak, whether or not the image shows the class; in
+    each cell all foreground classes but the strongest become 0, and the background, whose own values are ignored, is
+    one minus the strongest.
     """
     peaks = cam.relu().amax((2, 3), keepdim=True) + 1e-5
     foreground = ((cam - 1e-5).relu() / peaks)[:, 1:]
@@ -111,16 +87,9 @@ def normalised(cam: Tensor) -> Tensor:
 
 
 def correlated(maps: Tensor, embedding: Tensor) -> Tensor:
-    """Return each cell's mean over all cells, weighted by the rectified cosine of their embeddings.
+    """Return each cell's mean over all cells, weighted by the rectified cosine of their embeddings: ``(N, K, h, w)``.
 
     The matrix of all pairs of cells is computed in blocks of columns, to save memory.
-
-    Args:
-        maps: ``(N, K, h, w)``.
-        embedding: ``(N, C, h, w)``.
-
-    Returns:
-        ``(N, K, h, w)``.
     """
     values, cells = maps.flatten(2), embedding.flatten(2)
     cells = cells / (cells.norm(dim=1, keepdim=True) + 1e-5)
@@ -132,18 +101,10 @@ def correlated(maps: Tensor, embedding: Tensor) -> Tensor:
 
 
 def seam_normalise(maps: Tensor) -> Tensor:
-    """Normalize maps that were summed over scales and flips to about [0, 1], SEAM's last step at inference.
+    """Normalize maps ``(K, H, W)`` summed over scales and flips to about [0, 1], SEAM's last step at inference.
 
     Negative values become 0, then values within 1e-5 of the map's minimum; then ``(v - min - 1e-5) / (max - min +
     1e-5)``. If the minimum is above 0, cells at it end below 0, and so below any background threshold.
-
-    Args:
-        maps: ``(K, H, W)``, one for each class that the image shows.
-
-    Example:
-        >>> import torch
-        >>> [round(v, 2) for v in seam_normalise(torch.tensor([[[-1.0, 1.0, 2.0]]])).flatten().tolist()]
-        [-0.0, 0.5, 1.0]
     """
     maps = maps.relu()
     low, high = maps.amin((1, 2), keepdim=True), maps.amax((1, 2), keepdim=True)

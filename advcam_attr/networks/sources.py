@@ -36,16 +36,11 @@ class ModelArgsError(AdvCAMError):
 
 
 def is_factory(spec: str) -> bool:
-    """Return whether a model's name reads as ``package.module:factory``."""
     return ":" in spec and "/" not in spec
 
 
 def build(spec: str, request: Request) -> LoadedModel:
-    """Build ``timm/NAME``, ``torchvision/NAME`` or ``package.module:factory``.
-
-    Raises:
-        AdvCAMError: no such source or model, rejected arguments, or weights that cannot be downloaded.
-    """
+    """Build ``timm/NAME``, ``torchvision/NAME`` or ``package.module:factory``."""
     source, _, name = spec.partition("/")
     if source == "timm" and name:
         return _from_timm(spec, name, request)
@@ -292,7 +287,6 @@ def _construction(spec: str, request: Request) -> Iterator[None]:
 
 
 def unreachable(spec: str) -> AdvCAMError:
-    """Return the error for pretrained weights that cannot be downloaded."""
     return AdvCAMError(f"the pretrained weights of {spec} cannot be downloaded (no network?); {_NEED_WEIGHTS}")
 
 

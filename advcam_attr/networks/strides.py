@@ -26,18 +26,14 @@ FeatureMap = Callable[[nn.Module, Tensor], Tensor]
 
 
 def forward(net: nn.Module, x: Tensor) -> Tensor:
-    """Return the output of the net's own forward."""
     out: Tensor = net(x)
     return out
 
 
 def output_stride(net: nn.Module, features: FeatureMap = forward) -> int | None:
-    """Return the distance in pixels between neighboring cells of the feature map.
+    """Return the distance in pixels between neighboring cells of the feature map; None for nets of one image size.
 
     Two image sizes are compared, so that nets without padding, whose maps are a little smaller, are measured alike.
-
-    Returns:
-        The stride, or None if the net does not take images of any size.
 
     Example:
         >>> output_stride(nn.Sequential(nn.Conv2d(3, 4, 3, stride=2), nn.MaxPool2d(2)))
@@ -54,14 +50,9 @@ def remove_strides(net: nn.Module, stride: int, features: FeatureMap = forward) 
     map without its stride (a 2 × 2 convolution or pool without padding), the border is replicated to the right and
     below, so that every second cell of its new map is the old map. Names of weights stay the same.
 
-    Args:
-        net: changed in place, unless False is returned.
-        stride: the output stride to reach.
-        features: computes the feature map.
-
     Returns:
-        Whether the net now has this stride. False if no set of strides does it: patch merging by slicing, branches
-        with upsampling, a patch embedding beyond the stride.
+        Whether the net, changed in place, now has this stride. False, and no change, if no set of strides does it:
+        patch merging by slicing, branches with upsampling, a patch embedding beyond the stride.
 
     Example:
         >>> net = nn.Sequential(nn.Conv2d(3, 4, 3, stride=2, padding=1), nn.MaxPool2d(2))
@@ -85,13 +76,7 @@ def remove_strides(net: nn.Module, stride: int, features: FeatureMap = forward) 
 
 
 def execution_order(net: nn.Module, features: FeatureMap = forward, size: int = _SIZES[0]) -> dict[str, int]:
-    """Return when each module of a net is first called in a forward, from 0; modules that are not called are left out.
-
-    Example:
-        >>> net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU())
-        >>> execution_order(net)
-        {'': 0, '0': 1, '1': 2}
-    """
+    """Return when each module of a net is first called in a forward, from 0, without modules that are not called."""
     twin = shape_twin(net)
     order: dict[str, int] = {}
 
@@ -153,7 +138,6 @@ def _has_stride(module: nn.Module) -> bool:
 
 
 def _fits(twin: nn.Module, names: list[str], stride: int, features: FeatureMap) -> bool:
-    """Return whether the net has the wanted stride without the strides of these modules."""
     trial = copy.deepcopy(twin)
     try:
         pads = _pads(trial, names, features)
@@ -208,14 +192,12 @@ class PaddedConv2d(nn.Conv2d):
 
     @classmethod
     def of(cls, conv: nn.Conv2d, extra: int) -> PaddedConv2d:
-        """Return a convolution that shares the weights of ``conv`` and replicates ``extra`` cells."""
         padded = cls.__new__(cls)
         padded.__dict__.update(conv.__dict__)
         padded.extra = extra
         return padded
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(N, C, h, w)`` to ``(N, C', h, w)``."""
         return super().forward(_replicated(x, self.extra))
 
 
@@ -227,7 +209,6 @@ class PaddedPool(nn.Module):
         self.pool, self.extra = pool, extra
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(N, C, h, w)`` to ``(N, C, h, w)``."""
         pooled: Tensor = self.pool(_replicated(x, self.extra))
         return pooled
 

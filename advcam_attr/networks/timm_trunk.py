@@ -77,11 +77,7 @@ class TimmTrunk:
 
 
 def timm_trunk(backbone: Backbone) -> TimmTrunk:
-    """Load a timm model, remove its classifier and pooling, and lower its output stride.
-
-    Raises:
-        AdvCAMError: the model cannot be loaded, has no feature map, or cannot have the stride.
-    """
+    """Load a timm model, remove its classifier and pooling, and lower its output stride."""
     name, stride = backbone.name, backbone.max_stride
     dilated = backbone.stride_mode == "dilation" and stride is not None
     try:
@@ -109,7 +105,6 @@ def timm_trunk(backbone: Backbone) -> TimmTrunk:
 
 
 def load_backbone(backbone: Backbone) -> LoadedModel:
-    """Load the whole classifier that a backbone is taken from."""
     return load_model(
         backbone.name,
         model_args=backbone.model_args,

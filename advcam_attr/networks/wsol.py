@@ -40,9 +40,9 @@ class Started(NamedTuple):
 def wsol_net(
     backbone: Backbone | str = "torchvision/resnet50", num_classes: int = 200, *, norms: Norms = "batch", seed: int = 0
 ) -> WSOLNet:
-    """Make a classifier whose class activation maps localize, to be trained.
+    """Make a classifier whose class activation maps localize, to be trained: in eval mode, on the CPU.
 
-    Pretrained weights of torchvision are its first (``IMAGENET1K_V1``). The classifier is kept if it has
+    Pretrained weights of torchvision are its first (``IMAGENET1K_V1``). The classifier is reused if it has
     ``num_classes`` classes (ResNet-50 on ImageNet), and new otherwise; the heads of Inception-V3 and VGG-16, and of
     timm models, always are.
 
@@ -55,9 +55,6 @@ def wsol_net(
         norms: ``"batch"`` as Choe et al.; ``"running"`` for weights whose norms hold no statistics (folded), or for
             small batches.
         seed: of new weights.
-
-    Returns:
-        The net, in eval mode, on the CPU.
 
     Raises:
         AdvCAMError: the backbone is unknown, its weights cannot be loaded, or it cannot have the stride or
@@ -108,15 +105,9 @@ def wsol_net(
 
 
 def start_from(net: WSOLNet, checkpoint: Checkpoint) -> Started:
-    """Load the weights of a published backbone into a net of the same kind, as far as they fit.
+    """Load the weights of a published backbone of torchvision's into a net of the same kind, as far as they fit.
 
-    Args:
-        net: changed in place, unless an error is raised; made of a name of torchvision's.
-        checkpoint: of the backbone with its own classifier, which is kept if it has as many classes.
-
-    Raises:
-        AdvCAMError: weights of the backbone are missing, are of other shapes or are not finite, or there are unexpected
-            ones.
+    The checkpoint's own classifier is used if it has as many classes. On an error the net stays unchanged.
     """
     own = net.state_dict()
     weights = net.own_keys(without_prefix(checkpoint.weights, [*own, *net.unread]))
@@ -141,13 +132,13 @@ def load_wsol_net(
     """Load a trained net: one that `advcam_attr.networks.net_file.save_net` wrote, or an authors' file.
 
     Authors' files are those of Choe et al. or of CutMix: torch files with the weights under ``state_dict``, by
-    torchvision's keys, which tell their architecture. CutMix's ResNet-50 was trained with a stride in layer4, which it
-    does not have here. No code of a file is run.
+    torchvision's keys, from which their architecture is found. CutMix's ResNet-50 was trained with a stride in layer4,
+    which it does not have here. No code of a file is run.
 
     Args:
         path: the file.
-        stride: 16 or 8, which authors' files of ResNet-50 and Inception-V3 do not tell; 16 by default, which is
-            ``large_feature_map=False``. Other files have their own.
+        stride: 16 or 8, of authors' files of ResNet-50 and Inception-V3, which do not record it; 16 by default, as
+            with ``large_feature_map=False``. Other files have their own.
         mean, std: another normalization than the file's own, or than ImageNet's.
 
     Returns:
@@ -155,9 +146,6 @@ def load_wsol_net(
 
     Raises:
         AdvCAMError: the file is missing, damaged or of another net, or its stride is another.
-
-    Example:
-        >>> net, classes = load_wsol_net("classifier.safetensors")  # doctest: +SKIP
     """
     checkpoint = read_checkpoint(path)
     if WSOLNetSpec.key not in checkpoint.metadata:

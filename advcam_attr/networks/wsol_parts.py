@@ -29,8 +29,6 @@ Norms = Literal["batch", "running"]
 
 @dataclass(frozen=True)
 class WSOLNetSpec(NetSpec):
-    """What a classifier is made of; see `advcam_attr.networks.wsol.wsol_net`."""
-
     key: ClassVar[str] = "wsol_net"
     title: ClassVar[str] = "localization classifier"
 
@@ -45,7 +43,6 @@ class WSOLNet(nn.Module):
         head: prefixes of the weights that no published backbone has.
         fast: prefixes of the weights that are trained at ten times the learning rate.
         unread: prefixes of the keys of a published backbone that the net has no place for.
-        spec: what it is made of.
         stride: the output stride.
         mean, std: the normalization, by channel, for RGB in [0, 1].
     """
@@ -127,7 +124,6 @@ class InceptionV3WSOL(WSOLNet):
                 (nn.init.zeros_ if name.endswith("bias") else nn.init.xavier_uniform_)(parameter)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the logits ``(N, K)`` of images ``(N, 3, H, W)``."""
         x = self.Conv2d_2b_3x3(self.Conv2d_2a_3x3(self.Conv2d_1a_3x3(x)))
         x = F.max_pool2d(x, 3, stride=2, padding=1, ceil_mode=True)
         x = self.Conv2d_4a_3x3(self.Conv2d_3b_1x1(x))
@@ -152,7 +148,6 @@ class _InceptionBStride1(InceptionB):
             branch.conv.stride, branch.conv.padding = (1, 1), (1, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(N, C, h, w)`` to ``(N, 480 + C, h, w)``."""
         double = self.branch3x3dbl_3(self.branch3x3dbl_2(self.branch3x3dbl_1(x)))
         return torch.cat([self.branch3x3(x), double, F.max_pool2d(x, 3, stride=1, padding=1)], 1)
 
@@ -179,7 +174,6 @@ class VGG16WSOL(WSOLNet):
         new_classifier(self.fc)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the logits ``(N, K)`` of images ``(N, 3, H, W)``."""
         logits: Tensor = self.fc(F.relu(self.conv6(self.features(x))).mean((2, 3)))
         return logits
 
@@ -210,7 +204,6 @@ class TimmWSOL(WSOLNet):
         new_classifier(self.fc)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the logits ``(N, K)`` of images ``(N, 3, H, W)``."""
         logits: Tensor = self.fc(self._reader(self.backbone, x).mean((2, 3)))
         return logits
 

@@ -19,7 +19,7 @@ def ir_label(
     background: float = 0.15,
     recipe: CRFRecipe | str = "irn",
 ) -> Tensor:
-    """Return IRN's confident labels: foreground by a high threshold, background by a low one, undecided between.
+    """Return IRN's confident labels: ``(H, W)`` uint8 with 0, class + 1, or 255 for undecided pixels.
 
     The seed of each threshold is refined by the CRF, from hard labels, among the background and the image's classes.
     Foreground at the high threshold is that class; background at both is background; the rest is undecided.
@@ -30,12 +30,6 @@ def ir_label(
         foreground: the high threshold, 0.35 in AdvCAM's code, 0.30 in IRN's; see `LABEL_THRESHOLDS`.
         background: the low threshold, 0.15 in AdvCAM's code, 0.05 in IRN's.
         recipe: of the CRF.
-
-    Returns:
-        ``(H, W)`` uint8: 0, class + 1, or 255.
-
-    Raises:
-        AdvCAMError: maps of another size than the image, or thresholds that are not ``0 <= background <= foreground``.
 
     Example:
         >>> image = torch.tensor([0, 0, 120, 255, 255], dtype=torch.uint8).expand(3, 4, 5)
@@ -61,17 +55,14 @@ def psa_scores(
 ) -> tuple[Tensor, ...]:
     """Return PSA's label scores: the maps and a background score ``(1 - max_k map_k)^alpha``, after the CRF.
 
-    The lower the power, the more background: affinity labels take foreground from a low one, background from a high
-    one.
-
     Args:
         maps: of the image; without classes, all is background.
         image: RGB, ``(3, H, W)`` uint8.
-        alphas: the powers; 4 and 32 in PSA's code, 4 and 24 in SEAM's.
+        alphas: powers; 4 and 32 in PSA's code, 4 and 24 in SEAM's. The lower, the more background.
         recipe: of the CRF.
 
     Returns:
-        For each power the scores ``(1 + K, H, W)`` float32, the background first; they sum to one over the labels.
+        For each power ``(1 + K, H, W)`` float32, the background first, which sum to one over the labels.
     """
     high_res = _checked(maps, image)
     crf = DenseCRF(image[None], recipe)
@@ -79,7 +70,6 @@ def psa_scores(
 
 
 def _checked(maps: ClassMaps, image: Tensor) -> Tensor:
-    """The image's full-size maps ``(K, H, W)``, on its device."""
     if maps.high_res.shape != (len(maps.classes), *image.shape[1:]):
         raise AdvCAMError(
             f"maps {tuple(maps.high_res.shape)} of {len(maps.classes)} classes do not fit their image of "

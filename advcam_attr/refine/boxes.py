@@ -1,8 +1,7 @@
-"""Boxes and masks of class maps, and the grey levels and boxes of the MaxBoxAcc protocol.
+"""Boxes and masks of class maps, and the grey levels and boxes of MaxBoxAcc (Choe et al., CVPR 2020).
 
-The protocol is that of Choe et al., "Evaluating Weakly Supervised Object Localization Methods Right" (CVPR 2020): maps
-are resized to the net's input with bicubic interpolation, scaled to [0, 1], truncated to 8 bits, and every contour of
-what exceeds a level, the borders of holes included, has a box.
+Maps are resized to the net's input with bicubic interpolation, scaled to [0, 1], truncated to 8 bits, and every contour
+of what exceeds a level, the borders of holes included, has a box.
 """
 
 from __future__ import annotations
@@ -37,20 +36,14 @@ def opencv() -> ModuleType:
 
 
 def score_map(raw: Tensor | np.ndarray, size: tuple[int, int] | None = SIZE) -> np.ndarray:
-    """Return a class map as localization is scored on it: resized, then min-max normalised.
+    """Return a class map as localization is scored on it: resized, then min-max normalised, ``(H, W)`` float64.
 
     It is resized in float64 (float32 would change some grey levels). A map that holds NaN, and a constant one, become
     zeros.
 
     Args:
         raw: ``(h, w)``, also with leading dimensions of 1, e.g. ``(1, 1, h, w)``.
-        size: height and width to resize to; None keeps the map's own.
-
-    Returns:
-        ``(H, W)`` float64 in [0, 1].
-
-    Raises:
-        AdvCAMError: not one map, an empty one, or one with infinite values; a size below 1; OpenCV is not installed.
+        size: height and width to resize to; None for the map's own.
     """
     scores = _plane(raw).astype(np.float64)
     if not np.isnan(scores).any():
@@ -86,18 +79,16 @@ def grey_levels(scores: np.ndarray) -> np.ndarray:
 def boxes_above(grey: np.ndarray, level: int) -> list[Box]:
     """Return the box of every contour of what is brighter than a level, the borders of holes included (MaxBoxAccV2).
 
-    Foreground is 8-connected. A box's right and lower end are one past the contour's last pixel, unless that lies on
-    the map's edge; the border of a hole is the foreground around it. The boxes are in OpenCV's order, and
-    ``[(0, 0, 0, 0)]`` where nothing exceeds the level.
+    Foreground is 8-connected. A box ends one pixel past its contour, except at the map's edge; the border of a hole is
+    the foreground around it. Boxes are in OpenCV's order, and ``[(0, 0, 0, 0)]`` where nothing exceeds the level.
     """
     return _boxes(_contours(grey, level), grey)
 
 
 def largest_box_above(grey: np.ndarray, level: int) -> list[Box]:
-    """Return the box of the contour that encloses the largest area, the first of equal ones (MaxBoxAcc).
+    """Return, like `boxes_above`, the box of the contour that encloses the largest area, the first of equals.
 
-    The area is that of the polygon through the pixels' centres: a line of pixels has none. Otherwise like
-    `boxes_above`.
+    The area (MaxBoxAcc's) is that of the polygon through the pixels' centres: a line of pixels has none.
     """
     contours = _contours(grey, level)
     return _boxes([max(contours, key=opencv().contourArea)] if contours else [], grey)
@@ -106,13 +97,7 @@ def largest_box_above(grey: np.ndarray, level: int) -> list[Box]:
 def resize_boxes(
     boxes: Tensor | np.ndarray | Sequence[Sequence[int]], size: tuple[int, int], to: tuple[int, int] = SIZE
 ) -> np.ndarray:
-    """Return boxes ``(G, 4)`` of an image at another size of it, truncated to whole pixels, int64.
-
-    Args:
-        boxes: x0, y0, x1, y1, whole pixels; at least one.
-        size: the image's height and width.
-        to: the new height and width.
-    """
+    """Return boxes ``(G, 4)`` (x0, y0, x1, y1) of an image at another size of it, truncated to whole pixels, int64."""
     found = np.asarray(boxes)
     if found.ndim != 2 or found.shape[1:] != (4,) or not len(found):
         raise AdvCAMError(f"boxes must be (G, 4), at least one, got shape {found.shape}")
@@ -133,27 +118,21 @@ def map_to_mask(
     size: tuple[int, int] | None = None,
     components: Components = "all",
 ) -> Tensor:
-    """Return the object mask of a map: the pixels whose score exceeds a threshold.
+    """Return the object mask of a map, ``(H, W)`` bool: the pixels whose score exceeds a threshold.
 
     Args:
         raw: a map of one class, ``(h, w)``, also with leading dimensions of 1, e.g. from `advcam_attr.AdvCAM`.
-        threshold: at least 0 and below 1, between the map's lowest and highest value; scores are truncated to 8 bits
-            first, as in MaxBoxAcc.
-        size: the image's height and width; None keeps the map's own.
-        components: ``"largest"`` keeps the connected component of the most pixels, ``"all"`` keeps all.
-
-    Returns:
-        ``(H, W)`` bool; empty for a constant map.
+        threshold: in [0, 1) of the map's range; scores are truncated to 8 bits first, as in MaxBoxAcc.
+        size: the image's height and width; None for the map's own.
+        components: all connected components, or the one of the most pixels (``"largest"``).
 
     Raises:
-        AdvCAMError: as `score_map`; an unknown choice of components or a threshold out of range.
+        AdvCAMError: a map that `score_map` rejects, unknown components or a threshold out of range.
 
     Example:
         >>> heat = torch.tensor([[0.0, 1.0, 1.0, 0.0, 0.8]])
         >>> map_to_mask(heat, 0.5).tolist()
         [[False, True, True, False, True]]
-        >>> map_to_mask(heat, 0.5, components="largest").tolist()
-        [[False, True, True, False, False]]
     """
     parts, stats = _components(raw, threshold, size, components)
     return torch.from_numpy(np.isin(parts, stats[:, -1]))
@@ -166,30 +145,16 @@ def map_to_boxes(
     size: tuple[int, int] | None = None,
     components: Components = "largest",
 ) -> Tensor:
-    """Return the boxes of the objects in a map, in the image's own pixels.
+    """Return the boxes of the objects in a map, in the image's own pixels: ``(M, 4)`` int64, x0, y0, x1, y1.
 
-    A box tightly encloses a connected component of `map_to_mask`; x1 and y1 are its last pixels. Holes have no boxes;
-    a component within another's hole has its own.
-
-    Args:
-        raw: see `map_to_mask`.
-        threshold: see `map_to_mask`.
-        size: the image's height and width; None keeps the map's own.
-        components: ``"largest"`` gives the box of the connected component of the most pixels, ``"all"`` those of all,
-            by decreasing number of pixels.
-
-    Returns:
-        ``(M, 4)`` int64: x0, y0, x1, y1; M is 0 for a constant map.
-
-    Raises:
-        AdvCAMError: as `map_to_mask`.
+    A box tightly encloses a connected component of `map_to_mask`; x1 and y1 are its last pixels. Holes have no boxes; a
+    component within another's hole has its own. M is 0 for a constant map. Arguments are those of `map_to_mask`; with
+    ``components="all"``, boxes are by decreasing number of pixels.
 
     Example:
         >>> heat = torch.zeros(1, 1, 6, 8)
         >>> heat[..., 1:4, 2:5] = 1
         >>> heat[..., 5, 7] = 0.8
-        >>> map_to_boxes(heat, 0.5)
-        tensor([[2, 1, 4, 3]])
         >>> map_to_boxes(heat, 0.5, components="all").tolist()
         [[2, 1, 4, 3], [7, 5, 7, 5]]
         >>> map_to_boxes(heat, 0.5, size=(60, 80)).tolist()  # of an image ten times as large

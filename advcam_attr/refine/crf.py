@@ -33,7 +33,7 @@ def mean_field(unary: Tensor, kernels: Sequence[tuple[float, Lattice]], iteratio
     """Return the mean-field marginals ``(P, K)`` of a CRF with Potts compatibility.
 
     Args:
-        unary: U, energies of P pixels and K labels, ``(P, K)``.
+        unary: U, ``(P, K)``.
         kernels: pairs of w and a normalised filter over the P pixels.
         iterations: message passes; 0 gives ``softmax(-U)``.
     """
@@ -57,9 +57,6 @@ class DenseCRF:
         images: RGB, ``(N, 3, H, W)`` uint8, not normalised; inference runs on their device.
         recipe: a name of `CRF_RECIPES`, or a `CRFRecipe`.
         dtype: of the computation.
-
-    Raises:
-        AdvCAMError: an unknown recipe, images that are not RGB or not uint8, or deviations far too small.
 
     Example:
         >>> image = torch.tensor([0, 10, 200, 210], dtype=torch.uint8).expand(1, 3, 2, 4)
@@ -91,14 +88,11 @@ class DenseCRF:
 
     @torch.no_grad()
     def __call__(self, unary: Tensor, iterations: int | None = None) -> Tensor:
-        """Return the marginals Q of the images' pixels.
+        """Return the marginals Q, ``(N, K, H, W)``, which sum to one over K.
 
         Args:
             unary: U, ``(N, K, H, W)``, finite; the number of competing labels K may differ between calls.
             iterations: in place of the recipe's.
-
-        Returns:
-            ``(N, K, H, W)``, which sums to one over K.
         """
         size = (self.images, self.height, self.width)
         if unary.ndim != 4 or (len(unary), *unary.shape[2:]) != size or not unary.shape[1]:
@@ -151,24 +145,13 @@ def unary_from_logits(logits: Tensor) -> Tensor:
 
 
 def refine_labels(crf: DenseCRF, labels: Tensor, among: Sequence[int], confidence: float = 0.7) -> Tensor:
-    """Return label maps after the CRF: each pixel's most probable label.
+    """Return label maps after the CRF, each pixel's most probable label (the first of equals): ``(N, H, W)``.
 
     Args:
         crf: of the images.
         labels: ``(N, H, W)`` integers, each one of ``among``.
-        among: the competing labels, e.g. 0 and the image's classes; fewer of them are faster. They also count in the
-            unary, whether or not they occur.
+        among: the competing labels, e.g. 0 and the image's classes; fewer are faster. They also count in the unary.
         confidence: in the given labels; see `unary_from_labels`.
-
-    Returns:
-        ``(N, H, W)``, of the labels' dtype. Of equally probable labels, the first of ``among``.
-
-    Example:
-        >>> image = torch.tensor([0, 10, 200, 210], dtype=torch.uint8).expand(1, 3, 2, 4)
-        >>> labels = torch.tensor([[[9, 0, 0, 0], [9, 9, 0, 9]]])
-        >>> refine_labels(DenseCRF(image, "psa"), labels, among=(0, 9))
-        tensor([[[9, 9, 0, 0],
-                 [9, 9, 0, 0]]])
     """
     competing = torch.as_tensor(among, dtype=torch.long, device=labels.device)
     matches = labels[..., None] == competing

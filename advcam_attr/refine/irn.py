@@ -49,7 +49,6 @@ class IRNLoss:
 
     @property
     def total(self) -> Tensor:
-        """The loss to minimise."""
         affinity = (self.background / 2 + self.foreground / 2 + self.different) / 2
         return affinity + (self.foreground_displacement + self.background_displacement) / 2
 
@@ -62,7 +61,7 @@ def grid_labels(labels: Tensor) -> Tensor:
 def path_affinities(edge: Tensor, radius: int = TRAINING_RADIUS) -> Tensor:
     """Return ``1 - max over the path of σ(edge)`` of each pair: logits ``(N, h, w)`` to ``(N, O, h', w')``.
 
-    Only the cell of each path where the edge is strongest is saved for the backward; it gets the gradient.
+    The gradient reaches the cell of each path where the edge is strongest.
     """
     check_grid(edge, radius)
     numbers = torch.arange(edge[0].numel(), device=edge.device).reshape(edge.shape[1:])
@@ -83,10 +82,7 @@ def _strongest(edge: Tensor, path: tuple[Offset, ...], radius: int) -> Tensor:
 
 
 def pair_displacements(displacement: Tensor, radius: int = TRAINING_RADIUS) -> Tensor:
-    """Return each cell's displacement minus its neighbour's: ``(N, 2, h, w)``, y then x, to ``(N, 2, O, h', w')``.
-
-    It is the offset between the two where both point to one centre.
-    """
+    """Return each cell's displacement minus its neighbour's: ``(N, 2, h, w)``, y then x, to ``(N, 2, O, h', w')``."""
     ends = torch.stack([shifted(displacement, offset, radius) for offset in neighbours(radius)], -3)
     return shifted(displacement, (0, 0), radius)[:, :, None] - ends
 
@@ -98,14 +94,7 @@ def irn_loss(logits: Tensor, labels: Tensor, radius: int = TRAINING_RADIUS, coun
         logits: of IRN's net, ``(N, 3, h, w)``: edge, and displacement y and x.
         labels: confident ones on the same grid, ``(N, h, w)``.
         radius: of the pairs.
-        counts: `advcam_attr.refine.pairs.pair_counts` to divide by, in place of those of these images: where several
-            processes share a batch, the mean of theirs, so that the mean of their losses is that of the batch.
-
-    Example:
-        >>> labels = torch.tensor([[[0, 0, 0], [0, 0, 0]]])
-        >>> loss = irn_loss(torch.zeros(1, 3, 2, 3), labels, radius=2)
-        >>> round(loss.background.item(), 4), loss.background_displacement.item(), loss.different.item()
-        (0.6931, 0.0, 0.0)
+        counts: pair counts to divide by; where several processes share a batch, the mean of theirs.
     """
     if logits.shape != (len(labels), 3, *labels.shape[1:]):
         raise AdvCAMError(
@@ -138,23 +127,20 @@ def edge_map(logits: Tensor) -> Tensor:
 def inference_size(size: tuple[int, int], least: int = 512, stride: int = 16) -> tuple[int, int]:
     """Return the height and width to which an image is padded, right and below, for IRN's net.
 
-    Sides up to 512 pixels are padded to 512, as in IRN's code. That code pads larger ones by a negative number, which
-    crops them; here they are padded to the next multiple of 16.
+    Sides up to 512 pixels are padded to 512, as in IRN's code, and larger ones, which that code crops, to the next
+    multiple of 16.
     """
     height, width = (max(least, -(-side // stride) * stride) for side in size)
     return height, width
 
 
 def irn_labels(maps: ClassMaps, edge: Tensor, recipe: WalkRecipe | None = None) -> Tensor:
-    """Return the labels of an image: its class maps after a random walk that stops at edges.
+    """Return the labels of an image after a random walk of its class maps that stops at edges: ``(H, W)`` uint8.
 
     Args:
         maps: of the image; without classes, all is background.
         edge: probabilities of class boundaries, ``(ceil(H / 4), ceil(W / 4))``.
-        recipe: of the walk; None takes AdvCAM's.
-
-    Returns:
-        ``(H, W)`` uint8 on the edges' device: 0 the background, k + 1 class k.
+        recipe: of the walk; None for AdvCAM's.
 
     Example:
         >>> ramp = torch.tensor([1.0, 0.5, 0.2, 0.0]).expand(1, 4, 4)
@@ -173,8 +159,8 @@ def irn_labels(maps: ClassMaps, edge: Tensor, recipe: WalkRecipe | None = None) 
 def edge_walk_labels(walked: Tensor, maps: ClassMaps, background: float = 0.25) -> Tensor:
     """Return the labels ``(H, W)`` of an image from its class maps ``(K, ceil(H / 4), ceil(W / 4))`` after the walk.
 
-    Maps are enlarged four times, cropped to the image, and divided by the peak of all classes together, so that a weak
-    class loses against the background's score beside a strong one (as in IRN's code).
+    Maps are divided by the peak of all classes together, so that a weak class beside a strong one loses against the
+    background's score (as in IRN's code).
     """
     height, width = maps.size
     large = F.interpolate(walked[None], scale_factor=4, mode="bilinear", align_corners=False)[0, :, :height, :width]

@@ -23,13 +23,10 @@ Offset = tuple[int, int]
 
 @functools.cache
 def paths(radius: int) -> tuple[tuple[Offset, ...], ...]:
-    """Return the paths from a cell to each of its neighbours to the right and below, within a radius.
+    """Return the paths from a cell to its neighbours to the right and below, as offsets (y, x) that end in (0, 0).
 
     Neighbours are (0, x) for 0 < x < r, and (y, x) for 0 < y < r, |x| < r, x² + y² < r². The path to (dy, dx) holds the
     cells of the rectangle between the two whose distance from the straight line is below one.
-
-    Returns:
-        The offsets (y, x) of each neighbour's path, from the neighbour to the cell itself, (0, 0).
     """
     ends = [(0, x) for x in range(1, radius)]
     ends += [(y, x) for y in range(1, radius) for x in range(1 - radius, radius) if x * x + y * y < radius * radius]
@@ -66,14 +63,10 @@ def shifted(grid: Tensor, offset: Offset, radius: int) -> Tensor:
 
 
 def pair_kinds(labels: Tensor, radius: int) -> Tensor:
-    """Return which pairs are of background, which of one foreground class, and which of two different labels.
+    """Return which pairs are of background, of one foreground class, and of two labels: ``(3, N, O, h', w')`` bool.
 
-    Args:
-        labels: ``(N, h, w)``: 0 the background, 255 undecided; pairs with an undecided cell are of no kind.
-        radius: below 2, there are no pairs.
-
-    Returns:
-        ``(3, N, O, h', w')`` bool.
+    Labels are ``(N, h, w)``: 0 the background, 255 undecided; pairs with an undecided cell are of no kind. Below a
+    radius of 2 there are no pairs.
     """
     if radius < 2:
         return labels.new_zeros((3, len(labels), 0, *labels.shape[1:]), dtype=torch.bool)

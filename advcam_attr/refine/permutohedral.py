@@ -71,13 +71,10 @@ class Lattice:
 
 @torch.no_grad()
 def build(features: Tensor) -> Lattice:
-    """Return the lattice of the points of N images; points of different images never mix.
+    """Return the lattice of the ``N · P`` points of N images; points of different images never mix.
 
     Args:
         features: ``(N, P, D)``, each dimension divided by its standard deviation; of the filter's dtype.
-
-    Returns:
-        The filter over all ``N · P`` points, image by image.
     """
     images, points, dimensions = features.shape
     if not features.numel() or not bool(features.isfinite().all()):
@@ -155,13 +152,10 @@ def _embed(features: Tensor) -> Tensor:
 
 
 def _keys(nearest: Tensor, rank: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
-    """Return one number for each vertex of each point's simplex, and its change along the lattice's directions.
+    """Return one number for each vertex of each point's simplex, ``(D + 1, P)``, and its D + 1 steps to a neighbour.
 
     The vertex with remainder k has coordinates ``(D + 1) · (nearest - [rank > D - k]) + k``. Its number is their
     mixed-radix value, the last coordinate left out (coordinates sum to zero), the image as the highest digit.
-
-    Returns:
-        ``(D + 1, P)`` int64, and the D + 1 steps from a vertex to its neighbour, ``(D + 1,)`` int64.
     """
     order, dimensions = len(nearest), len(nearest) - 1
     low, high = (order * edge for edge in torch.aminmax(nearest[:dimensions], dim=1))

@@ -32,20 +32,17 @@ def pooled(maps: Tensor, stride: int) -> Tensor:
 
 
 def affinity_labels(low: Tensor, high: Tensor, stride: int = 8) -> Tensor:
-    """Return the labels of cells that affinities are learned from.
+    """Return the labels of cells that affinities are learned from: ``(h, w)`` uint8, 0 to K, or 255 for undecided.
 
     Scores are averaged over each cell. A cell takes the strongest label of the low power if that is foreground; it is
     background where that is the strongest label of the high power; otherwise, and outside of the image, where all
     scores are zero, it is undecided.
 
     Args:
-        low: the scores of `advcam_attr.refine.affinity_labels.psa_scores` by the low power, ``(1 + K, H, W)``, the
-            background first; cropped and zero-padded as the image was.
+        low: the scores of `advcam_attr.refine.affinity_labels.psa_scores` by the low power, ``(1 + K, H, W)``, cropped
+            and zero-padded as the image was.
         high: by the high power, of the same shape.
         stride: pixels of a cell's side; 8 in PSA.
-
-    Returns:
-        ``(h, w)`` uint8: 0 for the background, 1 to K for foreground (in the order of the scores), or 255.
     """
     if low.shape != high.shape:
         raise AdvCAMError(f"psa: scores of two powers differ in shape: {tuple(low.shape)} and {tuple(high.shape)}")
@@ -56,10 +53,7 @@ def affinity_labels(low: Tensor, high: Tensor, stride: int = 8) -> Tensor:
 
 
 def fitting_radius(size: tuple[int, int], radius: int = 5) -> int:
-    """Return the radius of pairs on a grid of h × w cells: 5 in PSA, at most ``(min(h, w) - 1) // 2`` (SEAM's code).
-
-    Below 2 there are no pairs.
-    """
+    """Return the radius of pairs on a grid: 5 in PSA, at most ``(min(h, w) - 1) // 2`` (SEAM's code); none below 2."""
     return min(radius, (min(size) - 1) // 2)
 
 
@@ -75,15 +69,12 @@ def pair_affinities(features: Tensor, radius: int = 5) -> Tensor:
 
 
 def pair_losses(features: Tensor, labels: Tensor, radius: int = 5) -> tuple[Tensor, Tensor]:
-    """Return the sums of PSA's three losses, and the numbers of their pairs.
+    """Return the sums of PSA's three losses and the numbers of their pairs: of background, one class, and two labels.
 
     Args:
         features: embeddings, ``(N, C, h, w)``.
         labels: ``(N, h, w)`` uint8, see `affinity_labels`.
         radius: of pairs.
-
-    Returns:
-        ``(3,)`` each: pairs of background, of one foreground class, of two labels.
     """
     if (len(features), *features.shape[2:]) != tuple(labels.shape):
         raise AdvCAMError(f"psa: embeddings {tuple(features.shape)} and labels {tuple(labels.shape)} differ in size")
@@ -100,27 +91,21 @@ def weighted_loss(sums: Tensor, counts: Tensor) -> Tensor:
 def walk_maps(high_res: Tensor, alpha: float = 16.0, stride: int = 8) -> Tensor:
     """Return class maps ``(K, H, W)`` and a background ``(1 - max_k map_k)^alpha`` on the grid, ``(1 + K, h, w)``.
 
-    α is 16 in PSA, 6 in SEAM. The released code walks 21 maps, with zeros for the classes that the image does not show;
-    these stay zero and never win, so they are left out.
+    α is 16 in PSA, 6 in SEAM. Classes that the image does not show, zeros in the released code, are left out.
     """
     return pooled(with_background(high_res, alpha), stride)
 
 
 @torch.no_grad()
 def affinity_walk(maps: Tensor, features: Tensor, radius: int = 5, beta: float = 8.0, steps: int = 256) -> Tensor:
-    """Return maps after a random walk along the affinities of the cells' embeddings.
-
-    On a grid too small for any pair, maps stay as they are.
+    """Return maps ``(K, h, w)`` after a random walk along the affinities of the cells' embeddings.
 
     Args:
-        maps: ``(K, h, w)``.
+        maps: ``(K, h, w)``; unchanged on a grid too small for any pair.
         features: embeddings of the image, ``(C, h, w)``.
         radius: of pairs; less on small grids, see `fitting_radius`.
         beta: the power of affinities; 8 in PSA.
         steps: 256 in PSA (a matrix squared 8 times), 64 in SEAM (6 times).
-
-    Returns:
-        ``(K, h, w)``.
     """
     height, width = features.shape[1:]
     if maps.shape[1:] != features.shape[1:]:
@@ -137,7 +122,7 @@ def affinity_walk(maps: Tensor, features: Tensor, radius: int = 5, beta: float =
 
 
 def affinity_walk_labels(maps: Tensor, classes: Sequence[int], size: tuple[int, int], stride: int = 8) -> Tensor:
-    """Return the label of each pixel, ``(H, W)`` uint8: the strongest of the maps after the walk, resized to the image.
+    """Return each pixel's label after the walk, ``(H, W)`` uint8: the strongest of the maps resized to the image.
 
     Args:
         maps: ``(1 + K, h, w)``, the background first.

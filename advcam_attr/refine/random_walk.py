@@ -62,8 +62,7 @@ def transition(affinities: Tensor, radius: int = 5, beta: float = 10.0) -> Trans
     """Return the step of a random walk along affinities.
 
     Args:
-        affinities: ``(O, h, w)`` in [0, 1], in the order of `advcam_attr.refine.pairs.paths`; those to pixels outside
-            the grid are ignored.
+        affinities: ``(O, h, w)`` in [0, 1], in the order of `advcam_attr.refine.pairs.paths`.
         radius: of neighbours.
         beta: the power of affinities; 10 in IRN's code, 8 in PSA's.
     """
@@ -101,7 +100,7 @@ def transition(affinities: Tensor, radius: int = 5, beta: float = 10.0) -> Trans
 
 @torch.no_grad()
 def random_walk(maps: Tensor, step: Transition, steps: int = 256) -> Tensor:
-    """Return the maps after a random walk, ``x T^t``.
+    """Return the maps after a random walk, ``x T^t``: ``(K, h, w)``.
 
     The power is summed as its Chebyshev series ``z^t = 2^(1-t) Σ' C(t, (t-k)/2) T_k(z)`` over k = t, t-2, ... >= 0 (the
     term of k = 0 halved). T has real eigenvalues in [-1, 1], on which each T_k is at most 1, so terms can be dropped
@@ -112,16 +111,10 @@ def random_walk(maps: Tensor, step: Transition, steps: int = 256) -> Tensor:
         step: the transition.
         steps: t; 256 in IRN's and PSA's code, which square a dense T eight times.
 
-    Returns:
-        ``(K, h, w)``, of the maps' dtype.
-
     Example:
-        >>> no_edges = edge_affinities(torch.zeros(4, 6))
         >>> wall = edge_affinities(torch.tensor([0.0, 0.0, 1.0, 0.0, 0.0, 0.0]).expand(4, 6))
         >>> maps = torch.zeros(1, 4, 6)
         >>> maps[:, :, 0] = 1
-        >>> random_walk(maps, transition(no_edges))[0, 0]
-        tensor([0.1455, 0.1455, 0.1455, 0.1455, 0.1455, 0.1455])
         >>> random_walk(maps, transition(wall))[0, 0]
         tensor([0.5000, 0.5000, 0.0000, 0.0000, 0.0000, 0.0000])
     """
@@ -153,12 +146,7 @@ def _power_series(power: int) -> list[float]:
 def edge_walk(cam: Tensor, edge: Tensor, radius: int = 5, beta: float = 10.0, steps: int = 256) -> Tensor:
     """Return class maps ``(K, h, w)`` after IRN's walk, ``(cam · (1 - edge)) T^steps``, which does not cross edges.
 
-    Args:
-        cam: already raised to a power if at all (1.5 in AdvCAM's code, 1 in IRN's).
-        edge: probabilities of class boundaries, ``(h, w)``.
-        radius: of neighbours.
-        beta: the power of affinities.
-        steps: of the walk.
+    Maps are already raised to a power if at all; ``edge`` holds probabilities of class boundaries, ``(h, w)``.
     """
     if cam.ndim != 3 or cam.shape[1:] != edge.shape:
         raise AdvCAMError(

@@ -21,16 +21,12 @@ LARGEST_RADIUS = 32
 
 @dataclass(frozen=True)
 class CRFRecipe:
-    """The numbers of a dense CRF: lengths in pixels, colours from 0 to 255.
+    """The numbers of a dense CRF, with their source: lengths in pixels, colours from 0 to 255.
 
     Attributes:
-        name: of the recipe.
-        source: of its numbers.
-        spatial_deviation: σ_xy of the spatial kernel.
-        spatial_weight: its w.
-        bilateral_deviation: σ_xy of the bilateral kernel.
-        color_deviation: its σ_rgb.
-        bilateral_weight: its w.
+        spatial_deviation: σ_xy of the spatial kernel, with weight ``spatial_weight``.
+        bilateral_deviation: σ_xy of the bilateral kernel, with weight ``bilateral_weight``.
+        color_deviation: σ_rgb of the bilateral kernel.
         iterations: of mean field.
     """
 

@@ -8,15 +8,12 @@ from advcam_attr.types import VOID, AdvCAMError
 
 
 def ambiguous(labels: Tensor, saliency: Tensor, threshold: float = 0.5) -> Tensor:
-    """Mark as void what is foreground but not salient, or salient but background (paper, section 4.5).
+    """Mark as void (255) the foreground that is not salient and the background that is (paper, section 4.5).
 
     Args:
         labels: ``(..., H, W)`` integers, 0 the background; 255 stays 255.
         saliency: of the same shape, from 0 to 1.
-        threshold: strictly above it a pixel is salient. The paper does not give it; 0.5 is this package's choice.
-
-    Returns:
-        The labels, with 255 where ``(label > 0) != (saliency > threshold)``; of their shape and dtype.
+        threshold: above which a pixel is salient. The paper does not give it; 0.5 is this package's choice.
 
     Example:
         >>> import torch

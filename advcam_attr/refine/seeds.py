@@ -47,8 +47,8 @@ def cam_map(grids: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
 def high_res_map(grids: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
     """Sum the scales' maps ``(K, h, w)`` at the image's size: ``(K, H, W)``.
 
-    Maps are resized to 16 times the cells of stride 16 and cropped at the right and bottom, so that a cell of a
-    stride-16 net stays over its pixels.
+    Maps are resized to 16 times the cells of stride 16 and cropped, so that cells of a stride-16 net stay over their
+    pixels.
     """
     h, w = strided_size(size, 16)
     return _summed(grids, (16 * h, 16 * w))[:, : size[0], : size[1]]
@@ -63,22 +63,14 @@ def _summed(grids: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
 def normalized(maps: Tensor) -> Tensor:
     """Return each class's map ``(K, H, W)``, rectified and divided by its peak (plus `PEAK_MARGIN`): in [0, 1).
 
-    Rectifying changes nothing where maps are rectified before they are summed (the released code and CAM seeds); where
-    a recipe sums signed maps, this is the one place that rectifies them.
+    Rectifying changes only recipes that sum signed maps; the released code and CAM seeds rectify before the sum.
     """
     positive = maps.relu()
     return positive / (positive.amax((1, 2), keepdim=True) + PEAK_MARGIN)
 
 
 def class_maps(maps: GridMaps) -> ClassMaps:
-    """Return the localization maps of an image from its maps on the net's grids; none for an image without classes.
-
-    Example:
-        >>> grids = (torch.tensor([[[0.0, 1.0]]]), torch.tensor([[[0.0, 3.0]]]))
-        >>> found = class_maps(GridMaps((7,), (16, 32), grids))
-        >>> found.cam.shape, found.high_res.shape, found.high_res[0, 0, [0, 31]].round(decimals=3)
-        (torch.Size([1, 4, 8]), torch.Size([1, 16, 32]), tensor([0., 1.]))
-    """
+    """Return the localization maps of an image from its maps on the net's grids; none for an image without classes."""
     if not maps.classes:
         return ClassMaps((), maps.size, torch.zeros(0, *strided_size(maps.size, 4)), torch.zeros(0, *maps.size))
     cam, high_res = (normalized(make(maps.grids, maps.size)) for make in (cam_map, high_res_map))
@@ -86,7 +78,7 @@ def class_maps(maps: GridMaps) -> ClassMaps:
 
 
 def threshold_maps(high_res: Tensor, classes: Sequence[int], threshold: float) -> Tensor:
-    """Return the seed of an image: each pixel's strongest class, or the background where no map exceeds a threshold.
+    """Return the seed of an image: its strongest class + 1 at each pixel, or 0 where no map exceeds a threshold.
 
     Args:
         high_res: ``(K, H, W)``, peaks of about 1.
@@ -94,10 +86,7 @@ def threshold_maps(high_res: Tensor, classes: Sequence[int], threshold: float) -
         threshold: at a tie the background wins, then the first class.
 
     Returns:
-        ``(H, W)`` uint8: 0 for the background, k + 1 for class k.
-
-    Raises:
-        AdvCAMError: not one class a map, or a class that a label map of 8 bits with void (255) cannot hold.
+        ``(H, W)`` uint8.
 
     Example:
         >>> threshold_maps(torch.tensor([[[0.1, 0.9, 0.4]], [[0.2, 0.1, 0.5]]]), classes=(4, 11), threshold=0.3)
