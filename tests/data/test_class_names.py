@@ -1,4 +1,4 @@
-"""Tables of known classes: names of two data sets, offsets, and what cannot be read."""
+"""Tables of classes under other names and offsets."""
 
 from __future__ import annotations
 
@@ -19,25 +19,21 @@ def test_golden_names_of_both_data_sets(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("content", "message"),
+    ("content", "word"),
     [
-        ("{", "must be a JSON file"),
+        (None, "no such class map"),
+        ("{", "JSON"),
         ("[1]", "must map class names"),
         ('{"cat": 3}', "'cat' must have a list"),
         ('{"cat": [-1]}', "'cat' must have a list"),
         ('{"cat": [true]}', "'cat' must have a list"),
-        ('{"unicorn": [1]}', "names none of the classes aeroplane, bicycle, bird and 17 more"),
+        ('{"unicorn": [1]}', "none of the classes aeroplane, bicycle"),
     ],
 )
-def test_tables_that_cannot_be_used(tmp_path, content, message):
-    table = tmp_path / "known.json"
-    table.write_text(content)
-    with pytest.raises(AdvCAMError, match=message):
-        read_class_map(table, CLASSES)
-
-
-def test_no_table(tmp_path):
-    with pytest.raises(AdvCAMError, match="no such class map"):
+def test_bad_tables_raise(tmp_path, content, word):
+    if content is not None:
+        (tmp_path / "known.json").write_text(content)
+    with pytest.raises(AdvCAMError, match=word):
         read_class_map(tmp_path / "known.json", CLASSES)
 
 

@@ -1,4 +1,4 @@
-"""CutMix: boxes, shares and pasted pixels against a slow oracle, and its loss against the two that it stands for."""
+"""CutMix: boxes, shares and pasted pixels against a slow oracle."""
 
 from __future__ import annotations
 
@@ -17,13 +17,9 @@ from advcam_attr.types import AdvCAMError
 def oracle(images: np.ndarray, order: list[int], cut: Cut) -> np.ndarray:
     """Pixel by pixel."""
     out = images.copy()
-    count, channels, height, width = images.shape
-    for n in range(count):
-        for c in range(channels):
-            for y in range(height):
-                for x in range(width):
-                    if cut.top <= y < cut.bottom and cut.left <= x < cut.right:
-                        out[n, c, y, x] = images[order[n], c, y, x]
+    for n, c, y, x in np.ndindex(images.shape):
+        if cut.top <= y < cut.bottom and cut.left <= x < cut.right:
+            out[n, c, y, x] = images[order[n], c, y, x]
     return out
 
 

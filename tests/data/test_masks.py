@@ -1,4 +1,4 @@
-"""Label maps: read from every way in which the field writes them, and checked."""
+"""Label maps in every format of the field, and saliency maps."""
 
 from __future__ import annotations
 
@@ -38,11 +38,8 @@ def test_palette_is_the_published_one():
     assert len({tuple(colour) for colour in palette().tolist()}) == 256
 
 
-def repacked() -> Image.Image:
-    """What tools that save space make of a mask: only colours that occur stay in the palette."""
-    used, indices = np.unique(LABELS, return_inverse=True)
-    return with_palette(indices.reshape(LABELS.shape).astype(np.uint8), palette()[used])
-
+USED, PACKED = np.unique(LABELS, return_inverse=True)
+PACKED = PACKED.reshape(LABELS.shape).astype(np.uint8)
 
 IMAGES = {
     "palette": lambda: with_palette(LABELS, palette()),
@@ -50,7 +47,7 @@ IMAGES = {
     "grey of 16 bits": lambda: Image.fromarray(LABELS.astype(np.uint16)),
     "palette of greys": lambda: with_palette(LABELS, np.repeat(np.arange(256)[:, None], 3, 1)),
     "palette without colours": lambda: with_palette(LABELS, np.zeros((256, 3))),
-    "packed palette": repacked,
+    "packed palette": lambda: with_palette(PACKED, palette()[USED]),
     "colours": lambda: Image.fromarray(palette()[LABELS]),
     "colours and alpha": lambda: Image.fromarray(palette()[LABELS]).convert("RGBA"),
 }
@@ -64,47 +61,49 @@ def test_every_way_of_writing_gives_the_labels(tmp_path, make):
     assert torch.equal(mask, torch.from_numpy(LABELS))
 
 
-def test_two_level_masks(tmp_path):
-    Image.fromarray(LABELS > 0).save(tmp_path / "m.png")
-    assert torch.equal(read_mask(tmp_path / "m.png", 20), torch.from_numpy((LABELS > 0).astype(np.uint8)))
+@pytest.mark.parametrize(
+    ("image", "labels"),
+    [
+        (Image.fromarray(LABELS > 0), LABELS > 0),
+        (with_palette(np.full((3, 4), 5, np.uint8), np.zeros((256, 3))), np.full((3, 4), 5)),
+        (with_palette(np.zeros((3, 4), np.uint8), palette()[[15]]), np.full((3, 4), 15)),
+    ],
+    ids=["two levels", "a palette of one colour", "a packed palette of one label"],
+)
+def test_masks_of_few_labels(tmp_path, image, labels):
+    image.save(tmp_path / "m.png")
+    np.testing.assert_array_equal(read_mask(tmp_path / "m.png", 20), labels)
 
 
-def test_a_palette_of_one_colour_says_nothing(tmp_path):
-    with_palette(np.full((3, 4), 5, np.uint8), np.zeros((256, 3))).save(tmp_path / "m.png")
-    assert (read_mask(tmp_path / "m.png", 20) == 5).all()
-
-
-def test_a_packed_palette_of_one_label(tmp_path):
-    with_palette(np.zeros((3, 4), np.uint8), palette()[[15]]).save(tmp_path / "m.png")
-    assert (read_mask(tmp_path / "m.png", 20) == 15).all()
-
-
-def test_labels_above_the_classes_are_rejected(tmp_path):
-    Image.fromarray(LABELS).save(tmp_path / "m.png")
-    with pytest.raises(AdvCAMError, match=r"m\.png holds the labels 15, 20, but there are 10 classes"):
-        read_mask(tmp_path / "m.png", 10)
-
-
-def test_other_bad_masks_are_rejected(tmp_path):
-    with_palette(LABELS, palette()).save(tmp_path / "m.png")
-    with pytest.raises(AdvCAMError, match=r"m\.png has 4x3 pixels and its image 8x6"):
-        read_mask(tmp_path / "m.png", 20, (6, 8))
-    with pytest.raises(AdvCAMError, match=r"no such mask: .*none\.png"):
-        read_mask(tmp_path / "none.png", 20)
-    Image.fromarray(np.full((4, 4, 3), 77, np.uint8)).save(tmp_path / "photo.png")
-    with pytest.raises(AdvCAMError, match=r"photo\.png holds the colour \(77, 77, 77\), which is none of the 20"):
-        read_mask(tmp_path / "photo.png", 20)
-    Image.fromarray((LABELS.astype(np.uint16)) * 300).save(tmp_path / "deep.png")
-    with pytest.raises(AdvCAMError, match=r"deep\.png is an image of mode I;16"):
-        read_mask(tmp_path / "deep.png", 20)
+def test_bad_masks_raise(tmp_path, monkeypatch):
     (tmp_path / "text.png").write_text("not an image")
-    with pytest.raises(AdvCAMError, match=r"not a mask that can be read: .*text\.png"):
-        read_mask(tmp_path / "text.png", 20)
-    noise = np.random.default_rng(0).integers(0, 20, (64, 64)).astype(np.uint8)
-    Image.fromarray(noise).save(tmp_path / "long.png")
+    Image.fromarray(np.random.default_rng(0).integers(0, 20, (64, 64)).astype(np.uint8)).save(tmp_path / "long.png")
     (tmp_path / "short.png").write_bytes((tmp_path / "long.png").read_bytes()[:800])
-    with pytest.raises(AdvCAMError, match=r"cannot read mask .*short\.png"):
-        read_mask(tmp_path / "short.png", 20)
+    (tmp_path / "m.mat").touch()
+    for image, name in (
+        (with_palette(LABELS, palette()), "m.png"),
+        (Image.fromarray(np.full((4, 4, 3), 77, np.uint8)), "photo.png"),
+        (Image.fromarray((LABELS.astype(np.uint16)) * 300), "deep.png"),
+    ):
+        image.save(tmp_path / name)
+    monkeypatch.setitem(sys.modules, "scipy.io", None)
+    for name, classes, size, word in (
+        ("m.png", 10, None, "labels 15, 20, but there are 10 classes"),
+        ("m.png", 20, (6, 8), "has 4x3 pixels and its image 8x6"),
+        ("none.png", 20, None, "no such mask"),
+        ("photo.png", 20, None, r"the colour \(77, 77, 77\)"),
+        ("deep.png", 20, None, "mode I;16"),
+        ("text.png", 20, None, "not a mask that can be read"),
+        ("short.png", 20, None, "cannot read mask"),
+        ("m.mat", 20, None, "pip install scipy"),
+    ):
+        with pytest.raises(AdvCAMError, match=word) as error:
+            read_mask(tmp_path / name, classes, size)
+        assert name in str(error.value)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 5)
+    for read in (lambda path: read_mask(path, 20), image_size):
+        with pytest.raises(AdvCAMError, match=r"m\.png has more than 5 pixels"):
+            read(tmp_path / "m.png")
 
 
 def test_masks_of_the_semantic_boundaries_dataset(tmp_path):
@@ -116,22 +115,6 @@ def test_masks_of_the_semantic_boundaries_dataset(tmp_path):
     (tmp_path / "bad.mat").write_bytes((tmp_path / "m.mat").read_bytes()[:150])
     with pytest.raises(AdvCAMError, match=r"cannot read mask .*bad\.mat: not a GTcls file"):
         read_mask(tmp_path / "bad.mat", 20)
-
-
-def test_without_scipy_there_is_a_way_out(tmp_path, monkeypatch):
-    (tmp_path / "m.mat").touch()
-    monkeypatch.setitem(sys.modules, "scipy.io", None)
-    with pytest.raises(AdvCAMError, match=r"m\.mat needs SciPy: pip install scipy, or use SegmentationClassAug's PNGs"):
-        read_mask(tmp_path / "m.mat", 20)
-
-
-def test_files_that_claim_to_be_enormous(tmp_path, monkeypatch):
-    with_palette(LABELS, palette()).save(tmp_path / "m.png")
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 5)
-    with pytest.raises(AdvCAMError, match=r"m\.png has more than 5 pixels"):
-        read_mask(tmp_path / "m.png", 20)
-    with pytest.raises(AdvCAMError, match=r"m\.png has more than 5 pixels"):
-        image_size(tmp_path / "m.png")
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -150,18 +133,13 @@ RAMP = np.arange(0, 240, 5, dtype=np.uint8).reshape(6, 8)
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB", "P", "RGBA"])
-def test_maps_are_read_as_they_are(tmp_path, mode):
-    Image.fromarray(RAMP).convert(mode).save(tmp_path / "2007_000032.png")
-    saliency = pickle.loads(pickle.dumps(SaliencyFolder(tmp_path)))(SAMPLE, (6, 8))
-    assert saliency.dtype == torch.float32
-    np.testing.assert_allclose(saliency, RAMP / 255, atol=1e-7)
-
-
-def test_jpegs_are_found_after_pngs(tmp_path):
+def test_pngs_are_read_before_jpegs(tmp_path, mode):
     Image.fromarray(RAMP).save(tmp_path / "2007_000032.jpg", quality=95)
-    np.testing.assert_allclose(SaliencyFolder(tmp_path)(SAMPLE, (6, 8)), RAMP / 255, atol=0.05)
-    Image.fromarray(RAMP * 0 + 255).save(tmp_path / "2007_000032.png")
-    assert (SaliencyFolder(tmp_path)(SAMPLE, (6, 8)) == 1).all()
+    saliency = pickle.loads(pickle.dumps(SaliencyFolder(tmp_path)))
+    np.testing.assert_allclose(saliency(SAMPLE, (6, 8)), RAMP / 255, atol=0.05)
+    Image.fromarray(RAMP[::-1]).convert(mode).save(tmp_path / "2007_000032.png")
+    np.testing.assert_allclose(saliency(SAMPLE, (6, 8)), RAMP[::-1] / 255, atol=1e-7)
+    assert saliency(SAMPLE, (6, 8)).dtype == torch.float32
 
 
 def test_resizing_is_bilinear_and_stays_within_0_and_1(tmp_path):
@@ -178,26 +156,20 @@ def test_maps_of_the_images_proportions_are_resized(tmp_path, size):
 
 
 @pytest.mark.parametrize("size", [(500, 375), (256, 256), (352, 500)])
-def test_maps_of_other_proportions_are_rejected(tmp_path, size):
+def test_maps_of_other_proportions_raise(tmp_path, size):
     Image.new("L", size[::-1], 90).save(tmp_path / "2007_000032.png")
-    with pytest.raises(AdvCAMError, match=rf"2007_000032\.png has {size[1]}x{size[0]} pixels and its image 500x375"):
+    with pytest.raises(AdvCAMError, match=rf"{size[1]}x{size[0]} pixels and its image 500x375"):
         SaliencyFolder(tmp_path)(SAMPLE, (375, 500))
 
 
-def test_missing_and_damaged(tmp_path):
-    with pytest.raises(AdvCAMError, match=r"no such folder of saliency maps: .*none"):
+def test_bad_saliency_maps_raise(tmp_path, data_root):
+    with pytest.raises(AdvCAMError, match="no such folder"):
         SaliencyFolder(tmp_path / "none")
-    with pytest.raises(
-        AdvCAMError, match=r"no saliency map of 2007_000032 in .*: looked for 2007_000032\.png and \.jpg"
-    ):
+    with pytest.raises(AdvCAMError, match="no saliency map of 2007_000032"):
         SaliencyFolder(tmp_path)(SAMPLE, (6, 8))
     (tmp_path / "2007_000032.png").write_bytes(b"none")
     with pytest.raises(AdvCAMError, match=r"2007_000032\.png"):
         SaliencyFolder(tmp_path)(SAMPLE, (6, 8))
-
-
-def test_images_in_place_of_maps_are_noticed(data_root):
     data = read_voc(data_root / "voc", "val")
-    folder = SaliencyFolder(data.root / "JPEGImages")
-    with pytest.raises(AdvCAMError, match="is a colour image; saliency maps are grey"):
-        folder(data.samples[0], tuple(data.mask(data.samples[0]).shape))
+    with pytest.raises(AdvCAMError, match="colour image"):
+        SaliencyFolder(data.root / "JPEGImages")(data.samples[0], tuple(data.mask(data.samples[0]).shape))

@@ -1,4 +1,4 @@
-"""Arrays and dicts of arrays are read as NumPy wrote them; no file runs code or allocates more than it holds."""
+"""Restricted reading of .npy files: no file runs code or allocates more than it holds."""
 
 from __future__ import annotations
 
@@ -41,25 +41,18 @@ TABLES = {
 }
 
 
+@pytest.mark.parametrize("protocol", range(5))
+@pytest.mark.parametrize("core", [b"numpy._core", b"numpy.core"])
 @pytest.mark.parametrize("table", TABLES.values(), ids=TABLES.keys())
-def test_tables_of_labels(tmp_path, table):
-    np.save(tmp_path / "labels.npy", table)
-    read = read_npy(tmp_path / "labels.npy")
+def test_tables_of_labels_of_all_versions(tmp_path, protocol, core, table):
+    payload = pickle.dumps(np.array(table, object), protocol=protocol)
+    if protocol < 4:  # in later protocols names are preceded by their length
+        payload = payload.replace(b"numpy._core", core)
+    read = read_npy(write_pickle(tmp_path / "labels.npy", payload))
     assert read.keys() == table.keys()
     for key, vector in table.items():
         np.testing.assert_array_equal(read[key], vector)
         assert read[key].dtype == vector.dtype
-
-
-@pytest.mark.parametrize("protocol", range(5))
-@pytest.mark.parametrize("core", [b"numpy._core", b"numpy.core"])
-def test_pickles_of_other_versions(tmp_path, protocol, core):
-    table = np.array(TABLES["IRN"], object)
-    payload = pickle.dumps(table, protocol=protocol)
-    if protocol < 4:  # in later protocols names are preceded by their length
-        payload = payload.replace(b"numpy._core", core)
-    read = read_npy(write_pickle(tmp_path / "labels.npy", payload))
-    np.testing.assert_array_equal(read[2007000032], [1, 0, 1])
 
 
 @pytest.mark.parametrize(
@@ -84,14 +77,13 @@ def test_arrays_of_all_kinds(tmp_path, array, wrap):
 
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
 def test_plain_contents_come_back_as_they_were(tmp_path, protocol):
-    view = torch.arange(12.0).view(3, 4)[1:, ::2]
     content = {
         np.int32(2007000032): np.arange(6, dtype=np.float32).reshape(2, 3).T,
         "2007_000032": [np.float64(0.5), (True, None, b"bytes", 3)],
         "text": np.array(["aeroplane", "cat"]),
         "objects": np.array([{"a": np.ones(2)}, "b"], dtype=object),
         "empty": np.zeros((0, 3), np.int64),
-        "view": view,
+        "view": torch.arange(12.0).view(3, 4)[1:, ::2],
         "half": torch.ones(2, dtype=torch.float16),
         "scalar": torch.tensor(3),
         "flags": np.array([True, False]),
@@ -99,16 +91,13 @@ def test_plain_contents_come_back_as_they_were(tmp_path, protocol):
     }
     found = read_npy(write_pickle(tmp_path / "a.npy", pickle.dumps(np.array(content, object), protocol)))
     assert found.keys() == content.keys()
-    assert found["2007_000032"] == content["2007_000032"]
-    assert (found[2007000032] == content[np.int32(2007000032)]).all()
-    for name in ("text", "empty", "flags"):
-        assert found[name].dtype == content[name].dtype
-        assert found[name].tolist() == content[name].tolist()
-    assert found["objects"][0]["a"].tolist() == [1.0, 1.0]
-    assert found["objects"][1] == "b"
-    for name in ("view", "half", "scalar"):
-        assert torch.equal(found[name], content[name])
-    assert found["ordered"] == {"a": 1}
+    for name, value in content.items():
+        assert type(found[name]) is (dict if name == "ordered" else type(value))
+        assert getattr(found[name], "dtype", None) == getattr(value, "dtype", None)
+        if isinstance(value, torch.Tensor):
+            assert torch.equal(found[name], value)
+        else:
+            np.testing.assert_equal(*(x.tolist() if isinstance(x, np.ndarray) else x for x in (found[name], value)))
 
 
 @pytest.mark.parametrize("protocol", range(6))
@@ -197,20 +186,14 @@ def test_nothing_is_allocated_that_is_not_there(tmp_path, payload):
         read_npy(write_pickle(tmp_path / "a.npy", payload))
 
 
-def test_arrays_hold_what_they_claim(tmp_path):
-    np.save(tmp_path / "a.npy", np.zeros((2, 3)))
-    whole = (tmp_path / "a.npy").read_bytes()
-    (tmp_path / "a.npy").write_bytes(whole.replace(b"(2, 3), }" + b" " * 12, b"(200000000000, 3), }" + b" "))
-    with pytest.raises(AdvCAMError, match=r"cannot read .*a\.npy"):
-        read_npy(tmp_path / "a.npy")
-
-
 def test_damaged_and_missing_files(tmp_path):
     np.save(tmp_path / "labels.npy", TABLES["IRN"])
     whole = (tmp_path / "labels.npy").read_bytes()
-    for length in (0, 5, 40, len(whole) // 2, len(whole) - 1):
-        (tmp_path / "part.npy").write_bytes(whole[:length])
+    np.save(tmp_path / "a.npy", np.zeros((2, 3)))
+    claims = (tmp_path / "a.npy").read_bytes().replace(b"(2, 3), }" + b" " * 12, b"(200000000000, 3), }" + b" ")
+    for content in (*(whole[:length] for length in (0, 5, 40, len(whole) // 2, len(whole) - 1)), claims):
+        (tmp_path / "part.npy").write_bytes(content)
         with pytest.raises(AdvCAMError, match=r"cannot read .*part\.npy"):
             read_npy(tmp_path / "part.npy")
-    with pytest.raises(AdvCAMError, match=r"no such file: .*none\.npy"):
+    with pytest.raises(AdvCAMError, match="no such file"):
         read_npy(tmp_path / "none.npy")

@@ -11,11 +11,9 @@ from tiny_wsol import BIRDS, write_cub
 
 
 def test_some_of_each_class(tmp_path):
-    data = read_cub(write_cub(tmp_path), "test")
-    more = read_cub(
-        write_cub(tmp_path / "more", [(n, file, label, 0, box) for n, file, label, _, box in BIRDS]), "test"
-    )
-    part = per_class(more, 1)
+    test = [(n, file, label, 0, box) for n, file, label, _, box in BIRDS]
+    data = read_cub(write_cub(tmp_path, test), "test")
+    part = per_class(data, 1)
     assert [sample.id for sample in part.samples] == ["gull_a", "wren_a"]
     assert set(part.boxes) == set(part.sizes) == {"gull_a", "wren_a"}
     assert per_class(data, 5) == data

@@ -1,4 +1,4 @@
-"""Toy scenes: the same from the same seed, with masks that fit, and a head that tells more than the body."""
+"""Toy scenes: reproducible, with masks that fit, and bodies whose hue is no sure sign of their class."""
 
 from __future__ import annotations
 

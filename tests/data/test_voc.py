@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -29,13 +30,16 @@ def labels_by_id(data) -> dict[str, tuple[int, ...]]:
     return {sample.id: sample.labels for sample in data.samples}
 
 
-@pytest.mark.parametrize("up", range(3))
-def test_the_root_is_found_from_each_folder_above(voc, up):
-    root = [voc, voc.parent, voc.parents[1]][up]
-    data = read_voc(root, "train")
-    assert (data.name, data.root, data.split, data.classes) == ("voc", voc, "train", CLASSES)
-    assert labels_by_id(data) == {"2007_000032": (0, 14), "2007_000039": (19,)}
-    assert data.samples[0].image == voc / "JPEGImages" / "2007_000032.jpg"
+def test_the_root_is_found_from_each_folder_above(voc, tmp_path):
+    for root in (voc, voc.parent, voc.parents[1]):
+        data = read_voc(root, "train")
+        assert (data.name, data.root, data.split, data.classes) == ("voc", voc, "train", CLASSES)
+        assert labels_by_id(data) == {"2007_000032": (0, 14), "2007_000039": (19,)}
+        assert data.samples[0].image == voc / "JPEGImages" / "2007_000032.jpg"
+    (tmp_path / "rib" / "JPEGImages").mkdir(parents=True)
+    for name, word in (("none", "no such"), ("rib", "beside ImageSets")):
+        with pytest.raises(AdvCAMError, match=f"looked for JPEGImages.*{word}"):
+            find_voc(tmp_path / name)
 
 
 def test_masks(voc):
@@ -70,15 +74,15 @@ def test_train_aug_is_the_augmented_and_train_less_val(voc, name):
     assert list(labels_by_id(data)) == ["2007_000032", "2007_000039", "2008_000008"]
     assert [data.mask(sample).unique().tolist() for sample in data.samples] == [[3], [0, 20], [3]]
     assert read_voc(voc, "train").mask(data.samples[0]).unique().tolist() == [0, 1, 15]
+    (voc / "ImageSets" / "Segmentation" / "trainaug.txt").write_text("2008_000008\n2007_000039\n")
+    assert list(labels_by_id(read_voc(voc, name))) == ["2008_000008", "2007_000039"], "a list goes first"
 
 
 @pytest.mark.parametrize("place", ["VOCdevkit/VOC2012", "VOCdevkit", "."])
 def test_train_aug_from_the_lists_of_sbd(voc, tmp_path, place):
     add_augmented(voc, "2008_000008", "2009_000001")
-    for mask in (voc / "SegmentationClassAug").iterdir():
-        mask.unlink()
-    (voc / "SegmentationClassAug").rmdir()
-    with pytest.raises(AdvCAMError, match=r"no train_aug at .*benchmark_RELEASE.*or use the split train"):
+    shutil.rmtree(voc / "SegmentationClassAug")
+    with pytest.raises(AdvCAMError, match=r"no train_aug at .*benchmark_RELEASE"):
         read_voc(voc, "train_aug")
     sbd = tmp_path / place / "benchmark_RELEASE" / "dataset"
     (sbd / "cls").mkdir(parents=True)
@@ -86,8 +90,7 @@ def test_train_aug_from_the_lists_of_sbd(voc, tmp_path, place):
     (sbd / "val.txt").write_text("2009_000001\n2007_000039\n")
     expected = ["2007_000032", "2007_000039", "2008_000008", "2009_000001"]
     assert list(labels_by_id(read_voc(voc, "train_aug"))) == expected
-    elsewhere = tmp_path / "elsewhere"
-    sbd.parent.rename(elsewhere)
+    elsewhere = sbd.parent.rename(tmp_path / "elsewhere")
     assert list(labels_by_id(read_voc(voc, "train_aug", sbd=elsewhere))) == expected
     with pytest.raises(AdvCAMError, match="no Semantic Boundaries Dataset at"):
         read_voc(voc, "train_aug", sbd=tmp_path / "nowhere")
@@ -105,34 +108,25 @@ def test_train_aug_from_the_masks_of_sbd(voc, tmp_path):
     assert data.mask(data.samples[2]).unique().tolist() == [3]
 
 
-def test_a_list_of_train_aug_goes_first(voc):
-    add_augmented(voc, "2008_000008", "2008_000009")
-    (voc / "ImageSets" / "Segmentation" / "trainaug.txt").write_text("2008_000009\n2007_000039\n")
-    assert list(labels_by_id(read_voc(voc, "train_aug"))) == ["2008_000009", "2007_000039"]
-
-
 # --- lists
 
 
 @pytest.mark.parametrize(
-    ("text", "folders"),
+    "text",
     [
-        ("2007_000032\n2007_000039", ()),
-        ("\ufeff2007_000032\r\n\r\n  2007_000039  \r\n", ()),
-        ("JPEGImages/2007_000032.jpg\nJPEGImages/2007_000039.jpg\n", ()),
-        (
-            "/JPEGImages/2007_000032.jpg /SegmentationClassAug/2007_000032.png\n"
-            "/JPEGImages/2007_000039.jpg /SegmentationClassAug/2007_000039.png\n",
-            ("SegmentationClassAug",),
-        ),
+        "2007_000032\n2007_000039",
+        "\ufeff2007_000032\r\n\r\n  2007_000039  \r\n",
+        "JPEGImages/2007_000032.jpg\nJPEGImages/2007_000039.jpg\n",
+        "/JPEGImages/2007_000032.jpg /SegmentationClassAug/2007_000032.png\n"
+        "/JPEGImages/2007_000039.jpg /SegmentationClassAug/2007_000039.png\n",
     ],
     ids=["ids", "Windows", "images", "images and masks"],
 )
-def test_styles_of_lists(voc, tmp_path, text, folders):
+def test_styles_of_lists(voc, tmp_path, text):
+    folders = ("SegmentationClassAug",) if "Aug" in text else ()
     (tmp_path / "mine.txt").write_text(text, encoding="utf-8")
     listed = read_list(tmp_path / "mine.txt")
-    assert listed.ids == ("2007_000032", "2007_000039")
-    assert listed.mask_folders == folders
+    assert (listed.ids, listed.mask_folders) == (("2007_000032", "2007_000039"), folders)
     add_augmented(voc, "2007_000032")
     data = read_voc(voc, tmp_path / "mine.txt")
     assert data.split == "mine"
@@ -140,54 +134,65 @@ def test_styles_of_lists(voc, tmp_path, text, folders):
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
+    ("text", "word"),
     [
-        ("", r"list of images .*mine\.txt is empty"),
-        ("\n \n", r"list of images .*mine\.txt is empty"),
-        ("a\nb\n\na\n", r"mine\.txt names a twice, in lines 1 and 4; remove one"),
-        ("2007_000032  1\n2007_000039 -1\n", r"mine\.txt, line 1: '2007_000032  1' is not an id"),
-        ("a.jpg b.png\n", r"line 1: 'a\.jpg b\.png' is not an id"),
-        ("ok\n../\n", r"line 2: '\.\./' is not an id"),
+        ("", "empty"),
+        ("\n \n", "empty"),
+        ("a\nb\n\na\n", "a twice, in lines 1 and 4"),
+        ("2007_000032  1\n2007_000039 -1\n", "line 1: '2007_000032  1' is not an id"),
+        ("a.jpg b.png\n", r"line 1: 'a\.jpg b\.png'"),
+        ("ok\n../\n", r"line 2: '\.\./'"),
     ],
 )
-def test_bad_lists(tmp_path, text, message):
+def test_bad_lists_raise(tmp_path, text, word):
     (tmp_path / "mine.txt").write_text(text)
-    with pytest.raises(AdvCAMError, match=message):
+    with pytest.raises(AdvCAMError, match=rf"mine\.txt.*{word}"):
         read_list(tmp_path / "mine.txt")
 
 
-def test_missing_lists(voc, tmp_path):
-    with pytest.raises(AdvCAMError, match=r"no such list of images: .*none\.txt"):
-        read_voc(voc, tmp_path / "none.txt")
-    with pytest.raises(AdvCAMError, match=r"no list of the split 'trian': .*did you mean 'train'"):
-        read_voc(voc, "trian")
-    with pytest.raises(AdvCAMError, match=r"no list of the split 'test': looked for .*test\.txt$"):
-        read_voc(voc, "test")
+def test_splits_that_cannot_be_read_raise(voc, tmp_path):
+    images = voc / "JPEGImages"
+    for split, word in ((tmp_path / "none.txt", r"none\.txt"), ("trian", "mean 'train'"), ("test", r"test\.txt")):
+        with pytest.raises(AdvCAMError, match=f"no (such )?list of .*{word}"):
+            read_voc(voc, split)
+    Image.new("RGB", (8, 6)).save(images / "2007_000032.png")
+    with pytest.raises(AdvCAMError, match=r"two images of one id: .*2007_000032\.jpg and 2007_000032\.png"):
+        read_voc(voc, "train")
+    assert len(read_voc(voc, "val").samples) == 2, "other splits are as they were"
+    (images / "2007_000032.png").unlink()
+    (voc / "Annotations" / "2007_000039.xml").unlink()
+    with pytest.raises(AdvCAMError, match=r"no labels for 1 of 2 images of train: .* lacks 2007_000039"):
+        read_voc(voc, "train")
+    shutil.rmtree(images)
+    images.mkdir()
+    with pytest.raises(AdvCAMError, match="none of the 2 images of train"):
+        read_voc(voc, "train")
 
 
 # --- labels
 
 
-def test_labels_from_a_table(voc, tmp_path):
-    def hot(*classes):
-        return np.isin(np.arange(20), classes).astype(np.float32)
+def hot(*classes):
+    return np.isin(np.arange(20), classes).astype(np.float32)
 
-    np.save(tmp_path / "irn.npy", {np.int32(2007000032): hot(3), np.int32(2007000039): hot(0, 19), np.int32(7): hot()})
-    np.save(tmp_path / "psa.npy", {"2007_000032": hot(3), "2007_000039": hot(0, 19)})
-    for table in ("irn.npy", "psa.npy"):
-        data = read_voc(voc, "train", labels=tmp_path / table)
+
+def test_labels_from_a_table(voc, tmp_path):
+    for table in (
+        {np.int32(2007000032): hot(3), np.int32(2007000039): hot(0, 19), np.int32(7): hot()},
+        {"2007_000032": hot(3), "2007_000039": hot(0, 19)},
+    ):
+        np.save(tmp_path / "labels.npy", table)
+        data = read_voc(voc, "train", labels=tmp_path / "labels.npy")
         assert labels_by_id(data) == {"2007_000032": (3,), "2007_000039": (0, 19)}
-    with pytest.raises(AdvCAMError, match=r"psa\.npy has no labels for 2 of 2 images \(2007_000033, 2007_000042\)"):
-        read_voc(voc, "val", labels=tmp_path / "psa.npy")
-    np.save(tmp_path / "coco.npy", {"2007_000032": np.zeros(80)})
-    with pytest.raises(AdvCAMError, match=r"labels of 2007_000032 have shape \(80,\).*where 20 zeros and ones"):
-        read_voc(voc, "train", labels=tmp_path / "coco.npy")
-    np.save(tmp_path / "scores.npy", {"2007_000032": hot(3) * 0.5})
-    with pytest.raises(AdvCAMError, match="where 20 zeros and ones were expected"):
-        read_voc(voc, "train", labels=tmp_path / "scores.npy")
-    np.save(tmp_path / "array.npy", np.zeros((2, 20)))
-    with pytest.raises(AdvCAMError, match=r"array\.npy is no table of labels"):
-        read_voc(voc, "train", labels=tmp_path / "array.npy")
+    with pytest.raises(AdvCAMError, match=r"no labels for 2 of 2 images \(2007_000033, 2007_000042\)"):
+        read_voc(voc, "val", labels=tmp_path / "labels.npy")
+
+
+@pytest.mark.parametrize("table", [{"2007_000032": np.zeros(80)}, {"2007_000032": hot(3) * 0.5}, np.zeros((2, 20))])
+def test_bad_tables_of_labels_raise(voc, tmp_path, table):
+    np.save(tmp_path / "labels.npy", table)
+    with pytest.raises(AdvCAMError, match=r"20 zeros and ones|no table of labels"):
+        read_voc(voc, "train", labels=tmp_path / "labels.npy")
 
 
 def test_the_test_split_has_no_labels_but_those_of_a_table(voc, tmp_path):
@@ -204,37 +209,29 @@ def test_annotations(tmp_path):
     assert read_annotation(file, CLASSES) == (0, 14), "difficult objects count; parts and owners do not"
     write_annotation(file, [])
     assert read_annotation(file, CLASSES) == ()
-    write_annotation(file, ["areoplane"])
-    with pytest.raises(AdvCAMError, match=r"a\.xml names an object 'areoplane', which is no class; did you mean 'aero"):
-        read_annotation(file, CLASSES)
-    write_annotation(file, ["person"])
-    file.write_text(file.read_text()[:-20])
-    with pytest.raises(AdvCAMError, match=r"cannot read annotation .*a\.xml"):
-        read_annotation(file, CLASSES)
-    with pytest.raises(AdvCAMError, match=r"no such annotation: .*b\.xml"):
-        read_annotation(tmp_path / "b.xml", CLASSES)
+
+
+ENTITY = "<!DOCTYPE annotation [{}]><annotation><object><name>&a;</name></object></annotation>"
 
 
 @pytest.mark.parametrize(
-    "entity", ['<!ENTITY a "person">', '<!ENTITY a SYSTEM "file:///etc/hostname">', '<!ENTITY % a "x">']
+    ("content", "word"),
+    [
+        (None, "no such annotation"),
+        ("<annotation><object><name>areoplane</name></object></annotation>", "did you mean 'aero"),
+        ("<annotation><object><name>person</name>", "cannot read annotation"),
+        ("<annotation>" * 20_000 + "</annotation>" * 20_000, "nested too deeply"),
+        (ENTITY.format('<!ENTITY a "person">'), "DTD"),
+        (ENTITY.format('<!ENTITY a SYSTEM "file:///etc/hostname">'), "DTD"),
+        (ENTITY.format('<!ENTITY % a "x">'), "DTD"),
+    ],
+    ids=["none", "class", "truncated", "deep", "entity", "external entity", "parameter entity"],
 )
-def test_annotations_with_entities_are_rejected(tmp_path, entity):
-    file = tmp_path / "a.xml"
-    file.write_text(f"<!DOCTYPE annotation [{entity}]><annotation><object><name>&a;</name></object></annotation>")
-    with pytest.raises(AdvCAMError, match=r"a\.xml is rejected: it has a DTD"):
-        read_annotation(file, CLASSES)
-
-
-def test_annotations_have_a_limited_depth(tmp_path):
-    (tmp_path / "a.xml").write_text("<annotation>" * 20_000 + "</annotation>" * 20_000)
-    with pytest.raises(AdvCAMError, match="nested too deeply"):
+def test_bad_annotations_raise(tmp_path, content, word):
+    if content is not None:
+        (tmp_path / "a.xml").write_text(content)
+    with pytest.raises(AdvCAMError, match=word):
         read_annotation(tmp_path / "a.xml", CLASSES)
-
-
-def test_an_image_without_annotation_is_not_one_without_objects(voc):
-    (voc / "Annotations" / "2007_000039.xml").unlink()
-    with pytest.raises(AdvCAMError, match=r"no labels for 1 of 2 images of train: .* lacks 2007_000039; unpack"):
-        read_voc(voc, "train")
 
 
 # --- images
@@ -243,31 +240,13 @@ def test_an_image_without_annotation_is_not_one_without_objects(voc):
 def test_missing_images(voc):
     (voc / "JPEGImages" / "2007_000032.jpg").unlink()
     data = read_voc(voc, "train")
-    with pytest.raises(AdvCAMError, match=r"no such image file: .*2007_000032\.jpg"):
+    with pytest.raises(AdvCAMError, match="no such image file"):
         read_rgb(data.samples[0].image)
     assert data.mask(data.samples[0]).shape == (6, 8)
     rest, missing = without_missing(data)
     assert [sample.id for sample in rest.samples] == ["2007_000039"]
     assert missing == data.samples[:1]
     assert without_missing(rest) == (rest, ())
-    (voc / "JPEGImages" / "2007_000039.jpg").unlink()
-    with pytest.raises(AdvCAMError, match=r"none of the 2 images of train is in .*JPEGImages"):
-        read_voc(voc, "train")
-
-
-def test_two_images_of_one_id(voc):
-    Image.new("RGB", (8, 6)).save(voc / "JPEGImages" / "2007_000032.png")
-    with pytest.raises(AdvCAMError, match=r"two images of one id: .*2007_000032\.jpg and 2007_000032\.png; remove one"):
-        read_voc(voc, "train")
-    assert len(read_voc(voc, "val").samples) == 2, "other splits are as they were"
-
-
-def test_wrong_roots(tmp_path, voc):
-    with pytest.raises(AdvCAMError, match=r"no PASCAL VOC 2012 at .*none: looked for JPEGImages.*there is no such"):
-        find_voc(tmp_path / "none")
-    (tmp_path / "rib" / "JPEGImages").mkdir(parents=True)
-    with pytest.raises(AdvCAMError, match="looked for JPEGImages, beside ImageSets"):
-        find_voc(tmp_path / "rib")
 
 
 # --- the real thing

@@ -25,11 +25,8 @@ def test_golden_metadata(tmp_path):
     )
     assert data.boxes == {"7": ((0, 0, 29, 11), (5, 5, 5, 5)), "5": ((1, 2, 3, 4),)}
     assert data.sizes == {"7": (12, 30), "5": (10, 20)}
-
-
-def test_an_image_may_have_259_boxes(tmp_path):
-    lists = {**LISTS, "localization": [*LISTS["localization"][:2], *["002.Wren/7.jpg,5,5,5,5"] * 258]}
-    write_lists(tmp_path / "val", lists)
+    more = [*LISTS["localization"][:2], *["002.Wren/7.jpg,5,5,5,5"] * 258]
+    write_lists(tmp_path / "val", {**LISTS, "localization": more})
     assert len(read_wsol_metadata(tmp_path, "images", "val").boxes["7"]) == 259
 
 
@@ -53,33 +50,31 @@ def test_training_lists_have_no_boxes(tmp_path):
     assert [sample.id for sample in proxy.samples] == ["5"]
 
 
+GULL, WREN = "001.Gull/5.jpg", "002.Wren/7.jpg"
+
+
 @pytest.mark.parametrize(
-    ("name", "lines", "message"),
+    ("name", "lines", "word"),
     [
-        (
-            "class_labels",
-            LISTS["class_labels"][:1],
-            r"class_labels.txt has no line for 1 of 2 images \(002.Wren/7.jpg\)",
-        ),
-        ("image_sizes", LISTS["image_sizes"][:1], r"image_sizes.txt has no line for 1 of 2 images"),
-        ("localization", LISTS["localization"][1:], r"localization.txt has no line for 1 of 2 images"),
-        ("localization", ["001.Gull/5.jpg,1,2,20,4", "002.Wren/7.jpg,0,0,1,1"], r"5.jpg: the box 1,2,20,4 .* 20x10"),
-        ("localization", ["001.Gull/5.jpg,-1,2,3,4", "002.Wren/7.jpg,0,0,1,1"], r"box -1,2,3,4 .* not in the image"),
-        ("localization", ["001.Gull/5.jpg,4,2,3,4", "002.Wren/7.jpg,0,0,1,1"], r"box 4,2,3,4 .* not in the image"),
-        ("localization", ["001.Gull/5.jpg,a,2,3,4", "002.Wren/7.jpg,0,0,1,1"], "four whole numbers"),
-        ("localization", ["001.Gull/5.jpg,1,2,3"], "line 1: .* is not 3 or 5 fields"),
-        ("class_labels", ["001.Gull/5.jpg,gull", "002.Wren/7.jpg,1"], "the class of 001.Gull/5.jpg is 'gull'"),
-        ("class_labels", ["001.Gull/5.jpg,0", "002.Wren/7.jpg,200"], "has a class 200, but there are 200"),
-        ("image_sizes", ["001.Gull/5.jpg,0,10", "002.Wren/7.jpg,30,12"], "width and height of 001.Gull/5.jpg are 0"),
-        ("image_ids", [], "image_ids.txt is empty"),
-        ("image_ids", ["001.Gull/5.jpg", "001.Gull/5.jpg"], "names 001.Gull/5.jpg twice"),
+        ("class_labels", LISTS["class_labels"][:1], r"no line for 1 of 2 images \(002.Wren/7.jpg\)"),
+        ("image_sizes", LISTS["image_sizes"][:1], "no line for 1 of 2 images"),
+        ("localization", LISTS["localization"][1:], "no line for 1 of 2 images"),
+        ("localization", [f"{GULL},1,2,20,4", f"{WREN},0,0,1,1"], r"5.jpg: the box 1,2,20,4 .* 20x10"),
+        ("localization", [f"{GULL},-1,2,3,4", f"{WREN},0,0,1,1"], "box -1,2,3,4 .* not in"),
+        ("localization", [f"{GULL},4,2,3,4", f"{WREN},0,0,1,1"], "box 4,2,3,4 .* not in"),
+        ("localization", [f"{GULL},a,2,3,4", f"{WREN},0,0,1,1"], "four whole numbers"),
+        ("localization", [f"{GULL},1,2,3"], "line 1: .* 3 or 5 fields"),
+        ("class_labels", [f"{GULL},gull", f"{WREN},1"], "class of 001.Gull/5.jpg is 'gull'"),
+        ("class_labels", [f"{GULL},0", f"{WREN},200"], "class 200, but there are 200"),
+        ("image_sizes", [f"{GULL},0,10", f"{WREN},30,12"], "width and height of 001.Gull/5.jpg are 0"),
+        ("image_ids", [], "empty"),
+        ("image_ids", [GULL, GULL], "001.Gull/5.jpg twice"),
     ],
 )
-def test_bad_metadata(tmp_path, name, lines, message):
+def test_bad_metadata_raises(tmp_path, name, lines, word):
     write_lists(tmp_path / "CUB" / "val", {**LISTS, name: lines})
-    with pytest.raises(AdvCAMError, match=message) as error:
+    with pytest.raises(AdvCAMError, match=word):
         read_wsol_metadata(tmp_path / "CUB", "images", "val")
-    assert "\n" not in str(error.value)
 
 
 def test_golden_masks(tmp_path):
