@@ -10,14 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from advcam_attr import CAM, AdvCAM, AdvCAMError, heads
-from advcam_attr.climbing import (
-    ClimbState,
-    RestrictHighAttributions,
-    TargetMinusOthers,
-    ThresholdMask,
-    climb,
-    recipes,
-)
+from advcam_attr.climbing import ClimbState, RestrictHighAttributions, TargetMinusOthers, ThresholdMask, climb, recipes
 from advcam_attr.climbing.loop import to_grid
 from advcam_attr.climbing.views import VIEWS
 
@@ -110,13 +103,16 @@ def test_accumulated_maps_take_no_part_in_the_climb(small_net, images, flip):
             assert torch.allclose(found[i][j : j + 1], alone, rtol=1e-4, atol=1e-5)
 
 
-def test_accumulated_maps_of_another_shape_are_named(small_net, images):
+def test_maps_and_scales_that_do_not_fit_raise(small_net, images):
     class Wrong(RedAndGreen):
         def accumulated(self, acts: heads.Activations, target: Tensor) -> Tensor:
             return acts.taps["0"]
 
     with pytest.raises(AdvCAMError, match=r"accumulated map .* shape \(3, 8, 8\), got \(3, 8, 16, 16\)"):
         AdvCAM(small_net, base=Wrong(), recipe=PLAIN).attribute(images, target=1)
+    small_net.pretrained_cfg = {"fixed_input_size": True}
+    with pytest.raises(ValueError, match="dynamic_img_size"):
+        AdvCAM(small_net, recipe=PLAIN, scales=(0.5, 1.0), steps=1).attribute(images, target=1)
 
 
 def test_golden_backoff(tiny):
@@ -174,12 +170,7 @@ def slow_climb(net: nn.Module, image: Tensor, c: int, steps: int, lam: float, xi
 def test_the_loop_equals_a_slow_one(small_net, images):
     net, x = small_net.double(), images.double()
     recipe = recipes.get(
-        PLAIN,
-        objective=TargetMinusOthers("mean", top_k=2),
-        regularizers=3.0,
-        mask=0.4,
-        step_rule=0.1,
-        clamp="clean",
+        PLAIN, objective=TargetMinusOthers("mean", top_k=2), regularizers=3.0, mask=0.4, step_rule=0.1, clamp="clean"
     )
     found = [s.maps for s in climb(heads.view(net), x, torch.tensor([4, 0, 2]), recipe.plan(), steps=6)]
     for i, c in enumerate([4, 0, 2]):
@@ -273,12 +264,6 @@ def test_scales_are_summed_on_the_grid_of_the_image(small_net, images):
     assert torch.allclose(both, whole + resized, atol=1e-4)
 
 
-def test_scales_of_a_net_of_fixed_size_are_rejected(small_net, images):
-    small_net.pretrained_cfg = {"fixed_input_size": True}
-    with pytest.raises(ValueError, match="dynamic_img_size"):
-        AdvCAM(small_net, recipe=PLAIN, scales=(0.5, 1.0), steps=1).attribute(images, target=1)
-
-
 @pytest.mark.parametrize("classes", [[[1, 2], [3, 4], [0, 1]], [[1, 2, 3], [0], [4, 2]], [[0], [1], [2]]])
 @pytest.mark.parametrize(("steps", "flip"), [(3, False), (3, True), (0, False)])
 def test_classes_of_an_image_share_one_forward_at_zero_steps(small_net, images, classes, steps, flip):
@@ -335,11 +320,3 @@ def test_saliency_and_arguments_follow_their_image(images):
         for j, c in enumerate(wanted):
             single = attribution.attribute(images[i : i + 1], c, gain[i : i + 1], saliency=saliency[i : i + 1])
             assert torch.allclose(found[i][j : j + 1], single, atol=1e-5 * float(single.abs().max()))
-
-
-def test_two_steps_of_memory_are_not_kept(small_net, images):
-    """The generator holds one step's tensors: no graph reaches the consumer."""
-    for step in climb(heads.view(small_net), images, torch.tensor([1, 2, 3]), recipes.get(PLAIN).plan(), steps=2):
-        assert step.maps.grad_fn is None
-        assert step.x.grad_fn is None
-        assert torch.is_grad_enabled()

@@ -81,39 +81,27 @@ def test_official_equals_the_released_loop_at_one_scale(net, photos, c, count):
 
 
 @pytest.mark.parametrize(
-    ("count", "half", "factor"), [(27, 13, 2.0), (8, 5, 1.0), (4, 4, 1.0), (10, 5, 1.0), (11, 5, 2.0)]
+    ("recipe", "lam", "steps", "count", "half", "factor"),
+    [
+        ("official", 7.0, None, 27, 13, 2.0),
+        ("official", 7.0, 7, 8, 5, 1.0),
+        ("official", 7.0, 3, 4, 4, 1.0),
+        ("official", 7.0, 9, 10, 5, 1.0),
+        ("official", 7.0, 10, 11, 5, 2.0),
+        ("official_wrn38", 2.0, None, 8, 5, 1.0),
+    ],
 )
-def test_official_equals_the_released_loop_over_scales(net, photos, count, half, factor):
+def test_official_equals_the_released_loop_over_scales(net, photos, recipe, lam, steps, count, half, factor):
+    """Of 6 to 10 maps, scale 0.5 has five and no factor makes up for it, as in the released code."""
     expected = torch.zeros(2, 12, 16, dtype=torch.float64)
     for scale in (0.5, 1.0, 1.5, 2.0):
         size = [round(48 * scale), round(64 * scale)]
         scaled = F.interpolate(photos, size, mode="bicubic", antialias=True) if scale != 1 else photos
         for i, photo in enumerate(scaled):
-            r = factor * released_loop(net, photo, 2, half if scale == 0.5 else count)
+            r = factor * released_loop(net, photo, 2, half if scale == 0.5 else count, lam=lam)
             expected[i] += F.interpolate(r[None, None], (12, 16), mode="bilinear", align_corners=False)[0, 0]
-    found = AdvCAM(net, recipe="official").attribute(photos, target=2, steps=count - 1, output="native")[:, 0]
-    assert (found - expected).abs().max() <= 1e-4 * expected.abs().max()
-
-
-def test_official_has_the_released_numbers():
-    official = recipes.get("official")
-    assert official.steps + 1 == 27
-    assert official.step_rule == LinfStep(0.08)
-    assert official.mask == ThresholdMask(0.5)
-    assert official.regularizers == (RestrictHighAttributions(7.0, reduce="sum"),)
-    assert official.scales == (0.5, 1.0, 1.5, 2.0)
-
-
-def test_official_wrn38_is_the_released_loop_with_eight_maps_and_lambda_two(net, photos):
-    """Scale 0.5 has five maps and no factor makes up for it, as in the released code for 6 to 10 maps."""
-    expected = torch.zeros(2, 12, 16, dtype=torch.float64)
-    for scale in (0.5, 1.0, 1.5, 2.0):
-        size = [round(48 * scale), round(64 * scale)]
-        scaled = F.interpolate(photos, size, mode="bicubic", antialias=True) if scale != 1 else photos
-        for i, photo in enumerate(scaled):
-            r = released_loop(net, photo, 2, 5 if scale == 0.5 else 8, lam=2.0)
-            expected[i] += F.interpolate(r[None, None], (12, 16), mode="bilinear", align_corners=False)[0, 0]
-    found = AdvCAM(net, recipe="official_wrn38").attribute(photos, target=2, output="native")[:, 0]
+    options = {} if steps is None else {"steps": steps}
+    found = AdvCAM(net, recipe=recipe).attribute(photos, target=2, output="native", **options)[:, 0]
     assert (found - expected).abs().max() <= 1e-4 * expected.abs().max()
 
 
@@ -187,15 +175,18 @@ def test_bad_parts_are_named(changes, error, message):
         recipes.get("auto", **changes)
 
 
-def test_unknown_recipes_and_bases_are_named(net):
-    with pytest.raises(AdvCAMError, match="did you mean 'official'"):
-        AdvCAM(net, recipe="oficial")
-    with pytest.raises(AdvCAMError, match="did you mean 'grad_cam"):
-        AdvCAM(net, base="gradcam")
-    with pytest.raises(TypeError, match="Recipe"):
-        AdvCAM(net, recipe=3)
-    with pytest.raises(TypeError, match="base"):
-        AdvCAM(net, base=3)
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"recipe": "oficial"}, AdvCAMError, "did you mean 'official'"),
+        ({"recipe": 3}, TypeError, "Recipe"),
+        ({"base": "gradcam"}, AdvCAMError, "did you mean 'grad_cam"),
+        ({"base": 3}, TypeError, "base"),
+    ],
+)
+def test_unknown_recipes_and_bases_raise(net, options, error, message):
+    with pytest.raises(error, match=message):
+        AdvCAM(net, **options)
 
 
 def test_every_recipe_cites_its_source():

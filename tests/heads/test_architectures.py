@@ -30,77 +30,20 @@ FAST = {
     "torchvision/alexnet": ("none", "avgpool"),
 }
 
-SLOW = [
-    "timm/" + name
-    for name in [
-        "bat_resnext26ts",
-        "beit_base_patch16_224",
-        "caformer_s18",
-        "cait_xxs24_224",
-        "coat_tiny",
-        "coatnet_nano_rw_224",
-        "convmixer_768_32",
-        "convnext_zepto_rms_ols",
-        "convnextv2_atto",
-        "crossvit_tiny_240",
-        "cspresnet50",
-        "davit_tiny",
-        "deit_tiny_distilled_patch16_224",
-        "dla34",
-        "dpn48b",
-        "edgenext_xx_small",
-        "efficientformer_l1",
-        "efficientformerv2_s0",
-        "efficientnet_b0",
-        "efficientvit_b0",
-        "efficientvit_m0",
-        "eva02_tiny_patch14_336",
-        "fastvit_t8",
-        "fasternet_t0",
-        "focalnet_tiny_srf",
-        "gcvit_xxtiny",
-        "ghostnetv2_100",
-        "ghostnetv3_100",
-        "gmlp_s16_224",
-        "hardcorenas_a",
-        "hgnetv2_b0",
-        "hiera_tiny_224",
-        "hrnet_w18_small",
-        "inception_next_tiny",
-        "inception_v3",
-        "lcnet_050",
-        "levit_conv_128s",
-        "mambaout_femto",
-        "maxvit_pico_rw_256",
-        "mixer_s32_224",
-        "mobilenetv4_conv_small",
-        "mobileone_s0",
-        "mobilevit_xxs",
-        "mobilevitv2_050",
-        "mvitv2_tiny",
-        "nest_tiny",
-        "nf_regnet_b0",
-        "pit_ti_224",
-        "poolformer_s12",
-        "pvt_v2_b0",
-        "regnetx_002",
-        "res2net50_14w_8s",
-        "rexnet_100",
-        "sequencer2d_s",
-        "shvit_s1",
-        "starnet_s1",
-        "swiftformer_xs",
-        "swinv2_tiny_window8_256",
-        "tiny_vit_5m_224",
-        "tinynet_e",
-        "tnt_s_legacy_patch16_224",
-        "twins_pcpvt_small",
-        "visformer_tiny",
-        "volo_d1_224",
-        "xception41",
-        "xcit_nano_12_p16_224",
-    ]
-] + [f"torchvision/{n}" for n in ("googlenet", "inception_v3", "mnasnet0_5", "swin_t", "vit_b_32", "convnext_tiny")]
+SLOW_TIMM = """
+    bat_resnext26ts beit_base_patch16_224 caformer_s18 cait_xxs24_224 coat_tiny coatnet_nano_rw_224 convmixer_768_32
+    convnext_zepto_rms_ols convnextv2_atto crossvit_tiny_240 cspresnet50 davit_tiny deit_tiny_distilled_patch16_224
+    dla34 dpn48b edgenext_xx_small efficientformer_l1 efficientformerv2_s0 efficientnet_b0 efficientvit_b0
+    efficientvit_m0 eva02_tiny_patch14_336 fastvit_t8 fasternet_t0 focalnet_tiny_srf gcvit_xxtiny ghostnetv2_100
+    ghostnetv3_100 gmlp_s16_224 hardcorenas_a hgnetv2_b0 hiera_tiny_224 hrnet_w18_small inception_next_tiny
+    inception_v3 lcnet_050 levit_conv_128s mambaout_femto maxvit_pico_rw_256 mixer_s32_224 mobilenetv4_conv_small
+    mobileone_s0 mobilevit_xxs mobilevitv2_050 mvitv2_tiny nest_tiny nf_regnet_b0 pit_ti_224 poolformer_s12
+    pvt_v2_b0 regnetx_002 res2net50_14w_8s rexnet_100 sequencer2d_s shvit_s1 starnet_s1 swiftformer_xs
+    swinv2_tiny_window8_256 tiny_vit_5m_224 tinynet_e tnt_s_legacy_patch16_224 twins_pcpvt_small visformer_tiny
+    volo_d1_224 xception41 xcit_nano_12_p16_224
+"""
+SLOW_TORCHVISION = "googlenet inception_v3 mnasnet0_5 swin_t vit_b_32 convnext_tiny"
+SLOW = [f"timm/{name}" for name in SLOW_TIMM.split()] + [f"torchvision/{name}" for name in SLOW_TORCHVISION.split()]
 
 
 def randomised(model: str) -> tuple[nn.Module, Tensor]:

@@ -46,21 +46,13 @@ EXACT = {
         {"fc": nn.Linear(C, K)},
         "NCHW",
     ),
-    "1x1 conv": (
-        lambda f, p: p["fc"](F.avg_pool2d(f, f.shape[-2:])).flatten(1),
-        {"fc": nn.Conv2d(C, K, 1)},
-        "NCHW",
-    ),
+    "1x1 conv": (lambda f, p: p["fc"](F.avg_pool2d(f, f.shape[-2:])).flatten(1), {"fc": nn.Conv2d(C, K, 1)}, "NCHW"),
     "affine norm": (
         lambda f, p: p["fc"](p["bn"](f.mean((2, 3)))),
         {"bn": nn.BatchNorm1d(C), "fc": nn.Linear(C, K)},
         "NCHW",
     ),
-    "two averaged heads": (
-        lambda f, p: _dual(f.mean([2, 3]), p),
-        {"a": nn.Linear(C, K), "b": nn.Linear(C, K)},
-        "NCHW",
-    ),
+    "two averaged heads": (lambda f, p: _dual(f.mean([2, 3]), p), {"a": nn.Linear(C, K), "b": nn.Linear(C, K)}, "NCHW"),
     "NHWC": (lambda f, p: p["fc"](F.gelu(f.permute(0, 2, 3, 1)).mean((1, 2))), {"fc": nn.Linear(C, K)}, "NHWC"),
     "tokens": (lambda f, p: p["fc"](F.gelu(tokens(f)).mean(1)), {"fc": nn.Linear(C, K)}, "NLC"),
     "tokens after a class token": (

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from advcam_attr import AdvCAMError, heads
 from advcam_attr.networks.authors import irn_cam_weights
+from advcam_attr.networks.backbone import Backbone
+from advcam_attr.networks.cam_net import CAMNetSpec, ResNet50CAM
 from advcam_attr.networks.checkpoint import Checkpoint, load_weights, read_checkpoint
 from advcam_attr.networks.generators import load_generator
 from logs import record_log
@@ -35,17 +37,10 @@ class IRNet(nn.Module):
         return self.classifier(F.adaptive_avg_pool2d(x, 1)).flatten(1)
 
 
-class PlainNet(nn.Module):
-    """The names under which this package keeps the same net."""
-
-    def __init__(self, resnet: nn.Module, classes: int = 20) -> None:
-        super().__init__()
-        self.resnet50, self.classifier = resnet, nn.Conv2d(2048, classes, 1, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        r = self.resnet50
-        x = r.layer4(r.layer3(r.layer2(r.layer1(r.maxpool(r.relu(r.bn1(r.conv1(x))))))))
-        return self.classifier(F.adaptive_avg_pool2d(x, 1)).flatten(1)
+def cam_net(blocks: tuple[int, ...] = (3, 4, 6, 3), classes: int = 20) -> ResNet50CAM:
+    resnet = torchvision.models.ResNet(torchvision.models.resnet.Bottleneck, list(blocks))
+    spec = CAMNetSpec(Backbone("torchvision/resnet50", stride=16), classes)
+    return ResNet50CAM(spec, resnet, (0.5,) * 3, (0.5,) * 3).eval()
 
 
 def resnet50_of_stride_16(blocks: tuple[int, ...] = (3, 4, 6, 3)) -> nn.Module:
@@ -58,7 +53,7 @@ def resnet50_of_stride_16(blocks: tuple[int, ...] = (3, 4, 6, 3)) -> nn.Module:
 def test_irn_keys_of_the_published_net_are_those_of_resnet50():
     with torch.device("meta"):
         keys = list(IRNet(resnet50_of_stride_16()).state_dict())
-        expected = PlainNet(resnet50_of_stride_16()).state_dict()
+        expected = cam_net().state_dict()
     found = irn_cam_weights(Checkpoint(Path("irn.pth"), dict.fromkeys(keys, torch.ones(())), {}))
     assert set(found.checkpoint.weights) == set(expected)
     assert len(found.ignored) == 2 * (len(expected) - 1) + 1
@@ -77,7 +72,7 @@ def test_irn_files_load_whichever_names_they_hold(tmp_path, stored):
     found = irn_cam_weights(read_checkpoint(tmp_path / "irn.pth"))
     assert "ImageNet's classifier" in found.note
     torch.manual_seed(1)
-    net = PlainNet(resnet50_of_stride_16((1, 1, 1, 1)), classes=3).eval()
+    net = cam_net((1, 1, 1, 1), classes=3)
     load_weights(net, found.checkpoint, "irn")
     x = torch.rand(1, 3, 64, 64)
     assert torch.equal(net(x), irn(x))

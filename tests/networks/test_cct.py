@@ -21,11 +21,7 @@ from advcam_attr.networks.cct import (
     doubling_steps,
     icnr,
 )
-from advcam_attr.networks.cct_perturbations import (
-    ContextMask,
-    Guide,
-    ObjectMask,
-)
+from advcam_attr.networks.cct_perturbations import ContextMask, Guide, ObjectMask
 from advcam_attr.networks.checkpoint import Checkpoint, load_weights
 from advcam_attr.types import AdvCAMError
 from build_net import build_net

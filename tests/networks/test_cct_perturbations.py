@@ -10,9 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from advcam_attr.networks.cct import (
-    Decoder,
-)
+from advcam_attr.networks.cct import Decoder
 from advcam_attr.networks.cct_perturbations import (
     PERTURBATIONS,
     ContextMask,

@@ -164,14 +164,6 @@ def test_wrong_caffe_files_raise(caffe_file, tmp_path, change, message):
         load_net(tmp_path / "wrong.pth", DEEPLAB)
 
 
-def test_weights_of_another_depth(tmp_path):
-    import torchvision
-
-    torch.save(torchvision.models.resnet50(width_per_group=4).state_dict(), tmp_path / "resnet50.pth")
-    with pytest.raises(AdvCAMError, match=r"does not fit torchvision/resnet101: .* missing keys"):
-        deeplab(Backbone("torchvision/resnet101", checkpoint=tmp_path / "resnet50.pth"))
-
-
 def test_golden_aspp():
     """A one in the middle of 5 x 5: each convolution of ones spreads it to a 3 x 3 lattice at its rate."""
     aspp = ASPP(1, 1, (1, 2))
@@ -287,21 +279,6 @@ def test_other_backbones_have_the_stride():
             net = deeplab(Backbone(backbone, random_weights=True, model_args={"base_width": 4}), 5)
             assert net(torch.zeros(1, 3, 33, 41)).shape == (1, 5, 5, 6)
             assert net.stride == 8
-
-
-def test_real_weights(data_root):
-    net = deeplab(
-        Backbone(
-            "timm/mobilenetv2_100",
-            model_args={"num_classes": 1001, "pad_type": "same"},
-            stride=16,
-            checkpoint=data_root / "weights" / "mobilenetv2_100_imagenet.safetensors",
-        ),
-        21,
-    )
-    assert (net.mean, net.std, net.stride) == ((0.5,) * 3, (0.5,) * 3, 16)
-    with torch.no_grad():
-        assert net(torch.zeros(1, 3, 64, 96)).shape == (1, 21, 4, 6)
 
 
 @pytest.mark.parametrize(

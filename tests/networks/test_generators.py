@@ -12,7 +12,6 @@ from torch import Tensor
 
 from advcam_attr import CAM, AdvCAM, AdvCAMError, heads
 from advcam_attr.attr.adapters import SEAMBase, base_of
-from advcam_attr.climbing import recipes
 from advcam_attr.networks import seam as seam_module
 from advcam_attr.networks.generators import load_generator
 from advcam_attr.networks.resnet38 import ResNet38
@@ -102,14 +101,6 @@ def thin_blocks(monkeypatch):
     monkeypatch.setattr(seam_module, "_BLOCK", 7 * 30)
 
 
-def test_trunk_equals_its_equations(seam, photos):
-    with torch.no_grad():
-        for found, expected in zip(seam.features(photos), slow_features(seam.state_dict(), photos), strict=True):
-            assert found.shape[2:] == (5, 6)
-            assert expected.std() > 0.1
-            assert torch.allclose(found, expected, rtol=1e-9, atol=1e-9)
-
-
 def test_seam_equals_its_equations(seam, photos, thin_blocks):
     cam, refined = slow_seam(seam, photos)
     maps = seam.class_maps(photos)
@@ -157,9 +148,6 @@ def test_seam_normalise_equals_its_steps():
     assert found[2].amax() < 0
 
 
-# --- as AdvCAM sees them ----------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("options", [{"subcategories": 12}, {"subcategories": 0}])
 def test_sc_cam_scores_are_the_means_of_its_maps(photos, options):
     net = randomised(SCCAM(classes=4, width=2, **options))
@@ -185,16 +173,6 @@ def test_seam_has_an_exact_head_of_its_foreground_classes(seam, photos):
         assert torch.allclose(cam, own[:, 1 + k], rtol=1e-10, atol=1e-12)
         assert torch.allclose(cam.mean((1, 2)), acts.logits[:, k], rtol=1e-10)
     assert torch.allclose(acts.all_class_weights(), seam.fc8.weight[1:, :, 0, 0], atol=1e-12)
-
-
-def test_training_mode_is_left_and_has_no_effect(seam, photos):
-    expected = AdvCAM(seam, base=base_of(seam), steps=1).attribute(photos, target=1)
-    seam.train()
-    found = AdvCAM(seam, base=base_of(seam), steps=1).attribute(photos, target=1)
-    assert seam.training
-    assert seam.dropout7.training
-    seam.eval()
-    assert torch.equal(found, expected)
 
 
 def test_zero_steps_of_seam_are_its_own_map_in_one_forward(seam, photos):
@@ -254,16 +232,6 @@ def test_base_of_other_nets_is_the_class_map(photos):
     net = randomised(SCCAM(classes=3, subcategories=6, width=1))
     found = AdvCAM(net, base=base_of(net), steps=2, scales=(0.5, 1.0)).attribute(photos, target=2)
     assert torch.equal(found, AdvCAM(net, steps=2, scales=(0.5, 1.0)).attribute(photos, target=2))
-
-
-def test_recipe_for_resnet38_says_where_its_numbers_come_from():
-    recipe = recipes.get("official_wrn38")
-    assert recipe.steps + 1 == 8
-    assert recipe.regularizers[0].weight == 2.0
-    assert "not sure" in recipe.source
-
-
-# --- files ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

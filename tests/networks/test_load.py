@@ -60,16 +60,29 @@ def module(tmp_path, monkeypatch):
     return "users_nets"
 
 
-# --- names ------------------------------------------------------------------------------------------------------------
-
-
-def test_unknown_names_have_nearest_ones():
-    assert "timm/resnet50 or torchvision/resnet50" in message_of("resnet50")
-    assert "did you mean timm/" in message_of("resnett50")
-    assert "timm/NAME, torchvision/NAME and package.module:factory" in message_of("qwertz")
-    assert "'resnet50'" in message_of("timm/resnett50")
-    assert "'squeezenet1_1'" in message_of("torchvision/squeezenet11")
-    assert "resnet50.a1_in1k" in message_of("timm/resnet50.a1in1k")
+@pytest.mark.parametrize(
+    ("spec", "options", "message"),
+    [
+        ("resnet50", {}, "timm/resnet50 or torchvision/resnet50"),
+        ("resnett50", {}, "did you mean timm/"),
+        ("qwertz", {}, "timm/NAME, torchvision/NAME and package.module:factory"),
+        ("timm/resnett50", {}, "'resnet50'"),
+        ("torchvision/squeezenet11", {}, "'squeezenet1_1'"),
+        ("timm/resnet50.a1in1k", {}, "resnet50.a1_in1k"),
+        ("timm/beit3_giant_patch14_224", {}, "no pretrained weights"),
+        (SMALL, {"model_args": {"num_classes": 3}}, "1000 classes: with num_classes=3"),
+        (NET, {"model_args": {"num_classes": 3}}, "1000 classes: with num_classes=3"),
+        (SMALL, {"checkpoint": "x.pth", "random_weights": True}, "exclude each other"),
+        (SMALL, {"model_args": {"nclasses": 3}, "random_weights": True}, "does not take the arguments {'nclasses': 3}"),
+        (NET, {"model_args": {"nclasses": 3}, "random_weights": True}, "does not take the arguments"),
+        (SMALL, {"model_args": {"in_chans": 1}, "random_weights": True}, "takes images of 1 channels"),
+        (SMALL, {"mean": [0.1, 0.2], "random_weights": True}, "one or three finite numbers"),
+        (SMALL, {"std": [0], "random_weights": True}, "positive numbers, got 0"),
+        (SMALL, {"input_size": 0, "random_weights": True}, "must be positive, got 0"),
+    ],
+)
+def test_bad_names_and_options(spec, options, message):
+    assert message in message_of(spec, **options)
 
 
 def test_timm_model_has_its_own_preprocessing_and_names():
@@ -107,9 +120,6 @@ def test_input_size_and_normalization_can_be_changed():
     torch.testing.assert_close(x[:, 5, 5], torch.tensor([2.0, 1.0, 2 / 3]))
     assert load_model("timm/vit_tiny_patch16_224", random_weights=True, input_size=64).preprocessing.size == (64, 64)
     assert load_model(NET, random_weights=True, input_size=100, std=[0.5]).preprocessing.size == (100, 100)
-    assert "one or three finite numbers" in message_of(SMALL, random_weights=True, mean=[0.1, 0.2])
-    assert "positive numbers, got 0" in message_of(SMALL, random_weights=True, std=[0])
-    assert "must be positive, got 0" in message_of(SMALL, random_weights=True, input_size=0)
 
 
 def test_display_inverts_the_normalization():
@@ -120,17 +130,6 @@ def test_display_inverts_the_normalization():
     shown = loaded.display(own[None])[0]
     mean, std = (torch.tensor(v)[:, None, None] for v in (loaded.preprocessing.mean, loaded.preprocessing.std))
     torch.testing.assert_close((shown - mean) / std, own, rtol=0, atol=1e-5)
-
-
-def test_arguments_that_a_model_rejects():
-    assert "does not take the arguments {'nclasses': 3}" in message_of(
-        SMALL, random_weights=True, model_args={"nclasses": 3}
-    )
-    assert "does not take the arguments" in message_of(NET, random_weights=True, model_args={"nclasses": 3})
-    assert "takes images of 1 channels" in message_of(SMALL, random_weights=True, model_args={"in_chans": 1})
-
-
-# --- factories --------------------------------------------------------------------------------------------------------
 
 
 def test_a_factory_of_the_working_directory(module):
@@ -164,9 +163,6 @@ def test_factories_that_are_none(module):
         load_model("broken_nets:net")
 
 
-# --- weights ----------------------------------------------------------------------------------------------------------
-
-
 def test_random_weights_are_reproducible():
     state = torch.get_rng_state()
     first, second = (load_model(SMALL, random_weights=True).model.state_dict() for _ in range(2))
@@ -182,15 +178,6 @@ def test_no_network_is_one_line(spec, monkeypatch):
     message = message_of(spec)
     assert "--checkpoint" in message
     assert "--random-weights" in message
-
-
-def test_pretrained_weights_need_their_number_of_classes():
-    assert "1000 classes: with num_classes=3" in message_of(SMALL, model_args={"num_classes": 3})
-    assert "1000 classes: with num_classes=3" in message_of(NET, model_args={"num_classes": 3})
-
-
-def test_a_model_without_pretrained_weights():
-    assert "no pretrained weights; give --checkpoint" in message_of("timm/beit3_giant_patch14_224")
 
 
 @pytest.mark.parametrize("wrap", ["plain", "state_dict", "model", "nested", "parallel", "compiled", "half"])
@@ -295,13 +282,6 @@ def test_damaged_checkpoints_raise(tmp_path, weights):
     assert "no such checkpoint file" in message_of(SMALL, checkpoint=tmp_path / "missing.pth")
 
 
-def test_checkpoint_and_random_weights_exclude_each_other(tmp_path):
-    assert "exclude each other" in message_of(SMALL, checkpoint=tmp_path / "x.pth", random_weights=True)
-
-
-# --- labels -----------------------------------------------------------------------------------------------------------
-
-
 def test_label_files(tmp_path):
     file = tmp_path / "names.txt"
     file.write_text("red panda\nbär\n\n", encoding="utf-8")
@@ -316,9 +296,6 @@ def test_label_files(tmp_path):
     assert "not UTF-8" in message_of(SMALL, **options)
     file.unlink()
     assert "cannot read label file" in message_of(SMALL, **options)
-
-
-# --- real weights -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -67,9 +67,6 @@ def checkpoint(weights: dict[str, Tensor]) -> Checkpoint:
     return Checkpoint(Path("weights.pth"), weights, {})
 
 
-# --- grids and heads --------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("backbone", "stride", "cells"),
     [(backbone, stride, 224 // stride) for backbone in ARCHITECTURES for stride in (16, 8)]
@@ -126,9 +123,6 @@ def test_resnet_without_stride_refines_the_strided_one(resnet_weights):
         assert torch.allclose(net.layer4[0](x)[:, :, ::2, ::2], theirs.layer4[0](x), atol=1e-5)
     assert list(net.state_dict()) == list(theirs.state_dict())
     assert net.layer4[1].conv2.dilation == (1, 1)
-
-
-# --- the weights that nets start from ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("stride", [8, 16])
@@ -191,9 +185,6 @@ def test_what_does_not_fit_is_named(resnet_weights):
     raises("NaN or infinite weights in conv1.weight", {"conv1.weight": torch.full((64, 3, 7, 7), torch.nan)})
 
 
-# --- training ---------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("backbone", "fast"),
     [(RESNET, {"layer4", "fc"}), (INCEPTION, {"SPG_A3_1b", "SPG_A3_2b", "SPG_A4"}), (VGG, {"conv6", "fc"}),
@@ -249,9 +240,6 @@ def test_bad_arguments(arguments, message):
         build_net(wsol_net, **({"name": RESNET, "num_classes": 2} | arguments))
 
 
-# --- files ------------------------------------------------------------------------------------------------------------
-
-
 def same(a: nn.Module, b: nn.Module) -> bool:
     left, right = a.state_dict(), b.state_dict()
     return list(left) == list(right) and all(torch.equal(left[key], right[key]) for key in left)
@@ -301,18 +289,10 @@ def test_files_of_other_nets_raise(tmp_path):
 
 
 def test_real_mobilenet_with_folded_norms(data_root):
-    net = wsol_net(
-        Backbone(
-            MOBILENET,
-            model_args={"num_classes": 1001, "pad_type": "same"},
-            stride=None,
-            checkpoint=data_root / "weights" / "mobilenetv2_100_imagenet.safetensors",
-            mean=(0.5,),
-            std=(0.5,),
-        ),
-        10,
-        norms="running",
-    )
+    file = data_root / "weights" / "mobilenetv2_100_imagenet.safetensors"
+    args = {"num_classes": 1001, "pad_type": "same"}
+    backbone = Backbone(MOBILENET, model_args=args, stride=None, checkpoint=file, mean=(0.5,), std=(0.5,))
+    net = wsol_net(backbone, 10, norms="running")
     assert (net.stride, net.mean) == (32, (0.5,) * 3)
     head = heads.view(net).inspect(torch.zeros(1, 3, 224, 224))
     assert (head.exactness, head.grid) == ("exact", (7, 7))

@@ -23,9 +23,6 @@ def labels(frames: list[dict]) -> list[str]:
     return [frame["label"] for frame in frames]
 
 
-# --- localization -----------------------------------------------------------------------------------------------------
-
-
 @pytest.fixture
 def located(tmp_path):
     pytest.importorskip("cv2")
@@ -140,9 +137,6 @@ def test_damaged_scores_of_boxes_are_named(capsys, located):
     assert "maps/cam/localization.json is damaged" in report_error(capsys, located)
 
 
-# --- semi-supervised segmentation -------------------------------------------------------------------------------------
-
-
 def test_label_maps_of_a_semi_run(capsys, tmp_path):
     page = report(capsys, semi_run(tmp_path))
     found = by_name(page)
@@ -214,9 +208,6 @@ def test_a_damaged_label_map_is_named(capsys, tmp_path):
     run = semi_run(tmp_path)
     (run / "predictions" / "val" / "b.png").write_bytes(b"nothing")
     assert "predictions/val/b.png" in report_error(capsys, run)
-
-
-# --- both -------------------------------------------------------------------------------------------------------------
 
 
 def semi_of_an_unsafe_name(folder: Path) -> Path:

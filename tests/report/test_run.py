@@ -179,10 +179,7 @@ def test_without_images_the_rest_is_shown(capsys, segmented):
         (lambda run: None, "no such run folder"),
         (lambda run: run.mkdir(), "holds no results of advcam"),
         (lambda run: write_json(run / "package.json", {"name": "foreign"}), "holds no results of advcam"),
-        (
-            lambda run: write_json(run / "evaluation.json", ["foreign"]),
-            "evaluation.json is damaged",
-        ),
+        (lambda run: write_json(run / "evaluation.json", ["foreign"]), "evaluation.json is damaged"),
     ],
 )
 def test_folders_without_a_report(capsys, tmp_path, make, message):
