@@ -1,6 +1,8 @@
-"""Boxes of maps: the protocol's examples, both exact searches against all 1000 thresholds, and a user's boxes."""
+"""Boxes of maps: the protocol's examples, both exact searches against all 1000 thresholds, and map_to_boxes."""
 
 from __future__ import annotations
+
+import sys
 
 import numpy as np
 import pytest
@@ -8,7 +10,15 @@ import torch
 
 pytest.importorskip("cv2")
 
-from advcam_attr.metrics.box_sweep import available, best_ious, best_ious_by_union_find, box_iou, make_sweep, run_sweeps
+from advcam_attr.metrics.box_sweep import (
+    available,
+    best_ious,
+    best_ious_by_union_find,
+    box_iou,
+    compiled_sweep,
+    make_sweep,
+    run_sweeps,
+)
 from advcam_attr.metrics.localization import levels_at
 from advcam_attr.refine.boxes import (
     boxes_above,
@@ -51,18 +61,21 @@ def test_largest_contour_of_the_protocols_examples(rows, expected):
         assert largest_box_above(grey, int(threshold * grey.max())) == [box]
 
 
-def test_the_border_of_a_hole_has_a_box_grown_by_one():
+def test_boxes_of_contours_by_hand():
+    """A box ends a pixel later than its contour, but not beyond the map; the border of a hole is a contour, too."""
     grey = np.zeros((40, 40), np.uint8)
     grey[4:15, 3:16] = 200
     grey[7:9, 6:10] = 0
     assert sorted(boxes_above(grey, 10)) == [(3, 4, 16, 15), (5, 6, 11, 10)]
-
-
-def test_boxes_end_at_the_edge():
     grey = np.zeros((6, 9), np.uint8)
     grey[2:, 5:] = 1
     assert boxes_above(grey, 0) == [(5, 2, 8, 5)]
     assert boxes_above(grey, 1) == [(0, 0, 0, 0)]
+    y, x = np.mgrid[:50, :60]
+    raw = np.exp(-((y - 20) ** 2 + (x - 30) ** 2) / 100)
+    for threshold in (0.1, 0.5, 0.9):
+        x0, y0, x1, y1 = map_to_boxes(raw, threshold)[0].tolist()
+        assert boxes_above(grey_levels(score_map(raw, None)), int(threshold * 255)) == [(x0, y0, x1 + 1, y1 + 1)]
 
 
 def test_overlap_counts_last_pixels():
@@ -90,14 +103,6 @@ def test_true_boxes_are_truncated_to_whole_pixels():
         boxes = random_truth((height, width), random)
         expected = [[int(v * 224 / s) for v, s in zip(b, (width, height) * 2, strict=True)] for b in boxes.tolist()]
         assert resize_boxes(boxes, (height, width)).tolist() == expected
-
-
-@pytest.mark.parametrize("box", [[0, 0, 10, 3], [-1, 0, 3, 3], [4, 0, 3, 3], [0, 5, 1, 20]])
-def test_boxes_outside_of_the_image_raise(box):
-    with pytest.raises(AdvCAMError, match="does not lie in an image of 10 x 20"):
-        resize_boxes([box], (20, 10))
-    with pytest.raises(AdvCAMError, match="at least one"):
-        resize_boxes(np.zeros((0, 4)), (20, 10))
 
 
 @pytest.mark.parametrize("find", [lambda g, t: best_ious(g, t, boxes_above), best_ious_by_union_find])
@@ -130,29 +135,52 @@ def test_score_maps_reach_from_0_to_1_and_keep_the_order():
     raw = torch.randn(1, 1, 7, 9, generator=torch.Generator().manual_seed(0))
     scores = score_map(raw)
     assert (scores.shape, scores.min(), scores.max()) == ((224, 224), 0, 1)
-    plain = score_map(raw, None)
     lowest, highest = float(raw.double().min()), float(raw.double().max())
-    np.testing.assert_allclose(plain, (raw[0, 0].double().numpy() - lowest) / (highest - lowest), rtol=1e-14)
+    np.testing.assert_allclose(score_map(raw, None), (raw[0, 0].double() - lowest) / (highest - lowest), rtol=1e-14)
     np.testing.assert_array_equal(scores, score_map(raw.numpy().astype(np.float64) * 8))
 
 
-@pytest.mark.parametrize("raw", [np.zeros(5), np.zeros((0, 4)), np.zeros((2, 3, 4)), np.array([["a"]])])
-def test_bad_maps_raise(raw):
-    with pytest.raises(AdvCAMError, match="a map must"):
-        score_map(raw)
+@pytest.mark.parametrize(
+    ("call", "word"),
+    [
+        *(
+            (lambda raw=raw: score_map(raw), "a map must")
+            for raw in (np.zeros(5), np.zeros((0, 4)), np.zeros((2, 3, 4)))
+        ),
+        (lambda: score_map(np.array([["a"]])), "a map must"),
+        *(
+            (lambda row=row, size=size: score_map(np.array([row]), size), "infinite")
+            for row in ([0.0, np.inf], [np.inf, np.inf], [-np.inf, -np.inf])
+            for size in (None, (20, 30))
+        ),
+        *(
+            (lambda size=size: map_to_boxes(np.array([[0.0, 1.0]]), 0.2, size=size), "at least 1")
+            for size in ((0, 30), (30, 0), (-1, 5))
+        ),
+        *(
+            (lambda threshold=threshold: map_to_boxes(torch.zeros(8, 8), threshold), "threshold must")
+            for threshold in (-0.1, 1, float("nan"))
+        ),
+        (lambda: map_to_mask(torch.zeros(8, 8), 0.2, components="some"), "components must"),
+        *(
+            (lambda box=box: resize_boxes([box], (20, 10)), "does not lie in an image of 10 x 20")
+            for box in ([0, 0, 10, 3], [-1, 0, 3, 3], [4, 0, 3, 3], [0, 5, 1, 20])
+        ),
+        (lambda: resize_boxes(np.zeros((0, 4)), (20, 10)), "at least one"),
+    ],
+)
+def test_bad_input_raises(call, word):
+    with pytest.raises(AdvCAMError, match=word):
+        call()
 
 
-@pytest.mark.parametrize("size", [None, (20, 30)])
-@pytest.mark.parametrize("raw", [[[0.0, np.inf]], [[np.inf, np.inf]], [[-np.inf, -np.inf]]])
-def test_infinite_values_raise(raw, size):
-    with pytest.raises(AdvCAMError, match="infinite"):
-        score_map(np.array(raw), size)
-
-
-@pytest.mark.parametrize("size", [(0, 30), (30, 0), (-1, 5)])
-def test_sizes_below_1_raise(size):
-    with pytest.raises(AdvCAMError, match=r"size is a height and a width of at least 1, got "):
-        map_to_boxes(np.array([[0.0, 1.0]]), 0.2, size=size)
+def test_missing_opencv_and_numba_raise(monkeypatch):
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    monkeypatch.setitem(sys.modules, "numba", None)
+    with pytest.raises(AdvCAMError, match=r"advcam_attr\[localization\]"):
+        boxes_above(np.zeros((2, 2), np.uint8), 0)
+    with pytest.raises(AdvCAMError, match=r"advcam_attr\[fast\]"):
+        compiled_sweep.__wrapped__()
 
 
 def test_scores_from_elsewhere_are_checked():
@@ -171,15 +199,22 @@ def test_both_evaluations_equal_all_thresholds(kind):
         same_at_all_thresholds(grey, truth, union_find=available())
 
 
-def test_the_sweep_in_plain_python_is_the_same():
-    sweep, random = make_sweep(lambda f: f), np.random.default_rng(5)
-    for kind in KINDS:
-        grey, truth = random_grey(kind, (9, 12), random), random_truth((9, 12), random)
-        np.testing.assert_array_equal(run_sweeps(sweep, grey, truth), best_ious(grey, truth, boxes_above))
+@needs_numba
+def test_many_true_boxes():
+    random = np.random.default_rng(3)
+    grey = random_grey("blobs", (60, 60), random)
+    truth = np.concatenate([random_truth((60, 60), random) for _ in range(120)])[:259]
+    assert len(truth) == 259
+    np.testing.assert_array_equal(best_ious_by_union_find(grey, truth), best_ious(grey, truth, boxes_above))
 
 
-def test_real_maps_equal_all_thresholds(data_root):
-    for grey, truth in bird_maps(data_root, 2, step=120):
+@pytest.mark.parametrize(
+    ("count", "step"), [(2, 120), pytest.param(120, 2, marks=[pytest.mark.slow, needs_numba])], ids=["few", "many"]
+)
+def test_real_maps_equal_all_thresholds(data_root, count, step):
+    maps = bird_maps(data_root, count, step)
+    assert len(maps) == count
+    for grey, truth in maps:
         same_at_all_thresholds(grey, truth, union_find=available())
 
 
@@ -194,30 +229,13 @@ def test_many_maps_of_full_size_equal_all_thresholds(kind):
         same_at_all_thresholds(grey, truth, union_find=True)
 
 
-@pytest.mark.slow
-@needs_numba
-def test_many_real_maps_equal_all_thresholds(data_root):
-    maps = bird_maps(data_root, 120, step=2)
-    assert len(maps) == 120
-    for grey, truth in maps:
-        same_at_all_thresholds(grey, truth, union_find=True)
-
-
-@needs_numba
-def test_many_true_boxes():
-    random = np.random.default_rng(3)
-    grey = random_grey("blobs", (60, 60), random)
-    truth = np.concatenate([random_truth((60, 60), random) for _ in range(120)])[:259]
-    assert len(truth) == 259
-    np.testing.assert_array_equal(best_ious_by_union_find(grey, truth), best_ious(grey, truth, boxes_above))
-
-
-def test_the_largest_contour_over_levels_equals_all_thresholds():
-    random = np.random.default_rng(8)
+def test_the_largest_contour_and_the_plain_sweep_equal_all_thresholds():
+    random, sweep = np.random.default_rng(8), make_sweep(lambda f: f)
     for kind in KINDS:
         grey, truth = random_grey(kind, (9, 12), random), random_truth((9, 12), random)
         found = best_ious(grey, truth, largest_box_above)[levels_at(int(grey.max()))]
         np.testing.assert_array_equal(found, best_at_thresholds(grey, truth, largest=True))
+        np.testing.assert_array_equal(run_sweeps(sweep, grey, truth), best_ious(grey, truth, boxes_above))
 
 
 def test_levels_follow_the_floating_point_formula():
@@ -248,36 +266,8 @@ def test_a_users_boxes_hold_the_mask():
             assert (largest & mask).sum() == largest.sum() <= mask.sum()
 
 
-def test_scored_boxes_end_a_pixel_later():
-    """A scored box ends a pixel later than a user's, unless that is the map's edge."""
-    y, x = np.mgrid[:50, :60]
-    raw = np.exp(-((y - 20) ** 2 + (x - 30) ** 2) / 100)
-    grey = grey_levels(score_map(raw, None))
-    for threshold in (0.1, 0.5, 0.9):
-        x0, y0, x1, y1 = map_to_boxes(raw, threshold)[0].tolist()
-        assert boxes_above(grey, int(threshold * 255)) == [(x0, y0, x1 + 1, y1 + 1)]
-
-
 def test_constant_maps_have_no_boxes():
     flat = torch.zeros(8, 8)
     assert map_to_boxes(flat, 0.2).shape == (0, 4)
     assert map_to_boxes(flat, 0.2, components="all").dtype == torch.int64
     assert not map_to_mask(flat, 0.2, components="largest").any()
-    for threshold in (-0.1, 1, float("nan")):
-        with pytest.raises(AdvCAMError, match="threshold must be at least 0 and below 1"):
-            map_to_boxes(flat, threshold)
-    with pytest.raises(AdvCAMError, match="components must be"):
-        map_to_mask(flat, 0.2, components="some")
-
-
-def test_missing_opencv_and_numba_raise(monkeypatch):
-    import sys
-
-    from advcam_attr.metrics.box_sweep import compiled_sweep
-
-    monkeypatch.setitem(sys.modules, "cv2", None)
-    monkeypatch.setitem(sys.modules, "numba", None)
-    with pytest.raises(AdvCAMError, match=r"advcam_attr\[localization\]"):
-        boxes_above(np.zeros((2, 2), np.uint8), 0)
-    with pytest.raises(AdvCAMError, match=r"advcam_attr\[fast\]"):
-        compiled_sweep.__wrapped__()

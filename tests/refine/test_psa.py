@@ -1,4 +1,4 @@
-"""PSA's labels, loss and walk: by hand, against loops over pairs, against a dense matrix."""
+"""PSA's labels, loss and walk: by hand, against loops over pairs and a dense matrix."""
 
 from __future__ import annotations
 
@@ -62,31 +62,21 @@ def dense_walk(maps: Tensor, features: Tensor, radius: int, beta: float, squarin
 def test_labels_by_hand():
     """Four cells of 2 x 2 pixels: foreground, background, undecided, and one half outside of the image."""
     low, high = torch.zeros(3, 2, 8), torch.zeros(3, 2, 8)
-    low[:, :, 0:2] = torch.tensor([0.2, 0.3, 0.5])[:, None, None]
-    high[:, :, 0:2] = torch.tensor([0.1, 0.3, 0.6])[:, None, None]
-    low[:, :, 2:4] = torch.tensor([0.8, 0.1, 0.1])[:, None, None]
-    high[:, :, 2:4] = torch.tensor([0.6, 0.3, 0.1])[:, None, None]
-    low[:, :, 4:6] = torch.tensor([0.8, 0.1, 0.1])[:, None, None]
-    high[:, :, 4:6] = torch.tensor([0.1, 0.8, 0.1])[:, None, None]
-    low[:, 0, 6:7] = torch.tensor([0.1, 0.9, 0.0])[:, None]
-    high[:, 0, 6:7] = torch.tensor([0.1, 0.9, 0.0])[:, None]
+    for cell, (one, other) in enumerate([
+        ([0.2, 0.3, 0.5], [0.1, 0.3, 0.6]), ([0.8, 0.1, 0.1], [0.6, 0.3, 0.1]), ([0.8, 0.1, 0.1], [0.1, 0.8, 0.1]),
+    ]):  # fmt: skip
+        low[:, :, 2 * cell : 2 * cell + 2] = torch.tensor(one)[:, None, None]
+        high[:, :, 2 * cell : 2 * cell + 2] = torch.tensor(other)[:, None, None]
+    low[:, 0, 6] = high[:, 0, 6] = torch.tensor([0.1, 0.9, 0.0])
     assert affinity_labels(low, high, stride=2).tolist() == [[2, 0, 255, 1]]
     assert affinity_labels(torch.zeros(2, 2, 2), torch.zeros(2, 2, 2), stride=2).tolist() == [[255]]
-
-
-def test_an_image_without_classes_is_background():
-    scores = psa_scores(ClassMaps((), (9, 12), torch.zeros(0, 3, 3), torch.zeros(0, 9, 12)), random_image(9, 12))
-    assert affinity_labels(*scores, stride=4).tolist() == [[0] * 3] * 3
-
-
-def random_image(height: int, width: int) -> Tensor:
-    return torch.randint(256, (3, height, width), generator=torch.Generator().manual_seed(2)).to(torch.uint8)
 
 
 @pytest.mark.parametrize("size", [(9, 1), (1, 11), (1, 1)])
 def test_thin_images(size):
     maps = ClassMaps((4,), size, torch.ones(1, 1, 1), torch.linspace(0, 1, size[0] * size[1]).reshape(1, *size))
-    assert affinity_labels(*psa_scores(maps, random_image(*size))).shape == (-(-size[0] // 8), -(-size[1] // 8))
+    image = torch.randint(256, (3, *size), generator=torch.Generator().manual_seed(2)).to(torch.uint8)
+    assert affinity_labels(*psa_scores(maps, image)).shape == (-(-size[0] // 8), -(-size[1] // 8))
     grid = walk_maps(maps.high_res)
     after = affinity_walk(grid, noise(4, *grid.shape[1:]))
     assert torch.equal(after, grid)
@@ -95,15 +85,14 @@ def test_thin_images(size):
     assert set(labels.unique().tolist()) <= {0, 5}
 
 
-def test_an_image_of_one_colour_and_maps_of_zeros():
-    image = torch.full((3, 17, 20), 90, dtype=torch.uint8)
-    flat = ClassMaps((3,), (17, 20), torch.zeros(1, 5, 5), torch.zeros(1, 17, 20))
-    assert affinity_labels(*psa_scores(flat, image)).tolist() == [[0] * 3] * 3
-    grid = walk_maps(flat.high_res)
-    assert affinity_walk_labels(affinity_walk(grid, torch.zeros(4, 3, 3)), (3,), (17, 20)).max() == 0
-    whole = ClassMaps((3,), (17, 20), torch.ones(1, 5, 5), torch.ones(1, 17, 20))
-    assert affinity_labels(*psa_scores(whole, image)).tolist() == [[1] * 3] * 3
-    assert affinity_walk_labels(walk_maps(whole.high_res), (3,), (17, 20)).min() == 4
+@pytest.mark.parametrize(("classes", "value", "label"), [((), 0, 0), ((3,), 0, 0), ((3,), 1, 1)])
+def test_an_image_of_one_colour_and_constant_maps(classes, value, label):
+    count = len(classes)
+    maps = ClassMaps(classes, (17, 20), torch.full((count, 5, 5), value), torch.full((count, 17, 20), float(value)))
+    scores = psa_scores(maps, torch.full((3, 17, 20), 90, dtype=torch.uint8))
+    assert affinity_labels(*scores).tolist() == [[label] * 3] * 3
+    walked = affinity_walk(walk_maps(maps.high_res), torch.zeros(4, 3, 3))
+    assert affinity_walk_labels(walked, classes, (17, 20)).unique().tolist() == [4 * label]
 
 
 def test_counts_of_pairs():
@@ -116,10 +105,8 @@ def test_counts_of_pairs():
 
 @pytest.mark.parametrize(("size", "radius"), [((9, 12), 5), ((6, 9), 4), ((5, 5), 2)])
 def test_affinities_and_loss_equal_the_loop(size, radius):
-    features = noise(2, 3, *size)
-    labels = torch.tensor([0, 0, 1, 2, 255], dtype=torch.uint8)[
-        torch.randint(5, (2, *size), generator=torch.Generator().manual_seed(1))
-    ]
+    features, chosen = noise(2, 3, *size), torch.randint(5, (2, *size), generator=torch.Generator().manual_seed(1))
+    labels = torch.tensor([0, 0, 1, 2, 255], dtype=torch.uint8)[chosen]
     found = pair_affinities(features, radius)
     for n in range(2):
         slow = sorted(slow_affinity(features[n], i, j) for i, j in slow_pairs(*size, radius))
@@ -144,26 +131,16 @@ def test_loss_by_hand():
     assert float(affinity_loss(features, foreground, 2)) == pytest.approx(0.7 / 4, abs=1e-4)
 
 
-def test_pairs_are_of_one_kind_at_most():
-    labels = torch.tensor([0, 1, 2, 255], dtype=torch.uint8)[torch.randint(4, (2, 9, 12))]
-    kinds = pair_kinds(labels, 5)
-    assert int(kinds.sum(0).max()) == 1
-    assert 0 < int(kinds.sum()) < kinds[0].numel()
-
-
-def test_no_decided_pair_no_loss():
-    features = noise(1, 3, 9, 9).requires_grad_()
-    loss = affinity_loss(features, torch.full((1, 9, 9), 255, dtype=torch.uint8))
-    loss.backward()
-    assert float(loss.detach()) == 0
-    assert features.grad.abs().max() == 0
-
-
 def test_parts_of_a_batch_make_the_whole_loss():
     features, labels = noise(3, 2, 9, 9), (noise(3, 9, 9, seed=4) > 0).to(torch.uint8)
     parts = [pair_losses(f[None], t[None]) for f, t in zip(features, labels, strict=True)]
     sums, counts = (sum(part[i] for part in parts) for i in (0, 1))
     torch.testing.assert_close(weighted_loss(sums, counts), affinity_loss(features, labels))
+    kinds = pair_kinds(labels, 5)
+    assert int(kinds.sum(0).max()) == 1, "a pair is of one kind at most"
+    loss = affinity_loss(features.requires_grad_(), torch.full_like(labels, 255))
+    loss.backward()
+    assert float(loss.detach()) == float(features.grad.abs().max()) == 0, "no decided pair, no loss"
 
 
 def test_descent_separates_two_labels():
