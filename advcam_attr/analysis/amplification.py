@@ -43,7 +43,6 @@ class Amplification:
         return low / high
 
     def describe(self) -> dict[str, Any]:
-        """Return the growth, and means and quantiles of both regions, for JSON."""
         found: dict[str, Any] = {"growth": rounded(self.growth())}
         for name, cells in (("discriminative", self.discriminative), ("other", ~self.discriminative)):
             ratios = self.ratio[cells]
@@ -58,12 +57,7 @@ def amplification(
     """Return the amplification ratio of each cell of the clean image's maps, by region (Fig. 2).
 
     Regions are those of the clean image: ``R_D`` where its map has at least half of its peak, ``R_ND`` where it has
-    more than a tenth and less than half. Ratios are of maps without normalisation. A map without positive cells has no
-    regions.
-
-    Args:
-        steps: of a climb.
-        discriminative, lowest: the bounds, as shares of each map's peak.
+    more than a tenth and less than half. Maps are not normalised; one without positive cells has no regions.
 
     Example:
         >>> import torch
@@ -109,7 +103,7 @@ def plot_amplification(found: Mapping[str, Amplification]) -> Figure:
 
 
 def _quantile(ratios: Tensor, q: float) -> Tensor:
-    """Of each step, ``(S + 1,)``; NaN without cells."""
+    """Return a quantile of each step, ``(S + 1,)``; NaN without cells."""
     if not len(ratios):
         return ratios.new_full((ratios.shape[1],), float("nan"))
     return ratios.double().sort(0).values[round(q * (len(ratios) - 1))]

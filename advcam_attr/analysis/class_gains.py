@@ -15,13 +15,7 @@ from advcam_attr.viz.axes import BLUE, RED, figure, style_axes
 
 @dataclass(frozen=True)
 class ClassGains:
-    """IoU of CAM's and AdvCAM's seeds by class, the smallest objects first.
-
-    Attributes:
-        classes: names of the classes that occur.
-        size: mean number of true pixels in the images that show it.
-        cam, advcam: intersection over union, shares of 1.
-    """
+    """IoU of CAM's and AdvCAM's seeds by class that occurs, the smallest objects first; size in pixels an image."""
 
     classes: tuple[str, ...]
     size: tuple[float, ...]
@@ -29,11 +23,9 @@ class ClassGains:
     advcam: tuple[float, ...]
 
     def gain(self) -> tuple[float, ...]:
-        """Return AdvCAM's IoU minus CAM's."""
         return tuple(b - a for a, b in zip(self.cam, self.advcam, strict=True))
 
     def describe(self) -> dict[str, Any]:
-        """Return the classes for JSON."""
         columns = {
             "name": self.classes,
             "object_size": self.size,
@@ -61,7 +53,6 @@ def class_gains(cam: SeedEvaluation, advcam: SeedEvaluation) -> ClassGains:
 
 
 def require_same_images(one: SeedEvaluation, other: SeedEvaluation) -> None:
-    """Raise unless two evaluations are of the same images, in the same order."""
     if one.scope.ids != other.scope.ids:
         raise AdvCAMError(
             f"the seeds are of different images ({len(one.scope.ids)} and {len(other.scope.ids)}): "
@@ -70,7 +61,6 @@ def require_same_images(one: SeedEvaluation, other: SeedEvaluation) -> None:
 
 
 def plot_class_gains(found: ClassGains) -> Figure:
-    """Plot the gains, one bar a class."""
     gains = [100 * gain for gain in found.gain()]
     drawing, axes = figure(width=max(4.2, 1.2 + 0.24 * len(gains)), height=3.4)
     place = axes[0, 0]

@@ -20,10 +20,8 @@ from advcam_attr.viz.overlay import heat_over, labels_over, panels
 class ImageGains:
     """Mean IoU of CAM's and AdvCAM's seeds by image, the largest loss first.
 
-    Attributes:
-        ids: the images.
-        cam, advcam: mean IoU over the classes that occur in the image's truth or seed, the background included.
-        thresholds: of CAM and AdvCAM, each the best over all images.
+    The mean is over the classes in the image's truth or seed, the background included; thresholds are the best over
+    all images, of CAM and of AdvCAM.
     """
 
     ids: tuple[str, ...]
@@ -32,11 +30,9 @@ class ImageGains:
     thresholds: tuple[float, float]
 
     def gain(self) -> tuple[float, ...]:
-        """Return AdvCAM's mean IoU minus CAM's."""
         return tuple(b - a for a, b in zip(self.cam, self.advcam, strict=True))
 
     def describe(self) -> dict[str, Any]:
-        """Return the images for JSON."""
         columns = {"id": self.ids, "cam": self.cam, "advcam": self.advcam, "gain": self.gain()}
         return {
             "thresholds": {"cam": self.thresholds[0], "advcam": self.thresholds[1]},

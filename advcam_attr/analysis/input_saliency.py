@@ -35,25 +35,19 @@ class InputSaliency:
     score: Tensor
 
     def first(self, count: int) -> InputSaliency:
-        """Return the first samples."""
         return InputSaliency(self.steps, self.saliency[:count], self.score[:count])
 
     def spread(self, mass: float = MASS) -> Tensor:
-        """Return the smallest share of the pixels that holds a share of the saliency, ``(R, S)``: 1 / HW to ``mass``.
-
-        It is small where the net looks at few pixels; NaN where there is no saliency at all.
-        """
+        """Return the smallest share of the pixels that holds ``mass`` of the saliency, ``(R, S)``; NaN without any."""
         flat = self.saliency.double().flatten(2).sort(2, descending=True).values
         total = flat.sum(2, keepdim=True)
         count = (flat.cumsum(2) < mass * total * (1 - 1e-12)).sum(2) + 1
         return torch.where(total[..., 0] > 0, count / flat.shape[2], float("nan"))
 
     def shares(self) -> SaliencyShares:
-        """Return the spreads alone, without the images: small enough for many samples."""
         return SaliencyShares(self.steps, self.spread())
 
     def describe(self) -> dict[str, Any]:
-        """Return scores and spreads for JSON."""
         return {
             "steps": list(self.steps),
             "score": rounded(self.score),
@@ -65,12 +59,7 @@ class InputSaliency:
 
 @dataclass(frozen=True)
 class SaliencyShares:
-    """The spread of the saliency of R samples over S steps.
-
-    Attributes:
-        steps: their indices.
-        share: ``(R, S)``, see `InputSaliency.spread`.
-    """
+    """The spread of the saliency of R samples over S steps: ``share``, ``(R, S)``, see `InputSaliency.spread`."""
 
     steps: tuple[int, ...]
     share: Tensor
@@ -80,7 +69,6 @@ class SaliencyShares:
         return (self.share - self.share[:, :1]).nanmean(0)
 
     def describe(self) -> dict[str, Any]:
-        """Return means and quartiles for JSON."""
         quartiles = self.share.nanquantile(self.share.new_tensor([0.25, 0.5, 0.75]), 0)
         found = {"steps": list(self.steps), "samples": len(self.share), "mean": rounded(self.share.nanmean(0))}
         found |= {name: rounded(one) for name, one in zip(("q25", "q50", "q75"), quartiles, strict=True)}
@@ -91,14 +79,7 @@ class SaliencyShares:
 def input_saliency(
     view: HeadView, steps: Iterable[ClimbStep], target: Tensor, at: Sequence[int] | None = None
 ) -> InputSaliency:
-    """Return ``|∂y_c / ∂xᵗ|`` of the image itself, not of its mirror image (Fig. 4). One forward and backward a step.
-
-    Args:
-        view: the classifier of the climb.
-        steps: of the climb.
-        target: the class of each sample, ``(R,)``.
-        at: indices of the steps to use; None takes all.
-    """
+    """Return ``|∂y_c / ∂xᵗ|`` of the image itself, not of its mirror image, at the steps ``at`` (Fig. 4)."""
     found: dict[int, tuple[Tensor, Tensor]] = {}
     for step in steps:
         if at is None or step.index in at:

@@ -62,7 +62,6 @@ class Landscape:
         return self.loss[:, -1, middle] - self.loss[:, middle, middle]
 
     def describe(self) -> dict[str, Any]:
-        """Return the mean surface and each image's rise for JSON."""
         return {
             "distance": list(self.distance),
             "mean_loss": rounded(self.loss.mean(0)),
@@ -91,7 +90,7 @@ def landscape(
         loss: ``"softmax"``, ``"sigmoid"`` or a function of float64 logits and classes.
         reach: the largest distance, in units of the net's input.
         points: P, odd, the number of distances on each axis.
-        seed: of r, which differs between images and depends only on the seed, the image's place and its size.
+        seed: of r, which differs between images.
     """
     measure = lookup(loss, LOSSES, "loss")
     if points < 3 or points % 2 == 0 or reach <= 0:
@@ -112,7 +111,6 @@ def landscape(
 
 
 def _unit(direction: Tensor) -> Tensor:
-    """With a root mean square of 1 for each image; zero stays zero."""
     size = direction.double().square().mean((1, 2, 3), keepdim=True).sqrt()
     return torch.where(size > 0, direction / size.clamp_min(1e-300), 0.0).to(direction.dtype)
 

@@ -29,10 +29,8 @@ VARIANTS = (NONE, OTHERS, RESTRICT, BOTH)
 def variant(plan: Plan, name: str) -> Plan:
     """Return a plan with some of its two regularizations (Eq. 7), and without stopping early.
 
-    Args:
-        plan: with both.
-        name: ``"none"`` climbs the class score alone (Eq. 3); ``"other classes"`` also lowers other classes;
-            ``"restriction"`` also restricts activated regions; ``"both"`` is the plan itself.
+    ``"none"`` climbs the class score alone (Eq. 3), ``"other classes"`` also lowers other classes, ``"restriction"``
+    also restricts activated regions, ``"both"`` is the plan itself.
     """
     if name not in VARIANTS:
         raise AdvCAMError(f"unknown variant {name!r}; there are {', '.join(VARIANTS)}")
@@ -73,7 +71,6 @@ class RegularizerEffects:
     others: Tensor
 
     def describe(self) -> dict[str, Any]:
-        """Return the curves for JSON, without the maps."""
         curves = zip(self.variants, self.score, self.others, self.activated, strict=True)
         return {
             "steps": list(self.steps),
@@ -92,10 +89,10 @@ def regularizer_effects(
     sample: int = 0,
     aggregate: Aggregate = add,
 ) -> RegularizerEffects:
-    """Follow one sample through climbs under several plans (Figs. 5, 6 and 12).
+    """Follow one sample through climbs of one length under several plans (Figs. 5, 6 and 12).
 
     Args:
-        climbs: the steps by variant, of climbs of one length.
+        climbs: the steps by variant.
         target: the sample's class.
         at: indices of the steps whose summed maps are returned.
         sample: its place in the climbs.

@@ -16,11 +16,7 @@ T = TypeVar("T")
 
 
 def concatenate(parts: Sequence[T]) -> T:
-    """Join results of several climbs along their samples.
-
-    Args:
-        parts: frozen dataclasses of one type, whose tensors have samples first; all else must be equal.
-    """
+    """Join results of several climbs: frozen dataclasses, tensors with samples first, all other fields equal."""
     if not parts:
         raise AdvCAMError("there is nothing to analyze: no image has a class to climb")
     first: Any = parts[0]

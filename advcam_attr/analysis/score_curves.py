@@ -52,15 +52,9 @@ class ScoreCurves:
 def score_curves(
     steps: Iterable[ClimbStep], size: tuple[int, int], aggregate: Aggregate = add, points: int = POINTS
 ) -> ScoreCurves:
-    """Sort the scores of the clean image's map and of the climb's sum (Fig. 15).
+    """Sort the scores of the clean image's map and of the climb's sum at ``points`` shares of the pixels (Fig. 15).
 
-    Maps are resized to the image (bilinear), rectified and divided by their peak.
-
-    Args:
-        steps: of a climb.
-        size: height and width of the images.
-        aggregate: of the maps of the steps.
-        points: Q, at least 2.
+    Maps are resized to the image's ``size`` (bilinear), rectified and divided by their peak.
     """
     for step, total in totals(steps, aggregate):
         if step.index == 0:
@@ -77,7 +71,6 @@ def _sorted(maps: Tensor, size: tuple[int, int], share: Tensor) -> Tensor:
 
 
 def plot_score_curves(found: ScoreCurves) -> Figure:
-    """Plot the mean curves of CAM and AdvCAM, and the quartiles over maps."""
     drawing, axes = figure(width=5)
     place = axes[0, 0]
     for name, curves, colour in (("CAM", found.cam, BLUE), ("AdvCAM", found.advcam, RED)):

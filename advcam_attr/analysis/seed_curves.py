@@ -19,14 +19,9 @@ SETTINGS = {"steps": "steps T", "lambda": "λ", "tau": "τ", "xi": "ξ"}
 
 @dataclass(frozen=True)
 class SeedCurve:
-    """Scores of seeds over the values of one setting; shares of 1.
+    """Scores of seeds over ascending values of one setting, each at its best threshold; shares of 1.
 
-    Attributes:
-        name: of the curve, e.g. ``"with regularization"``.
-        values: n of the setting, ascending.
-        mean_iou: of the seeds, at the best threshold of each value.
-        noise: the share of their foreground that is truly background.
-        threshold: the best of each value.
+    ``noise`` is the share of their foreground that is truly background.
     """
 
     name: str
@@ -36,7 +31,6 @@ class SeedCurve:
     threshold: tuple[float, ...]
 
     def describe(self) -> dict[str, Any]:
-        """Return the curve for JSON."""
         rounded = {"mean_iou": [round(v, 6) for v in self.mean_iou], "noise": [round(v, 6) for v in self.noise]}
         described: dict[str, Any] = to_json(vars(self) | rounded)
         return described

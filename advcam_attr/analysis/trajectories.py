@@ -18,12 +18,7 @@ from advcam_attr.viz.axes import CYCLE, figure, style_axes
 
 @dataclass(frozen=True)
 class Trajectories:
-    """The pooled features of R samples at each step of their climbs.
-
-    Attributes:
-        features: ``(R, S + 1, C)``, averaged over the grid.
-        target: ``(R,)``, the class of each sample.
-    """
+    """The features of R samples at each step, averaged over the grid, ``(R, S + 1, C)``, and the classes, ``(R,)``."""
 
     features: Tensor
     target: Tensor
@@ -31,20 +26,13 @@ class Trajectories:
 
 @dataclass(frozen=True)
 class Embedding:
-    """Trajectories in the plane.
-
-    Attributes:
-        points: ``(R, S + 1, 2)``.
-        target: ``(R,)``.
-        perplexity: of the t-SNE.
-    """
+    """Trajectories in the plane, ``(R, S + 1, 2)``, and the class of each, ``(R,)``."""
 
     points: Tensor
     target: Tensor
     perplexity: float
 
     def describe(self) -> dict[str, Any]:
-        """Return the points for JSON."""
         return {
             "perplexity": self.perplexity,
             "target": self.target.tolist(),
@@ -53,7 +41,7 @@ class Embedding:
 
 
 def trajectories(view: HeadView, steps: Iterable[ClimbStep], target: Tensor) -> Trajectories:
-    """Return the spatial mean of the mapped tensor of the image itself at every step. One forward a step."""
+    """Return the spatial mean of the mapped tensor of the image itself at every step."""
     found = []
     for step in steps:
         with undisturbed(view.model), torch.no_grad():
@@ -62,16 +50,7 @@ def trajectories(view: HeadView, steps: Iterable[ClimbStep], target: Tensor) -> 
 
 
 def embed(found: Trajectories, *, perplexity: float = 30.0, seed: int = 0) -> Embedding:
-    """Embed the features of all samples and steps in the plane by t-SNE.
-
-    Args:
-        found: of at least one sample.
-        perplexity: about the number of neighbours of a point; below the number of points.
-        seed: of the t-SNE.
-
-    Raises:
-        AdvCAMError: too few points for the perplexity, or scikit-learn is not installed.
-    """
+    """Embed the features of all samples and steps in the plane by t-SNE."""
     require_perplexity(perplexity, found.features.shape[0], found.features.shape[1] - 1)
     points = found.features.flatten(0, 1)
     try:
@@ -84,7 +63,7 @@ def embed(found: Trajectories, *, perplexity: float = 30.0, seed: int = 0) -> Em
 
 
 def require_perplexity(perplexity: float, images: int, steps: int) -> float:
-    """Return a perplexity, which must be below the number of points of these images and steps."""
+    """Return the perplexity; raise unless it is below the number of points of these images and steps."""
     points = images * (steps + 1)
     if not 0 < perplexity < points:
         raise AdvCAMError(
@@ -95,7 +74,6 @@ def require_perplexity(perplexity: float, images: int, steps: int) -> float:
 
 
 def require_all(target: Tensor, wanted: Sequence[int], names: Sequence[str]) -> None:
-    """Raise unless each requested class has an image."""
     for index, name in zip(wanted, names, strict=True):
         if not bool((target == index).any()):
             raise AdvCAMError(f"no image is of the class {name!r}: give one, or leave the class out")

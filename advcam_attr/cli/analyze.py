@@ -119,7 +119,6 @@ def _analyze_data(names: tuple[str, ...], options: Namespace) -> None:
 
 
 def _of_run(options: Namespace, settings: MapSettings) -> tuple[Any, SegmentationData, MapSettings]:
-    """Return net, data and settings of a run folder, whose recipe the command line changes."""
     from advcam_attr.attr.adapters import base_of
     from advcam_attr.cli.wsss import OPTIONS
     from advcam_attr.pipelines.config import config_of
@@ -146,7 +145,6 @@ def _of_run(options: Namespace, settings: MapSettings) -> tuple[Any, Segmentatio
 
 
 def _of_data(options: Namespace, settings: MapSettings) -> tuple[Any, SegmentationData, MapSettings]:
-    """Return net, data and settings from ``--model`` and ``--data``."""
     from advcam_attr.pipelines.config import MaskedData
 
     if options.model is None:

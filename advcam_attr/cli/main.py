@@ -32,13 +32,9 @@ COMMANDS: dict[str, Command | Group] = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command line.
+    """Run a command line (None: the process's), and return the exit code.
 
-    Args:
-        argv: The arguments; None takes the process's.
-
-    Returns:
-        The exit code: 0, 2 for an error of the user, 130 when interrupted, 141 when the reader of the output is gone.
+    0, 2 for an error of the user, 130 when interrupted, 141 when the reader of the output is gone.
     """
     try:
         code = _run(sys.argv[1:] if argv is None else argv)
@@ -75,7 +71,6 @@ def _run(argv: Sequence[str]) -> int:
 
 
 def _parse(argv: Sequence[str]) -> tuple[Command, Namespace]:
-    """Return the command of a command line and its options."""
     parser = top_parser()
     command: Command | Group = Group("", COMMANDS)
     options = parser.parse_args(argv)

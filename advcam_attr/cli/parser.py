@@ -36,13 +36,7 @@ class UsageError(AdvCAMError):
 
 @dataclass(frozen=True)
 class Command:
-    """A command.
-
-    Attributes:
-        help: Summary for the help.
-        add_options: Declares its options; imports nothing heavy.
-        run: Runs it and returns the exit code; None is 0.
-    """
+    """A command: its summary, what declares its options (importing nothing heavy), and what runs it."""
 
     help: str
     add_options: Callable[[Parser], None]
@@ -58,7 +52,7 @@ class Group:
 
 
 class _Formatter(HelpFormatter):
-    """Help in two columns; a value of a configuration takes one line, or is hidden as `ConfigOptions` says."""
+    """Help in two columns; long defaults of a configuration's values are shortened."""
 
     def __init__(self, prog: str, **kwargs: Any) -> None:
         super().__init__(prog, **{"max_help_position": 40, **kwargs})
@@ -101,13 +95,11 @@ class Parser(ArgumentParser):
         return self
 
     def parse_args(self, args: Sequence[str], *rest: Any, **kwargs: Any) -> Namespace:
-        """Parse words, which are compared with the known options and commands first."""
         self.declared()
         self._check_words(args)
         return super().parse_args(args, *rest, **kwargs)
 
     def validate(self, namespace: Namespace, *rest: Any, **kwargs: Any) -> None:
-        """Check the values of all options, and that the required ones are given."""
         missing = [
             typed(a) for a in self._actions if a.required and not self.children and namespace.get(a.dest) is None
         ]
@@ -117,7 +109,6 @@ class Parser(ArgumentParser):
         super().validate(namespace, *rest, **kwargs)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Raise the library's message as a `UsageError`."""
         raise UsageError(message) from ex
 
     def check_keys(self, values: Mapping[str, Any], section: str = "") -> None:
@@ -173,12 +164,7 @@ class _ConfigFile(ActionConfigFile):
 
 
 class ConfigOptions(Generic[C]):
-    """``--config FILE`` and the values of a configuration as options.
-
-    Args:
-        kind: Dataclass of the configuration, as ``module:name``; imported when a command needs it.
-        example: A file of it.
-    """
+    """``--config FILE`` and the values of a configuration as options; ``kind`` is its dataclass, ``module:name``."""
 
     def __init__(self, kind: str, example: str) -> None:
         self._kind, self._example = kind, example
@@ -210,11 +196,7 @@ class ConfigOptions(Generic[C]):
         return kind(**{field.name: options[field.name] for field in dataclasses.fields(kind)})
 
     def read(self, path: Path) -> C:
-        """Return the configuration that a run folder keeps.
-
-        Raises:
-            AdvCAMError: The file is damaged.
-        """
+        """Return the configuration that a run folder keeps."""
         parser = Parser(Command("", self.options(), lambda options: None), prog=f"advcam {path}")
         try:
             return self.of(parser.instantiate(parser.parse_args(["--config", str(path)])))

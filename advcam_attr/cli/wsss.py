@@ -18,7 +18,6 @@ OPTIONS: ConfigOptions[WSSSConfig] = ConfigOptions("advcam_attr.pipelines.wsss.c
 
 
 def _opened(options: Namespace, **refine: Any) -> Run:
-    """Open the run of a command, with changes to its refinement."""
     from advcam_attr.pipelines.wsss.run import Run
 
     config = OPTIONS.of(options)

@@ -1,9 +1,8 @@
 """Store of localization maps: one small safetensors file per image, written atomically.
 
-A file holds the maps of its image's own classes. Maps of a climb are stored on the net's grids (`GridMaps`, about 23 kB
-a class for a 500 × 375 image, four scales and stride 16) and resized when read (800 kB a class); others as they are.
-Large stores are spread over a thousand sub-folders by a hash of the id. Shards of a thousand packed images were no
-faster on a local disk, and would lose more work at an interruption.
+Maps of a climb are stored on the net's grids (`GridMaps`, about 23 kB a class for a 500 × 375 image, four scales and
+stride 16, against 800 kB resized) and resized when read. Large stores are spread over a thousand sub-folders by a hash
+of the id.
 """
 
 from __future__ import annotations
@@ -60,9 +59,8 @@ class MapStore:
 
     Args:
         folder: created at the first write.
-        settings: digest of the settings of the maps, stored in each file; files of others are rejected. Empty: any file
-            is read.
-        layout: of a new store; an existing one keeps its own.
+        settings: digest of the maps' settings; files of others are rejected. Empty accepts all.
+        layout: of a new store.
 
     Example:
         >>> import tempfile
@@ -125,11 +123,7 @@ class MapStore:
         write_bytes(path, save(tensors, {_KEY: json.dumps(about)}))
 
     def read(self, id: str) -> ClassMaps:
-        """Return the localization maps of an image.
-
-        Raises:
-            AdvCAMError: the file is missing, damaged, or of other settings.
-        """
+        """Return the localization maps of an image; missing or damaged files, and those of other settings, raise."""
         maps = self._load(id)
         return class_maps(maps) if isinstance(maps, GridMaps) else maps
 

@@ -44,11 +44,7 @@ DICTIONARIES: dict[str, Callable[[ClassMaps], dict[Any, Any]]] = {"irn": irn_dic
 
 
 def write_dictionary(path: Path, content: Mapping[Any, Any]) -> None:
-    """Write a dictionary as ``numpy.save`` does, readable by any NumPy.
-
-    NumPy 2 names its own functions in pickles in a way that NumPy 1, which the released code runs on, cannot read; the
-    old names are readable by both.
-    """
+    """Write a dictionary as ``numpy.save`` does, readable by NumPy 1 (which the released code runs on) and 2."""
     header = io.BytesIO()
     np.lib.format.write_array_header_1_0(header, {"descr": "|O", "fortran_order": False, "shape": ()})
     boxed = np.empty((), dtype=object)
@@ -64,9 +60,6 @@ def read_dictionary(path: str | Path, size: tuple[int, int] | None = None) -> Cl
     Args:
         path: an ``.npy`` file.
         size: height and width of the image; needed if the dictionary has no maps, checked if it has.
-
-    Raises:
-        AdvCAMError: the file is damaged, unsafe (see `advcam_attr.data.npy`), no such dictionary, or of another size.
     """
     content = read_npy(path)
     if not isinstance(content, dict):
@@ -106,7 +99,6 @@ def _tensor(maps: Any) -> Tensor:
 
 
 def _sorted(classes: tuple[int, ...], cam: Tensor, high_res: Tensor) -> ClassMaps:
-    """Return maps in the order of their classes; a `ValueError` if shapes do not fit."""
     count, height, width = high_res.shape
     if tuple(cam.shape) != (count, *strided_size((height, width), 4)) or len(set(classes)) != count or min(classes) < 0:
         raise ValueError("shapes that do not fit")

@@ -17,14 +17,13 @@ T = TypeVar("T")
 def prefetched(make: Callable[[S], T], items: Iterable[S], *, workers: int, ahead: int = 2) -> Iterator[T]:
     """Yield ``map(make, items)`` in order, computed by threads ahead of use.
 
-    Threads, because decoding and resizing images release the interpreter lock, nothing is copied between processes,
-    and none outlives a killed run. An error of ``make`` is raised in its result's place.
+    Threads, because decoding and resizing images release the interpreter lock and nothing is copied between processes.
 
     Args:
-        make: called with one item, in a thread.
+        make: called with one item; its error is raised in the result's place.
         items: consumed lazily.
-        workers: number of threads; 0 computes each result on demand.
-        ahead: number of finished results that may wait.
+        workers: threads; 0 computes each result on demand.
+        ahead: finished results that may wait.
 
     Example:
         >>> list(prefetched(str.upper, ["a", "b", "c"], workers=2))
@@ -48,15 +47,12 @@ def prefetched(make: Callable[[S], T], items: Iterable[S], *, workers: int, ahea
 def plan_batches(
     sizes: Sequence[tuple[int, int] | None], samples: Sequence[int], batch_samples: int
 ) -> list[tuple[int, ...]]:
-    """Group images of one size into batches.
+    """Group images of one size into batches of indices, ordered by their first image.
 
     Args:
-        sizes: height and width of each image; images without (None) are left out.
-        samples: number of image-class pairs of each image.
+        sizes: height and width of each image; None leaves it out.
+        samples: image-class pairs of each image.
         batch_samples: the most pairs in a batch; images with more, or none, are batches of their own.
-
-    Returns:
-        Indices of the images of each batch, ascending; batches are ordered by their first image.
 
     Example:
         >>> plan_batches([(3, 4), (4, 3), (3, 4), (3, 4)], samples=[1, 1, 2, 1], batch_samples=3)

@@ -12,12 +12,7 @@ from advcam_attr.types import Sample
 
 @dataclass(frozen=True)
 class Progress:
-    """How much of a stage is done.
-
-    Example:
-        >>> print(Progress("seeds advcam", 30, 70))
-        seeds advcam: 30 of 70 images, started
-    """
+    """How much of a stage is done."""
 
     stage: str
     done: int
@@ -26,7 +21,6 @@ class Progress:
 
     @property
     def state(self) -> str:
-        """``"done"``, ``"started"`` or ``"to do"``."""
         if self.done >= self.total:
             return "done"
         return "started" if self.done else "to do"
@@ -57,5 +51,4 @@ def maps_progress(stage: str, folder: Path, samples: Sequence[Sample]) -> Progre
 
 
 def progress_table(stages: Iterable[Progress]) -> str:
-    """Return one line a stage."""
     return "\n".join(map(str, stages))

@@ -49,16 +49,7 @@ class ProgressBar:
 def progress_bar(total: int, desc: str, unit: str = "images", *, initial: int = 0) -> Iterator[ProgressBar]:
     """Report the progress of long work: a bar on a terminal, otherwise a log line every 30 seconds.
 
-    Args:
-        total: units of work.
-        desc: what is done.
-        unit: plural noun.
-        initial: units that were done before.
-
-    Example:
-        >>> with progress_bar(2, "seeds") as bar:
-        ...     bar.update()
-        ...     bar.update(loss=0.5)
+    ``unit`` is a plural noun; ``initial`` counts the units that were done before.
     """
     with ExitStack() as stack:
         bar = None
@@ -70,7 +61,7 @@ def progress_bar(total: int, desc: str, unit: str = "images", *, initial: int = 
 
 
 def duration(seconds: float) -> str:
-    """Return a time in words.
+    """Return a time for people to read.
 
     Example:
         >>> duration(90), duration(1000), duration(10000)

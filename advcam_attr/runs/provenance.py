@@ -42,12 +42,7 @@ def fingerprint(data: ImageList) -> str:
 
 
 def weights_digest(net: nn.Module) -> str:
-    """Return 16 hexadecimal digits of the SHA-256 of a net's weights.
-
-    Example:
-        >>> len(weights_digest(nn.Linear(2, 2)))
-        16
-    """
+    """Return 16 hexadecimal digits of the SHA-256 of a net's weights."""
     content = hashlib.sha256()
     for name, value in sorted(net.state_dict().items()):
         content.update(f"{name} {value.dtype} {tuple(value.shape)};".encode())
@@ -61,12 +56,7 @@ def net_config(net: nn.Module, spec: Any) -> dict[str, Any]:
 
 
 def check_settings(path: Path, config: Mapping[str, Any], *, overwrite: bool = False) -> str:
-    """Record the settings of a folder's results, or check that they equal the recorded ones.
-
-    Args:
-        path: of the record.
-        config: all settings, as JSON.
-        overwrite: whether to replace a record of other settings.
+    """Record the settings of a folder's results in ``path``, or check that they equal the recorded ones.
 
     Returns:
         16 hexadecimal digits of their SHA-256.
@@ -97,7 +87,7 @@ def _read_json(path: Path, keys: set[str]) -> dict[str, Any] | None:
 
 
 def require_same(made: Path, old: Mapping[str, Any], new: Mapping[str, Any], remedy: str) -> None:
-    """Check that the results ``made``, of settings ``old``, have the present settings ``new``, or name the changes."""
+    """Raise unless the settings of the results ``made`` are unchanged, and list the changes."""
     if old != new:
         raise AdvCAMError(
             f"{made} was made with other settings ({difference(old, new)}); choose another folder, or {remedy}"
@@ -105,7 +95,7 @@ def require_same(made: Path, old: Mapping[str, Any], new: Mapping[str, Any], rem
 
 
 def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
-    """Return up to three changes of settings in words.
+    """Return up to three changes of settings as text.
 
     Example:
         >>> difference({"steps": 8, "base": "cam"}, {"steps": 9, "base": "cam"})
@@ -119,11 +109,7 @@ def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
 def image_sizes(
     samples: Sequence[Sample], path: Path, workers: int
 ) -> tuple[dict[str, tuple[int, int]], list[tuple[str, str]]]:
-    """Return height and width of every image, read from headers and cached in a file.
-
-    Returns:
-        Sizes by id, and id and reason of unreadable images, which are not cached.
-    """
+    """Return height and width by id, read from headers and cached in a file; and id and reason of unreadable images."""
     try:
         sizes = {id: (int(h), int(w)) for id, (h, w) in json.loads(path.read_text(encoding="utf-8")).items()}
     except (OSError, ValueError, TypeError, AttributeError):

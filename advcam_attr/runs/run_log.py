@@ -25,9 +25,9 @@ class _LazyFileHandler(logging.FileHandler):
 
 @contextmanager
 def run_log(folder: Path) -> Iterator[None]:
-    """Append the package's log, with times, to ``run.log`` of a run folder; the first process alone writes.
+    """Append the package's log, with times, to ``run.log`` of a run folder, which the first record creates.
 
-    The folder is created with the first record. Nested calls for the same folder write each record once.
+    The first process alone writes; nested calls for the same folder write each record once.
     """
     path = str((folder / LOG).resolve())
     if shard_of().rank or any(getattr(handler, "baseFilename", None) == path for handler in PACKAGE.handlers):

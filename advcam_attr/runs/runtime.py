@@ -44,18 +44,12 @@ class Runtime:
 
     @property
     def autocast_dtype(self) -> torch.dtype | None:
-        """The dtype of autocast; None for float32."""
         import torch
 
         return None if self.autocast is None else getattr(torch, self.autocast)
 
     def torch_device(self, shard: Shard = ALONE) -> torch.device:
-        """Return the device of a process.
-
-        Example:
-            >>> Runtime(device="cpu").torch_device()
-            device(type='cpu')
-        """
+        """Return the device of a process."""
         return choose_device(self.device, shard.local)
 
 
@@ -65,10 +59,6 @@ def choose_device(name: str = "auto", local: int = 0) -> torch.device:
     Args:
         name: ``"auto"`` (a GPU if there is one), ``"cpu"``, ``"cuda"``, ``"cuda:N"``, or another of torch.
         local: number of this process on its machine, which selects the GPU of ``"auto"`` and ``"cuda"``.
-
-    Example:
-        >>> choose_device("cpu")
-        device(type='cpu')
     """
     import torch
 

@@ -21,13 +21,7 @@ PATIENCE = 1800.0
 
 @dataclass(frozen=True)
 class Shard:
-    """One process among those of a run.
-
-    Attributes:
-        rank: its number, from 0.
-        world: number of processes.
-        local: its number on its machine, which selects the GPU.
-    """
+    """One process among those of a run: its number, their number, its number on its machine (which selects the GPU)."""
 
     rank: int = 0
     world: int = 1
@@ -41,12 +35,7 @@ class Shard:
         return f"rank {self.rank} of {self.world}"
 
     def take(self, items: Sequence[T]) -> Sequence[T]:
-        """Return the items of this process, ``items[rank::world]``.
-
-        Example:
-            >>> Shard(1, 3).take("abcdefg")
-            'be'
-        """
+        """Return the items of this process, ``items[rank::world]``."""
         return items[self.rank :: self.world]
 
 
@@ -62,8 +51,6 @@ def shard_of_launch(environment: Mapping[str, str] | None = None) -> Shard:
     Example:
         >>> shard_of_launch({"RANK": "1", "WORLD_SIZE": "4", "LOCAL_RANK": "1"})
         Shard(rank=1, world=4, local=1)
-        >>> shard_of_launch({"SLURM_PROCID": "5", "SLURM_STEP_NUM_TASKS": "8", "SLURM_LOCALID": "1"})
-        Shard(rank=5, world=8, local=1)
     """
     env = os.environ if environment is None else environment
     for rank, world, local in (
@@ -79,11 +66,6 @@ def shard_of(environment: Mapping[str, str] | None = None) -> Shard:
     """Return this process's share of independent work, the tasks of a SLURM array included.
 
     An array of 10 tasks of 4 processes is a run of 40.
-
-    Example:
-        >>> array = {"SLURM_ARRAY_TASK_ID": "5", "SLURM_ARRAY_TASK_MIN": "1", "SLURM_ARRAY_TASK_MAX": "10"}
-        >>> shard_of({**array, "SLURM_ARRAY_TASK_COUNT": "10"})
-        Shard(rank=4, world=10, local=0)
     """
     env = os.environ if environment is None else environment
     launch = shard_of_launch(env)
@@ -106,11 +88,7 @@ def number(env: Mapping[str, str], name: str) -> int:
 
 
 def wait_for(missing: Callable[[], Sequence[object]]) -> None:
-    """Wait for results of the other processes of a launch; return at once if there are none.
-
-    Args:
-        missing: returns the results that do not exist yet, e.g. their paths.
-    """
+    """Wait until ``missing`` returns no results of the other processes of a launch."""
     if shard_of_launch().world == 1:
         return
     count, since = None, time.monotonic()

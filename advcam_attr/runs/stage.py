@@ -67,14 +67,13 @@ def run_stage(
         data: the images.
         workers: threads that read ahead.
         overwrite: whether to recompute all, also in a folder of other settings.
-        shard: the share; None reads it from the environment (``torchrun``, SLURM).
+        shard: None reads it from the environment (``torchrun``, SLURM).
 
     Returns:
         The digest of the settings.
 
     Raises:
-        AdvCAMError: the folder was made with other settings, a file cannot be written, or, after all others were
-            made, some label maps could not be.
+        AdvCAMError: the folder has other settings, or some label maps could not be made; all others were.
     """
     shard, begin, folder = shard_of() if shard is None else shard, time.monotonic(), stage.folder
     empty = next(folder.glob("*.png"), None) is None
@@ -179,12 +178,7 @@ def check_seeds(seeds: MapReader, data: SegmentationData) -> None:
 
 @dataclass(frozen=True)
 class SeededImage:
-    """An image and the localization maps of its classes.
-
-    Attributes:
-        pixels: ``(3, H, W)`` uint8.
-        maps: of the same size; without classes for an image without labels.
-    """
+    """An image, ``(3, H, W)`` uint8, and the localization maps of its classes, of the same size."""
 
     sample: Sample
     pixels: Tensor
@@ -217,9 +211,6 @@ def seeded_stage(
     make: Callable[[SeededImage], Tensor],
     write: Callable[[Path, Tensor, str], None] = write_mask,
 ) -> LabelStage[SeededImage]:
-    """Return a stage whose label maps are made of images and their seeds; arguments as of `LabelStage`.
-
-    What the seeds depend on is read from their attribute ``settings``, if they have one.
-    """
+    """Return a stage whose label maps are made of images and their seeds; arguments as of `LabelStage`."""
     config = {**depends_on, "seeds": str(getattr(seeds, "settings", "")), "data": data.name}
     return LabelStage(what, folder, config, lambda sample: read_seeded(seeds, sample), make, write)

@@ -24,9 +24,6 @@ def table_vii(ours: Mapping[str, LocalizationScores], data: str = "CUB-200-2011"
         ours: measures of all contours by method.
         data: ``"CUB-200-2011"`` or ``"ImageNet-1K"``.
         source: of our rows, e.g. ``"here, 6 species"`` for other data than the paper's.
-
-    Raises:
-        AdvCAMError: another data set; measures of single contours, or at other overlaps.
     """
     if data not in TABLE_VII:
         raise AdvCAMError(f"Table VII has {' and '.join(TABLE_VII)}, and not {data!r}")
@@ -55,9 +52,7 @@ def table_viii(ours: Mapping[str, LocalizationScores], source: str = HERE) -> Ta
 def table_x(ours: Mapping[str, LocalizationScores], source: str = HERE) -> Table:
     """Return Table X: the effect of climbing and its regularization, with CutMix and ResNet-50 on CUB-200-2011.
 
-    Args:
-        ours: measures of all contours, by ``"no climbing"``, ``"climbing"``, ``"climbing, regularized"``, or others.
-        source: see `table_vii`.
+    Methods are ``"no climbing"``, ``"climbing"``, ``"climbing, regularized"``, or others; see `table_vii`.
     """
     return beside(
         "Table X: climbing and regularization, CutMix, ResNet-50, CUB-200-2011, %",

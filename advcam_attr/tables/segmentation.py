@@ -84,12 +84,9 @@ def table_vi(ours: Mapping[str, Sequence[Share]], source: str = HERE) -> Table:
 
 
 def table_ix(ours: Mapping[str, Sequence[Share]], classes: Sequence[str], source: str = HERE) -> Table:
-    """Return Table IX: IoU of each class, and their mean, without the paper's numbers, which are not available.
+    """Return Table IX: IoU of the background and each class, and their mean; the paper's numbers are not available.
 
-    Args:
-        ours: for each method, the IoU of the background and of each class.
-        classes: their names, without the background.
-        source: see `table_i`.
+    ``classes`` are without the background.
     """
     with_means = {}
     for name, shares in ours.items():
@@ -117,9 +114,7 @@ def table_xi(ours: Mapping[str, Scores], source: str = HERE) -> Table:
 def table_xiii(ours: Mapping[str, Mapping[str, Scores]], source: str = HERE) -> Table:
     """Return Table XIII: precision, recall and F1 of all classes, the ten smallest and the ten largest, on COCO train.
 
-    Args:
-        ours: for each method `advcam_attr.metrics.evaluation.MaskEvaluation.by_size`.
-        source: see `table_i`.
+    ``ours`` has `advcam_attr.metrics.evaluation.MaskEvaluation.by_size` for each method.
     """
     return beside(
         "Table XIII: seeds on MS COCO train, all classes, the 10 smallest, the 10 largest, %",

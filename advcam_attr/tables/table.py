@@ -21,15 +21,7 @@ DASH = "–"
 
 @dataclass(frozen=True)
 class Table:
-    """A table to print.
-
-    Attributes:
-        title: of the table.
-        columns: their heads.
-        rows: one cell a column.
-        notes: sentences below the table.
-        words: the number of columns, from the left, that hold words; the others hold numbers.
-    """
+    """A table to print; the first ``words`` columns hold words, the others numbers; notes are sentences below it."""
 
     title: str
     columns: tuple[str, ...]
@@ -45,14 +37,7 @@ class Table:
         return "\n".join([f"**{self.title}**", "", *body, *(f"\n{note}" for note in self.notes)])
 
     def text(self) -> str:
-        """Return the table as plain text in aligned columns, numbers to the right.
-
-        Example:
-            >>> print(Table("Sizes", ("name", "size"), (("cat", "3"),), words=1).text())
-            Sizes
-            name  size
-            cat      3
-        """
+        """Return the table as plain text in aligned columns, numbers to the right."""
         lines = [self.columns, *self.rows]
         widths = [max(len(line[i]) for line in lines) for i in range(len(self.columns))]
         body = [
@@ -83,16 +68,7 @@ def beside(
 ) -> Table:
     """Return a table of the paper's rows, each followed by ours of the same name, then ours of other names.
 
-    Args:
-        title: of the table.
-        columns: the heads of the numbers.
-        ours: shares of 1 by method, one for each column, printed in percent; None and NaN are dashes.
-        paper: percentages by method.
-        source: the source of our rows.
-        notes: sentences below the table.
-
-    Raises:
-        AdvCAMError: a method has more or fewer numbers than there are columns.
+    The paper's are percentages. Ours are shares of 1 by method, one for each column; None and NaN are dashes.
     """
     rows = []
     for name in dict.fromkeys((*paper, *ours)):

@@ -25,11 +25,7 @@ _KEYS = {"config", "step", "model", "optimizer", "scaler", "random"}
 
 
 def save_checkpoint(path: Path, training: Training, config: Mapping[str, Any], shard: Shard = ALONE) -> None:
-    """Write the state of a training between two steps; called by every rank, written by the first.
-
-    Raises:
-        AdvCAMError: the file cannot be written.
-    """
+    """Write the state of a training between two steps; called by every rank, written by the first."""
     states = gather(random_states(next(training.model.parameters()).device))
     if shard.rank:
         return
@@ -62,10 +58,7 @@ def read_training(path: Path) -> dict[str, Any]:
 
 
 def restore(training: Training, content: Mapping[str, Any], shard: Shard = ALONE) -> None:
-    """Restore a training of the same net, and the random states of this process, from a checkpoint's content.
-
-    With more ranks than the checkpoint was written by, additional ranks keep their random states.
-    """
+    """Restore a training and the random states of this process; additional ranks keep theirs."""
     try:
         training.model.load_state_dict(content["model"])
         training.optimizer.load_state_dict(content["optimizer"])

@@ -54,12 +54,7 @@ def _store(shard: Shard, env: Mapping[str, str]) -> dist.Store:
 
 
 def attempt(env: Mapping[str, str]) -> str:
-    """Return the key of one attempt of a run, so that no rank reads addresses of an attempt before a restart.
-
-    Example:
-        >>> attempt({"TORCHELASTIC_RUN_ID": "voc", "TORCHELASTIC_RESTART_COUNT": "2"})
-        'advcam/voc/2'
-    """
+    """Return the key of one attempt of a run, so that no rank reads addresses of an attempt before a restart."""
     run = env.get("TORCHELASTIC_RUN_ID") or env.get("SLURM_JOB_ID") or "run"
     restart = env.get("TORCHELASTIC_RESTART_COUNT") or env.get("SLURM_RESTART_COUNT") or "0"
     return f"advcam/{run}/{restart}"

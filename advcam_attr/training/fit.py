@@ -44,14 +44,7 @@ class Training:
 
 @dataclass(frozen=True)
 class StepRecord:
-    """The record of one training step.
-
-    Attributes:
-        step: from 0.
-        loss: before the update; mean over the batch of all ranks.
-        lr: of each group.
-        parts: terms of the loss by name; means like the loss.
-    """
+    """The record of one training step: loss and its terms before the update (means over the batch), rates by group."""
 
     step: int
     loss: float
@@ -144,7 +137,6 @@ def _autocast(autocast: Autocast | None, device: torch.device) -> contextlib.Abs
 
 
 def _gradient_sync(model: nn.Module, *, enabled: bool) -> contextlib.AbstractContextManager[Any]:
-    """Let ranks exchange gradients in this backward pass or not."""
     if isinstance(model, DistributedDataParallel) and not enabled:
         unsynchronised: contextlib.AbstractContextManager[Any] = model.no_sync()
         return unsynchronised
@@ -164,14 +156,7 @@ class Group:
 def sgd(
     groups: Sequence[Group], momentum: float = RELEASED_MOMENTUM, *, nesterov: bool = False
 ) -> torch.optim.Optimizer:
-    """Return an SGD optimizer; groups without trained parameters stay, empty, so that all keep their positions.
-
-    Example:
-        >>> layer = nn.Linear(2, 1)
-        >>> optimizer = sgd([Group("classifier", layer.parameters(), lr=1.0, weight_decay=1e-4)])
-        >>> optimizer.param_groups[0]["lr"], optimizer.param_groups[0]["momentum"]
-        (1.0, 0.0001)
-    """
+    """Return an SGD optimizer; groups without trained parameters stay, empty, so that all keep their positions."""
     return torch.optim.SGD(
         [
             {
@@ -195,8 +180,6 @@ def poly(steps: int, power: float = 0.9, update_every: int = 1) -> Schedule:
     The power is 0.9 in IRN, PSA, SEAM and DeepLab; deeplab-pytorch updates every 10 steps.
 
     Example:
-        >>> [poly(4, power=1.0)(step) for step in range(4)]
-        [1.0, 0.75, 0.5, 0.25]
         >>> [poly(4, power=1.0, update_every=2)(step) for step in range(4)]
         [1.0, 1.0, 0.5, 0.5]
     """
@@ -207,11 +190,6 @@ def step_decay(per_epoch: int, every: int, factor: float = 0.1) -> Schedule:
     """Return the schedule that multiplies by ``factor`` before each epoch (from 1) whose number ``every`` divides.
 
     With ``every=15``, epochs 1 to 14 have the first rate, 15 to 29 a tenth, and so on (Choe et al.).
-
-    Example:
-        >>> schedule = step_decay(per_epoch=1, every=2)
-        >>> [round(schedule(step), 4) for step in range(5)]
-        [1.0, 0.1, 0.1, 0.01, 0.01]
     """
     return lambda step: factor ** ((step // per_epoch + 1) // every)
 

@@ -48,13 +48,6 @@ class TrainingBatches(Sampler[list[Item]]):
         seed: of the order.
         steps: first step and end.
         shard: whose part of each batch.
-
-    Example:
-        >>> alone = list(TrainingBatches(5, 2, seed=0, steps=(0, 4)))
-        >>> [epoch for batch in alone for epoch, _ in batch]
-        [0, 0, 0, 0, 1, 1, 1, 1]
-        >>> alone[3:] == list(TrainingBatches(5, 2, seed=0, steps=(3, 4)))
-        True
     """
 
     def __init__(self, count: int, batch: int, *, seed: int, steps: tuple[int, int], shard: Shard = ALONE) -> None:
@@ -77,8 +70,7 @@ class TrainingBatches(Sampler[list[Item]]):
 class SeededItems(Dataset[Any]):
     """A data set whose augmentation depends on seed, epoch and index alone, in whichever process an item is read.
 
-    The random states of torch, NumPy and Python are seeded for each item and restored. An unreadable item is returned
-    as its error.
+    Random states (torch, NumPy, Python) are seeded and restored; an unreadable item is returned as its error.
     """
 
     def __init__(self, items: Items, seed: int) -> None:
@@ -133,10 +125,5 @@ def _one_thread(worker: int) -> None:
 
 
 def mixed_seed(*numbers: int) -> int:
-    """Return one seed made of several numbers.
-
-    Example:
-        >>> mixed_seed(0, 1) != mixed_seed(1, 0)
-        True
-    """
+    """Return one seed made of several numbers."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)

@@ -32,26 +32,12 @@ class Log:
 
 @contextmanager
 def json_log(path: Path, resume_at: int = 0, tensorboard: Path | None = None) -> Iterator[Log]:
-    """Open a JSONL file for appending.
-
-    Records from step ``resume_at`` on and a line that an interruption left unfinished are removed first.
+    """Open a JSONL file for appending, without records from ``resume_at`` on and without an unfinished line.
 
     Args:
         path: the file.
         resume_at: the next step.
         tensorboard: folder of TensorBoard's files, which get the numbers of records as scalars; None for none.
-
-    Raises:
-        AdvCAMError: the file cannot be written or is no text, or TensorBoard is not installed.
-
-    Example:
-        >>> import tempfile
-        >>> file = Path(tempfile.mkdtemp(), "log.jsonl")
-        >>> for start in (0, 1):
-        ...     with json_log(file, start) as log:
-        ...         log.write({"step": start, "loss": 0.5})
-        >>> [record["step"] for record in read_log(file)]
-        [0, 1]
     """
     earlier = [record for record in read_log(path) if record["step"] < resume_at]
     with ExitStack() as stack:

@@ -46,5 +46,4 @@ class Optimizer:
 
     @property
     def head_rate(self) -> float:
-        """The learning rate of new layers."""
         return 10 * self.lr if self.head_lr is None else self.head_lr

@@ -1,7 +1,6 @@
 """Training of a net in a folder, resumed exactly after any interruption.
 
-The folder holds ``training.json`` (the settings), ``checkpoint.pt``, ``log.jsonl`` (one record a step), and at the end
-the net's file.
+The folder holds ``training.json`` (settings), ``checkpoint.pt``, ``log.jsonl`` (a record a step) and the net's file.
 """
 
 from __future__ import annotations
@@ -90,27 +89,18 @@ class TrainingTask:
 
     @property
     def per_epoch(self) -> int:
-        """Steps of an epoch."""
         return len(self.items) // self.batch
 
     @property
     def all_steps(self) -> int:
-        """Steps of the whole training."""
         return self.per_epoch * self.epochs if self.steps is None else self.steps
 
 
 def train(task: TrainingTask, out: Path) -> Path:
-    """Train a net or resume its training; return at once if the net's file exists.
+    """Train a net or resume its training, and return its file; at once if the file exists.
 
     Under ``torchrun`` or ``srun`` all ranks share each batch; they need a common folder. Interrupted at any moment, a
-    training on the CPU ends with the same bits.
-
-    Args:
-        task: what and how; the net's mode and device are restored at the end.
-        out: the folder.
-
-    Returns:
-        The net's file.
+    training on the CPU ends with the same bits. The net's mode and device are restored.
 
     Raises:
         AdvCAMError: the folder holds another training, there are fewer images than one batch, an item is unreadable,
@@ -165,7 +155,6 @@ def _train(task: TrainingTask, out: Path, shard: Shard, device: torch.device) ->
 
 
 def _run(task: TrainingTask, training: Training, out: Path, shard: Shard, save: Callable[[], None]) -> None:
-    """Run the remaining steps, with log, validation and checkpoints."""
     steps, start, clock, losses = task.all_steps, training.step, time.monotonic(), list[float]()
     board = out / "tensorboard" if task.tensorboard else None
     with ExitStack() as stack:
@@ -190,7 +179,6 @@ def _run(task: TrainingTask, training: Training, out: Path, shard: Shard, save: 
 
 
 def _records(task: TrainingTask, training: Training, shard: Shard) -> Iterator[StepRecord]:
-    """Start the training loop from ``training.step`` on."""
     steps, runtime = task.all_steps, task.runtime
     device = next(task.net.parameters()).device
     length = f"{task.epochs} epochs, " if task.steps is None else ""
@@ -214,7 +202,7 @@ def _records(task: TrainingTask, training: Training, shard: Shard) -> Iterator[S
 
 
 def _milestone(task: TrainingTask, step: int) -> str:
-    """Return what a step completes, if anything is to be reported: an epoch, or ``checkpoint_every`` steps."""
+    """Return the epoch or the ``checkpoint_every`` steps that a step completes, if any."""
     if task.steps is None:
         epoch, rest = divmod(step, task.per_epoch)
         return "" if rest else f"epoch {epoch} of {task.epochs}"

@@ -60,14 +60,12 @@ class ImageOptions:
     seed: int = 0
 
     def shown(self, steps: int) -> tuple[int, ...]:
-        """Return the steps to show of a climb of ``steps`` steps."""
         chosen = self.at or tuple(sorted({round(i * steps / 4) for i in range(5)}))
         if min(chosen) < 0 or max(chosen) > steps:
             raise AdvCAMError(f"a climb of {steps} steps has no step {max(chosen, key=abs)}: look at 0 to {steps}")
         return tuple(sorted(set(chosen)))
 
     def checked_perplexity(self, images: int, steps: int) -> float:
-        """Return the perplexity for that many trajectories, checked against the number of points."""
         points = images * (steps + 1)
         return require_perplexity(min(30.0, points / 3) if self.perplexity is None else self.perplexity, images, steps)
 

@@ -51,25 +51,20 @@ class AnalysisInputs:
         return len(self.target)
 
     def class_names(self) -> list[str]:
-        """Return the class name of each pair, the first of its synonyms."""
         return [self.classes.name(int(k)).split(",")[0] for k in self.target]
 
     def select(self, indices: Sequence[int]) -> AnalysisInputs:
-        """Return some of the pairs."""
         chosen, names = list(indices), tuple(self.names[i] for i in indices)
         return replace(self, x=self.x[chosen], target=self.target[chosen], images=self.images[chosen], names=names)
 
     def first(self, count: int) -> AnalysisInputs:
-        """Return the first ``count`` pairs, or all if there are fewer."""
         return self.select(range(min(count, len(self))))
 
     def batches(self) -> Iterator[AnalysisInputs]:
-        """Iterate over batches of `batch_size` pairs."""
         for start in range(0, len(self), self.batch_size):
             yield self.select(range(start, min(start + self.batch_size, len(self))))
 
     def climb(self, plan: Plan, steps: int) -> Iterator[ClimbStep]:
-        """Climb all pairs together."""
         return climb(self.advcam.view, self.x, self.target, plan, steps=steps)
 
     def best_per_image(self) -> AnalysisInputs:
@@ -83,15 +78,7 @@ class AnalysisInputs:
 
 
 def read_inputs(images: Sequence[Path], settings: Settings) -> AnalysisInputs:
-    """Read images and choose their classes, as ``advcam attribute`` does.
-
-    Args:
-        images: files, see `advcam_attr.data.images.expand_images`.
-        settings: model, targets and recipe; its saliency folder is ignored.
-
-    Raises:
-        AdvCAMError: an image cannot be read, images differ in size, or a setting is invalid.
-    """
+    """Read images and choose their classes, as ``advcam attribute`` does; the settings' saliency folder is ignored."""
     if settings.batch_size < 1:
         raise AdvCAMError(f"the batch size must be at least 1, got {settings.batch_size}")
     advcam_of(nn.Identity(), replace(settings, layer=None))  # check the options before loading the model

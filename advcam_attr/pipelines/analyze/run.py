@@ -42,12 +42,7 @@ ANALYSES: Mapping[str, tuple[str, str]] = MappingProxyType(
 
 
 def listing() -> str:
-    """Return all analyses, one per line.
-
-    Example:
-        >>> " ".join(listing().splitlines()[1].split())
-        'landscape Fig. 3 images the classification loss around clean, climbed and attacked images'
-    """
+    """Return all analyses, one per line."""
     return "\n".join(
         f"{name:<15}{source:<21}{'images' if name in IMAGE_ANALYSES else 'masks':<8}{text}"
         for name, (source, text) in ANALYSES.items()
@@ -55,12 +50,7 @@ def listing() -> str:
 
 
 def parse_names(text: str) -> tuple[str, ...]:
-    """Parse comma-separated names; ``images`` and ``masks`` stand for all that need images or masks.
-
-    Example:
-        >>> parse_names("saliency,amplification")
-        ('saliency', 'amplification')
-    """
+    """Parse comma-separated names; ``images`` and ``masks`` stand for all that need images or masks."""
     groups = {"images": tuple(IMAGE_ANALYSES), "masks": tuple(SEED_ANALYSES)}
     names = tuple(dict.fromkeys(name for word in text.split(",") for name in groups.get(word, (word,))))
     for name in names:
@@ -74,14 +64,7 @@ def parse_names(text: str) -> tuple[str, ...]:
 def analyze_files(
     names: Sequence[str], images: Sequence[Path], out: Path, settings: Settings, options: ImageOptions
 ) -> None:
-    """Run analyses of image files, and write ``NAME.png`` and ``NAME.json``.
-
-    Args:
-        names: of `IMAGE_ANALYSES`.
-        images: files.
-        out: folder of the results.
-        settings: model, targets and recipe.
-        options: of the analyses.
+    """Run some of `IMAGE_ANALYSES` on image files, and write ``NAME.png`` and ``NAME.json``.
 
     Raises:
         AdvCAMError: an image, a setting or an analysis is invalid; nothing is written then.
@@ -97,15 +80,9 @@ def analyze_toy_images(names: Sequence[str], count: int, out: Path, settings: Se
 def analyze_data(
     names: Sequence[str], net: Any, data: SegmentationData, out: Path, settings: MapSettings, options: SeedOptions
 ) -> None:
-    """Run analyses of a data set with masks.
+    """Run some of `SEED_ANALYSES` on a data set with masks, and write ``NAME.png``, ``NAME.json`` and the seeds' maps.
 
-    Args:
-        names: of `SEED_ANALYSES`.
-        net: classifier of the data's classes.
-        data: images with masks; missing images are left out.
-        out: folder for ``NAME.png``, ``NAME.json`` and the seeds' maps.
-        settings: of the seeds.
-        options: of the analyses.
+    The net's classes are the data's; missing images are left out.
 
     Raises:
         AdvCAMError: seeds cannot be made, no image has a mask, or none has a class.

@@ -89,7 +89,6 @@ class SeedRuns:
         return self._found[key]
 
     def store(self, name: str, steps: int) -> MapStore:
-        """Return the seeds of a climb."""
         return seed_store(self.out / "maps" / name, steps)
 
     def both(self) -> tuple[SeedEvaluation, SeedEvaluation]:
@@ -151,7 +150,6 @@ def _curves(runs: SeedRuns) -> Result:
 
 
 def _swept(runs: SeedRuns) -> dict[str, tuple[tuple[float, ...], Callable[[float], dict[str, Any]]]]:
-    """Return the values of each setting, and the overrides that a value stands for."""
     options, recipe = runs.options, runs.recipe
 
     def weight(value: float) -> dict[str, Any]:

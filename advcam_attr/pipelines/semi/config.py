@@ -58,7 +58,6 @@ class SemiNetConfig:
     seed: int = 0
 
     def make(self, classes: int) -> CCT:
-        """Make the net of that many classes, the background included."""
         from advcam_attr.networks.cct import cct_net
 
         backbone = with_paths(self.backbone, "checkpoint")

@@ -82,7 +82,6 @@ class PseudoMaskFolder:
     num_classes: int
 
     def require(self, samples: Sequence[Sample]) -> None:
-        """Check that each sample has a file."""
         present = {file.name for file in self.folder.glob("*.png")}
         missing = [sample.id for sample in samples if mask_path(self.folder, sample.id).name not in present]
         if missing:
@@ -92,7 +91,6 @@ class PseudoMaskFolder:
             )
 
     def __call__(self, sample: Sample) -> Tensor:
-        """Return the mask, ``(H, W)`` uint8, checked against image size and classes."""
         return read_mask(mask_path(self.folder, sample.id), self.num_classes, image_size(sample.image))
 
 
@@ -108,8 +106,8 @@ def masks_digest(samples: Sequence[Sample], read: MaskReader, workers: int) -> s
 class Pairs:
     """Pairs of a labelled and an unlabelled image by the index of the latter, each augmented on its own.
 
-    Labelled images are cycled across epochs, so that each comes equally often. In the released code, the cycle repeats
-    whole batches of an epoch with their first augmentation; here each is augmented anew.
+    Labelled images are cycled across epochs, so that each comes equally often. The released code repeats whole batches
+    of an epoch with their first augmentation; here each is augmented again.
     """
 
     data: SemiData
@@ -117,7 +115,6 @@ class Pairs:
     epoch: int = 0
 
     def of_epoch(self, epoch: int) -> Pairs:
-        """Return the pairs of an epoch, from 0."""
         return replace(self, epoch=epoch)
 
     def __len__(self) -> int:

@@ -35,16 +35,10 @@ def padded_scores(net: CCT, images: Tensor) -> Tensor:
 
 @torch.no_grad()
 def multi_scale_scores(net: CCT, pixels: Tensor, scales: Sequence[float], flip: bool) -> Tensor:
-    """Return the mean over scales and flips of a net's scores, ``(K, H, W)``.
+    """Return the mean over scales and flips of a net's scores, ``(K, H, W)``, for ``(3, H, W)`` uint8.
 
     The normalised image is resized bilinearly, as in the released code. There, an image is padded before it is resized,
     and scores are resized with aligned corners; here after, and by cells, which avoids shifts of less than a cell.
-
-    Args:
-        net: in eval mode.
-        pixels: ``(3, H, W)`` uint8, on the net's device.
-        scales: factors of the size.
-        flip: whether to average over the mirrored image, too.
     """
     image = normalised(pixels[None], net.mean, net.std)
     size = image.shape[2:]
@@ -80,16 +74,7 @@ def write_predictions(
     runtime: Runtime,
     shard: Shard | None = None,
 ) -> None:
-    """Predict the label maps ``folder/<id>.png``; existing ones are skipped, those of other settings raise.
-
-    Args:
-        config: scales, flip and CRF.
-        net: trained; its mode and device are restored.
-        data: images.
-        folder: of palette PNGs in VOC's layout.
-        runtime: device and workers.
-        shard: of the images; None asks the environment (``torchrun``, SLURM).
-    """
+    """Predict the label maps ``folder/<id>.png``; existing ones are skipped, those of other settings raise."""
     write_label_maps(
         net,
         lambda pixels: multi_scale_scores(net, pixels, config.scales, config.flip),

@@ -43,17 +43,12 @@ class SemiRun:
 
     Raises:
         AdvCAMError: by all stages, if data, net, or earlier results are missing or do not fit.
-
-    Example:
-        >>> config = SemiConfig("runs/semi", SemiDataConfig("VOCdevkit", pseudo="runs/voc/masks"))  # doctest: +SKIP
-        >>> SemiRun(config).run()  # doctest: +SKIP
     """
 
     def __init__(self, config: SemiConfig) -> None:
         self.config, self.folder = config, path_of(config.run)
 
     def run(self) -> None:
-        """Run both stages."""
         if shard_of_launch().rank == 0:
             logger.info(self.plan())
         self.train()

@@ -37,14 +37,7 @@ def train_semi(settings: SemiSettings, net: CCT, data: SemiData, out: Path, runt
     """Train a net on labelled and unlabelled images; an interrupted training resumes, on the CPU with the same bits.
 
     Under ``torchrun`` or ``srun``, all ranks share each batch; norms see their own rank's part of it, and the first
-    rank validates.
-
-    Args:
-        settings: of the training.
-        net: trained in place; its mode and device are restored.
-        data: images and masks.
-        out: folder.
-        runtime: device, workers, precision and seed.
+    rank validates. The net is trained in place; its mode and device are restored.
 
     Returns:
         The file of the net that was best on ``data.val``, or of the last one without ``val``.
@@ -135,7 +128,6 @@ class Validation:
         return False
 
     def best(self) -> float | None:
-        """Return the measure of the best net of this training, if any."""
         notes = read_notes(self.out / BEST)
         return float(notes["val_miou"]) if notes.get("training") == _training_in(self.out) else None
 

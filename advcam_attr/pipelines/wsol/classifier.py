@@ -80,11 +80,6 @@ def train_wsol_classifier(
 
     Raises:
         AdvCAMError: the folder holds another training, or data, batch and net do not fit.
-
-    Example:
-        >>> settings = WSOL_SETTINGS["cub_resnet50_cam"]  # doctest: +SKIP
-        >>> net = settings.make_net(200)  # doctest: +SKIP
-        >>> train_wsol_classifier(settings, net, train, None, Path("run"), Runtime())  # doctest: +SKIP
     """
     for data in (train_data, val_data):
         if data is not None and len(data.classes) != net.spec.num_classes:
@@ -154,7 +149,6 @@ def wsol_data_fingerprint(data: WSOLData) -> str:
 
 
 def wsol_items(data: WSOLData, transform: Callable[..., Tensor]) -> Items:
-    """Return inputs and labels of a data set, in folders or in shards."""
     if isinstance(data, ShardData):
         return ShardDataset(data, transform)
     return SingleLabelDataset(data.samples, len(data.classes), transform)
@@ -162,12 +156,7 @@ def wsol_items(data: WSOLData, transform: Callable[..., Tensor]) -> Items:
 
 @torch.no_grad()
 def predicted_labels(net: WSOLNet, data: WSOLData, runtime: Runtime, *, size: int = 224, batch: int = 32) -> Tensor:
-    """Predict the class, ``(N,)`` int64, of each image, resized to a square of ``size`` pixels.
-
-    Example:
-        >>> labels = predicted_labels(net, data, Runtime())  # doctest: +SKIP
-        >>> (labels == torch.tensor([s.labels[0] for s in data.samples])).float().mean()  # doctest: +SKIP
-    """
+    """Predict the class, ``(N,)`` int64, of each image, resized to a square of ``size`` pixels."""
     items = wsol_items(data, wsol_eval(size, net.mean, net.std))
     with as_found(net):
         net.to(runtime.torch_device()).eval()

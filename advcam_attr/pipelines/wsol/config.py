@@ -70,13 +70,11 @@ class WSOLClassifierSettings:
 
     @property
     def cutmix(self) -> CutMix | None:
-        """The mixing of batches, if any."""
         from advcam_attr.data.cutmix import CutMix
 
         return CutMix(self.cutmix_beta, self.cutmix_probability) if self.cutmix_probability else None
 
     def make_net(self, num_classes: int, seed: int = 0) -> WSOLNet:
-        """Make the net to train."""
         from advcam_attr.networks.wsol import wsol_net
 
         return wsol_net(with_paths(self.backbone, "checkpoint"), num_classes, norms=self.norms, seed=seed)
@@ -134,7 +132,6 @@ class WSOLDataConfig:
             raise AdvCAMError("data.kind metadata needs the folder of the lists: give data.metadata, e.g. metadata/CUB")
 
     def read(self, split: str) -> LocalizationData:
-        """Return a split."""
         from advcam_attr.data.cub import read_cub
         from advcam_attr.data.imagenet import read_imagenet
         from advcam_attr.data.samples import per_class
@@ -148,7 +145,6 @@ class WSOLDataConfig:
         return per_class(data, self.per_class) if self.per_class is not None and split == self.score else data
 
     def read_train(self) -> LocalizationData | ShardData:
-        """Return the training images."""
         if self.shards is None:
             return self.read(self.train)
         from advcam_attr.data.shards import read_shards
@@ -282,19 +278,12 @@ class WSOLConfig:
             self.training(name)
 
     def training(self, name: str) -> WSOLClassifierSettings:
-        """Return the settings of one of the trainings."""
         changes = self.trainings[name] or {}
         check_keys(WSOLClassifierSettings, changes, f"trainings.{name}")
         return _merged(self.classifier, changes, f"trainings.{name}")
 
     def nets(self) -> tuple[TrainedNet, ...]:
-        """Return the classifiers of the run, in order.
-
-        Example:
-            >>> config = WSOLConfig("run", WSOLDataConfig("CUB"), trainings={"CAM": {}, "CutMix": {}}, seeds=(0, 1))
-            >>> [net.folder.as_posix() for net in config.nets()]
-            ['run/cam/seed0', 'run/cam/seed1', 'run/cutmix/seed0', 'run/cutmix/seed1']
-        """
+        """Return the classifiers of the run, in order."""
         run = path_of(self.run)
         if self.net is not None:
             return (TrainedNet(self.name, None, run / _slug(self.name)),)
@@ -303,7 +292,6 @@ class WSOLConfig:
 
 
 def _merged(settings: T, changes: Mapping[str, Any], section: str) -> T:
-    """Return a dataclass with changes, nested ones included."""
     values: dict[str, Any] = {}
     for name, value in changes.items():
         if name not in {f.name for f in dataclasses.fields(settings)}:  # type: ignore[arg-type]

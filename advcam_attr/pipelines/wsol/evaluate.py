@@ -74,15 +74,8 @@ def evaluate_wsol(
         search: of the contours ``"all"``.
         **options: see `score_boxes`.
 
-    Returns:
-        The measures by contours.
-
     Raises:
         AdvCAMError: maps or predictions are missing, or of predicted classes; else as `score_boxes`.
-
-    Example:
-        >>> evaluate_wsol(Path("runs/cub"), data, processes=2)["all"].max_box_acc_v2  # doctest: +SKIP
-        0.686
     """
     found: dict[Contours, LocalizationScores] = {}
     for kind in contours:
@@ -121,13 +114,10 @@ def score_boxes(
     processes: int = 1,
     progress: Progress = lambda done, total: None,
 ) -> BoxTable:
-    """Score the boxes of maps at every threshold against the true boxes.
-
-    Maps are read one by one; the table takes 2 kB per image. With several processes, ``read`` and ``prepare`` must be
-    picklable; the result does not depend on their number.
+    """Score the boxes of maps at every threshold against the true boxes; the table takes 2 kB per image.
 
     Args:
-        read: raw map of an image, ``(h, w)``, by id.
+        read: raw map of an image, ``(h, w)``, by id; picklable for several processes, as ``prepare``.
         data: images, boxes and original sizes.
         samples: a shard of the data's; `advcam_attr.metrics.localization.merge_tables` merges shards.
         predictions: predicted classes by id, for Top-1 measures.
@@ -136,9 +126,6 @@ def score_boxes(
         prepare: from a map to scores in [0, 1]; `advcam_attr.refine.boxes.check_scores` leaves them as they are.
         processes: number of workers.
         progress: called after each chunk of images.
-
-    Returns:
-        The table, in the order of the samples.
 
     Raises:
         AdvCAMError: an image lacks a map, boxes, size or prediction; a box lies outside its image.
@@ -192,7 +179,7 @@ def load_table(path: Path) -> BoxTable:
 def _score_chunk(
     read: MapReader, prepare: Prepare, search: Search, contours: Contours, tasks: Sequence[_Task]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return best overlaps, ``(n, 255)``, and peaks, ``(n,)``, in any process."""
+    """Return best overlaps, ``(n, 255)``, and peaks, ``(n,)``."""
     best, peak = np.zeros((len(tasks), LEVELS)), np.zeros(len(tasks), np.uint8)
     for i, (id, boxes, size) in enumerate(tasks):
         raw = read(id)

@@ -119,7 +119,6 @@ class WSOLRun:
 
     @cached_property
     def scored(self) -> LocalizationData:
-        """The images to score."""
         data = self.config.data.read(self.config.data.score)
         if data.masks:
             raise AdvCAMError(
@@ -175,7 +174,6 @@ class WSOLRun:
         return self._classifier(ready)
 
     def _localization_net(self, path: Path, ready: ReadyNet) -> _Normalized:
-        """Read a classifier that was trained here, or by Choe et al., or CutMix."""
         data = self.scored
         if self.config.net is None and not path.is_file():
             raise AdvCAMError(f"there is no classifier {path}: train it first (advcam wsol classifier)")
@@ -186,7 +184,6 @@ class WSOLRun:
         return net, net.mean, net.std
 
     def _classifier(self, ready: ReadyNet) -> _Normalized:
-        """Load any classifier of `advcam_attr.networks.load_model`."""
         labels = None if ready.labels is None else path_of(ready.labels)
         loaded = load_model(
             str(ready.model),
@@ -212,7 +209,6 @@ class WSOLRun:
 
 
 def maps_folder(net: TrainedNet, method: WSOLMethod) -> Path:
-    """Return the folder of a classifier's maps."""
     return net.folder / "maps" / method
 
 

@@ -23,23 +23,13 @@ Supervision = Literal["ce", "abce"]
 
 
 def ramp_up(step: int, steps: int) -> float:
-    """Return exp(-5 (1 - s)²) with s = min(step / steps, 1).
-
-    Example:
-        >>> [round(ramp_up(step, 10), 4) for step in (0, 5, 10, 20)]
-        [0.0067, 0.2865, 1.0, 1.0]
-    """
+    """Return exp(-5 (1 - s)²) with s = min(step / steps, 1)."""
     s = min(step / steps, 1.0) if steps else 1.0
     return math.exp(-5 * (1 - s) ** 2)
 
 
 def annealed_threshold(step: int, steps: int, classes: int, end: float = 0.9) -> float:
-    """Return abCE's threshold, which rises from 1 / K towards 0.9 by 1 - exp(-5 s) over the first 40 % of the training.
-
-    Example:
-        >>> [round(annealed_threshold(step, 100, 21), 3) for step in (0, 10, 40, 100)]
-        [0.048, 0.656, 0.894, 0.894]
-    """
+    """Return abCE's threshold: from 1 / K towards 0.9 by 1 - exp(-5 s) over the first 40 % of the training."""
     s = min(step / (0.4 * steps), 1.0)
     return 1 / classes + (end - 1 / classes) * (1 - math.exp(-5 * s))
 
@@ -48,7 +38,6 @@ def annealed_cross_entropy(scores: Tensor, labels: Tensor, threshold: float, min
     """Return abCE: the mean cross-entropy of pixels whose class is less probable than a threshold; 0 if none is.
 
     The threshold is raised if fewer than ``min_kept`` pixels an image are below it.
-
     Scores are ``(N, K, H, W)``, labels ``(N, H, W)`` in 0..K - 1 or 255.
     """
     target = labels.long()
@@ -111,8 +100,7 @@ class CCTLoss:
     pairwise_weight: float = 0.0
 
     def at(self, step: int) -> Callable[[Tensor, Tensor], LossTerms]:
-        """Return the loss of a step: scores ``(N, 2 + A, K, H, W)`` of `advcam_attr.networks.cct.CCT` and labels
-        ``(N, 2, H, W)``, true ones and the pseudo mask, to the total and its unweighted terms."""
+        """Return the loss of a step: scores ``(N, 2 + A, K, H, W)`` and labels ``(N, 2, H, W)`` to total and terms."""
         ramp = ramp_up(step, self.ramp_steps)
 
         def loss(scores: Tensor, labels: Tensor) -> LossTerms:

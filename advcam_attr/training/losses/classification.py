@@ -15,12 +15,7 @@ Loss = Callable[[Any, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class LossTerms:
-    """A loss and its terms.
-
-    Attributes:
-        total: a scalar, to be minimised.
-        parts: scalars by name, for the log.
-    """
+    """A loss to minimise, and its unweighted terms by name, for the log."""
 
     total: Tensor
     parts: Mapping[str, Tensor]

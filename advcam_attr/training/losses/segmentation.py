@@ -18,10 +18,6 @@ def resized_labels(labels: Tensor, size: Sequence[int]) -> Tensor:
     """Resize label maps by the pixel at each cell's centre (PIL's nearest, as in deeplab-pytorch).
 
     From ``(N, H, W)`` uint8 to ``(N, h, w)`` int64.
-
-    Example:
-        >>> resized_labels(torch.arange(6, dtype=torch.uint8)[None, None], (1, 2))
-        tensor([[[1, 4]]])
     """
     return F.interpolate(labels[:, None], list(size), mode="nearest-exact")[:, 0].long()
 
@@ -44,10 +40,8 @@ def balanced_cross_entropy(logits: Tensor, labels: Tensor, least: float = 0.0) -
     """Return the mean cross-entropy of the foreground's pixels plus that of the background's, as in DSRG.
 
     Each mean is over one image (0 without pixels), and the sum is averaged over images. Void pixels are ignored.
-    AdvCAM's authors call theirs "similar to DSRG" (their issue 9).
-
-    Shapes are those of `cross_entropy`. ``least`` is a lower limit of probabilities, about 1e-5 in DSRG, below
-    which there is no gradient; the logarithm of logits needs none.
+    AdvCAM's authors call theirs "similar to DSRG" (their issue 9). Shapes are those of `cross_entropy`. ``least`` is a
+    lower limit of probabilities, about 1e-5 in DSRG, below which there is no gradient.
 
     Example:
         >>> balanced_cross_entropy(torch.zeros(1, 2, 1, 4), torch.tensor([[[1, 0, 0, 255]]]))
@@ -66,13 +60,7 @@ def balanced_cross_entropy(logits: Tensor, labels: Tensor, least: float = 0.0) -
 
 
 def summed_over_grids(loss: Loss) -> Loss:
-    """Return the sum of a loss over several logits, with the labels resized to each grid (deeplab-pytorch's MSC).
-
-    Example:
-        >>> labels = torch.ones(1, 8, 8, dtype=torch.uint8)
-        >>> summed_over_grids(cross_entropy)((torch.zeros(1, 2, 4, 4), torch.zeros(1, 2, 2, 2)), labels)
-        tensor(1.3863)
-    """
+    """Return the sum of a loss over several logits, with the labels resized to each grid (deeplab-pytorch's MSC)."""
 
     def total(outputs: Sequence[Tensor], labels: Tensor) -> Tensor:
         losses = [loss(logits, resized_labels(labels, logits.shape[2:])) for logits in outputs]
