@@ -84,16 +84,12 @@ def test_names_are_escaped_and_nothing_is_fetched(capsys, attributed):
     assert "http" not in (attributed / "report.html").read_text().replace("http-equiv", "")
 
 
-def test_an_unfinished_image_is_not_shown(capsys, attributed):
+def test_unfinished_images_are_left_out_and_damaged_ones_named(capsys, attributed):
+    (attributed / "plain.safetensors").write_bytes(b"nothing")
+    assert "plain.json are damaged" in report_error(capsys, attributed)
+    assert not (attributed / "report.html").exists()
     (attributed / "plain.json").unlink()
     assert len(report(capsys, attributed).galleries[0]) == 2
-
-
-def test_a_damaged_file_is_named(capsys, attributed):
-    (attributed / "plain.safetensors").write_bytes(b"nothing")
-    message = report_error(capsys, attributed)
-    assert "plain.json are damaged" in message
-    assert not (attributed / "report.html").exists()
 
 
 @pytest.mark.parametrize("overlay", ["/etc/hosts", "../plain.png", "sub/plain.png"])
@@ -113,6 +109,7 @@ def test_the_largest_losses_and_gains_are_shown(capsys, attributed):
 
 
 def test_of_a_run_that_is_not_scored(capsys, segmented):
+    assert "limit must be at least 1" in report_error(capsys, segmented, "--limit", 0)
     page = report(capsys, segmented)
     assert "The seeds are not scored yet" in page.text
     entries = page.galleries[0]
@@ -188,10 +185,6 @@ def test_folders_without_a_report(capsys, tmp_path, make, message):
     assert not (tmp_path / "run" / "report.html").exists()
 
 
-def test_a_limit_of_zero_images(capsys, segmented):
-    assert "limit must be at least 1" in report_error(capsys, segmented, "--limit", 0)
-
-
 def test_tables_are_read_as_they_were_written():
     tables = [table_i({"a|b": (0.5, None, 0.25)}), Table("Other", ("name", "n"), (("x", "1"),), words=1)]
     found, lines = parse_tables("\n\n".join(table.markdown() for table in tables))
@@ -201,6 +194,6 @@ def test_tables_are_read_as_they_were_written():
 
 
 def test_maps_without_evidence_and_of_any_shape():
-    assert heat_uri(np.full((3, 200), -1.0)).startswith("data:image/png;base64,")
-    assert heat_uri(np.array([[np.nan, np.inf]])).startswith("data:image/png")
-    assert labels_uri(np.array([[0, 255], [20, 1]], np.uint8)).startswith("data:image/png")
+    labels = np.array([[0, 255], [20, 1]], np.uint8)
+    for uri in (heat_uri(np.full((3, 200), -1.0)), heat_uri(np.array([[np.nan, np.inf]])), labels_uri(labels)):
+        assert uri.startswith("data:image/png;base64,")

@@ -76,16 +76,14 @@ def test_ids_and_missing_ids(store):
 
 
 def test_equal_maps_make_equal_bytes(tmp_path):
-    for name in ("one", "two"):
-        MapStore(tmp_path / name, settings="abc").write("a", grids())
+    mask = os.umask(0o027)
+    try:
+        for name in ("one", "two"):
+            MapStore(tmp_path / name, settings="abc").write("a", grids())
+    finally:
+        os.umask(mask)
     assert (tmp_path / "one" / "a.safetensors").read_bytes() == (tmp_path / "two" / "a.safetensors").read_bytes()
-    assert (tmp_path / "one" / "a.safetensors").stat().st_mode & 0o777 == 0o666 & ~umask()
-
-
-def umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+    assert (tmp_path / "one" / "a.safetensors").stat().st_mode & 0o777 == 0o640
 
 
 def test_damaged_files_have_no_header(store):

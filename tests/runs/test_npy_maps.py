@@ -161,31 +161,26 @@ def test_forged_states_are_errors(tmp_path):
             read_dictionary(save(tmp_path / "a.npy", content))
 
 
+FOREIGN = [[1, 2], {"a": 1}, {"keys": torch.tensor([1])}, {1: np.ones(3)}, {1: np.ones((3, 3)), 2: np.ones((2, 2))}]
+
+
 def test_damaged_and_foreign_files_are_errors(tmp_path, store):
     export_maps(store, tmp_path / "npy", ids=["2007_000032"])
     path = tmp_path / "npy" / "2007_000032.npy"
     whole = path.read_bytes()
     for content in (b"", b"no numpy", whole[:50], whole[:-200], whole[:200] + b"\xff" * 20 + whole[220:]):
         path.write_bytes(content)
-        with pytest.raises(AdvCAMError, match=r"(cannot read .*2007_000032\.npy|npy is rejected)") as caught:
+        with pytest.raises(AdvCAMError, match=r"(cannot read .*2007_000032\.npy|npy is rejected)"):
             read_dictionary(path)
-        assert "\n" not in str(caught.value)
     np.save(path, np.ones(3))
-    with pytest.raises(AdvCAMError, match="holds no dictionary of IRN or PSA, but a ndarray"):
-        read_dictionary(path)
-    for content in (
-        [1, 2],
-        {"a": 1},
-        {"keys": torch.tensor([1])},
-        {1: np.ones(3)},
-        {1: np.ones((3, 3)), 2: np.ones((2, 2))},
-    ):
+    for file in (path, *(save(tmp_path / f"{n}.npy", content) for n, content in enumerate(FOREIGN))):
         with pytest.raises(AdvCAMError, match="holds no dictionary of IRN or PSA"):
-            read_dictionary(save(path, content))
+            read_dictionary(file)
     with pytest.raises(AdvCAMError, match="no such file"):
         read_dictionary(tmp_path / "none.npy")
+    (tmp_path / "empty").mkdir()
     with pytest.raises(AdvCAMError, match=r"no \.npy files"):
-        import_maps(tmp_path, store)
+        import_maps(tmp_path / "empty", store)
     with pytest.raises(AdvCAMError, match="unknown dictionary 'seam'"):
         export_maps(store, tmp_path, "seam")
 

@@ -26,22 +26,15 @@ def test_golden_steps():
     """x = 2 so dL/dw = 2. g0 = 2 + 0.5 · 1 = 2.5, w1 = 1 - 0.1 · 2.5; g1 = 2 + 0.5 · 0.75, with momentum 3.625."""
     training = one_weight()
     batch = torch.full((2, 1), 2.0), torch.zeros(2, 1)
-    weights = []
-    records = []
-    for record in fit(training, [batch] * 2, mean_logit, poly(2, power=1.0)):
-        weights.append(training.model.weight.item())
-        records.append(record)
-    assert weights == pytest.approx([0.75, 0.75 - 0.05 * 3.625])
-    assert [r.step for r in records] == [0, 1]
-    assert [r.loss for r in records] == pytest.approx([2.0, 1.5])
-    assert [r.lr for r in records] == [(0.1,), (0.05,)]
+    found = [(record, training.model.weight.item()) for record in
+             fit(training, [batch] * 2, mean_logit, poly(2, power=1.0))]  # fmt: skip
+    assert [weight for _, weight in found] == pytest.approx([0.75, 0.75 - 0.05 * 3.625])
+    assert [(r.step, r.lr) for r, _ in found] == [(0, (0.1,)), (1, (0.05,))]
+    assert [r.loss for r, _ in found] == pytest.approx([2.0, 1.5])
 
 
 def test_golden_poly():
-    schedule = poly(10)
-    assert schedule(0) == 1.0
-    assert schedule(3) == pytest.approx(0.7254177)
-    assert schedule(9) == pytest.approx(0.1258925)
+    assert [poly(10)(step) for step in (0, 3, 9)] == pytest.approx([1.0, 0.7254177, 0.1258925])
 
 
 def test_golden_loss():
@@ -89,9 +82,6 @@ def test_bfloat16_steps_are_near_those_of_float32():
         ends.append(training.model.weight.item())
     assert ends[0] != ends[1]
     assert ends[0] == pytest.approx(ends[1], rel=1e-2)
-
-
-def test_float16_needs_a_gpu():
     with pytest.raises(AdvCAMError, match="float16 training needs a GPU"):
         loss_scaler("float16", "cpu")
 

@@ -56,19 +56,10 @@ def test_unreadable_items_are_errors(workers):
     assert str(caught.value) == "cannot read image 3"
 
 
+class Numbered(list):
+    def of_epoch(self, epoch: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        return [(torch.tensor(epoch), torch.tensor(index)) for index in range(2)]
+
+
 def test_items_may_differ_by_epoch():
-    class Numbered:
-        def __init__(self, epoch: int = -1) -> None:
-            self.epoch = epoch
-
-        def of_epoch(self, epoch: int) -> Numbered:
-            return Numbered(epoch)
-
-        def __len__(self) -> int:
-            return 2
-
-        def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-            return torch.tensor(self.epoch), torch.tensor(index)
-
-    found = SeededItems(Numbered(), seed=0)[(7, 1)]
-    assert [int(value) for value in found] == [7, 1]
+    assert [int(value) for value in SeededItems(Numbered(), seed=0)[(7, 1)]] == [7, 1]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-import types
+from unittest.mock import MagicMock
 
 import pytest
 
@@ -32,27 +32,14 @@ def test_tensorboard_is_optional(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with pytest.raises(AdvCAMError, match="TensorBoard is not installed"), json_log(path, tensorboard=tmp_path):
         pass
-    written = []
-
-    class SummaryWriter:
-        def __init__(self, folder, purge_step):
-            written.append((folder, purge_step))
-
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *error):
-            written.append("closed")
-
-        def add_scalar(self, *arguments):
-            written.append(arguments)
-
-    stub = types.ModuleType("torch.utils.tensorboard")
-    stub.SummaryWriter = SummaryWriter
+    stub = MagicMock()
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", stub)
     with json_log(path, 4, tmp_path) as log:
         log.write({"step": 4, "loss": 0.5, "lr": [0.1]})
-    assert written == [(tmp_path, 4), ("loss", 0.5, 4), "closed"]
+    stub.SummaryWriter.assert_called_once_with(tmp_path, purge_step=4)
+    writer = stub.SummaryWriter.return_value.__enter__.return_value
+    writer.add_scalar.assert_called_once_with("loss", 0.5, 4)
+    stub.SummaryWriter.return_value.__exit__.assert_called_once()
 
 
 def test_a_log_that_is_no_text_is_an_error(tmp_path):
