@@ -99,14 +99,11 @@ class DataSetInventory:
 
 @dataclass(frozen=True)
 class Inventory:
-    """All data sets in a folder."""
-
     root: Path
     data_sets: tuple[DataSetInventory, ...]
 
     @property
     def sound(self) -> bool:
-        """Whether no file has a problem."""
         return not any(data_set.problems for data_set in self.data_sets)
 
     def text(self) -> str:
@@ -222,7 +219,6 @@ def _problems(*found: tuple[str, Iterable[str], str]) -> tuple[Problem, ...]:
 
 
 def _decode_all(found: DataSetInventory, workers: int, show_progress: bool) -> tuple[Problem, ...]:
-    """Decode every image that is there, and verify its mask or boxes, once."""
     files: dict[Path, tuple[Sample, Verify | None]] = {}
     for split in found.splits:
         verify = split.data.mask if isinstance(split.data, SegmentationData) else partial(_verify, split.data)
@@ -253,7 +249,6 @@ def _verify(data: LocalizationData, sample: Sample) -> None:
 
 
 def _decode(batch: Sequence[tuple[Sample, Verify | None]]) -> list[tuple[str, str]]:
-    """Return the errors of images, and of their masks or boxes; empty strings where there are none."""
     return [(_error_of(read_rgb, s.image), "" if verify is None else _error_of(verify, s)) for s, verify in batch]
 
 

@@ -193,18 +193,12 @@ class CocoImage:
 
 @dataclass(frozen=True, eq=False)
 class CocoInstances:
-    """The instances of all images.
-
-    Attributes:
-        api: an indexed ``pycocotools.coco.COCO``.
-        class_of: 0-based class by category id.
-    """
+    """The instances of all images: an indexed ``pycocotools.coco.COCO``, and 0-based classes by category id."""
 
     api: Any
     class_of: Mapping[int, int]
 
     def of(self, image: CocoImage) -> list[dict[str, Any]]:
-        """Return the annotations of an image, in the order of the file."""
         found: list[dict[str, Any]] = self.api.imgToAnns.get(image.number, [])
         return found
 

@@ -64,7 +64,6 @@ def find_cub(root: str | Path) -> Path:
 
 
 def _read_samples(folder: Path, split: str) -> tuple[tuple[str, ...], tuple[Sample, ...], dict[str, tuple[str, ...]]]:
-    """Return the classes, the samples of a split, and the fields of their boxes by id; images are not looked for."""
     names = {number: " ".join(fields) for number, fields in _read_table(folder / CLASSES, 1).items()}
     if list(names) != [str(k) for k in range(1, len(names) + 1)]:
         raise AdvCAMError(f"{folder / CLASSES} should number its classes from 1 on, one a line")
@@ -92,7 +91,6 @@ def _read_samples(folder: Path, split: str) -> tuple[tuple[str, ...], tuple[Samp
 
 
 def _read_table(path: Path, columns: int) -> dict[str, tuple[str, ...]]:
-    """Read a list of CUB: the fields after an image's or class's number, by number."""
     table: dict[str, tuple[str, ...]] = {}
     for place, line in enumerate(read_lines(path, "list of CUB-200-2011"), start=1):
         number, *fields = line.split() or [""]

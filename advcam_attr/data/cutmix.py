@@ -16,12 +16,7 @@ from advcam_attr.types import AdvCAMError
 
 @dataclass(frozen=True)
 class CutMix:
-    """How batches are mixed.
-
-    Attributes:
-        beta: both parameters of the Beta distribution of λ, the share of the image's own pixels.
-        probability: that a batch is mixed.
-    """
+    """How batches are mixed, with λ ~ Beta(``beta``, ``beta``), the share of the image's own pixels."""
 
     beta: float = 1.0
     probability: float = 1.0
@@ -62,19 +57,10 @@ def draw_cut(cutmix: CutMix, height: int, width: int, rng: np.random.Generator) 
 
 
 def mixed(images: Tensor, labels: Tensor, num_classes: int, cut: Cut, order: Tensor) -> tuple[Tensor, Tensor]:
-    """Paste the patch of other images and mix the one-hot labels by area.
+    """Paste the patch of other images and mix the one-hot labels by area: ``(N, 3, H, W)``, targets ``(N, K)``.
 
-    With these targets, cross-entropy is ``λ CE(y_a) + (1 - λ) CE(y_b)``.
-
-    Args:
-        images: ``(N, 3, H, W)``; not modified.
-        labels: ``(N,)``.
-        num_classes: K.
-        cut: the patch.
-        order: index of the image that each image gets its patch from, ``(N,)``.
-
-    Returns:
-        Images ``(N, 3, H, W)`` and targets ``(N, K)`` float32.
+    With these targets, cross-entropy is ``λ CE(y_a) + (1 - λ) CE(y_b)``. ``order`` holds the index of the image that
+    each gets its patch from, ``(N,)``.
     """
     x = images.clone()
     rows, columns = slice(cut.top, cut.bottom), slice(cut.left, cut.right)

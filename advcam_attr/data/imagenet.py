@@ -134,7 +134,6 @@ def _image_files(folder: Path) -> list[str]:
 
 
 def _in_folders(folder: Path, classes: Sequence[str], synsets: Sequence[str]) -> tuple[tuple[Sample, ...], list[str]]:
-    """Return the samples of class folders, and their paths in the folder."""
     label: Callable[[str], int]
     if classes[0].isdecimal():
         label = int
@@ -171,7 +170,6 @@ def _annotations(root: Path, split: str) -> Path | None:
 
 
 def _flat(folder: Path, split: str, names: Mapping[str, str] | None, annotated: Path | None) -> LocalizationData:
-    """Read images of one folder, with the classes of their annotations."""
     files = _image_files(folder)
     if not files:
         raise AdvCAMError(f"no images and no class folders in {folder}")

@@ -32,15 +32,8 @@ def open_image(
 ) -> Iterator[Image.Image]:
     """Open an image for the block that decodes it; any error of a decoder becomes one `AdvCAMError`.
 
-    Args:
-        file: a path, or the content of a file.
-        name: names a content in errors.
-        noun: describes the file in errors.
-        formats: the decoders to try.
-
-    Raises:
-        AdvCAMError: the file is missing, not an image of these formats, damaged, or a decompression bomb
-            (more than ``PIL.Image.MAX_IMAGE_PIXELS`` pixels).
+    So do missing files, other formats and decompression bombs (more than ``PIL.Image.MAX_IMAGE_PIXELS`` pixels).
+    ``name`` names a content in errors, ``noun`` describes it.
     """
     name = file if name is None else name
     try:
@@ -140,7 +133,6 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _grey_to_8_bit(grey: np.ndarray) -> np.ndarray:
-    """Convert greys ``(H, W)`` of 16 or 32 bits to uint8."""
     low, high = float(grey.min()), float(grey.max())
     if grey.dtype.kind == "f":
         full = 1.0 if high <= 1 else 255.0
@@ -177,12 +169,7 @@ def stored_size(path: str | Path) -> tuple[int, int]:
 
 
 def resize_to(image: Image.Image, scale: float) -> Image.Image:
-    """Resize an image (bicubic) by a factor; as in IRN, sides are rounded to the nearest integer, halves to even.
-
-    Example:
-        >>> resize_to(Image.new("RGB", (333, 375)), 0.5).size
-        (166, 188)
-    """
+    """Resize an image (bicubic) by a factor; as in IRN, sides are rounded to the nearest integer, halves to even."""
     width, height = (int(side) for side in np.round(np.array(image.size) * scale))
     if min(width, height) < 1:
         raise AdvCAMError(f"an image of {image.size[0]}x{image.size[1]} pixels cannot be scaled by {scale:g}")

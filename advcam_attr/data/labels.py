@@ -88,12 +88,7 @@ def look_up(table: Mapping[str, tuple[int, ...]], keys: Sequence[str], path: str
 
 
 def voc_id(key: int | str) -> str:
-    """Return the VOC id of a key of a label table; IRN stores ids as integers.
-
-    Example:
-        >>> voc_id(2007000032), voc_id("2007_000032")
-        ('2007_000032', '2007_000032')
-    """
+    """Return the VOC id of a key of a label table; IRN stores 2007_000032 as the integer 2007000032."""
     return key if isinstance(key, str) else f"{key // 1_000_000}_{key % 1_000_000:06d}"
 
 
@@ -108,12 +103,7 @@ _ID = re.compile(r"\w[\w.-]*")
 
 @dataclass(frozen=True)
 class IdList:
-    """The content of a list of images.
-
-    Attributes:
-        ids: unique, in order.
-        mask_folders: names of the folders of the masks that lines name, in order of appearance; mostly empty.
-    """
+    """The unique ids of a list of images, and the mask folders that its lines name, in order of appearance."""
 
     ids: tuple[str, ...]
     mask_folders: tuple[str, ...]

@@ -207,12 +207,7 @@ class SaliencyFolder:
 
 @dataclass(frozen=True)
 class PixelMasks:
-    """The binary masks of an image, as in OpenImages30k.
-
-    Attributes:
-        instances: one grey image for each object, bright on the object.
-        ignored: a grey image, bright on ignored pixels; or None.
-    """
+    """The binary masks of an image, as in OpenImages30k: grey images, bright on each object or on ignored pixels."""
 
     instances: tuple[Path, ...]
     ignored: Path | None

@@ -189,7 +189,6 @@ def _built(value: Any, done: dict[int, Any]) -> Any:
 
 
 def _array(content: Any, dtype: np.dtype[Any], shape: tuple[int, ...], by_columns: bool) -> np.ndarray:
-    """Return an array of the bytes, or of the list of objects, which fill it exactly."""
     if dtype.kind == "O":
         flat = np.empty(len(content), dtype=object)
         flat[:] = content

@@ -77,10 +77,6 @@ def clipped_box(x: float, y: float, x1: float, y1: float, size: tuple[int, int],
     """Return a box from published corners: the far ones clipped to the image, all truncated to integers.
 
     A box without area covers one row or column; ``where`` names it in errors.
-
-    Example:
-        >>> clipped_box(200.0, 0.0, 500.0, 335.0, (335, 500), "2")
-        (200, 0, 499, 334)
     """
     height, width = size
     if all(map(math.isfinite, (x, y, x1, y1))) and x >= 0 and y >= 0 and x1 >= x and y1 >= y:

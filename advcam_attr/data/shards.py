@@ -49,7 +49,6 @@ class ShardData:
         return len(self.labels)
 
     def read(self, index: int) -> Image.Image:
-        """Read an image as 8-bit RGB."""
         file, (start, count) = self.files[self.shard[index]], self.span[index]
         try:
             with file.open("rb") as stream:
@@ -101,7 +100,6 @@ class _Bounded(io.FileIO):
 
 
 def _samples(file: Path, num_classes: int) -> list[tuple[int, int, int]]:
-    """Return the offset, the length and the class of each image."""
     images: dict[str, tuple[int, int]] = {}
     labels: dict[str, int] = {}
     keys: dict[str, None] = {}

@@ -112,7 +112,6 @@ def _draw_animal(rng: np.random.Generator, label: int, image: np.ndarray, mask: 
 
 
 def _ground(rng: np.random.Generator, size: int) -> np.ndarray:
-    """Return a background ``(S, S, 3)`` of two mixed colours with coarse and fine grain."""
     colours = [_rgb(rng.uniform(), saturation=rng.uniform(0.1, 0.5), value=rng.uniform(0.3, 0.8)) for _ in range(2)]
     mix = 1 / (1 + np.exp(-3 * _noise(rng, size, size / 6)))[..., None]
     ground: np.ndarray = (mix * colours[0] + (1 - mix) * colours[1]) * (1 + 0.15 * _noise(rng, size, 3))[..., None]

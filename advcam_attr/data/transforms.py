@@ -34,16 +34,8 @@ def classifier_train(
     """Return the training augmentation of seed classifiers, from an RGB image to ``(3, crop, crop)`` float32.
 
     As in IRN's and AdvCAM's code: random long side (bicubic), normalisation, horizontal flip, random crop. Padding
-    follows the normalisation, so it has the mean colour.
-
-    Args:
-        crop: side of the square in pixels.
-        long_side: shortest and longest length of the longer side in pixels; every integer is equally likely.
-        mean, std: of each channel.
-
-    Example:
-        >>> classifier_train(crop=64)(Image.new("RGB", (100, 80))).shape
-        torch.Size([3, 64, 64])
+    follows the normalisation, so it has the mean colour. ``long_side`` holds the shortest and the longest length of the
+    longer side in pixels; every integer is equally likely.
     """
     return v2.Compose(
         [
@@ -135,12 +127,9 @@ SEGMENTATION_SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0)
 
 
 class SegmentationTrain:
-    """Training augmentation of segmentation networks: random scale, random crop, horizontal flip.
+    """Training augmentation of segmentation networks: random scale (one of ``scales``), random crop, horizontal flip.
 
-    Args:
-        crop: side of the square in pixels; 321 for VOC, 481 for COCO. Smaller images are padded.
-        scales: factors, of which one is drawn.
-        mean, std: of each channel.
+    The crop's side is 321 pixels for VOC, 481 for COCO; smaller images are padded.
     """
 
     def __init__(

@@ -130,7 +130,6 @@ def _find_list(voc: Path, split: str | Path, sbd: Path | None = None) -> tuple[s
 
 
 def _derive_train_aug(voc: Path, sbd: Path | None) -> tuple[str, ...]:
-    """Return the ids with a mask of SBD and those of train, without those of val, sorted."""
     if (voc / MASKS_AUG).is_dir():
         augmented = {file.stem for file in (voc / MASKS_AUG).glob("*.png")}
     elif sbd is not None and (sbd / "train.txt").is_file():

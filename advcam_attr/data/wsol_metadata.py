@@ -103,7 +103,6 @@ def find_metadata(root: str | Path) -> Path:
 
 
 def _read(path: Path, *columns: int) -> list[list[str]]:
-    """Read the comma-separated fields of a list's lines, each of one of these numbers of fields."""
     found = []
     for place, line in enumerate(read_lines(path, "list"), start=1):
         if line.strip():
@@ -118,7 +117,6 @@ def _read(path: Path, *columns: int) -> list[list[str]]:
 
 
 def _fields(path: Path, images: Sequence[str], columns: int) -> dict[str, list[str]]:
-    """Read the fields that follow the path of each image; every image must be listed."""
     wanted = set(images)
     found = {image: fields for image, *fields in _read(path, columns) if image in wanted}
     _require(path, [image for image in images if image not in found], len(images))

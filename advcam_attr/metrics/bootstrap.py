@@ -102,7 +102,6 @@ def _interval(
 
 
 def _draws(images: int, samples: int, seed: int) -> Iterator[Tensor]:
-    """Yield how often each image is drawn, ``(S, N)`` float64, a batch of draws at a time."""
     generator = torch.Generator().manual_seed(seed)
     for first in range(0, samples, size := max(1, _BATCH // images)):
         drawn = torch.randint(images, (min(size, samples - first), images), generator=generator)

@@ -57,11 +57,6 @@ def best_ious(grey: np.ndarray, truth: np.ndarray, boxes_above: BoxesAbove) -> n
         grey: ``(H, W)`` uint8. Levels that it does not exceed have 0, except for level 0.
         truth: ``(G, 4)`` integers on the map's grid.
         boxes_above: `advcam_attr.refine.boxes.boxes_above`, or ``largest_box_above``.
-
-    Example:
-        >>> boxes = lambda grey, level: [(0, 0, 1, 0)] if level < 3 else [(1, 0, 1, 0)]
-        >>> best_ious(np.array([[3, 5]], np.uint8), np.array([[1, 0, 1, 0]]), boxes)[:6]
-        array([0.5, 0.5, 0.5, 1. , 1. , 0. ])
     """
     check_truth(truth, grey.shape)
     top = max(int(grey.max()), 1)
@@ -82,7 +77,6 @@ def available() -> bool:
 
 
 def best_ious_by_union_find(grey: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """Return `best_ious` of all contours, by the sweep that Numba compiles."""
     return run_sweeps(compiled_sweep(), grey, truth)
 
 
@@ -97,7 +91,6 @@ def compiled_sweep() -> Sweep:
 
 
 def run_sweeps(sweep: Sweep, grey: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """Return `best_ious_by_union_find` by a given `make_sweep`."""
     truth = check_truth(truth, grey.shape).astype(np.int64)
     best = np.zeros(LEVELS)
     if not grey.any():

@@ -80,15 +80,12 @@ class LocalizationScores:
     is the common extension of the released evaluation.
 
     Attributes:
-        images: their number.
-        contours: which of their contours were boxed.
         ious: the overlaps at which a box counts as correct.
         max_box_acc: the share of images with a correct box, at the best threshold of each overlap.
         max_box_acc_v2: the mean of ``max_box_acc``.
         gt_known: the same share at IoU 0.5 alone.
         top1_cls: the share of images whose class was predicted.
-        top1_loc: the share of images whose class was predicted and that have a correct box (IoU 0.5), at its own best
-            threshold.
+        top1_loc: the share of images with both (IoU 0.5), at its own best threshold.
         top1_loc_at_gt_known: the same share at ``gt_known_threshold``.
     """
 
@@ -223,7 +220,6 @@ def best_share(pooled: Tensor) -> Tensor:
 
 
 def table_state(table: BoxTable) -> dict[str, Tensor]:
-    """Return the tensors of a table; ids and contours are stored beside them."""
     state = {"best": table.best, "peak": table.peak}
     return state if table.correct is None else {**state, "correct": table.correct}
 

@@ -25,7 +25,7 @@ from advcam_attr.networks.checkpoint import (
     without_prefix,
 )
 from advcam_attr.networks.defaults import RESNET38
-from advcam_attr.networks.freezing import running_norms
+from advcam_attr.networks.freezing import FrozenStatistics, running_norms
 from advcam_attr.networks.net_file import NetKind, NetSpec
 from advcam_attr.networks.resnet38 import ResNet38
 from advcam_attr.networks.timm_trunk import TimmTrunk, timm_trunk
@@ -47,12 +47,7 @@ class AffinityNetSpec(NetSpec):
 
 
 class TrainedParts(NamedTuple):
-    """The trained weights; PSA gives them 1, 2, 10 and 20 times the learning rate.
-
-    Attributes:
-        weights, biases: of the trunk; PSA's has no trained bias.
-        new_weights, new_biases: of the head, which has no biases.
-    """
+    """Trained weights of the trunk and of the new head, for PSA's 1, 2, 10 and 20 times the learning rate."""
 
     weights: list[nn.Parameter]
     biases: list[nn.Parameter]
@@ -60,9 +55,7 @@ class TrainedParts(NamedTuple):
     new_biases: list[nn.Parameter]
 
 
-class _AffinityHead(nn.Module):
-    """The head; all norms with running statistics are frozen."""
-
+class _AffinityHead(FrozenStatistics):
     spec: AffinityNetSpec
 
     def _add_head(self, channels: Sequence[int], width: int) -> None:
@@ -90,12 +83,6 @@ class _AffinityHead(nn.Module):
             for layer, tap in zip((self.f8_3, self.f8_4, self.f8_5), taps, strict=True)
         ]
         return F.elu(self.f9(torch.cat(parts, 1)))
-
-    def train(self, mode: bool = True) -> _AffinityHead:
-        super().train(mode)
-        for norm in running_norms(self):
-            norm.eval()
-        return self
 
 
 class ResNet38Affinity(_AffinityHead, ResNet38):
@@ -214,7 +201,6 @@ def trained_parts(net: AffinityNet) -> TrainedParts:
 
 
 def _published(checkpoint: Checkpoint) -> AffinityNet:
-    """Load the authors' ResNet-38 by its own keys (``resnet38_aff.pth``)."""
     width = out_channels(without_prefix(checkpoint.weights, _ROOTS), "conv1a", 64)
     net = _resnet38_affinity(Backbone(RESNET38, random_weights=True), width, seed=0)
     load_weights(net, checkpoint, "PSA's AffinityNet")

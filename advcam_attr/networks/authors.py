@@ -45,19 +45,13 @@ _IRN_UNUSED = {**_CAM_UNUSED, r"path_indices\d+$|disp_target$": "indices of path
 
 @dataclass(frozen=True)
 class IRNWeights:
-    """The used and the unused part of a file.
-
-    Attributes:
-        checkpoint: the weights; unknown keys are included, so that loading reports them by name.
-        ignored: the unused keys, and why.
-    """
+    """The used part of a file, with unknown keys so that loading reports them, and the ignored keys with reasons."""
 
     checkpoint: Checkpoint
     ignored: Mapping[str, str]
 
     @property
     def note(self) -> str:
-        """One line on what is ignored; empty if nothing is."""
         reasons: dict[str, list[str]] = {}
         for key, reason in self.ignored.items():
             reasons.setdefault(reason, []).append(key)
@@ -66,11 +60,7 @@ class IRNWeights:
 
 
 def irn_cam_weights(checkpoint: Checkpoint) -> IRNWeights:
-    """Return the weights of a file of IRN's CAM net (AdvCAM's classifier is one), each once.
-
-    Names are ``resnet50.{conv1, bn1, layer1 .. layer4}.*`` and ``classifier.weight``. Two names of one tensor with
-    different weights are an error.
-    """
+    """Return the weights of IRN's CAM net, each once: ``resnet50.{conv1 .. layer4}.*`` and ``classifier.weight``."""
 
     def own_name(key: str) -> str:
         return "classifier.weight" if key == "newly_added.0.weight" else _resnet50_name(key, _CAM_STAGES)
@@ -144,15 +134,14 @@ _CAFFE_PARTS = {
 
 
 def is_caffe(checkpoint: Checkpoint) -> bool:
-    """Return whether the weights have deeplab-pytorch's names."""
     return any(re.search(r"(^|\.)layer\d\.block\d+\.", key) for key in checkpoint.weights)
 
 
 def caffe_weights(checkpoint: Checkpoint) -> Checkpoint:
     """Return deeplab-pytorch's weights by torchvision's names of a ResNet, and ``aspp.N`` for the pyramid.
 
-    Its nets read BGR values from 0 to 255 less a mean: the first convolution's channels are reversed, and the
-    normalization is noted, so that the result reads RGB as all nets here do.
+    Its nets read BGR from 0 to 255 less a mean: the first convolution's channels are reversed, and the normalization is
+    noted, so that the result reads RGB.
     """
     named = {_caffe_name(key): value for key, value in without_prefix(checkpoint.weights, _CAFFE_ROOTS).items()}
     first = named.get("conv1.weight")

@@ -23,16 +23,12 @@ class Backbone:
         model_args: keyword arguments of the model as its weights need them, e.g. ``{"num_classes": 1001}``.
         checkpoint: weights of the backbone and of its own classifier; None takes the published pretrained ones.
         random_weights: leave the weights as initialized.
-        stride: the output stride. A backbone whose own is at or below it keeps its own. ``"auto"`` is the network's
-            default (IRN's CAM net 16, DeepLab 8, ...), None keeps the backbone's own.
+        stride: the output stride, at most the backbone's own. ``"auto"`` is the network's default (IRN's CAM net 16,
+            DeepLab 8, ...), None the backbone's own.
         stride_mode: ``"removal"`` sets the last strides to 1 (IRN); ``"dilation"`` also dilates the convolutions behind
             them, as timm's ``output_stride`` does. ``"auto"`` is the network's default.
         train_from: the first module that is trained, e.g. ``"layer3"``; None is the network's default.
         mean, std: the normalization, by channel, for RGB in [0, 1]; None is the backbone's own.
-
-    Example:
-        >>> Backbone("timm/resnet18", random_weights=True, stride=8).stride
-        8
     """
 
     name: str

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from advcam_attr.networks.backbone import Backbone
 from advcam_attr.networks.checkpoint import load_weights, seeded
 from advcam_attr.networks.defaults import IRN_BACKBONE
-from advcam_attr.networks.freezing import first_trained, freeze_before, running_norms, weight_owners
+from advcam_attr.networks.freezing import FrozenStatistics, first_trained, freeze_before, weight_owners
 from advcam_attr.networks.load import first_published
 from advcam_attr.networks.loaded_model import LoadedModel
 from advcam_attr.networks.net_file import NetKind, NetSpec
@@ -32,11 +32,10 @@ class CAMNetSpec(NetSpec):
     num_classes: int
 
 
-class CAMNet(nn.Module):
+class CAMNet(FrozenStatistics):
     """Features, global average pooling, and a 1 × 1 convolution without bias; so class activation maps are exact.
 
-    Norms with running statistics use them in training too, and never update them. The stem and what comes before
-    ``spec.backbone.train_from`` are frozen.
+    The stem and what comes before ``spec.backbone.train_from`` are frozen, as are the statistics of norms.
 
     Attributes:
         stride: the output stride.
@@ -61,12 +60,6 @@ class CAMNet(nn.Module):
         pooled = self.features(x).mean((2, 3), keepdim=True)
         logits: Tensor = self.classifier(pooled)[:, :, 0, 0]
         return logits
-
-    def train(self, mode: bool = True) -> CAMNet:
-        super().train(mode)
-        for norm in running_norms(self):
-            norm.eval()
-        return self
 
 
 class ResNet50CAM(CAMNet):
@@ -188,12 +181,8 @@ def mapped_weights(
 ) -> Tensor:
     """Return weights ``(K, C)`` of new classes: the mean of the backbone's classes that depict them minus that of all.
 
-    Args:
-        own: the backbone's classifier, a linear one on its last maps.
-        class_map: for some of the new classes, the classes of ``own`` that depict them; the others get zeros.
-        num_classes: K, of the new classes.
-        channels: C, of the last maps.
-        backbone: its name, for messages.
+    ``own`` is the backbone's linear classifier on its last maps of C channels; classes that are not in the map get
+    zeros.
     """
     if not isinstance(own, nn.Linear) or own.in_features != channels:
         raise AdvCAMError(f"{backbone} has no linear classifier on its last maps to map classes from")

@@ -55,8 +55,7 @@ class CCTSpec(NetSpec):
 class PyramidPooling(nn.Module):
     """Features and their means over 1, 4, 9 and 36 regions, mixed by a 3 × 3 convolution.
 
-    Zhao et al., "Pyramid Scene Parsing Network", CVPR 2017, as in CCT's released code, where ``out``, the channels of
-    each pooled branch and of the result, is C / 4.
+    Zhao et al., "Pyramid Scene Parsing Network", CVPR 2017; in CCT's released code ``out`` is C / 4.
     """
 
     def __init__(self, channels: int, out: int) -> None:
@@ -72,7 +71,6 @@ class PyramidPooling(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return ``(N, out, h, w)`` of features ``(N, C, h, w)``."""
         pooled = [F.interpolate(branch(x), x.shape[2:], mode="bilinear") for branch in self.branches]
         mixed: Tensor = self.bottleneck(torch.cat([x, *pooled], 1))
         return mixed
@@ -81,12 +79,8 @@ class PyramidPooling(nn.Module):
 class CCT(nn.Module):
     """Encoder, main decoder, and auxiliary decoders behind perturbations.
 
-    Attributes:
-        stride: the encoder's output stride; images' sides must be multiples of it.
-        mean, std: the normalization, by channel, for RGB in [0, 1].
-        backbone, pyramid: the encoder.
-        main: the main decoder, the only one that is used after training.
-        auxiliary: the decoders of the seven perturbations, in the order of `PERTURBATIONS`.
+    Images' sides must be multiples of ``stride``, the encoder's output stride. ``main`` alone is used after training;
+    the ``auxiliary`` decoders are in the order of `PERTURBATIONS`.
     """
 
     def __init__(self, spec: CCTSpec, trunk: TimmTrunk) -> None:
@@ -201,7 +195,6 @@ def cct_net(
 
 
 def _deep_base(backbone: Backbone) -> TimmTrunk:
-    """timm's ResNet-50 with the deep stem, and the published weights by their own names."""
     if backbone.checkpoint is None and not backbone.random_weights:
         raise AdvCAMError(
             f"the weights of {DEEP_BASE} cannot be downloaded by name: give checkpoint 3x3resnet50-imagenet.pth, or "
@@ -259,8 +252,6 @@ def icnr(weight: Tensor, factor: int = 2) -> None:
 
 
 class AuxiliaryDecoder(nn.Module):
-    """A decoder behind a perturbation (see `PERTURBATIONS`)."""
-
     def __init__(self, perturbation: Perturbation, decoder: Decoder) -> None:
         super().__init__()
         self.perturbation, self.decoder = perturbation, decoder

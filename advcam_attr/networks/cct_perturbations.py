@@ -34,7 +34,6 @@ class Guide:
 
     @classmethod
     def of(cls, scores: Tensor) -> Guide:
-        """Return the guide of the main decoder's scores ``(N, K, H, W)``."""
         return cls(scores.detach().argmax(1) > 0)
 
     def resized(self, x: Tensor) -> Tensor:
@@ -126,11 +125,7 @@ class SpatialDropout:
 
 @dataclass(frozen=True)
 class GuidedCutout:
-    """G-CutOut: zero a random window within the box of every predicted object.
-
-    Attributes:
-        erase: each side of the window, as a share of the box's.
-    """
+    """G-CutOut: zero a random window, ``erase`` times as wide and high, within the box of every predicted object."""
 
     erase: float = 0.4
 

@@ -35,13 +35,7 @@ _COUNTER = "num_batches_tracked"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The content of a weights file.
-
-    Attributes:
-        path: the file.
-        weights: tensors by key, wrappers removed.
-        metadata: of a safetensors file; empty for torch files.
-    """
+    """The tensors of a weights file by key, wrappers removed, and the metadata of a safetensors file."""
 
     path: Path
     weights: Mapping[str, Tensor]
@@ -168,7 +162,6 @@ def seeded(seed: int) -> Iterator[None]:
 
 
 def _class_count_advice(shapes: Iterable[tuple[torch.Size, torch.Size]]) -> str:
-    """The option that helps if only the number of classes differs."""
     counts = {found[0] for found, wanted in shapes if found[1:] == wanted[1:]}
     if len(counts) != 1:
         return ""

@@ -19,7 +19,7 @@ from advcam_attr.networks.authors import caffe_weights, is_caffe
 from advcam_attr.networks.backbone import Backbone
 from advcam_attr.networks.cam_net import mapped_weights
 from advcam_attr.networks.checkpoint import Checkpoint, load_weights, seeded
-from advcam_attr.networks.freezing import apply_train_from, running_norms
+from advcam_attr.networks.freezing import FrozenStatistics, apply_train_from, running_norms
 from advcam_attr.networks.net_file import NetKind, NetSpec
 from advcam_attr.networks.resnet101 import RES2NETS, RESNET101, StrideIn, res2net_trunk, resnet_trunk, resnet_weights
 from advcam_attr.networks.timm_trunk import FeatureReader, TimmTrunk, timm_trunk
@@ -62,14 +62,11 @@ class ASPP(nn.ModuleList):
             conv.weight[:, :, 1, 1] += weights / len(self)  # type: ignore[index, operator]
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the logits ``(N, K, h, w)`` of features ``(N, C, h, w)``."""
         total: Tensor = sum(conv(x) for conv in self)
         return total
 
 
 class BackboneFeatures(nn.Module):
-    """A model without classifier and pooling, as a module that gives its feature map."""
-
     def __init__(self, model: nn.Module, reader: FeatureReader) -> None:
         super().__init__()
         self.model, self.reader = model, reader
@@ -78,12 +75,11 @@ class BackboneFeatures(nn.Module):
         return self.reader(self.model, x)
 
 
-class DeepLab(nn.Module):
+class DeepLab(FrozenStatistics):
     """Features and `ASPP`, at the scale of the image.
 
-    Norms with running statistics use them in training too, never update them, and their affine weights are frozen
-    (deeplab-pytorch does not optimize them). So is what runs before ``spec.backbone.train_from``. ``stride`` is the
-    output stride; ``mean`` and ``std`` are the normalization, by channel, for RGB in [0, 1].
+    Norms are frozen with their affine weights, which deeplab-pytorch does not optimize; so is what runs before
+    ``spec.backbone.train_from``.
     """
 
     def __init__(self, spec: DeepLabSpec, trunk: TimmTrunk, mean: Sequence[float], std: Sequence[float]) -> None:
@@ -99,12 +95,6 @@ class DeepLab(nn.Module):
         """Return the logits ``(N, K, h, w)`` of images ``(N, 3, H, W)``, on the grid of the output stride."""
         logits: Tensor = self.aspp(self.trunk(x))
         return logits
-
-    def train(self, mode: bool = True) -> DeepLab:
-        super().train(mode)
-        for norm in running_norms(self):
-            norm.eval()
-        return self
 
 
 class MultiScale(nn.Module):
@@ -197,7 +187,6 @@ def deeplab(
 
 
 def _published(checkpoint: Checkpoint) -> DeepLab:
-    """Load a file of deeplab-pytorch's ResNet-101 with its pyramid."""
     if not is_caffe(checkpoint):
         raise AdvCAMError(f"{checkpoint.path} does not say which DeepLab it holds; give a file that was trained here")
     found = caffe_weights(checkpoint)

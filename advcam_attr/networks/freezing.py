@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from torch import nn
 
@@ -11,14 +12,26 @@ from advcam_attr.networks.strides import execution_order
 from advcam_attr.registry import nearest
 from advcam_attr.types import AdvCAMError
 
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
 
 def running_norms(net: nn.Module) -> list[nn.Module]:
     """Return the modules that normalize by running statistics (batch norms)."""
     return [module for module in net.modules() if isinstance(module, nn.modules.batchnorm._NormBase)]
 
 
+class FrozenStatistics(nn.Module):
+    """A net whose norms with running statistics use them in training too, and never update them."""
+
+    def train(self, mode: bool = True) -> Self:
+        super().train(mode)
+        for norm in running_norms(self):
+            norm.eval()
+        return self
+
+
 def weight_owners(net: nn.Module) -> list[str]:
-    """Return the names of the modules that have weights of their own."""
     return [name for name, module in net.named_modules() if any(True for _ in module.parameters(recurse=False))]
 
 
@@ -39,14 +52,7 @@ def first_trained(backbone: Backbone, order: Mapping[str, int], within: str) -> 
 
 
 def freeze_before(net: nn.Module, order: Mapping[str, int], first: int) -> None:
-    """Freeze all weights that are used before a position in the forward, in place.
-
-    Example:
-        >>> net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1))
-        >>> freeze_before(net, {"": 0, "0": 1, "1": 2}, first=2)
-        >>> [parameter.requires_grad for parameter in net.parameters()]
-        [False, False, True, True]
-    """
+    """Freeze all weights that are used before a position in the forward, in place."""
     for name in weight_owners(net):
         called = name
         while called not in order:  # part of a module that uses its weights itself
@@ -57,10 +63,7 @@ def freeze_before(net: nn.Module, order: Mapping[str, int], first: int) -> None:
 
 
 def apply_train_from(net: nn.Module, backbone: Backbone, within: str, size: int) -> None:
-    """Freeze what runs before ``backbone.train_from`` (see `first_trained`), if it is given.
-
-    ``size`` is that of square images that the net takes.
-    """
+    """Freeze what runs before ``backbone.train_from`` (see `first_trained`) for images of ``size`` pixels a side."""
     if backbone.train_from is not None:
         order = execution_order(net, size=size)
         freeze_before(net, order, first_trained(backbone, order, within))

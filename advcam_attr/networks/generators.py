@@ -59,14 +59,11 @@ def load_generator(name: str, path: str | Path) -> ResNet38 | CAMNet:
     """Load a published seed generator from its authors' file: in eval mode, on the CPU, float32.
 
     It gives the scores of the foreground classes ``(N, K)``, K read from the file; ``mean``, ``std`` and ``stride`` say
-    how images are prepared. No code of the file is run. What is ignored of it is logged.
+    how images are prepared. What is ignored of the file is logged.
 
     Args:
         name: ``"irn"`` (AdvCAM's classifier is one), ``"seam"`` or ``"sc_cam"``.
         path: a torch file of plain weights, or a safetensors file.
-
-    Raises:
-        AdvCAMError: an unknown name; a file that is missing, damaged, or of another net.
     """
     make = lookup(name, GENERATORS, "generator")
     with seeded(0):

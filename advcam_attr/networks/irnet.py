@@ -212,7 +212,6 @@ def _stages(trunk: Any) -> Iterator[str]:
 
 
 def _published(checkpoint: Checkpoint) -> IRNet:
-    """Load a file of the authors' code (``res50_irn.pth``), which is of ResNet-50."""
     found = irnet_weights(checkpoint)
     net = irnet(Backbone(IRN_BACKBONE, random_weights=True))
     load_weights(net, found.checkpoint, "IRN's net on ResNet-50")

@@ -75,5 +75,4 @@ class Request:
 
     @property
     def input_shape(self) -> tuple[int, int, int] | None:
-        """The requested ``(3, H, W)``, if any."""
         return (3, self.input_size, self.input_size) if self.input_size else None

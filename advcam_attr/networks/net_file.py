@@ -56,13 +56,7 @@ class NetSpec:
 
 @dataclass(frozen=True)
 class NetKind(Generic[S, N]):
-    """A kind of network that files hold.
-
-    Attributes:
-        spec: the class of its specs.
-        factory: makes the network; it takes the spec's fields.
-        published: reads the authors' files, which have no spec; None if there are none.
-    """
+    """A kind of network that files hold: its spec's class, its factory, and a reader of the authors' files, if any."""
 
     spec: type[S]
     factory: Callable[..., N]
@@ -72,11 +66,8 @@ class NetKind(Generic[S, N]):
 def save_net(path: Path, net: nn.Module, classes: Sequence[str] = (), notes: Mapping[str, str] | None = None) -> None:
     """Write a network's weights, and in the metadata its spec, normalization and class names; equal nets, equal files.
 
-    Args:
-        path: ends in ``.safetensors``; written whole or not at all.
-        net: has a ``spec``.
-        classes: the names of the foreground classes.
-        notes: further metadata; `read_notes` returns them.
+    The file ends in ``.safetensors`` and is written whole or not at all; ``classes`` are those of the foreground;
+    `read_notes` returns further metadata.
     """
     module: Any = net
     spec: NetSpec = module.spec

@@ -16,12 +16,9 @@ _EARLY = ("b2", "b2_1", "b2_2", "b3", "b3_1", "b3_2", "b4", "b4_1", "b4_2", "b4_
 
 
 class ResNet38Features(NamedTuple):
-    """The features that heads read, all rectified and at stride 8; the channels are those of width 64.
+    """Rectified features at stride 8: the inputs of the bodies of blocks ``b5`` and ``b6``, and the last.
 
-    Attributes:
-        conv4: the input of the body of block ``b5``, ``(N, 512, h, w)``.
-        conv5: the input of the body of block ``b6``, ``(N, 1024, h, w)``.
-        conv6: the last, ``(N, 4096, h, w)``.
+    Their channels are 8, 16 and 64 times the width: 512, 1024 and 4096.
     """
 
     conv4: Tensor
@@ -33,11 +30,6 @@ class Block(nn.Module):
     """Two 3 x 3 convolutions beside a skip: ``branch(h) + skip`` with ``h = relu(bn(x))``.
 
     The skip is ``x``, or a 1 x 1 convolution of ``h`` where the shape changes.
-
-    Args:
-        entering, middle, leaving: channels.
-        stride: of the first convolution.
-        dilations: of the first and of the second.
     """
 
     def __init__(
@@ -63,13 +55,7 @@ class Block(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """As `Block`, with convolutions 1 x 1, 3 x 3 (dilated) and 1 x 1 and dropout before the last two.
-
-    Args:
-        entering, leaving: channels; a quarter and a half of ``leaving`` are between the convolutions.
-        dilation: of the second.
-        dropout: the share of channels that is dropped in training.
-    """
+    """As `Block`, with convolutions 1 x 1, 3 x 3 (dilated) and 1 x 1 and dropout before the last two."""
 
     def __init__(self, entering: int, leaving: int, dilation: int, dropout: float) -> None:
         super().__init__()

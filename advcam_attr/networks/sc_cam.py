@@ -11,13 +11,9 @@ from advcam_attr.networks.resnet38 import ResNet38
 class SCCAM(ResNet38):
     """ResNet-38 with SC-CAM's classifiers; parameters have the names of the authors' files.
 
-    Sub-categories shape the features in training; neither scores nor maps depend on them.
-
-    Args:
-        classes: K; VOC has 20.
-        subcategories: of all classes together; the published net, of the third round, has 10 each. 0 is the net of
-            the first round, whose one classifier is called ``fc8``.
-        width: as for the trunk.
+    Sub-categories shape the features in training; neither scores nor maps depend on them. The published net, of the
+    third round, has 10 for each of VOC's 20 classes; none is the net of the first round, whose one classifier is called
+    ``fc8``.
     """
 
     def __init__(self, classes: int = 20, subcategories: int = 200, width: int = 64) -> None:

@@ -20,9 +20,7 @@ _BLOCK = 1 << 22
 class ClassMapPair(NamedTuple):
     """SEAM's class maps, ``(N, 1 + K, H, W)``, the background first.
 
-    Attributes:
-        cam: the classifier's, signed.
-        refined: after the pixel correlation module ("cam_rv"), in [0, 1].
+    They are the classifier's, signed, and those after the pixel correlation module ("cam_rv"), in [0, 1].
     """
 
     cam: Tensor

@@ -250,7 +250,6 @@ def _call(spec: str, factory: Callable[..., Any], args: Mapping[str, Any]) -> An
 
 @contextlib.contextmanager
 def _importable(folder: str) -> Iterator[None]:
-    """Make the modules of a folder importable in a block, as in ``python -m``."""
     added = folder not in sys.path
     if added:
         sys.path.insert(0, folder)

@@ -34,10 +34,6 @@ def output_stride(net: nn.Module, features: FeatureMap = forward) -> int | None:
     """Return the distance in pixels between neighboring cells of the feature map; None for nets of one image size.
 
     Two image sizes are compared, so that nets without padding, whose maps are a little smaller, are measured alike.
-
-    Example:
-        >>> output_stride(nn.Sequential(nn.Conv2d(3, 4, 3, stride=2), nn.MaxPool2d(2)))
-        4
     """
     return _stride(shape_twin(net), features)
 

@@ -31,9 +31,7 @@ class FeatureReader:
     """Computes the feature map ``(N, C, h, w)`` of a timm model without classifier and pooling.
 
     Attributes:
-        method: the model's method that gives the features.
-        layout: in which it gives them.
-        channels: C.
+        method: the model's method that gives the features, in this layout.
         prefix: the number of tokens before those of the grid.
         stride: the model's own output stride, by which tokens form a grid.
     """
@@ -56,14 +54,10 @@ class FeatureReader:
 
 @dataclass(frozen=True)
 class TimmTrunk:
-    """A model without classifier and pooling.
+    """A model without classifier and pooling, with the reader of its features, its output stride and normalization.
 
     Attributes:
-        model: the module.
-        reader: computes its feature map.
-        stride: the output stride.
         size: a side length of images that it takes.
-        mean, std: the normalization.
         classifier: what was removed; an identity if there is none to start from.
     """
 

@@ -24,13 +24,7 @@ _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class Started(NamedTuple):
-    """The weights that a net starts from.
-
-    Attributes:
-        loaded: keys of the net that came from the file.
-        new: keys of the net that are newly initialized.
-        unread: keys of the file that the net has no place for.
-    """
+    """The keys of a net that a file has and lacks, and the file's keys that the net does not have."""
 
     loaded: tuple[str, ...]
     new: tuple[str, ...]
@@ -159,7 +153,6 @@ def load_wsol_net(
 
 
 def _published(checkpoint: Checkpoint, options: Backbone | None = None) -> WSOLNet:
-    """Load an authors' file; its backbone is found from the keys."""
     roots = ("conv1.", "features.", "Conv2d_1a_3x3.", "layer1.")
     weights = without_prefix(checkpoint.weights, roots)
     name = next((name for key, name in SIGNATURE_KEYS if key in weights), None)

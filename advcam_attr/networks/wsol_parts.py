@@ -140,8 +140,6 @@ class InceptionV3WSOL(WSOLNet):
 
 
 class _InceptionBStride1(InceptionB):
-    """torchvision's block without its stride."""
-
     def __init__(self, in_channels: int) -> None:
         super().__init__(in_channels)
         for branch in (self.branch3x3, self.branch3x3dbl_3):

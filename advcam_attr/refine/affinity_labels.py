@@ -30,12 +30,6 @@ def ir_label(
         foreground: the high threshold, 0.35 in AdvCAM's code, 0.30 in IRN's; see `LABEL_THRESHOLDS`.
         background: the low threshold, 0.15 in AdvCAM's code, 0.05 in IRN's.
         recipe: of the CRF.
-
-    Example:
-        >>> image = torch.tensor([0, 0, 120, 255, 255], dtype=torch.uint8).expand(3, 4, 5)
-        >>> scores = torch.tensor([1.0, 0.9, 0.25, 0.05, 0.0]).expand(1, 4, 5)
-        >>> ir_label(ClassMaps(classes=(6,), size=(4, 5), cam=scores[:, :1, :2], high_res=scores), image)[0]
-        tensor([  7,   7, 255,   0,   0], dtype=torch.uint8)
     """
     if not 0 <= background <= foreground:
         raise AdvCAMError(

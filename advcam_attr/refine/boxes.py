@@ -27,7 +27,6 @@ Components = Literal["largest", "all"]
 
 
 def opencv() -> ModuleType:
-    """Return OpenCV, or raise with the extra that installs it."""
     try:
         import cv2
     except ImportError as error:

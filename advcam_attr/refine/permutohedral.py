@@ -35,12 +35,10 @@ class Lattice:
     Vertex M is always zero: it stands for neighbours that are not stored.
 
     Attributes:
-        vertices: the vertices of each point's simplex, ``(P, D + 1)`` int32.
-        slice_weights: the weights with which its point reads them, ``(P, D + 1)``.
-        members: the points around each vertex, vertex by vertex, ``(P · (D + 1),)`` int32.
-        splat_weights: the weights with which they add to it, ``(P · (D + 1),)``.
-        starts: the index of each vertex's first member, ``(M + 1,)`` int32.
-        neighbours: for each direction, each vertex and its two neighbours, ``(D + 1, M + 1, 3)`` int32.
+        vertices, slice_weights: of each point's simplex, and its weights, ``(P, D + 1)``; indices are int32.
+        members, splat_weights: the points around each vertex, vertex by vertex, and their weights, ``(P · (D + 1),)``.
+        starts: the index of each vertex's first member, ``(M + 1,)``.
+        neighbours: for each direction, each vertex and its two neighbours, ``(D + 1, M + 1, 3)``.
     """
 
     vertices: Tensor
@@ -106,12 +104,11 @@ def _bags(table: Tensor, rows: Tensor, weights: Tensor, starts: Tensor | None = 
 
 
 def _simplices(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the simplex around each point ``(P, D)``: three tensors ``(D + 1, P)``.
+    """Return the simplex around each point ``(P, D)`` as three tensors ``(D + 1, P)``.
 
-    Returns:
-        The coordinates, over D + 1, of the simplex's vertex whose coordinates are multiples of D + 1; int64.
-        The rank of each coordinate among the point's offsets from that vertex, the largest 0; int64.
-        The barycentric weights of the vertices whose coordinates are 0, 1, ..., D modulo D + 1.
+    They are the coordinates, over D + 1, of its vertex whose coordinates are multiples of D + 1; the rank of each
+    coordinate among the point's offsets from it, the largest 0; and the weights of the vertices of remainder 0, 1, ...,
+    D.
     """
     dimensions = features.shape[1]
     order = dimensions + 1

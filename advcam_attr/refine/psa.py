@@ -122,14 +122,7 @@ def affinity_walk(maps: Tensor, features: Tensor, radius: int = 5, beta: float =
 
 
 def affinity_walk_labels(maps: Tensor, classes: Sequence[int], size: tuple[int, int], stride: int = 8) -> Tensor:
-    """Return each pixel's label after the walk, ``(H, W)`` uint8: the strongest of the maps resized to the image.
-
-    Args:
-        maps: ``(1 + K, h, w)``, the background first.
-        classes: 0-based, K of them.
-        size: the image's height and width.
-        stride: pixels of a cell's side.
-    """
+    """Return each pixel's label after the walk, ``(H, W)`` uint8, by maps ``(1 + K, h, w)`` resized to the image."""
     cells = (maps.shape[1] * stride, maps.shape[2] * stride)
     large = F.interpolate(maps[None], cells, mode="bilinear", align_corners=False)[0, :, : size[0], : size[1]]
     return argmax_labels(large, classes)

@@ -72,14 +72,13 @@ CRF_RECIPES = {recipe.name: recipe for recipe in (IRN, PSA, DEEPLAB, TABLE_1)}
 
 @dataclass(frozen=True)
 class WalkRecipe:
-    """The numbers of IRN's random walk and of the labels after it.
+    """The numbers of IRN's random walk and of the labels after it; those without another source are IRN's.
 
     Attributes:
         exponent: of the class maps before the walk: 1.5 in AdvCAM's code, 1 in IRN's, 1.3 in RIB's.
         background: the score of the background: 0.25 in IRN's and AdvCAM's code, 0.27 in RIB's (0.22 for COCO).
-        radius: of neighbours, in cells; 5 in IRN's code, at most 32.
-        beta: the power of affinities; 10 in IRN's code.
-        steps: of the walk; 2^8 in IRN's code.
+        radius: of neighbours, in cells; at most 32.
+        beta: the power of affinities.
     """
 
     exponent: float = 1.5
