@@ -1,4 +1,4 @@
-"""Average precision against numbers worked out by hand and against a slow definition."""
+"""Average precision by hand, against a slow definition and scikit-learn."""
 
 from __future__ import annotations
 
@@ -19,31 +19,30 @@ def slow_average_precision(scores: list[float], labels: list[int]) -> float:
     return area
 
 
-def test_golden():
-    scores = torch.tensor([0.9, 0.8, 0.7, 0.6])[:, None]
-    assert average_precision(scores, torch.tensor([1, 0, 1, 0])[:, None]).item() == pytest.approx((1 + 2 / 3) / 2)
-    assert average_precision(scores, torch.tensor([0, 0, 0, 1])[:, None]).item() == 0.25
-    assert average_precision(scores * 0, torch.tensor([0, 0, 0, 1])[:, None]).item() == 0.25
-    assert average_precision(scores, torch.zeros(4, 1)).isnan().all()
-    assert average_precision(torch.zeros(0, 2), torch.zeros(0, 2)).isnan().all()
+@pytest.mark.parametrize(
+    ("scores", "labels", "expected"),
+    [([0.9, 0.8, 0.7, 0.6], [1, 0, 1, 0], (1 + 2 / 3) / 2), ([0.9, 0.8, 0.7, 0.6], [0, 0, 0, 1], 0.25),
+     ([0, 0, 0, 0], [0, 0, 0, 1], 0.25), ([0.9, 0.8], [0, 0], float("nan")), ([], [], float("nan"))],
+)  # fmt: skip
+def test_golden(scores, labels, expected):
+    found = average_precision(torch.tensor(scores)[:, None], torch.tensor(labels)[:, None])
+    assert found.tolist() == pytest.approx([expected], nan_ok=True)
 
 
-def test_the_slow_definition():
-    generator = torch.Generator().manual_seed(0)
-    for _ in range(20):
-        scores = torch.randint(0, 8, (30, 4), generator=generator) / 8  # with ties
-        labels = torch.randint(0, 2, (30, 4), generator=generator)
-        slow = [slow_average_precision(scores[:, k].tolist(), labels[:, k].tolist()) for k in range(4)]
-        assert average_precision(scores, labels).tolist() == pytest.approx(slow, abs=1e-12)
-
-
-def test_scikit_learn():
+@pytest.mark.parametrize("seed", range(20))
+def test_the_slow_definition_and_scikit_learn(seed):
+    generator = torch.Generator().manual_seed(seed)
+    scores = torch.randint(0, 8, (30, 4), generator=generator) / 8  # with ties
+    labels = torch.randint(0, 2, (30, 4), generator=generator)
+    found = average_precision(scores, labels).tolist()
+    assert found == pytest.approx([slow_average_precision(*c) for c in columns(scores, labels)], abs=1e-12)
     metrics = pytest.importorskip("sklearn.metrics")
-    generator = torch.Generator().manual_seed(1)
-    scores = torch.randint(0, 50, (200, 3), generator=generator) / 50
-    labels = torch.randint(0, 2, (200, 3), generator=generator)
-    expected = [metrics.average_precision_score(labels[:, k].numpy(), scores[:, k].numpy()) for k in range(3)]
-    assert average_precision(scores, labels).tolist() == pytest.approx(expected, abs=1e-12)
+    sklearn = [metrics.average_precision_score(labels, scores) for scores, labels in columns(scores, labels)]
+    assert found == pytest.approx(sklearn, abs=1e-12)
+
+
+def columns(scores, labels):
+    return zip(scores.T.tolist(), labels.T.tolist(), strict=True)
 
 
 def test_parts_add_up_in_any_order():

@@ -1,4 +1,4 @@
-"""The sweep and the counts of single images against thresholding one by one."""
+"""Threshold sweeps and counts of single images against thresholding one by one."""
 
 from __future__ import annotations
 
@@ -67,6 +67,10 @@ def test_golden():
     ]
     assert sweep.mean_iou().tolist() == pytest.approx([(1 + 1 / 2 + 1 / 2) / 3, (1 / 2 + 1 / 2 + 0) / 3])
     assert sweep.best_threshold() == 0.25
+    for threshold, row in ((0.0, [1, 3]), (1.0, [4, 0])):
+        sweep = ThresholdSweep([threshold], 2)
+        sweep.update(torch.tensor([[[0.0, 1e-30, 0.5, 1.0]]]), [0], torch.zeros(1, 4, dtype=torch.uint8))
+        assert sweep.matrices()[0, 0].tolist() == row
 
 
 @pytest.mark.parametrize("name", SEED_THRESHOLDS)
@@ -76,14 +80,6 @@ def test_every_threshold_equals_thresholding_alone(scenes, name):
     for place, threshold in enumerate(thresholds):
         expected = sum(one_threshold(m.numpy(), c, t.numpy(), threshold, K) for m, c, t in scenes)
         assert np.array_equal(matrices[place], expected), threshold
-
-
-@pytest.mark.parametrize("threshold", [0.0, 1.0])
-def test_thresholds_at_the_ends(threshold):
-    maps = torch.tensor([[[0.0, 1e-30, 0.5, 1.0]]])
-    sweep = ThresholdSweep([threshold], 2)
-    sweep.update(maps, [0], torch.zeros(1, 4, dtype=torch.uint8))
-    assert sweep.matrices()[0, 0].tolist() == ([1, 3] if threshold == 0 else [4, 0])
 
 
 def test_classes_that_are_absent_leave_no_nan():
@@ -97,10 +93,8 @@ def test_classes_that_are_absent_leave_no_nan():
 
 
 def test_presets_are_those_of_the_released_scripts():
-    assert [len(t) for t in (VOC_THRESHOLDS, COCO_THRESHOLDS, SEAM_THRESHOLDS)] == [20, 41, 60]
-    assert (VOC_THRESHOLDS[0], VOC_THRESHOLDS[-1]) == (0.15, 0.34)
-    assert (COCO_THRESHOLDS[0], COCO_THRESHOLDS[-1]) == (0.1, 0.5)
-    assert (SEAM_THRESHOLDS[0], SEAM_THRESHOLDS[-1]) == (0, 0.59)
+    found = [(len(t), t[0], t[-1]) for t in (VOC_THRESHOLDS, COCO_THRESHOLDS, SEAM_THRESHOLDS)]
+    assert found == [(20, 0.15, 0.34), (41, 0.1, 0.5), (60, 0, 0.59)]
 
 
 def test_order_and_merging_do_not_matter(scenes):
@@ -143,14 +137,7 @@ def test_counts_of_images_merge_and_reload(scenes):
     for images in (merged, ImageCounts.from_state(merged.state())):
         assert torch.equal(images.marginals(7), whole.marginals(7))
         assert torch.equal(images.truth(), whole.truth())
-    with pytest.raises(AdvCAMError, match="with 3 and 6"):
-        merged.merge(ImageCounts(3, K))
-
-
-def test_no_images():
     assert ImageCounts(3, K).marginals(0).shape == (0, 4, K)
-    with pytest.raises(AdvCAMError, match="no pixel was counted"):
-        ThresholdSweep([0.5], K).best_threshold()
 
 
 def test_on_real_masks(data_root):
@@ -188,18 +175,27 @@ def test_bad_images_are_not_counted(scenes, changes, words):
     assert not sweep.matrices().any()
 
 
-def test_bad_sweeps_raise(scenes):
-    sweep = ThresholdSweep([0.2, 0.5], K)
-    with pytest.raises(AdvCAMError, match="cannot merge"):
-        sweep.merge(ThresholdSweep([0.2], K))
-    with pytest.raises(AdvCAMError, match=r"none of the 2 swept from 0\.2 to 0\.5"):
-        sweep.matrix(0.3)
-    with pytest.raises(AdvCAMError, match="at most 255 classes"):
-        ThresholdSweep([0.2], 300).update(*scenes[1])
-    for thresholds in ([], [0.5, 0.2], [0.2, 0.2], [float("nan")]):
-        with pytest.raises(AdvCAMError, match="must be finite and ascend"):
-            ThresholdSweep(thresholds, K)
-    state = sweep.state()
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda sweep: sweep.merge(ThresholdSweep([0.2], K)), "cannot merge"),
+        (lambda sweep: sweep.matrix(0.3), r"none of the 2 swept from 0\.2 to 0\.5"),
+        (lambda sweep: sweep.best_threshold(), "no pixel was counted"),
+        (lambda _: ThresholdSweep([0.2], 300).update(*scene(0, (3,))), "at most 255 classes"),
+        (lambda _: ThresholdSweep([], K), "finite and ascend"),
+        (lambda _: ThresholdSweep([0.5, 0.2], K), "finite and ascend"),
+        (lambda _: ThresholdSweep([0.2, 0.2], K), "finite and ascend"),
+        (lambda _: ThresholdSweep([float("nan")], K), "finite and ascend"),
+        (lambda _: ImageCounts(2, K).merge(ImageCounts(3, K)), "cannot merge"),
+    ],
+)
+def test_bad_sweeps_raise(call, words):
+    with pytest.raises(AdvCAMError, match=words):
+        call(ThresholdSweep([0.2, 0.5], K))
+
+
+def test_labels_outside_the_classes_of_a_device_raise():
+    state = ThresholdSweep([0.2, 0.5], K).state()
     state["histogram"][-1, 1, 0] = 3  # as a GPU counts labels outside the classes
     with pytest.raises(AdvCAMError, match="3 pixels"):
         ThresholdSweep.from_state(state).matrices()
