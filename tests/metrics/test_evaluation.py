@@ -1,4 +1,4 @@
-"""Evaluations of maps and masks of a data set against thresholding one by one, in shards, and with missing files."""
+"""Evaluations of maps and masks against thresholding one by one, in shards, and with missing files."""
 
 from __future__ import annotations
 
@@ -60,11 +60,11 @@ def toy(tmp_path):
     masks, labels = scenes.masks.clone(), scenes.labels.clone()
     masks[-1], labels[-1] = 0, False
     masks[:, :2] = 255
+    by_id = {f"scene_{i}": mask for i, mask in enumerate(masks)}
     samples = tuple(
-        Sample(f"scene_{i}", tmp_path / f"scene_{i}.jpg", tuple(labels[i].nonzero().flatten().tolist()))
-        for i in range(8)
+        Sample(id, tmp_path / f"{id}.jpg", tuple(row.nonzero().flatten().tolist()))
+        for id, row in zip(by_id, labels, strict=True)
     )
-    by_id = {sample.id: mask for sample, mask in zip(samples, masks, strict=True)}
     data = SegmentationData("toy", tmp_path, "val", CLASS_NAMES, samples, lambda sample: by_id[sample.id])
     generator = torch.Generator().manual_seed(0)
     good, bad = (
@@ -119,37 +119,39 @@ def test_masks_equal_their_seeds(toy, tmp_path):
     assert masks.by_size() == pytest.approx(seeds.by_size())
     report = json.loads(write_mask_evaluation(masks, tmp_path).read_text())
     assert report["scores"]["mean_iou"] == seeds.scores().mean_iou
-
-
-def test_void_in_masks_is_background(toy, tmp_path):
-    data, _, _ = toy
     for sample in data.samples:
         Image.fromarray(np.full((48, 48), 255, np.uint8)).save(tmp_path / f"{sample.id}.png")
-    matrix = evaluate_masks(tmp_path, data).matrix
-    assert not matrix.counts[:, 1:].any()
-    assert int(matrix.counts.sum()) == 8 * 46 * 48
+    counts = evaluate_masks(tmp_path, data).matrix.counts
+    assert not counts[:, 1:].any(), "void in masks is background"
+    assert int(counts.sum()) == 8 * 46 * 48
 
 
 def test_shards_add_up_to_the_whole(toy, tmp_path):
     data, good, bad = toy
     whole = evaluate_seeds(good, data)
+    parts = [evaluate_seeds(good, data, samples=())]
     for rank in range(3):
-        part = evaluate_seeds(good, data, samples=data.samples[rank::3])
-        save_counts(part, tmp_path / f"{rank}.safetensors")
-    empty = evaluate_seeds(good, data, samples=())
-    merged = merge_seeds([empty, *(load_counts(tmp_path / f"{rank}.safetensors") for rank in range(3))])
+        save_counts(evaluate_seeds(good, data, samples=data.samples[rank::3]), tmp_path / f"{rank}.safetensors")
+        parts.append(load_counts(tmp_path / f"{rank}.safetensors"))
+    merged = merge_seeds(parts)
     assert torch.equal(merged.sweep.matrices(), whole.sweep.matrices())
     assert set(merged.scope.ids) == set(whole.scope.ids)
     assert merged.at().by_size() == whole.at().by_size()
     assert merged.at().describe()["per_class"] == whole.at().describe()["per_class"]
     other = evaluate_seeds(bad, data)
     assert compare(merged.at(), other.at(), samples=1).value == compare(whole.at(), other.at(), samples=1).value
-    with pytest.raises(AdvCAMError, match="8 images were counted by several shards, "):
-        merge_seeds([whole, merged])
-    with pytest.raises(AdvCAMError, match="cannot merge evaluations of toy train and toy val"):
-        merge_seeds([whole, evaluate_seeds(good, replace(data, split="train"))])
-    with pytest.raises(AdvCAMError, match="no evaluation to merge"):
-        merge_seeds([])
+    train = evaluate_seeds(good, replace(data, split="train"))
+    for parts, word in (
+        ([whole, merged], "8 images"),
+        ([whole, train], "toy train and toy val"),
+        ([], "no evaluation"),
+    ):
+        with pytest.raises(AdvCAMError, match=word):
+            merge_seeds(parts)
+    (tmp_path / "counts.safetensors").write_bytes(b"nothing")
+    for name in ("counts", "absent"):
+        with pytest.raises(AdvCAMError, match=name):
+            load_counts(tmp_path / f"{name}.safetensors")
 
 
 def test_comparisons(toy):
@@ -170,39 +172,30 @@ def test_comparisons(toy):
 
 def test_the_report(toy, tmp_path):
     data, good, _ = toy
+    data = replace(data, classes=(*CLASS_NAMES, "unicorn"))
     evaluation = evaluate_seeds(good, data)
-    report = json.loads(write_seed_evaluation(evaluation, tmp_path / "run").read_text())
-    best = evaluation.at()
-    assert report["data"] == "toy val"
-    assert report["images"] == 8
+    text = write_seed_evaluation(evaluation, tmp_path / "run").read_text()
+    assert "NaN" not in text
+    report, best = json.loads(text), evaluation.at()
+    assert (report["data"], report["images"]) == ("toy val", 8)
     assert report["threshold"] == evaluation.sweep.best_threshold()
     assert report["threshold_chosen"] == "the best on these masks"
     assert report["curve"]["thresholds"] == list(VOC_THRESHOLDS)
     assert max(report["curve"]["mean_iou"]) == report["scores"]["mean_iou"] == best.scores().mean_iou
-    assert [row["name"] for row in report["per_class"]] == ["background", *CLASS_NAMES]
-    assert [row["iou"] for row in report["per_class"]] == best.matrix.iou().tolist()
-    assert report["per_class"][0]["noise"] is None
-    sizes = {row["name"]: row["object_size"] for row in report["per_class"][1:]}
+    *rows, absent = report["per_class"]
+    assert absent == {"name": "unicorn", "images": 0} | dict.fromkeys(absent.keys() - {"name", "images"})
+    assert [row["name"] for row in rows] == ["background", *CLASS_NAMES]
+    assert [row["iou"] for row in rows] == best.matrix.iou().tolist()[:-1]
+    assert rows[0]["noise"] is None
+    sizes = {row["name"]: row["object_size"] for row in rows[1:]}
     small, large = (report["by_object_size"][size]["classes"] for size in ("small", "large"))
     assert (len(small), len(large)) == (2, 2)
     assert max(sizes[name] for name in small) <= min(sizes[name] for name in large)
-    masks = torch.stack([data.mask(sample) for sample in data.samples])
-    per_image = (masks == 2).sum((1, 2))
+    per_image = (torch.stack([data.mask(sample) for sample in data.samples]) == 2).sum((1, 2))
     assert sizes[CLASS_NAMES[1]] == pytest.approx(float(per_image.sum() / (per_image > 0).sum()))
-    again = load_counts(tmp_path / "run" / "evaluation.safetensors")
-    assert again.describe() == evaluation.describe()
+    assert load_counts(tmp_path / "run" / "evaluation.safetensors").describe() == evaluation.describe()
     report = json.loads(write_seed_evaluation(evaluation, tmp_path / "run", 0.3).read_text())
     assert (report["threshold"], report["threshold_chosen"]) == (0.3, "given")
-
-
-def test_absent_classes_are_null(toy, tmp_path):
-    data, good, _ = toy
-    data = replace(data, classes=(*CLASS_NAMES, "unicorn"))
-    evaluation = evaluate_seeds(good, data)
-    text = write_seed_evaluation(evaluation, tmp_path).read_text()
-    assert "NaN" not in text
-    measures = ("iou", "precision", "recall", "f1", "noise", "object_size")
-    assert json.loads(text)["per_class"][-1] == {"name": "unicorn", "images": 0} | dict.fromkeys(measures)
 
 
 def test_missing_and_damaged_maps_raise_or_are_listed(toy):
@@ -225,9 +218,10 @@ def test_missing_and_damaged_maps_raise_or_are_listed(toy):
 
 def test_images_without_a_mask_are_listed(toy):
     data, good, _ = toy
+    unmasked: set[str] = {"scene_1", "scene_6"}
 
     def mask(sample):
-        if sample.id in ("scene_1", "scene_6"):
+        if sample.id in unmasked:
             raise NoMaskError(f"no mask of {sample.id}")
         return data.mask(sample)
 
@@ -235,42 +229,31 @@ def test_images_without_a_mask_are_listed(toy):
     found = evaluate_seeds(good, replace(data, mask=mask))
     assert found.scope.unmasked == {"scene_1": "no mask of scene_1", "scene_6": "no mask of scene_6"}
     assert len(found.scope.ids) == len(found.images) == 6
-
-    def none(sample):
-        raise NoMaskError(f"no mask of {sample.id}")
-
-    with pytest.raises(AdvCAMError, match="no image of toy val could be scored: no mask of scene_"):
-        evaluate_seeds(good, replace(data, mask=none))
-    with pytest.raises(AdvCAMError, match="could be scored: the list of images is empty"):
-        evaluate_seeds(good, replace(data, samples=()))
+    unmasked.update(sample.id for sample in data.samples)
+    for samples, word in ((data.samples, "no mask of scene_"), ((), "list of images is empty")):
+        with pytest.raises(AdvCAMError, match=f"could be scored: .*{word}"):
+            evaluate_seeds(good, replace(data, mask=mask, samples=samples))
 
 
 def test_left_out_images_are_reported(tmp_path, capsys):
     voc = write_voc(tmp_path / "VOC2012", {"train": {"a": ["cat"], "b": ["dog"], "c": ["cow"]}})
-    masks = tmp_path / "m" / "masks"
+    masks, truth = tmp_path / "masks", voc / "SegmentationClass" / "b.png"
     shutil.copytree(voc / "SegmentationClass", masks)
-    data, truth = read_voc(voc, "train"), voc / "SegmentationClass" / "b.png"
 
-    def scored(*options):
-        code = cli.main(["evaluate", "masks", str(masks), "--root", str(voc), *options])
-        out, err = capsys.readouterr()
-        return code, out, err
+    def scored(*options) -> tuple[int, str, str]:
+        return cli.main(["evaluate", "masks", str(masks), "--root", str(voc), *options]), *capsys.readouterr()
 
     assert scored()[0] == 0
     (masks / "a.png").unlink()
     assert "left out: 1 of 3 images, whose maps are missing or damaged: a\n" in scored("--allow-missing")[1]
     shutil.copy(voc / "SegmentationClass" / "a.png", masks)
     write_mask(truth, np.zeros((6, 7)))
-    code, _, err = scored()
-    assert code == 2
-    assert "b.png" in err
     with pytest.raises(AdvCAMError, match=r"b\.png"):
-        evaluate_seeds(Maps(), data, allow_missing=True)
-    truth.write_bytes(truth.read_bytes()[:40])
-    code, _, err = scored("--allow-missing")
-    assert code == 2
-    assert "b.png" in err
-    assert err.count("\n") == 1
+        evaluate_seeds(Maps(), read_voc(voc, "train"), allow_missing=True)
+    for damage, options in ((lambda content: content, ()), (lambda content: content[:40], ("--allow-missing",))):
+        truth.write_bytes(damage(truth.read_bytes()))
+        code, _, err = scored(*options)
+        assert (code, err.count("\n"), "b.png" in err) == (2, 1, True)
     truth.unlink()
     code, out, _ = scored()
     assert code == 0
@@ -282,46 +265,36 @@ def test_maps_that_do_not_fit_raise(toy):
     whole = good["scene_2"]
     unlabelled = replace(data, classes=("a",), samples=tuple(replace(s, labels=()) for s in data.samples))
     for maps, given, words in (
-        (class_maps(whole.classes, whole.high_res[:, :40]), data, r"scene_2 .*differ in size"),
-        (class_maps((9,), whole.high_res[:1]), data, r"scene_2 .*classes \[9\] must be distinct"),
-        (whole, replace(data, samples=(*data.samples, data.samples[1])), "several images of one id"),
-        (whole, unlabelled, r"scene_0 .*labels outside the 2 classes"),
+        (good | {"scene_2": class_maps(whole.classes, whole.high_res[:, :40])}, data, r"scene_2 .*differ in size"),
+        (good | {"scene_2": class_maps((9,), whole.high_res[:1])}, data, r"scene_2 .*classes \[9\]"),
+        (good, replace(data, samples=(*data.samples, data.samples[1])), "several images of one id"),
+        ({}, unlabelled, r"scene_0 .*labels outside the 2 classes"),
     ):
         with pytest.raises(AdvCAMError, match=words):
-            evaluate_seeds(Maps(good | {"scene_2": maps}) if given is not unlabelled else Maps(), given)
+            evaluate_seeds(Maps(maps), given)
 
 
 def test_masks_that_do_not_fit_raise(toy, tmp_path):
-    data, _, _ = toy
+    data, file = toy[0], tmp_path / "scene_3.png"
     for sample in data.samples:
         Image.fromarray(np.zeros((48, 48), np.uint8)).save(tmp_path / f"{sample.id}.png")
-    file = tmp_path / "scene_3.png"
-    whole = file.read_bytes()
-    for content, words in (
+    file.write_bytes(file.read_bytes()[:60])
+    for image, words in (
+        (None, "mask .*scene_3.png"),
         (np.zeros((48, 40), np.uint8), "scene_3"),
         (np.full((48, 48), 7, np.uint8), r"scene_3.png: prediction holds labels \d to 7"),
         (np.full((48, 48, 3), 77, np.uint8), r"scene_3.png .*77, 77, 77"),
-        (whole[:60], r"mask .*scene_3.png"),
-        (None, r"mask.* .*scene_3.png"),
     ):
-        if content is None:
-            file.unlink()
-        elif isinstance(content, bytes):
-            file.write_bytes(content)
-        else:
-            Image.fromarray(content).save(file)
+        if image is not None:
+            Image.fromarray(image).save(file)
         with pytest.raises(AdvCAMError, match=words):
             evaluate_masks(tmp_path, data)
+    file.unlink()
+    with pytest.raises(AdvCAMError, match=r"mask.* .*scene_3.png"):
+        evaluate_masks(tmp_path, data)
     found = evaluate_masks(tmp_path, data, allow_missing=True)
     assert list(found.scope.missing) == ["scene_3"]
     assert len(found.images) == 7
-
-
-def test_files_without_counts_raise(tmp_path):
-    (tmp_path / "counts.safetensors").write_bytes(b"nothing")
-    for name in ("counts", "absent"):
-        with pytest.raises(AdvCAMError, match=name):
-            load_counts(tmp_path / f"{name}.safetensors")
 
 
 def test_on_real_masks(data_root):

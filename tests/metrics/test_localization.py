@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -158,61 +159,6 @@ def test_comparison_by_class_predictions():
     assert compare_tables(a, b, "top1_cls").value == 0.5
     assert compare_tables(a, b, "top1_loc").value == 0.5
     assert compare_tables(a, b).value == 0
-    for measure, message in (("top1_loc", "predicted classes"), ("speed", "unknown measure")):
-        with pytest.raises(AdvCAMError, match=message):
-            compare_tables(table_of([{}]), table_of([{}]), measure)
-
-
-def test_tables_that_do_not_match_raise():
-    one, other = table_of([{}], ids=["a"]), table_of([{}], ids=["b"])
-    largest, known = table_of([{}], ids=["c"], contours="largest"), table_of([{}], ids=["d"], correct=[True])
-    with pytest.raises(AdvCAMError, match="same images"):
-        compare_tables(one, other)
-    with pytest.raises(AdvCAMError, match="contours"):
-        compare_tables(one, table_of([{}], ids=["a"], contours="largest"))
-    for parts, message in (([], "no table"), ([one, one], "several shards"), ([one, largest], "different contours"),
-                           ([one, known], "with and without predictions")):  # fmt: skip
-        with pytest.raises(AdvCAMError, match=message):
-            merge_tables(parts)
-    with pytest.raises(AdvCAMError, match="no image"):
-        localization_scores(table_of([]))
-    with pytest.raises(AdvCAMError, match="as many rows"):
-        BoxTable(("a",), torch.zeros(1, 254), torch.zeros(1))
-
-
-def test_bad_input_names_the_image(tmp_path):
-    data, maps, predictions = small_data(3)
-    bad_boxes = {
-        "has no box": {**data.boxes, "001": []},
-        "image 001: the box 0, 0, 13, 2 does not lie in an image of 13 x 9": {**data.boxes, "001": [(0, 0, 13, 2)]},
-    }
-    for message, boxes in bad_boxes.items():
-        with pytest.raises(AdvCAMError, match=message):
-            scored(SimpleNamespace(**{**vars(data), "boxes": boxes}), maps)
-    with pytest.raises(AdvCAMError, match="size of image 000 is not known"):
-        scored(SimpleNamespace(**{**vars(data), "sizes": {}}), maps)
-    with pytest.raises(AdvCAMError, match="image 002: scores must be of 9 x 13 pixels, got 3 x 3"):
-        scored(data, {**maps, "002": np.zeros((3, 3))})
-    with pytest.raises(AdvCAMError, match="predictions of 1 of 3 images are missing"):
-        scored(data, maps, predictions={id: 0 for id in predictions if id != "001"})
-    for options, message in (({"search": "fast"}, "search must"), ({"contours": "one"}, "contours must"),
-                             ({"search": "union-find", "contours": "largest"}, "union-find finds"),
-                             ({"processes": 0}, "processes must")):  # fmt: skip
-        with pytest.raises(AdvCAMError, match=message):
-            scored(data, maps, **options)
-    with pytest.raises(AdvCAMError, match="no images in random all"):
-        scored(SimpleNamespace(**{**vars(data), "samples": ()}), maps)
-    (tmp_path / "table").write_bytes(b"nothing")
-    with pytest.raises(AdvCAMError, match="cannot read a table"):
-        load_table(tmp_path / "table")
-
-
-def test_nan_maps_are_scored_as_empty_ones():
-    data, maps, _ = small_data(2)
-    found = score_boxes(partial(stored, maps={id: np.full((4, 4), np.nan) for id in maps}), data)
-    assert found.peak.tolist() == [0, 0]
-    at_corner = [1 if tuple(box[:2]) == (0, 0) else 0 for id in maps for box in data.boxes[id]]
-    assert (found.best[:, 0] > 0).any() == any(at_corner)
 
 
 def slow_pixel_ap(scores, truths) -> float:
@@ -243,18 +189,69 @@ def test_pixel_ap_is_that_of_pooled_pixels():
     assert halves[0].value() == metric.value()
 
 
-def test_bad_input_of_pixel_ap_raises():
-    metric = PixelAP()
-    for scores, truth, message in (
-        (np.zeros((2, 2)), np.zeros((2, 3)), "differ in shape"),
-        (np.full((1, 2), 1.5), np.zeros((1, 2)), "lie in"),
-        (np.full((1, 2), np.nan), np.zeros((1, 2)), "lie in"),
-        (np.zeros((1, 2)), np.array([[0, 7]]), "a mask must hold"),
-    ):
-        with pytest.raises(AdvCAMError, match=message):
-            metric.update(scores, truth)
-    metric.update(np.zeros((1, 2)), np.zeros((1, 2), np.uint8))
-    with pytest.raises(AdvCAMError, match="no mask has a pixel"):
-        metric.value()
-    with pytest.raises(AdvCAMError, match="different thresholds"):
-        metric.merge(PixelAP([0.0, 0.5]))
+def test_nan_maps_are_scored_as_empty_ones():
+    data, maps, _ = small_data(2)
+    found = score_boxes(partial(stored, maps={id: np.full((4, 4), np.nan) for id in maps}), data)
+    assert found.peak.tolist() == [0, 0]
+    at_corner = [1 if tuple(box[:2]) == (0, 0) else 0 for id in maps for box in data.boxes[id]]
+    assert (found.best[:, 0] > 0).any() == any(at_corner)
+
+
+ONE, KNOWN = table_of([{}], ids=["a"]), table_of([{}], ids=["d"], correct=[True])
+ZEROS = np.zeros((1, 2), np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("call", "word"),
+    [
+        (lambda: compare_tables(ONE, ONE, "top1_loc"), "predicted classes"),
+        (lambda: compare_tables(ONE, ONE, "speed"), "unknown measure"),
+        (lambda: compare_tables(ONE, table_of([{}], ids=["b"])), "same images"),
+        (lambda: compare_tables(ONE, table_of([{}], ids=["a"], contours="largest")), "contours"),
+        (lambda: merge_tables([]), "no table"),
+        (lambda: merge_tables([ONE, ONE]), "several shards"),
+        (lambda: merge_tables([ONE, table_of([{}], ids=["c"], contours="largest")]), "different contours"),
+        (lambda: merge_tables([ONE, KNOWN]), "with and without predictions"),
+        (lambda: localization_scores(table_of([])), "no image"),
+        (lambda: BoxTable(("a",), torch.zeros(1, 254), torch.zeros(1)), "as many rows"),
+        (lambda: load_table(Path(__file__)), "cannot read a table"),
+        (lambda: PixelAP().update(np.zeros((2, 2)), np.zeros((2, 3))), "differ in shape"),
+        (lambda: PixelAP().update(np.full((1, 2), 1.5), ZEROS), "lie in"),
+        (lambda: PixelAP().update(np.full((1, 2), np.nan), ZEROS), "lie in"),
+        (lambda: PixelAP().update(np.zeros((1, 2)), np.array([[0, 7]])), "a mask must hold"),
+        (lambda: PixelAP().value(), "no mask has a pixel"),
+        (lambda: PixelAP().merge(PixelAP([0.0, 0.5])), "different thresholds"),
+    ],
+)
+def test_bad_input_raises(call, word):
+    with pytest.raises(AdvCAMError, match=word):
+        call()
+
+
+@pytest.mark.parametrize(
+    ("changes", "options", "word"),
+    [
+        ({"boxes": {"001": []}}, {}, "has no box"),
+        ({"boxes": {"001": [(0, 0, 13, 2)]}}, {}, "image 001: the box 0, 0, 13, 2 .* 13 x 9"),
+        ({"sizes": {"000": None}}, {}, "size of image 000 is not known"),
+        ({"maps": {"002": np.zeros((3, 3))}}, {}, "image 002: scores must be of 9 x 13 pixels"),
+        ({"samples": ()}, {}, "no images in random all"),
+        ({}, {"predictions": {"000": 0, "002": 0}}, "predictions of 1 of 3 images"),
+        ({}, {"search": "fast"}, "search must"),
+        ({}, {"contours": "one"}, "contours must"),
+        ({}, {"search": "union-find", "contours": "largest"}, "union-find finds"),
+        ({}, {"processes": 0}, "processes must"),
+    ],
+)
+def test_bad_data_raise_and_name_the_image(changes, options, word):
+    data, maps, _ = small_data(3)
+    for name, change in changes.items():
+        if isinstance(change, dict):
+            table = maps if name == "maps" else getattr(data, name)
+            table.update(change)
+            for id in [id for id in change if change[id] is None]:
+                del table[id]
+        else:
+            setattr(data, name, change)
+    with pytest.raises(AdvCAMError, match=word):
+        scored(data, maps, **options)
