@@ -39,38 +39,29 @@ def tokens(x: Tensor) -> Tensor:
     return x.flatten(2).transpose(1, 2)
 
 
+#: By name: the layout of the pooled tensor, and the head.
 EXACT = {
-    "linear": (lambda f, p: p["fc"](F.adaptive_avg_pool2d(F.relu(f), 1).flatten(1)), {"fc": nn.Linear(C, K)}, "NCHW"),
+    "linear": ("NCHW", lambda f, p: p["fc"](F.adaptive_avg_pool2d(F.relu(f), 1).flatten(1))),
     "in-place activation": (
+        "NCHW",
         lambda f, p: p["fc"](F.adaptive_avg_pool2d(F.relu(f, inplace=True), 1).flatten(1)),
-        {"fc": nn.Linear(C, K)},
-        "NCHW",
     ),
-    "1x1 conv": (lambda f, p: p["fc"](F.avg_pool2d(f, f.shape[-2:])).flatten(1), {"fc": nn.Conv2d(C, K, 1)}, "NCHW"),
-    "affine norm": (
-        lambda f, p: p["fc"](p["bn"](f.mean((2, 3)))),
-        {"bn": nn.BatchNorm1d(C), "fc": nn.Linear(C, K)},
-        "NCHW",
-    ),
-    "two averaged heads": (lambda f, p: _dual(f.mean([2, 3]), p), {"a": nn.Linear(C, K), "b": nn.Linear(C, K)}, "NCHW"),
-    "NHWC": (lambda f, p: p["fc"](F.gelu(f.permute(0, 2, 3, 1)).mean((1, 2))), {"fc": nn.Linear(C, K)}, "NHWC"),
-    "tokens": (lambda f, p: p["fc"](F.gelu(tokens(f)).mean(1)), {"fc": nn.Linear(C, K)}, "NLC"),
+    "1x1 conv": ("NCHW", lambda f, p: p["conv"](F.avg_pool2d(f, f.shape[-2:])).flatten(1)),
+    "affine norm": ("NCHW", lambda f, p: p["fc"](p["bn"](f.mean((2, 3))))),
+    "two averaged heads": ("NCHW", lambda f, p: _dual(f.mean([2, 3]), p)),
+    "NHWC": ("NHWC", lambda f, p: p["fc"](F.gelu(f.permute(0, 2, 3, 1)).mean((1, 2)))),
+    "tokens": ("NLC", lambda f, p: p["fc"](F.gelu(tokens(f)).mean(1))),
     "tokens after a class token": (
-        lambda f, p: p["fc"](torch.cat([tokens(f).sum(1, keepdim=True).tanh(), tokens(f)], 1)[:, 1:].mean(dim=1)),
-        {"fc": nn.Linear(C, K)},
         "NLC",
+        lambda f, p: p["fc"](torch.cat([tokens(f).sum(1, keepdim=True).tanh(), tokens(f)], 1)[:, 1:].mean(dim=1)),
     ),
-    "channels first tokens": (lambda f, p: p["fc"](f.flatten(2).mean(-1)), {"fc": nn.Linear(C, K)}, "NCL"),
-    "class maps, then pool": (
-        lambda f, p: F.adaptive_avg_pool2d(F.relu(p["conv"](f)), (1, 1)).flatten(1),
-        {"conv": nn.Conv2d(C, K, 1)},
-        "NCHW",
-    ),
+    "channels first tokens": ("NCL", lambda f, p: p["fc"](f.flatten(2).mean(-1))),
+    "class maps, then pool": ("NCHW", lambda f, p: F.adaptive_avg_pool2d(F.relu(p["conv"](f)), (1, 1)).flatten(1)),
 }
 
 
 def _dual(pooled: Tensor, parts: nn.ModuleDict) -> Tensor:
-    return (parts["a"](pooled) + parts["b"](pooled)) / 2
+    return (parts["fc"](pooled) + parts["other"](pooled)) / 2
 
 
 def handmade_rms(x: Tensor) -> Tensor:
@@ -109,7 +100,8 @@ def test_golden_class_weights(tiny):
 
 @pytest.mark.parametrize("name", EXACT)
 def test_exact_heads_have_one_constant_for_all_images(name):
-    head, parts, layout = EXACT[name]
+    layout, head = EXACT[name]
+    parts = {"fc": nn.Linear(C, K), "other": nn.Linear(C, K), "bn": nn.BatchNorm1d(C), "conv": nn.Conv2d(C, K, 1)}
     view = heads.view(Net(head, **parts))
     found = view.inspect(images())
     assert (found.exactness, found.layout, found.grid) == ("exact", layout, (8, 10))

@@ -36,33 +36,25 @@ def opened(browser, path: Path, **options):
     return page, requested, errors
 
 
-def attribution(folder: Path, monkeypatch) -> Path:
-    monkeypatch.chdir(folder)
-    return attribution_run(folder)
-
-
-def localization(folder: Path, monkeypatch) -> Path:
+def scored_localization(folder: Path) -> Path:
     pytest.importorskip("cv2")
     run = localization_run(folder)
     score_boxes(run)
     return run
 
 
-def semi(folder: Path, monkeypatch) -> Path:
-    return semi_run(folder)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("make", "scheme", "paper", "steps", "count"),
     [
-        (attribution, "dark", "rgb(22, 24, 27)", ("CAM, t = 0", "AdvCAM, t = 1", "AdvCAM, t = 2"), 4),
-        (localization, "light", "rgb(255, 255, 255)", ("CAM", "AdvCAM"), 2),
-        (semi, "dark", "rgb(22, 24, 27)", (), 2),
+        (attribution_run, "dark", "rgb(22, 24, 27)", ("CAM, t = 0", "AdvCAM, t = 1", "AdvCAM, t = 2"), 4),
+        (scored_localization, "light", "rgb(255, 255, 255)", ("CAM", "AdvCAM"), 2),
+        (semi_run, "dark", "rgb(22, 24, 27)", (), 2),
     ],
 )
 def test_in_chromium(make, scheme, paper, steps, count, capsys, tmp_path, monkeypatch, browser):
-    run = make(tmp_path, monkeypatch)
+    monkeypatch.chdir(tmp_path)
+    run = make(tmp_path)
     capsys.readouterr()
     entries = {(entry["name"], *entry["classes"]): entry["gain"] for entry in report(capsys, run).galleries[0]}
     page, requested, errors = opened(browser, run / "report.html", color_scheme=scheme)
@@ -101,8 +93,8 @@ def test_in_chromium(make, scheme, paper, steps, count, capsys, tmp_path, monkey
 
 
 @pytest.mark.slow
-def test_boxes_are_drawn_in_place(capsys, tmp_path, monkeypatch, browser):
-    report(capsys, localization(tmp_path, monkeypatch))
+def test_boxes_are_drawn_in_place(capsys, tmp_path, browser):
+    report(capsys, scored_localization(tmp_path))
     page, _, _ = opened(browser, tmp_path / "run" / "report.html")
     card = page.locator(".cards li").filter(has_text="wren")
     drawing = card.get_by_role("img", name="boxes of wren: truth, CAM, AdvCAM")
