@@ -65,9 +65,8 @@ class _Formatter(HelpFormatter):
         text = super()._expand_help(action)
         if not hasattr(action, "hidden") or action.metavar == _KEY:
             return text
-        default = textwrap.shorten(default_of(action), 28, placeholder=" ...)")
-        room = max(self._width - self._max_help_position - len(default) - 1, 12)
-        return f"{textwrap.shorten(text, room, placeholder=' ...')} {default}"
+        default = textwrap.shorten(default_of(action), 60, placeholder=" ...)")
+        return f"{text} {default}".rstrip()
 
 
 class Parser(ArgumentParser):

@@ -51,9 +51,9 @@ class MaskedData:
 
     Attributes:
         root: folder of the data set.
-        kind: ``"voc"`` or ``"coco"``.
+        kind: kind of data set.
         labels: a ``cls_labels.npy`` to read image labels from; None reads the annotations.
-        masks: COCO's masks: ``"auto"``, ``"draw"``, or a folder of PNGs.
+        masks: COCO's masks: auto, draw, or a folder of PNGs.
     """
 
     root: str

@@ -20,12 +20,13 @@ class Runtime:
     """How the stages of a run are executed. Results depend on ``autocast`` and ``seed`` alone.
 
     Attributes:
-        device: ``"auto"`` (a GPU if there is one), ``"cpu"``, ``"cuda"``, ``"cuda:N"``, or another device of torch.
-        workers: processes that load training batches, threads that read images elsewhere; 0 loads in the main thread.
-        autocast: precision of forward passes; None for float32. Training in float16 needs a GPU.
+        device: auto, cpu, cuda, cuda:N or other; ``"auto"`` takes a GPU if there is one.
+        workers: processes or threads that load data; 0 loads in the main thread. Training uses processes, the other
+            stages threads.
+        autocast: precision of forward passes; None is float32. Training in float16 needs a GPU.
         channels_last: memory format of images and net in climbs.
-        seed: of new weights, order, augmentation and dropout.
-        overwrite: whether to recompute existing results and to replace those of other settings.
+        seed: of weights, order, augmentation and dropout.
+        overwrite: recompute existing results; replace those of other settings.
     """
 
     device: str = "auto"

@@ -58,12 +58,12 @@ class TrainingTask:
         epochs: whole passes over the items; the rest that fills no batch is dropped.
         steps: of the whole training, in place of epochs.
         grad_accum: parts in which a batch passes the net.
-        ema_decay: of an exponential moving average of the weights, which is saved then; None for none.
-        after_epoch: called after each epoch on every rank, with its number from 1, before its checkpoint; True, on all
-            ranks, ends the training. It must leave the net's mode and device as they were.
+        ema_decay: of an exponential moving average of the weights, which is then saved; None for none.
+        after_epoch: called on every rank with the epoch, from 1, before its checkpoint; True, on all ranks, ends the
+            training. It must leave the net's mode and device as they were.
         schedule: in place of poly's.
         prepare: maps the batches, given them and the number of the first one, e.g. to mix them.
-        tensorboard: whether to write TensorBoard files, too, to the folder ``tensorboard``.
+        tensorboard: whether to write TensorBoard files, too.
     """
 
     name: str

@@ -26,9 +26,9 @@ class SemiDataConfig(MaskedData):
 
     Attributes:
         labelled: split with true masks; a name or the path of a list.
-        labelled_count: number of images to use of it; None takes all.
-        unlabelled: split or list; labelled images are left out.
-        pseudo: folder of masks ``<id>.png`` of the unlabelled images, e.g. AdvCAM's; None trains without.
+        labelled_count: images to use of it; None takes all.
+        unlabelled: split of all images; labelled ones are left out.
+        pseudo: folder of the unlabelled images' masks; ``<id>.png``, e.g. AdvCAM's; None trains without.
         val: split for validation and scores; None for none.
     """
 
@@ -46,8 +46,8 @@ class SemiNetConfig:
     Attributes:
         backbone: ``deepbase_resnet50``, CCT's, which needs the file ``3x3resnet50-imagenet.pth``, or ``timm/NAME``.
         channels: of the pyramid pooling's output; None is a quarter of the backbone's.
-        auxiliary: number of decoders of each perturbation; without any, only labelled images are used.
-        norms: batch norms of the backbone, ``"trained"`` as in CCT, or ``"frozen"``.
+        auxiliary: decoders of each perturbation; without any, only labelled images are used.
+        norms: batch norms of the backbone; ``"trained"`` as in CCT, or ``"frozen"``.
         seed: of the new weights.
     """
 
@@ -68,24 +68,24 @@ class SemiNetConfig:
 
 @dataclass(frozen=True)
 class SemiSettings:
-    """Training of the net. Defaults: CCT's released code.
+    """Settings of the training. Defaults: CCT's released code.
 
     Attributes:
         optimizer: SGD with the poly schedule; ``lr`` is that of the backbone, ``head_lr`` of pyramid and decoders.
-        epochs: over the unlabelled images; labelled ones are cycled, and the last incomplete batch is dropped.
-        batch: labelled and unlabelled images each per update, of all ranks together.
+        epochs: passes over the unlabelled images; labelled ones are cycled, and the last incomplete batch is dropped.
+        batch: images of each kind an update; of all ranks together.
         crop: side of the random crop; a multiple of the encoder's stride.
-        long_side: range of the random long side before the crop.
-        supervised: ``"ce"``, or ``"abce"``: only pixels below a probability that rises over the first 40 %.
+        long_side: long side before the crop, random in this range.
+        supervised: loss of labelled images; ``"abce"``: only pixels below a probability that rises over the first 40 %.
         unsupervised_weight: of the consistency.
         weak_weight: of the pseudo masks, if any.
-        ramp_up: share of the training over which both weights rise.
-        confidence: least probability of the main decoder at pixels of the consistency (0.5 in the released code's
+        ramp_up: share of the training in which both weights rise.
+        confidence: least probability of pixels of the consistency; by the main decoder (0.5 in the released code's
             option); None takes all pixels.
-        pairwise_weight: of the auxiliary decoders' disagreement; 0 for none.
+        pairwise_weight: of the decoders' disagreement; 0 for none.
         validate_every: epochs; the last epoch is validated, too.
-        patience: validations without a better one before the training ends.
-        checkpoint_every: steps between two checkpoints, besides one after each epoch.
+        patience: validations without improvement before the end.
+        checkpoint_every: steps between checkpoints; each epoch has one, too.
     """
 
     renamed_keys: ClassVar[dict[str, str]] = {"lr": ".optimizer.head_lr"}
@@ -119,10 +119,10 @@ class SemiPredictConfig:
     """How label maps are predicted.
 
     Attributes:
-        split: to predict; None takes ``data.val``.
-        scales: factors of the image size, whose scores are averaged: CCT's five.
-        flip: whether to average over mirrored images, too.
-        crf: recipe of a dense CRF, e.g. ``"deeplab"`` as for Table VI; None for none.
+        split: split to label; None takes ``data.val``.
+        scales: factors of the image size; scores are averaged over CCT's five.
+        flip: average over mirrored images, too.
+        crf: recipe of a dense CRF; e.g. ``"deeplab"`` as for Table VI; None for none.
     """
 
     split: str | None = None

@@ -39,14 +39,14 @@ class WSOLClassifierSettings:
         norms: statistics of batch norms.
         optimizer: ``head_lr``, ten times ``lr`` (Choe et al.), is that of layer4 and the classifier of ResNet-50, and
             of the head of other nets. Rates follow ``decay_every``, not ``power``.
-        epochs: incomplete batches are dropped (Choe et al. keep them).
-        batch: images per update, of all ranks together.
+        epochs: passes over the images; incomplete batches are dropped (Choe et al. keep them).
+        batch: images an update, of all ranks together.
         resize: side of a resized training image.
         crop: side of its random crop, and of validation images.
-        decay_every: rates are divided by ten before each epoch, from 1, that is a multiple of it.
+        decay_every: epochs between divisions of the rates by ten; the first is before the epoch of this number.
         cutmix_probability: share of mixed batches.
         cutmix_beta: of the Beta distribution of the mixed area.
-        checkpoint_every: steps between two checkpoints, besides one after each epoch.
+        checkpoint_every: steps between checkpoints; each epoch has one, too.
     """
 
     backbone: Backbone = Backbone("torchvision/resnet50", stride=8)
@@ -108,14 +108,14 @@ class WSOLDataConfig:
     """The data set and its splits. Paths may hold ``~`` and ``$VARIABLES``.
 
     Attributes:
-        root: folder of the data set; for ``kind: metadata``, of the paths in the lists.
-        kind: ``"cub"``, ``"imagenet"``, or ``"metadata"``, the lists of Choe et al.
-        metadata: folder of the lists, e.g. ``metadata/CUB``; for other kinds, of the split ``val`` (CUBV2, ImageNetV2).
-        train: split that classifiers are trained on.
+        root: folder of the data set, or of the paths in the lists.
+        kind: kind of data set; ``"metadata"`` is the lists of Choe et al.
+        metadata: folder of the lists, such as metadata/CUB; for other kinds, of the split ``val`` (CUBV2, ImageNetV2).
+        train: split that classifiers train on.
         val: split that they are validated on; None for none.
-        score: split that maps are made of and scored on.
-        shards: WebDataset tar files in place of ``train``, e.g. ``shards/imagenet-train-*.tar``.
-        per_class: images of each class of ``score``; None for all.
+        score: split to map and score.
+        shards: WebDataset tar files in place of ``train``; a pattern such as ``shards/imagenet-train-*.tar``.
+        per_class: images of each class to score; None for all.
     """
 
     root: str
@@ -187,12 +187,12 @@ class WSOLMapConfig:
     """How maps are made.
 
     Attributes:
-        methods: CAM, AdvCAM without regularization, AdvCAM.
-        recipe: of AdvCAM.
+        methods: CAM, AdvCAM without regularization (climb), AdvCAM.
+        recipe: recipe of AdvCAM.
         overrides: parts of the recipe by name.
         base: base attribution of AdvCAM.
-        size: side of the square that images are resized to.
-        batch: images per climb.
+        size: side of the resized images.
+        batch: images climbed at once.
     """
 
     methods: tuple[WSOLMethod, ...] = ("cam", "climb", "advcam")
@@ -213,9 +213,9 @@ class BoxConfig:
     """How maps are scored.
 
     Attributes:
-        contours: ``"all"`` for MaxBoxAccV2, which the paper's tables show; also ``"largest"`` for MaxBoxAcc.
+        contours: of boxes; ``"all"`` for MaxBoxAccV2, the paper's; also ``"largest"`` for MaxBoxAcc.
         search: algorithm for the best boxes; the result is the same.
-        processes: number of workers.
+        processes: number of processes.
     """
 
     contours: tuple[Literal["all", "largest"], ...] = ("all",)
@@ -246,9 +246,9 @@ class WSOLConfig:
     Attributes:
         run: folder of all results.
         net: a trained net; None trains one for each of ``trainings`` and ``seeds``.
-        name: row of the paper's tables that a trained net belongs to.
+        name: the trained net's row in the tables.
         classifier: training of a classifier.
-        trainings: classifiers by their row in the paper's tables, each with its differences from ``classifier``:
+        trainings: classifiers by row of the tables; each with its differences from ``classifier``:
             ``{CAM: {}, CutMix: {cutmix_probability: 1.0, optimizer: {lr: 3.0e-4}}}``.
         seeds: of the trainings, in place of ``runtime.seed``.
     """
