@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from advcam_attr.networks.backbone import Backbone
 from logs import stop_recording
 
 
@@ -67,3 +68,11 @@ def small_net() -> nn.Sequential:
 def images() -> torch.Tensor:
     """Three random images, 32 x 32."""
     return torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(5))
+
+
+@pytest.fixture(scope="session")
+def mobilenet(data_root: Path) -> Backbone:
+    """MobileNetV2 with its weights of ImageNet."""
+    checkpoint = data_root / "weights" / "mobilenetv2_100_imagenet.safetensors"
+    arguments = {"num_classes": 1001, "pad_type": "same"}
+    return Backbone("timm/mobilenetv2_100", arguments, checkpoint, mean=(0.5,) * 3, std=(0.5,) * 3)

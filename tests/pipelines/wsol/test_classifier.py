@@ -4,89 +4,52 @@ from __future__ import annotations
 
 import io
 import json
-import os
-import subprocess
-import sys
+import shutil
 import tarfile
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from safetensors.torch import load_file
-from torch import nn
 
 from advcam_attr.data.cub import read_cub
-from advcam_attr.data.samples import LocalizationData, per_class
+from advcam_attr.data.samples import LocalizationData
 from advcam_attr.data.shards import read_shards
 from advcam_attr.data.transforms import wsol_train
-from advcam_attr.networks.backbone import Backbone
 from advcam_attr.networks.wsol import load_wsol_net
-from advcam_attr.networks.wsol_parts import WSOLNet, WSOLNetSpec
 from advcam_attr.pipelines.wsol.classifier import predicted_labels, train_wsol_classifier, wsol_items
 from advcam_attr.pipelines.wsol.config import WSOL_SETTINGS, WSOLClassifierSettings
-from advcam_attr.runs.runtime import Runtime
-from advcam_attr.training import train as training
 from advcam_attr.training.fit import step_decay
 from advcam_attr.training.loading import TrainingBatches, load_batches
 from advcam_attr.training.log import read_log
 from advcam_attr.training.optimizer import Optimizer
 from advcam_attr.types import AdvCAMError, Sample
 from logs import record_log
-from places import HELPERS, ROOT
-
-OPTIMIZER = Optimizer(0.02, nesterov=True)
-QUICK = WSOLClassifierSettings(
-    optimizer=OPTIMIZER, epochs=3, batch=4, resize=12, crop=10, decay_every=2, cutmix_probability=0.5
-)
-RUNTIME = Runtime("cpu", workers=0)
-
-
-class Tiny(WSOLNet):
-    """A convolution with batch norm, and a classifier."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.spec, self.stride = WSOLNetSpec(Backbone("tests/tiny", stride=16, mean=(0.5,), std=(0.5,)), 2), 1
-        self.mean = self.std = (0.5,) * 3
-        self.conv, self.norm, self.fc = nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.Linear(6, 2)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.fc(F.dropout(self.norm(self.conv(x)).relu().mean((2, 3)), 0.2, self.training))
-
-
-def tints(root: Path) -> LocalizationData:
-    samples = tuple(Sample(str(n), root / f"{n}.png", (n % 2,)) for n in range(19))
-    return LocalizationData("tints", root, "train", ("red", "green"), samples, {}, {})
+from places import HELPERS
+from run_tools import contents, killed_at_step, run_script
+from wsol_run import OPTIMIZER, QUICK, RUNTIME, Tiny, part, tints
 
 
 @pytest.fixture(scope="module")
 def tinted(tmp_path_factory) -> LocalizationData:
-    """Noise, reddish in class 0 and greenish in class 1."""
-    root, rng = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
-    for n in range(19):
-        pixels = rng.integers(0, 160, (14, 18, 3))
-        pixels[..., n % 2] += 90
-        Image.fromarray(pixels.astype(np.uint8)).save(root / f"{n}.png")
-    return tints(root)
+    return tints(tmp_path_factory.mktemp("images"))
 
 
-def part(data: LocalizationData, count: int) -> LocalizationData:
-    return replace(per_class(data, count), split="val")
+def fit(settings, net, data, val, out, **runtime):
+    return train_wsol_classifier(settings, net, data, val, out, replace(RUNTIME, **runtime))
 
 
-def files(out: Path) -> dict[str, bytes]:
-    return {file.name: file.read_bytes() for file in sorted(out.iterdir()) if file.name != "checkpoint.pt"}
+@pytest.fixture(scope="module")
+def done(tmp_path_factory, tinted):
+    """A finished training: its folder, result, net and messages."""
+    out, logged, net = tmp_path_factory.mktemp("done"), record_log(), Tiny()
+    return out, fit(QUICK, net, tinted, part(tinted, 3), out), net, logged
 
 
-def test_files_and_log(tmp_path, tinted):
-    logged = record_log()
-    net = Tiny()
-    result = train_wsol_classifier(QUICK, net, tinted, part(tinted, 3), tmp_path, RUNTIME)
+def test_files_and_log(done):
+    tmp_path, result, net, logged = done
     names = {"classifier.safetensors", "checkpoint.pt", "log.jsonl", "validation.jsonl", "training.json"}
     assert {file.name for file in tmp_path.iterdir()} == names
     log = read_log(tmp_path / "log.jsonl")
@@ -111,7 +74,7 @@ def test_classes_are_learned(tmp_path, tinted):
         QUICK, optimizer=Optimizer(0.05, nesterov=True), epochs=12, decay_every=20, cutmix_probability=0.0
     )
     net = Tiny()
-    result = train_wsol_classifier(settings, net, tinted, tinted, tmp_path, RUNTIME)
+    result = fit(settings, net, tinted, tinted, tmp_path)
     assert result.val_top1 > 0.9
     predicted = predicted_labels(net, tinted, RUNTIME, size=10, batch=4)
     truth = torch.tensor([sample.labels[0] for sample in tinted.samples])
@@ -123,10 +86,8 @@ def test_first_step_by_hand(tmp_path, tinted):
     settings = replace(
         QUICK, optimizer=replace(OPTIMIZER, weight_decay=0.1), epochs=1, batch=19, cutmix_probability=0.0
     )
-    net, twin = Tiny().double().float(), Tiny()
-    for module in (net, twin):
-        module.forward = lambda x, m=module: m.fc(m.norm(m.conv(x)).relu().mean((2, 3)))
-    train_wsol_classifier(settings, net, tinted, None, tmp_path, RUNTIME)
+    net, twin = Tiny(dropout=0.0), Tiny(dropout=0.0)
+    fit(settings, net, tinted, None, tmp_path)
     items = wsol_items(tinted, wsol_train(12, 10, (0.5,) * 3, (0.5,) * 3))
     ((images, labels),) = load_batches(items, TrainingBatches(19, 19, seed=0, steps=(0, 1)), seed=0)
     loss = F.cross_entropy(twin.train()(images), labels)
@@ -137,51 +98,26 @@ def test_first_step_by_hand(tmp_path, tinted):
         assert torch.allclose(net.get_parameter(name), expected, atol=1e-5), name
 
 
-class Killed(BaseException):
-    """As if the process ended here."""
-
-
 @pytest.mark.parametrize(("stop", "every"), [(1, 1), (4, 3), (6, 100), (9, 4), (12, 5)])
-def test_a_resumed_training_ends_with_the_same_bytes(tmp_path, monkeypatch, tinted, stop, every):
-    settings, val = replace(QUICK, checkpoint_every=every), part(tinted, 3)
-    train_wsol_classifier(settings, Tiny(), tinted, val, tmp_path / "whole", RUNTIME)
-    seen = 0
-    fit = training.fit
-
-    def killed_at(state, *args, **kwargs):
-        nonlocal seen
-        for record in fit(state, *args, **kwargs):
-            if seen == stop:
-                raise Killed
-            seen += 1
-            yield record
-        raise Killed
-
-    monkeypatch.setattr(training, "fit", killed_at)
-    with pytest.raises(Killed):
-        train_wsol_classifier(settings, Tiny(), tinted, val, tmp_path / "cut", RUNTIME)
-    monkeypatch.setattr(training, "fit", fit)
-    assert not (tmp_path / "cut" / "classifier.safetensors").exists()
-    train_wsol_classifier(replace(settings, checkpoint_every=50), Tiny(), tinted, val, tmp_path / "cut", RUNTIME)
-    assert files(tmp_path / "cut") == files(tmp_path / "whole")
+def test_resumed_training_ends_with_the_same_bytes(tmp_path, tinted, done, stop, every):
+    with killed_at_step(stop):
+        fit(replace(QUICK, checkpoint_every=every), Tiny(), tinted, part(tinted, 3), tmp_path)
+    assert not (tmp_path / "classifier.safetensors").exists()
+    fit(replace(QUICK, checkpoint_every=50), Tiny(), tinted, part(tinted, 3), tmp_path)
+    assert contents(tmp_path) == contents(done[0])
 
 
-def test_a_second_run_loads_the_net(tmp_path, tinted):
-    first = train_wsol_classifier(QUICK, Tiny(), tinted, part(tinted, 3), tmp_path, RUNTIME)
-    before = files(tmp_path)
-    net, logged = Tiny(), record_log()
-    one_worker = replace(RUNTIME, workers=1)
-    again = train_wsol_classifier(QUICK, net, tinted, part(tinted, 3), tmp_path, one_worker)
-    assert again == first
+def test_a_second_run_loads_the_net(tmp_path, tinted, done):
+    shutil.copytree(done[0], tmp_path, dirs_exist_ok=True)
+    net, before, logged = Tiny(), contents(tmp_path), record_log()
+    again = fit(QUICK, net, tinted, part(tinted, 3), tmp_path, workers=1)
+    assert replace(again, weights=done[1].weights) == done[1]
     assert len(logged) == 1
-    assert files(tmp_path) == before
+    assert contents(tmp_path) == before
     assert net.norm.num_batches_tracked == 12
     with pytest.raises(AdvCAMError, match="cutmix_probability was"):
-        train_wsol_classifier(
-            replace(QUICK, cutmix_probability=0.0), Tiny(), tinted, part(tinted, 3), tmp_path, RUNTIME
-        )
-    overwrite = replace(RUNTIME, overwrite=True)
-    again = train_wsol_classifier(replace(QUICK, epochs=1), Tiny(), tinted, None, tmp_path, overwrite)
+        fit(replace(QUICK, cutmix_probability=0.0), Tiny(), tinted, part(tinted, 3), tmp_path)
+    again = fit(replace(QUICK, epochs=1), Tiny(), tinted, None, tmp_path, overwrite=True)
     assert again.val_top1 is None
 
 
@@ -194,8 +130,8 @@ def test_shards_train_as_folders_do(tmp_path, tinted):
                 about.size = len(content)
                 tar.addfile(about, io.BytesIO(content))
     shards = read_shards(tmp_path / "shards", classes=("red", "green"))
-    train_wsol_classifier(QUICK, Tiny(), tinted, None, tmp_path / "a", RUNTIME)
-    train_wsol_classifier(QUICK, Tiny(), shards, None, tmp_path / "b", RUNTIME)
+    fit(QUICK, Tiny(), tinted, None, tmp_path / "a")
+    fit(QUICK, Tiny(), shards, None, tmp_path / "b")
     weights = [(tmp_path / name / "classifier.safetensors").read_bytes() for name in "ab"]
     assert weights[0] == weights[1]
     assert torch.equal(
@@ -203,23 +139,20 @@ def test_shards_train_as_folders_do(tmp_path, tinted):
     )
 
 
-def test_bad_input(tmp_path, tinted):
-    with pytest.raises(AdvCAMError, match="the net has 2 classes, but tints train has 3"):
-        train_wsol_classifier(QUICK, Tiny(), replace(tinted, classes=("a", "b", "c")), None, tmp_path, RUNTIME)
-    with pytest.raises(AdvCAMError, match="there are 19 images, fewer than one batch of 20"):
-        train_wsol_classifier(replace(QUICK, batch=20), Tiny(), tinted, None, tmp_path, RUNTIME)
-    missing = replace(tinted, samples=(*tinted.samples[:18], Sample("x", tmp_path / "x.png", (0,))))
-    with pytest.raises(AdvCAMError, match=r"no such image file: .*x.png"):
-        train_wsol_classifier(replace(QUICK, epochs=9), Tiny(), missing, None, tmp_path, RUNTIME)
-
-
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("changes", "data", "message"),
     [
-        ({"resize": 200}, "crop must be at most resize"),
-        ({"cutmix_beta": 0.0}, "beta must be positive"),
+        ({}, {"classes": ("a", "b", "c")}, "the net has 2 classes, but tints train has 3"),
+        ({"batch": 20}, {}, "19 images, fewer than one batch of 20"),
+        ({"batch": 19}, {"samples": (Sample("x", Path("x.png"), (0,)),) * 19}, "no such image file: .*x.png"),
     ],
 )
+def test_bad_input(tmp_path, tinted, changes, data, message):
+    with pytest.raises(AdvCAMError, match=message):
+        fit(replace(QUICK, **changes), Tiny(), replace(tinted, **data), None, tmp_path)
+
+
+@pytest.mark.parametrize(("change", "message"), [({"resize": 200}, "crop"), ({"cutmix_beta": 0.0}, "beta")])
 def test_bad_settings(change, message):
     with pytest.raises(AdvCAMError, match=message):
         replace(WSOLClassifierSettings(), **change)
@@ -241,38 +174,15 @@ def test_published_settings():
         assert (settings.cutmix is not None) == (method == "cutmix")
 
 
-SCRIPT = """
-import sys
-from dataclasses import replace
-from pathlib import Path
-sys.path.insert(0, {folder!r})
-import torch
-torch.set_num_threads(1)
-import test_classifier as t
-net = t.Tiny()
-settings = t.QUICK
-if sys.argv[2] == "running":
-    net.spec, settings = replace(net.spec, norms="running"), replace(settings, cutmix_probability=0.0)
-    net.forward = lambda x: net.fc(net.norm(net.conv(x)).relu().mean((2, 3)))
-data = t.tints(Path({tinted!r}))
-t.train_wsol_classifier(settings, net, data, t.part(data, 3), Path(sys.argv[1]), t.RUNTIME)
-"""
-
-
 @pytest.mark.slow
 def test_two_ranks(tmp_path, tinted):
     """Without batch norms they equal one rank; with them, the saved net is the validated one."""
-    script = tmp_path / "train.py"
-    script.write_text(SCRIPT.format(folder=str(Path(__file__).parent), tinted=str(tinted.root)))
-    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}{os.pathsep}{HELPERS}"}
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    subprocess.run([sys.executable, script, tmp_path / "one", "running"], check=True, env=env)
-    subprocess.run([*torchrun, script, tmp_path / "two", "running"], check=True, env=env)
+    for name, ranks, norms in (("one", 1, "running"), ("two", 2, "running"), ("batch", 2, "batch")):
+        run_script(HELPERS / "wsol_run.py", tinted.root, tmp_path / name, norms, ranks=ranks)
     one, two = (load_file(tmp_path / name / "classifier.safetensors") for name in ("one", "two"))
     assert all(torch.allclose(one[key], two[key], atol=1e-5) for key in one)
     logs = [read_log(tmp_path / name / "validation.jsonl") for name in ("one", "two")]
     assert [r["val_loss"] for r in logs[0]] == pytest.approx([r["val_loss"] for r in logs[1]], abs=1e-5)
-    subprocess.run([*torchrun, script, tmp_path / "batch", "batch"], check=True, env=env)
     net = Tiny()
     net.load_state_dict(load_file(tmp_path / "batch" / "classifier.safetensors"))
     val = part(tinted, 3)
@@ -282,18 +192,10 @@ def test_two_ranks(tmp_path, tinted):
 
 
 @pytest.mark.slow
-def test_real_birds(tmp_path, data_root):
+def test_real_birds(tmp_path, data_root, mobilenet):
     """ImageNet's MobileNetV2, its norms folded, learns ten species from thirty images each."""
     settings = WSOLClassifierSettings(
-        backbone=Backbone(
-            "timm/mobilenetv2_100",
-            {"num_classes": 1001, "pad_type": "same"},
-            data_root / "weights" / "mobilenetv2_100_imagenet.safetensors",
-            mean=(0.5,),
-            std=(0.5,),
-            stride=16,
-            train_from="blocks.6",
-        ),
+        backbone=replace(mobilenet, stride=16, train_from="blocks.6"),
         norms="running",
         optimizer=Optimizer(2e-3, nesterov=True),
         epochs=2,
@@ -301,7 +203,7 @@ def test_real_birds(tmp_path, data_root):
         decay_every=2,
     )
     train, test = (read_cub(data_root, split) for split in ("train", "test"))
-    result = train_wsol_classifier(settings, settings.make_net(10), train, test, tmp_path, RUNTIME)
+    result = fit(settings, settings.make_net(10), train, test, tmp_path)
     assert result.val_top1 > 0.5
     net, classes = load_wsol_net(result.weights)
     assert classes == train.classes
