@@ -49,11 +49,7 @@ class CaptumBase:
 
     @classmethod
     def of(cls, kind: type[Attribution], view: HeadView) -> CaptumBase:
-        """Return the base of an attribution class for the model of ``view`` (and its layer, if needed).
-
-        Raises:
-            AdvCAMError: a layer attribution, and ``layer=`` was not given.
-        """
+        """Return the base of an attribution class for the model of ``view`` (and its layer, if needed)."""
         if not issubclass(kind, LayerAttribution):
             return cls(kind(view.model))
         if view.layer is None:
@@ -62,7 +58,6 @@ class CaptumBase:
         return cls(kind(view.model, layer))
 
     def __call__(self, acts: Activations, target: Tensor) -> Tensor:
-        """Return the maps ``(B, h, w)``, without gradient."""
         images = acts.x.detach().clone().requires_grad_()
         found = self.attribution.attribute(images, target=target, **self.options)
         found = found[0] if isinstance(found, tuple) else found
@@ -80,19 +75,6 @@ class SEAMBase:
     So did the paper's authors (their issue 8): the score is the mean of the map before the module and before any
     up-sampling, and the maps after the module are summed (Eq. 4). The module has no gradient, so the restricting term
     applies to the map before it. One forward gives both.
-
-    Attributes:
-        net: the model.
-
-    Example:
-        >>> import torch
-        >>> from advcam_attr import AdvCAM
-        >>> from advcam_attr.attr.adapters import SEAMBase
-        >>> from advcam_attr.networks.seam import SEAM
-        >>> net = SEAM(classes=3, width=1).eval()
-        >>> advcam = AdvCAM(net, base=SEAMBase(net), recipe="official_wrn38", scales=1.0)
-        >>> advcam.attribute(torch.rand(1, 3, 40, 64), target=2, output="native").shape
-        torch.Size([1, 1, 5, 8])
     """
 
     net: SEAM = field(repr=False)
@@ -100,7 +82,6 @@ class SEAMBase:
     needs_class_weights: ClassVar[bool] = True
 
     def __call__(self, acts: Activations, target: Tensor) -> Tensor:
-        """Return the map before the correlation module, ``(B, h, w)``, on the graph."""
         return CAM.maps(acts, target)
 
     def accumulated(self, acts: Activations, target: Tensor) -> Tensor:

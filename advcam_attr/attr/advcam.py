@@ -24,7 +24,7 @@ from advcam_attr.attr.attribution import (
     check_targets,
     finish,
     in_range,
-    take_rows,
+    select_arguments,
     to_size,
 )
 from advcam_attr.attr.cam import CAM
@@ -60,7 +60,7 @@ BASES: dict[str, type[MapAttribution]] = {
 
 
 class AttributeOptions(TypedDict, total=False):
-    """The keyword options of `AdvCAM.attribute` and `AdvCAM.attribute_classes`."""
+    """Keyword options of `AdvCAM.attribute` and `AdvCAM.attribute_classes`."""
 
     steps: int | None
     saliency: Tensor | None
@@ -78,7 +78,7 @@ class AdvCAM(MapAttribution):
     penalty for changes of activated cells; Eqs. 6 and 7), and the maps of all steps are summed (Eq. 4)::
 
         total = 0
-        for step in AdvCAM(model).climb(images, target):  # one forward and one backward a step
+        for step in AdvCAM(model).climb(images, target):  # one forward and one backward per step
             total = total + step.maps
 
     The model needs no retraining. Zero steps give the base attribution. Deviations from the released code are those of
@@ -96,8 +96,8 @@ class AdvCAM(MapAttribution):
         steps, scales, flip, objective, regularizers, mask, step_rule, clamp, aggregate: in place of the recipe's; None
             takes the recipe's. See `Recipe`.
         stop: in place of the recipe's; None takes all steps.
-        autocast: compute in bfloat16 (True) or another dtype, where torch's autocast does.
-        channels_last: lay the images out so; move the model there yourself.
+        autocast: the dtype of torch's autocast; True is bfloat16.
+        channels_last: convert the images to this memory format; the model's is up to the caller.
 
     Example:
         >>> import torch
@@ -200,19 +200,10 @@ class AdvCAM(MapAttribution):
         additional_forward_args: Any = None,
         **options: Unpack[AttributeOptions],
     ) -> list[Tensor]:
-        """Climb several classes of each image.
-
-        Args:
-            inputs: ``(N, C, H, W)``.
-            classes: for each image, its classes.
-            additional_forward_args: as for `attribute`.
-            **options: as for `attribute`.
+        """Climb several classes of each image, ``classes[n]`` of image n; other arguments as for `attribute`.
 
         Returns:
             For each image, the maps of its classes, ``(classes, 1, H, W)``.
-
-        Raises:
-            TypeError, AdvCAMError (a ValueError): as `attribute`, and no class for an image.
         """
         images, _ = check_images(inputs)
         lists = [list(one) for one in classes]
@@ -239,11 +230,9 @@ class AdvCAM(MapAttribution):
         """Climb each sample's class and yield every step, scale by scale, the clean image first.
 
         Args:
-            inputs: normalised images, ``(N, C, H, W)``, or a 1-tuple of them.
-            target: the class of each sample, as for `attribute`.
-            additional_forward_args, steps, saliency: as for `attribute`.
+            inputs, target, additional_forward_args, steps, saliency: as for `attribute`.
             image_of: the image of each sample, ``(R,)``, where images have several classes or none; None is one sample
-                per image.
+                per image. With it, ``target`` has a class per sample.
 
         Example:
             >>> import torch
@@ -261,12 +250,12 @@ class AdvCAM(MapAttribution):
         """
         recipe = self.recipe if steps is None else self.recipe.with_(steps=steps)
         images, _ = check_images(inputs)
-        rows = torch.arange(len(images), device=images.device) if image_of is None else image_of
-        indices = check_targets(target, len(rows))
-        walk = self._climb(images, indices, rows, additional_forward_args, recipe, saliency)
+        image_of = torch.arange(len(images), device=images.device) if image_of is None else image_of
+        indices = check_targets(target, len(image_of))
+        climbed = self._climb(images, indices, image_of, additional_forward_args, recipe, saliency)
         while True:
             with undisturbed(self.view.model):
-                step = next(walk, None)
+                step = next(climbed, None)
             if step is None:
                 return
             yield step
@@ -289,20 +278,20 @@ class AdvCAM(MapAttribution):
         for scale in plan.scales:
             steps, weight = plan.schedule(plan.steps, scale)
             shared = steps == 0 and len(used) < len(image_of)
-            rows = used if shared else image_of
-            x = self._scaled(images[rows], scale)
+            taken = used if shared else image_of
+            x = self._scaled(images[taken], scale)
             views = plan.views.spread(x[:1]).shape[1]
             options: dict[str, Any] = {
                 "background": None if background is None else to_grid(background[image_of], (x.shape[2], x.shape[3])),
-                "extra": take_rows(extra, rows.repeat_interleave(views), len(images)),
+                "extra": select_arguments(extra, taken.repeat_interleave(views), len(images)),
                 "autocast": self.autocast,
             }
-            walk: Iterable[ClimbStep] = (
+            climbed: Iterable[ClimbStep] = (
                 [unclimbed(self.view, x, target, local, plan, **options)]
                 if shared
                 else climb(self.view, x, target, plan, steps=steps, **options)
             )
-            for step in walk:
+            for step in climbed:
                 yield replace(step, scale=scale, weight=weight)
 
     def _attribute(
@@ -320,7 +309,6 @@ class AdvCAM(MapAttribution):
         show_progress: bool = False,
         on_step: Callable[[ClimbStep], None] | None = None,
     ) -> Tensor:
-        """The maps of all samples, summed over steps and scales, ``(R, 1, H, W)`` or as ``output`` says."""
         check_output(output, internal_batch_size)
         image_of = torch.arange(len(images), device=images.device) if image_of is None else image_of
         recipe = self.recipe if steps is None else self.recipe.with_(steps=steps)
@@ -336,11 +324,11 @@ class AdvCAM(MapAttribution):
             tqdm(total=ticks, desc="AdvCAM", unit="step", disable=not show_progress) as bar,
         ):
             grid = self._head(images, as_arguments(additional_forward_args)).grid
-            for rows in chunks:
-                target = [indices[row] for row in rows.tolist()]
-                walk = self._climb(images, target, image_of[rows], additional_forward_args, recipe, saliency)
+            for chunk in chunks:
+                target = [indices[r] for r in chunk.tolist()]
+                climbed = self._climb(images, target, image_of[chunk], additional_forward_args, recipe, saliency)
                 summed: Tensor | None = None
-                for step, total in totals(walk, plan.aggregate):
+                for step, total in totals(climbed, plan.aggregate):
                     bar.update()
                     if on_step is not None:
                         on_step(step)
@@ -352,7 +340,6 @@ class AdvCAM(MapAttribution):
         return finish(torch.cat(parts), images, output, normalize)
 
     def _scaled(self, images: Tensor, scale: float) -> Tensor:
-        """The images at another scale, in the memory format of the constructor."""
         if scale != 1:
             config = getattr(self.view.model, "pretrained_cfg", None) or {}
             if config.get("fixed_input_size", False):

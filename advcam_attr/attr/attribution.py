@@ -43,12 +43,7 @@ class MapAttribution(GradientAttribution):
 
     @staticmethod
     def maps(acts: Activations, target: Tensor) -> Tensor:
-        """Return the map of one class an image, ``(B, h, w)``, on the autograd graph through the features.
-
-        Args:
-            acts: one forward of B images.
-            target: the class of each, ``(B,)``.
-        """
+        """Return the map of one class ``(B,)`` per image, ``(B, h, w)``, on the autograd graph through the features."""
         raise NotImplementedError
 
     @log_usage()
@@ -62,7 +57,7 @@ class MapAttribution(GradientAttribution):
         output: Output = "image",
         normalize: bool = False,
     ) -> Tensor | tuple[Tensor]:
-        """Attribute each image's class to its places.
+        """Map each image's class.
 
         Args:
             inputs: normalised images, ``(N, C, H, W)``, or a 1-tuple of them.
@@ -90,25 +85,25 @@ class MapAttribution(GradientAttribution):
             images = images.clone() if images.is_inference() else images
             head = self._head(images, extra)
             classes = in_range(indices, head.classes, images.device)
-            for rows in torch.arange(len(images)).split(internal_batch_size or len(images)):
-                x = images[rows].requires_grad_(not self.needs_class_weights)
+            for chunk in torch.arange(len(images)).split(internal_batch_size or len(images)):
+                x = images[chunk].requires_grad_(not self.needs_class_weights)
                 with torch.set_grad_enabled(x.requires_grad):
-                    acts = self.view(x, *take_rows(extra, rows, len(images)))
-                parts.append(self.maps(acts, classes[rows]).detach())
+                    acts = self.view(x, *select_arguments(extra, chunk, len(images)))
+                parts.append(self.maps(acts, classes[chunk]).detach())
         maps = finish(torch.cat(parts), images, options, normalize)
         return (maps,) if boxed else maps
 
     def _head(self, images: Tensor, extra: Sequence[Any]) -> Head:
-        first = take_rows(extra, torch.zeros(1, dtype=torch.long), len(images))
+        first = select_arguments(extra, torch.zeros(1, dtype=torch.long), len(images))
         inspect = self.view.require if self.needs_class_weights else self.view.inspect
         return inspect(images[:1], *first)
 
     def compute_convergence_delta(self, *args: Any, **kwargs: Any) -> NoReturn:
-        """Raise NotImplementedError: a map over a feature grid does not sum to a difference of outputs."""
+        """Not available: a map over a feature grid does not sum to a difference of outputs."""
         raise NotImplementedError(f"{type(self).__name__} has no convergence delta")
 
     def attribute_future(self, *args: Any, **kwargs: Any) -> NoReturn:
-        """Raise NotImplementedError."""
+        """Not available."""
         raise NotImplementedError(f"{type(self).__name__} has no attribute_future; use attribute")
 
     @classmethod
@@ -124,9 +119,9 @@ def as_arguments(arguments: Any) -> tuple[Any, ...]:
     return arguments if isinstance(arguments, tuple) else (arguments,)
 
 
-def take_rows(arguments: Sequence[Any], rows: Tensor, count: int) -> list[Any]:
+def select_arguments(arguments: Sequence[Any], indices: Tensor, count: int) -> list[Any]:
     """Index those of the further arguments that are tensors with one entry per image."""
-    return [a[rows] if isinstance(a, Tensor) and a.ndim > 0 and len(a) == count else a for a in arguments]
+    return [a[indices] if isinstance(a, Tensor) and a.ndim > 0 and len(a) == count else a for a in arguments]
 
 
 def check_output(output: str, internal_batch_size: int | None) -> Output:
@@ -202,12 +197,7 @@ def check_images(inputs: Any) -> tuple[Tensor, bool]:
 
 
 def check_targets(target: Any, count: int) -> list[int]:
-    """Return one class index per image.
-
-    Args:
-        target: as Captum accepts it: an int, a list of ints or of 1-tuples, a tensor; NumPy ints too.
-        count: N.
-    """
+    """Return one class index per image; ``target`` as Captum accepts it, NumPy ints and lists of 1-tuples too."""
     if target is None:
         raise AdvCAMError(f"target is missing: pass {_TARGETS}, e.g. model(inputs).argmax(1)")
     if isinstance(target, (Tensor, np.ndarray)):
@@ -253,12 +243,10 @@ def in_range(indices: Sequence[int], classes: int, device: torch.device) -> Tens
 
 
 def check_background(saliency: Any, images: Tensor) -> Tensor | None:
-    """Return the background of a saliency map, ``(N, H, W)``, bool.
+    """Return the background of a saliency map of the images' size, ``(N, H, W)``, bool.
 
-    Args:
-        saliency: foreground, bool or in [0, 1], at most 0.5 being background: ``(H, W)``, ``(1 or N, H, W)`` or
-            ``(1 or N, 1, H, W)`` of the images' size.
-        images: ``(N, C, H, W)``.
+    The map is the foreground, bool or in [0, 1] (at most 0.5 is background): ``(H, W)``, ``(1 or N, H, W)`` or
+    ``(1 or N, 1, H, W)``.
     """
     if saliency is None:
         return None

@@ -15,18 +15,10 @@ class GradCAMPlusPlus(MapAttribution):
 
     ``alpha = g² / (2 g² + sum_ab f g³)``, with the derivatives of exp(logit) as in that paper: for them the closed form
     holds, and their common factor cancels in alpha. Weights carry no gradient when this is a base of AdvCAM.
-
-    Example:
-        >>> import torch
-        >>> from advcam_attr import GradCAMPlusPlus
-        >>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Flatten(), torch.nn.Linear(4 * 36, 2))
-        >>> GradCAMPlusPlus(net).attribute(torch.rand(1, 3, 8, 8), target=1).shape
-        torch.Size([1, 1, 8, 8])
     """
 
     @staticmethod
     def maps(acts: Activations, target: Tensor) -> Tensor:
-        """Return the maps ``(B, h, w)``, not negative."""
         gradient, features = at_least_float32(target_gradient(acts, target)), at_least_float32(acts.features.detach())
         square = gradient.square()
         below = 2 * square + features.sum((2, 3), keepdim=True) * square * gradient

@@ -53,8 +53,8 @@ def climb(
         ...     torch.nn.Flatten(), torch.nn.Linear(4, 2),
         ... )
         >>> plan = recipes.get("auto").plan()
-        >>> walk = climb(heads.view(net), torch.rand(1, 3, 8, 8), torch.tensor([1]), plan, steps=3)
-        >>> [(step.index, tuple(step.maps.shape)) for step in walk]
+        >>> steps = climb(heads.view(net), torch.rand(1, 3, 8, 8), torch.tensor([1]), plan, steps=3)
+        >>> [(step.index, tuple(step.maps.shape)) for step in steps]
         [(0, (1, 6, 6)), (1, (1, 6, 6)), (2, (1, 6, 6)), (3, (1, 6, 6))]
     """
     clean = images = plan.views.spread(x)
@@ -64,25 +64,26 @@ def climb(
     before: Tensor | None = None
     memo: dict[str, Tensor] = {}
     for index in range(steps + 1):
+        ascend = index < steps
         with undisturbed(view.model), _precision(x, autocast):
             leaf = images.detach().requires_grad_()
-            acts = view(leaf.flatten(0, 1), *extra, memo=memo, to_images=index < steps)
+            acts = view(leaf.flatten(0, 1), *extra, memo=memo, to_images=ascend)
             state = _state(index, leaf, acts, target, plan, start, background)
-            score = _score(plan, state, ascend=index < steps)
+            start = state.start_logits, state.start_maps
+            score = _score(plan, state, ascend=ascend)
             step = _step(plan, state, score, climbing, steps)
-            start = start or (step.logits, state.maps.detach())
             if plan.stop is not None:
                 climbing = climbing & ~plan.stop(state).detach()
-            if index < steps:
+            if ascend:
                 (gradient,) = torch.autograd.grad(score.sum(), leaf)
-                now = target_logits(step.logits, target)
-                step_scale, before = _shrunk(step_scale, plan.backoff, before, now), now
+                logit = target_logits(step.logits, target)
+                step_scale, before = _backed_off(step_scale, plan.backoff, before, logit), logit
                 moved = images + _per_image(step_scale) * plan.step_rule(gradient, clean)
                 images = torch.where(_per_image(climbing), plan.clamp(moved, images, clean), images)
             del leaf, acts, state, score  # the graph does not outlive its step
         yield step
         if plan.stop is not None and not bool(climbing.any()):
-            yield from (replace(step, index=i, climbing=climbing) for i in range(index + 1, steps + 1))
+            yield from (replace(step, index=later, climbing=climbing) for later in range(index + 1, steps + 1))
             return
 
 
@@ -100,13 +101,11 @@ def unclimbed(
     """Return the only step of a climb of zero steps, where samples share images: one forward for all their classes.
 
     Args:
-        view, target, plan, background, autocast: as for `climb`.
-        x: the images, ``(N, C, H, W)``.
+        x: the images, ``(N, C, H, W)``; the tensors of ``extra`` have one entry per image and view.
         image_of: the image of each sample, ``(R,)``; each image has at least one.
-        extra: further arguments of the forward; tensors have one entry per image and view.
     """
     images = plan.views.spread(x)
-    place = torch.stack([(image_of[:row] == image).sum() for row, image in enumerate(image_of)])
+    place = torch.stack([(image_of[:r] == image).sum() for r, image in enumerate(image_of)])
     first = torch.stack([(image_of == image).nonzero()[0, 0] for image in range(len(images))])
     with undisturbed(view.model), _precision(x, autocast):
         acts = view(images.flatten(0, 1), *extra, to_images=False)
@@ -124,13 +123,10 @@ def unclimbed(
     return replace(steps[0], **gathered)
 
 
-def totals(walk: Iterable[ClimbStep], aggregate: Aggregate) -> Iterator[tuple[ClimbStep, Tensor]]:
-    """Yield each step with the running total of its scale's maps, ``(R, h, w)`` (Eq. 4).
-
-    Samples that have stopped keep their total.
-    """
+def totals(steps: Iterable[ClimbStep], aggregate: Aggregate) -> Iterator[tuple[ClimbStep, Tensor]]:
+    """Yield each step with the running total of its scale's maps, ``(R, h, w)`` (Eq. 4); stopped samples add none."""
     total: Tensor | None = None
-    for step in walk:
+    for step in steps:
         if step.index == 0:
             total = None
         added = aggregate(total, step.maps)
@@ -191,7 +187,7 @@ def _step(plan: Plan, state: ClimbState, score: Tensor, climbing: Tensor, steps:
     return ClimbStep(state.index, x, logits, maps, view_maps, score, climbing, steps)
 
 
-def _shrunk(step_scale: Tensor, backoff: float, before: Tensor | None, now: Tensor) -> Tensor:
+def _backed_off(step_scale: Tensor, backoff: float, before: Tensor | None, now: Tensor) -> Tensor:
     """The factors of the step sizes, smaller where the last step lowered the target's logit in a view."""
     return step_scale if before is None else torch.where((now < before).any(1), step_scale * backoff, step_scale)
 

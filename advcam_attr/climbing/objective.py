@@ -34,11 +34,11 @@ class Target:
 class TargetMinusOthers:
     """The target logit minus other classes' (Eq. 7 with ``reduce="sum"``).
 
-    With C classes the sum has C - 1 terms and drowns the target when C is large; a mean, of all or of the highest,
+    With C classes the sum has C - 1 terms and dominates the target when C is large; a mean, of all or of the highest,
     does not depend on C.
 
     Attributes:
-        reduce: how the other logits become one number.
+        reduce: of the other logits.
         top_k: only the k highest at each step; None takes all.
         classes: only these classes; None takes all. The target itself never counts.
         weight: of the other classes.
@@ -91,9 +91,7 @@ class RectifiedTargetMinusOthers:
     """The released code's score: logit maps are rectified before they are pooled, ``y_k = mean(relu(z_k))``.
 
     Cells where a class is negative have no gradient. Needs class weights that are the same for every image.
-
-    Attributes:
-        others: the objective that is applied to the rectified scores.
+    ``others`` is the objective of the rectified scores.
     """
 
     others: TargetMinusOthers = TargetMinusOthers("sum")

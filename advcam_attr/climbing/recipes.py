@@ -107,7 +107,6 @@ class Recipe:
     schedule: Schedule | str = "same"
 
     def __post_init__(self) -> None:
-        """Coerce names and numbers; the one place where that happens."""
         given: dict[str, Any] = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         given |= {"flip": {False: "none", True: "pair"}.get(given["flip"], given["flip"])}
         for name, (table, number) in _PARTS.items():
@@ -133,11 +132,7 @@ class Recipe:
         return f"Recipe({', '.join(f'{name}={shown(value)}' for name, value in config_dict(self).items())})"
 
     def with_(self, **changes: Any) -> Recipe:
-        """Return the recipe with other parts.
-
-        Raises:
-            AdvCAMError: a part that does not exist.
-        """
+        """Return the recipe with other parts."""
         names = [field.name for field in dataclasses.fields(self) if field.name not in ("name", "source")]
         for name in changes:
             if name not in names:
@@ -189,12 +184,7 @@ def _check_scales(scales: Any) -> tuple[float, ...]:
 
 
 def check_steps(steps: Any) -> int:
-    """Return ``steps`` if it is an int that is not negative.
-
-    Raises:
-        TypeError: not an int.
-        AdvCAMError: negative.
-    """
+    """Return ``steps`` if it is an int of at least 0."""
     if isinstance(steps, bool) or not isinstance(steps, int):
         raise TypeError(f"steps must be an int, got {type(steps).__name__} {steps!r}")
     if steps < 0:
@@ -291,10 +281,6 @@ def get(recipe: Recipe | str, **changes: Any) -> Recipe:
         >>> from advcam_attr.climbing import recipes
         >>> recipes.get("auto", steps=3, step_rule=0.04).step_rule
         LinfStep(size=0.04)
-
-    Raises:
-        TypeError: neither a name nor a recipe.
-        AdvCAMError: an unknown name or part.
     """
     found = lookup(recipe, RECIPES, "recipe")
     if not isinstance(found, Recipe):
@@ -303,25 +289,12 @@ def get(recipe: Recipe | str, **changes: Any) -> Recipe:
 
 
 def list_recipes() -> list[str]:
-    """Return the names of the recipes.
-
-    Example:
-        >>> from advcam_attr import list_recipes
-        >>> list_recipes()
-        ['auto', 'one_step', 'official', 'official_wrn38', 'paper', 'wsol']
-    """
+    """Return the names of the recipes."""
     return list(RECIPES)
 
 
 def config_dict(recipe: Recipe) -> dict[str, Any]:
-    """Return a recipe's parts as JSON values: registered functions by name, other parts by their repr.
-
-    Example:
-        >>> from advcam_attr.climbing import recipes
-        >>> config = recipes.config_dict(recipes.get("auto"))
-        >>> config["steps"], config["flip"], config["step_rule"]
-        (8, 'pair', 'ClippedStep(size=0.02, width=3.0)')
-    """
+    """Return a recipe's parts as JSON values: registered functions by name, other parts by their repr."""
 
     def named(part: str, value: Any) -> Any:
         if isinstance(value, (int, float, str, type(None))):

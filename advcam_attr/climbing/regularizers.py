@@ -44,11 +44,7 @@ REGULARIZERS = {"restrict": RestrictHighAttributions()}
 
 @dataclass(frozen=True)
 class ThresholdMask:
-    """Cells above a share of the sample's current peak (Eq. 5).
-
-    Attributes:
-        threshold: τ, the share, exclusive.
-    """
+    """Cells above τ (``threshold``, exclusive) times the sample's current peak (Eq. 5)."""
 
     threshold: float = 0.5
 

@@ -21,8 +21,7 @@ class ClimbState:
         maps: the base attribution, views flipped back and summed, ``(R, h, w)`` (graph if the base has one).
         view_maps: the maps of each view before that, ``(R, V, h, w)`` (graph).
         target: the class of each sample, ``(R,)``.
-        start_logits: the logits of the clean image, ``(R, V, K)``.
-        start_maps: the maps of the clean image, ``(R, h, w)``.
+        start_logits, start_maps: logits and maps of the clean image.
         mask: cells whose value should not change, ``(R, h, w)``, bool.
         activations: the forward itself, of R·V images.
     """
@@ -79,14 +78,10 @@ class Views:
 
 @dataclass(frozen=True)
 class Plan:
-    """A recipe with every part resolved to an object, and the base attribution.
+    """A recipe with every part as an object, and the base attribution; for the parts see `Recipe`.
 
     Attributes:
-        base, transform, objective, regularizers, mask, step_rule, clamp, views, aggregate, schedule: see `Recipe`.
-        scales: factors of the image's size.
         steps: at the longest scale.
-        stop: None takes all steps.
-        backoff: the factor by which a sample's steps shrink after each step that lowered its target's logit.
         accumulated: gives the maps that are summed in place of the base's (SEAM's maps after its pixel correlation
             module), from the same forward and without gradient; mask, regularizers and objective see the base.
     """

@@ -24,11 +24,7 @@ class _Sized:
 
 @dataclass(frozen=True)
 class LinfStep(_Sized):
-    """ξ · g / max|g|: the largest change of a sample's pixels is ξ (the released code).
-
-    Attributes:
-        size: ξ, in units of the normalised image.
-    """
+    """ξ · g / max|g|: the largest change of a sample is ξ, in units of the normalised image (the released code)."""
 
     size: float = 0.08
 
@@ -38,7 +34,7 @@ class LinfStep(_Sized):
 
 @dataclass(frozen=True)
 class RawStep(_Sized):
-    """ξ · g, the gradient as it is (Eqs. 3 and 6)."""
+    """ξ · g, the plain gradient (Eqs. 3 and 6)."""
 
     size: float = 0.008
 
@@ -118,14 +114,10 @@ CLAMPS = {"none": NoClamp(), "current": CurrentRange(), "clean": CleanRange()}
 class MarginGrowth:
     """Stop a sample when its margin over the highest other classes has grown by a share of its first value.
 
-    How far a fixed number of steps goes depends on the net, the image and the step. The margin ``y_c - mean of the k
-    highest others`` does not: doubling it means the same for every scale and offset of logits. The target's own logit
-    must have risen in all views, too. Where the margin starts near zero or below, a tenth of ``y_c - mean of all``
-    takes its place.
-
-    Attributes:
-        growth: the share by which the margin grows.
-        top_k: k.
+    How far a fixed number of steps goes depends on the net, the image and the step. The margin ``y_c - mean of the
+    top_k highest others`` does not: doubling it means the same for every scale and offset of logits. The target's own
+    logit must have risen in all views, too. Where the margin starts near zero or below, a tenth of
+    ``y_c - mean of all`` takes its place.
     """
 
     growth: float = 0.5

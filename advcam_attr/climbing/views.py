@@ -57,8 +57,8 @@ def rectified(maps: Tensor, acts: Activations, target: Tensor) -> Tensor:
 def released(maps: Tensor, acts: Activations, target: Tensor) -> Tensor:
     """Rectify, and divide by K⁺, the number of positive class weights.
 
-    This is the released code's Grad-CAM in closed form, but for the share of the views
-    (`advcam_attr.climbing.views.FLIP_PAIR_BY_SHARE`); its λ counts in these units.
+    This is the released code's Grad-CAM in closed form, but for the share of the views (`FLIP_PAIR_BY_SHARE`); its λ
+    counts in these units.
     """
     positive = (acts.class_weights(target) > 0).sum(1).clamp_min(1)
     return maps.relu() / positive[:, None, None].to(maps.dtype)

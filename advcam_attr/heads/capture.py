@@ -17,18 +17,12 @@ from advcam_attr.heads.weights import TailCall
 
 
 class Capture(TorchFunctionMode):
-    """Captures the mapped tensor of a forward, the calls after it if it is pooled, and the taps.
+    """Records the mapped tensor of a forward, the calls from its pooling to the logits, and the taps.
 
     Args:
         site: of the mapped tensor.
         taps: sites of other tensors by name.
-        cut: whether the autograd graph begins at the mapped tensor; nothing before it is kept.
-
-    Attributes:
-        raw: the mapped tensor, in the head's own layout.
-        pooled: the output of the call that pools it.
-        tail: the calls from there to the logits.
-        tapped: the taps' tensors.
+        cut: whether the autograd graph begins at the mapped tensor; nothing before it is stored.
     """
 
     def __init__(self, site: Site, taps: Mapping[str, Site], cut: bool = False) -> None:
@@ -87,7 +81,7 @@ class Capture(TorchFunctionMode):
 
 
 def _beginning(tensor: Tensor) -> Tensor:
-    """The start of a graph; no leaf, so that the net may change it in place."""
+    """Return the start of a graph; no leaf, so that the net may change it in place."""
     return tensor.detach().requires_grad_().clone()
 
 

@@ -36,7 +36,7 @@ _RESIDUAL = {"layer_norm", "rms_norm", "group_norm", "batch_norm", "add", "add_"
 
 
 def _mean_layout(call: Call) -> Layout | None:
-    """The layout whose grid this call averages, or None if it is no such mean."""
+    """The layout whose grid this call averages, if it is such a mean."""
     source = call.source
     if source is None or call.name not in MEANS or source.ndim not in (3, 4):
         return None
@@ -62,7 +62,7 @@ def _mean_layout(call: Call) -> Layout | None:
 
 
 def _plain_average(call: Call) -> bool:
-    """Whether an ``avg_pool`` with one output cell reads every input cell with one weight, and no padding."""
+    """Whether an ``avg_pool`` to one cell weighs all cells equally, without padding."""
     names = ("kernel_size", "stride", "padding")
     given = dict(zip(names, call.args[1:], strict=False)) | dict(call.kwargs)
     assert call.source is not None
@@ -85,7 +85,7 @@ class _Reduction:
 
 
 def _walk_back(trace: Trace, logits: Tensor) -> _Reduction:
-    """Walk from the logits through the tail to the first call that reads a grid; of several means, the latest."""
+    """Follow the tail to the first call that reads a grid; of several means, the latest."""
     made = trace.made_by(logits)
     if made is None or made < 0:
         raise AdvCAMError(
@@ -185,8 +185,8 @@ def _finish(
 def _grad_cam_grid(trace: Trace, logits: Tensor, reason: Reason, note: str) -> tuple[Grid, Tensor, Site]:
     """The last tensor over the grid through which every position still reaches the logits.
 
-    After the last attention before a class token, positions do not mix, and all but the token's own have no effect: the
-    search starts before the last call that mixes positions.
+    After the last attention before a class token only the token's position has an effect: the search starts before the
+    last call that mixes positions.
     """
     image = (trace.image.shape[2], trace.image.shape[3])
     mixer = _last_mixer(trace, trace.calls[trace.producer[id(logits)]], image, of_token=reason is Reason.CLASS_TOKEN)
@@ -204,7 +204,6 @@ def _grad_cam_grid(trace: Trace, logits: Tensor, reason: Reason, note: str) -> t
 
 
 def _is_flattening(call: Call) -> bool:
-    """Whether a call only flattens the grid of an (N, C, h, w) tensor, which is then mapped itself."""
     source = call.source
     if source is None or source.ndim != 4 or call.out.ndim != 3 or call.name not in RESHAPES:
         return False
@@ -250,7 +249,6 @@ def _last_mixer(trace: Trace, start: Call, image: tuple[int, int], of_token: boo
 
 
 def _ancestors(trace: Trace, call: Call) -> list[Call]:
-    """The calls that ``call`` depends on, latest first."""
     seen: set[int] = set()
     stack = [p for p in call.parents if p >= 0]
     while stack:
@@ -262,11 +260,7 @@ def _ancestors(trace: Trace, call: Call) -> list[Call]:
 
 
 def logits_of(output: object) -> Tensor:
-    """Return a model's output if it is logits ``(N, K)``.
-
-    Raises:
-        AdvCAMError: it is not one tensor of that shape.
-    """
+    """Return a model's output if it is logits ``(N, K)``."""
     if not isinstance(output, Tensor):
         size = f" of {len(output)}" if isinstance(output, (tuple, list, dict)) else ""
         raise AdvCAMError(
@@ -284,9 +278,6 @@ def find_head(trace: Trace, layer: str | None = None) -> Head:
     Args:
         trace: from `record`.
         layer: name of the module to map in place of the tensor that is found.
-
-    Raises:
-        AdvCAMError: no grid can be mapped, or ``layer`` is not a module on the way to the logits.
     """
     logits = logits_of(trace.output)
     reduction = _walk_back(trace, logits)
@@ -321,11 +312,7 @@ def _outputs(trace: Trace, layer: str) -> list[tuple[int, Tensor]]:
 
 
 def output_site(trace: Trace, layer: str) -> Site:
-    """Return the site of a module's last output.
-
-    Raises:
-        AdvCAMError: the module is not used, or no single call makes its output.
-    """
+    """Return the site of a module's last output."""
     made, tensor = _outputs(trace, layer)[-1]
     if made < 0 or next(iter(tensors_in(trace.calls[made].out))) is not tensor:
         raise AdvCAMError(f"the output of layer {layer!r} is the image, or one of several of one call; name another")

@@ -46,10 +46,10 @@ class Site:
 
 @dataclass(frozen=True)
 class Head:
-    """A classifier's head; printed, a description.
+    """A classifier's head; ``print`` it for a description.
 
     Attributes:
-        kind: the head in words, e.g. ``"NCHW mean -> linear"``.
+        kind: e.g. ``"NCHW mean -> linear"``.
         exactness: ``"exact"``: the mean of a class map plus a constant is the logit; ``"linearised"``: the class
             weights are the derivative of the logit (norms after the pool with their scale frozen); ``"none"``: there
             is no class activation map, Grad-CAM's family works on ``layer``.
@@ -58,7 +58,7 @@ class Head:
         grid: (h, w) of the map.
         channels: C.
         classes: K.
-        stride: image pixels a grid cell, (vertical, horizontal).
+        stride: image pixels per grid cell, (vertical, horizontal).
         prefix: tokens before the grid's (class and register tokens).
         reason: of the exactness.
         note: the reason in one line.

@@ -1,7 +1,7 @@
 """Trace of a forward: its torch function calls, and which of them made each tensor.
 
 Calls are recorded by `torch.overrides.TorchFunctionMode`: functional or from a module, in place or not, on real and on
-meta tensors, without hooks or copies of the model. The same mechanism finds a tensor in later forwards.
+meta tensors, without hooks or copies of the model.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def exchanged(value: Any, old: Tensor, new: Tensor) -> Any:
 
 
 def function_name(func: Callable[..., Any]) -> str:
-    """Return the plain name of a torch function: ``mean`` for both ``Tensor.mean`` and ``torch.mean``."""
+    """Return ``mean`` for both ``Tensor.mean`` and ``torch.mean``."""
     return str(getattr(func, "__name__", type(func).__name__))
 
 
@@ -55,10 +55,7 @@ class Call:
     """One torch function call of the forward.
 
     Attributes:
-        index: its position in the trace.
-        func, name: the function and its plain name.
         occurrence: how many calls of this name came before it; with the name, it identifies the call.
-        args, kwargs: its arguments.
         out: its result (for an item assignment, the tensor that changed).
         parents: the calls that made its image-dependent arguments; -1 is the image itself.
     """
@@ -83,9 +80,7 @@ class Trace:
     """A recorded forward.
 
     Attributes:
-        image: the model's input.
         calls: all calls that depend on the image, in order.
-        output: the model's output.
         emitters: the outputs of each module, by name, with the calls that made them.
         producer: by ``id``, the index of the latest call that made or changed a tensor.
     """
@@ -175,12 +170,12 @@ class Grid:
 
 
 def is_vector(tensor: Tensor) -> bool:
-    """Whether a tensor holds one number a channel and no grid."""
+    """Whether a tensor holds one number per channel and no grid."""
     return sum(size > 1 for size in tensor.shape[1:]) <= 1
 
 
 def _token_grid(tokens: int, image: tuple[int, int], *, prefixes: int = 9) -> tuple[tuple[int, int], int] | None:
-    """Factor a token count into a grid of the image's shape, after at most ``prefixes - 1`` other tokens."""
+    """Factor a token count into a grid of the image's shape and fewer than ``prefixes`` tokens before it."""
     height, width = image
     for prefix in range(min(prefixes, tokens - 3)):
         h = round(math.sqrt((tokens - prefix) * height / width))
@@ -190,7 +185,7 @@ def _token_grid(tokens: int, image: tuple[int, int], *, prefixes: int = 9) -> tu
 
 
 def _fits(h: int, w: int, image: tuple[int, int]) -> bool:
-    """Whether (h, w) can be the image's grid: the same shape up to rounding, and coarser than the image."""
+    """Whether (h, w) has the image's shape up to rounding, and is coarser."""
     height, width = image
     return 1 < h <= height and 1 < w <= width and abs(h * width - w * height) < max(image) + min(h, w)
 
@@ -244,9 +239,6 @@ def scale_calls(calls: Sequence[Any]) -> set[int]:
 
     These are ``rsqrt``, ``var`` and their like if they feed, through sums and clamps, only products with another tensor
     of the tail: frozen, they make ``x * rsqrt(x.square().mean() + eps)`` an affine map of x.
-
-    Args:
-        calls: with ``name``, ``args``, ``kwargs`` and ``out``, in order.
     """
     made = {id(t): i for i, call in enumerate(calls) for t in tensors_in(call.out)}
     users: dict[int, list[int]] = {}
@@ -291,7 +283,6 @@ def tail_effects(tail: tuple[Call, ...]) -> set[str]:
 
 
 def _tail_effect(call: Call) -> str:
-    """The effect of a call on its vector: ``"affine"``, ``"norm"`` or ``"nonlinear"``."""
     if call.name in RESHAPES:
         return "affine"
     if call.name == "batch_norm":

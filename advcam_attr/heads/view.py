@@ -1,8 +1,4 @@
-"""Head views: the features, logits and class weights of a classifier, from one forward.
-
-Nothing is installed on the model: tensors are captured where Python passes them to the torch function that reads (or
-makes) them.
-"""
+"""Head views: the features, logits and class weights of a classifier, from one forward without hooks."""
 
 from __future__ import annotations
 
@@ -36,8 +32,7 @@ class Activations:
         x: the images, ``(B, C, H, W)``.
         features: the mapped tensor, ``(B, C, h, w)``, on the autograd graph, in the model's precision.
         logits: ``(B, K)``, float32 (float64 stays), on the graph.
-        head: the classifier's head.
-        taps: outputs of the view's tapped modules in the same forward, by name.
+        taps: outputs of the view's tapped modules, by name.
     """
 
     x: Tensor
@@ -55,21 +50,15 @@ class Activations:
         return canonical(gradient, self.head)
 
     def class_weights(self, target: Tensor) -> Tensor:
-        """Return the class weights of one class an image, ``(B, C)``, detached.
+        """Return the class weights of one class ``(B,)`` per image, ``(B, C)``, detached.
 
         ``mean(einsum("bc,bchw->bhw", weights, features)) + constant == logit`` for exact heads (and, image by image,
         for heads with a norm after the pool, its scale frozen).
-
-        Args:
-            target: the class of each image, ``(B,)``.
-
-        Raises:
-            AdvCAMError: the head has no class weights.
         """
         return class_weights(self._need_tail(), target)
 
     def class_map(self, target: Tensor) -> Tensor:
-        """Return the class activation map of one class an image, ``(B, h, w)``; class weights carry no gradient."""
+        """Return the class activation map of one class per image, ``(B, h, w)``; class weights carry no gradient."""
         weights = self.class_weights(target).to(self.features.dtype)
         return at_least_float32(torch.einsum("bc,bchw->bhw", weights, self.features))
 
@@ -105,23 +94,12 @@ def canonical(tensor: Tensor, head: Head) -> Tensor:
 
 
 class HeadView:
-    """The view of a classifier as features and logits.
+    """A classifier as features and logits.
 
     Args:
         model: any eager classifier whose forward takes ``(N, C, H, W)`` and returns logits ``(N, K)``.
         layer: the module (or its name) whose output is mapped; None finds the tensor that is pooled.
         taps: names of modules whose outputs `Activations.taps` holds.
-
-    Example:
-        >>> import torch
-        >>> from advcam_attr import heads
-        >>> net = torch.nn.Sequential(
-        ...     torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(1),
-        ...     torch.nn.Flatten(), torch.nn.Linear(4, 2),
-        ... )
-        >>> head = heads.view(net).inspect(torch.rand(1, 3, 8, 8))
-        >>> head.kind, head.exactness, head.layer, head.grid
-        ('NCHW mean -> linear', 'exact', '1', (6, 6))
     """
 
     def __init__(self, model: nn.Module, layer: str | nn.Module | None = None, taps: Sequence[str] = ()) -> None:
@@ -137,14 +115,9 @@ class HeadView:
         return f"HeadView({type(self.model).__name__}, layer={self.layer!r})"
 
     def inspect(self, x: Tensor, *extra: Any) -> Head:
-        """Return the head for images of this size; traced once per size, and verified.
+        """Return the head for images of the size of ``x``, ``(N, C, H, W)``; traced once per size, and verified.
 
-        Args:
-            x: ``(N, C, H, W)``; the first image is used.
-            *extra: further arguments of the forward, for one image.
-
-        Raises:
-            AdvCAMError: no grid can be mapped, or the identity of the head does not hold.
+        Only the first image is used; ``extra`` are further arguments of the forward, for one image.
         """
         return self._sites(x, *extra)[0]
 
@@ -158,11 +131,7 @@ class HeadView:
         return self._found[key]
 
     def require(self, x: Tensor, *extra: Any, exactness: Sequence[Exactness] = ("exact", "linearised")) -> Head:
-        """Return the head like `inspect`, if it supports class activation maps.
-
-        Raises:
-            AdvCAMError: it does not; the message names the methods that do.
-        """
+        """Return the head like `inspect`; raise AdvCAMError if it does not support class activation maps."""
         head = self.inspect(x, *extra)
         if head.exactness not in exactness:
             raise AdvCAMError(f"no class activation map for {type(self.model).__name__}: {head.note}; {head.advice}")
@@ -179,9 +148,6 @@ class HeadView:
             memo: class weights that are the same for every image, shared by the forwards of a climb.
             to_images: whether gradients reach the images; without, they reach the features only, and nearly all of the
                 memory is saved.
-
-        Raises:
-            AdvCAMError: the model does not return logits, or took another path than when it was traced.
         """
         head, sites = self._sites(x, *extra)
         capture = Capture(head.site, sites, cut=not to_images)
@@ -211,8 +177,8 @@ class HeadView:
     def _resized(self, known: Found, modules: int, image: Tensor, *extra: Any) -> Found | None:
         """The head at another image size, if a trace of shapes alone shows the verified head on another grid.
 
-        Data sets have hundreds of sizes, and this costs no forward. The user's hooks must not see tensors without data,
-        so a model with hooks is traced as it is.
+        Data sets have hundreds of sizes, and this costs no forward. Hooks of the user must not see tensors without
+        data, so a model with hooks is traced with real ones.
         """
         hooked = any(module._forward_hooks or module._forward_pre_hooks for module in self.model.modules())
         if extra or hooked or image.is_meta or not bool(image.isfinite().all()):
@@ -230,7 +196,6 @@ class HeadView:
         return (head, taps) if same else None
 
     def _find(self, image: Tensor, *extra: Any) -> Found:
-        """Trace one image, and verify the head unless the tensors are on the meta device."""
         trace = record(self.model, self.cast(image), *extra)
         head = find_head(trace, self.layer)
         if not image.is_meta and _are_probabilities(trace.output):
@@ -253,7 +218,6 @@ class HeadView:
 
 
 def _are_probabilities(outputs: Tensor) -> bool:
-    """Whether outputs ``(N, K)`` are probabilities."""
     return outputs.shape[1] > 1 and bool((outputs >= 0).all()) and bool(((outputs.sum(1) - 1).abs() < 1e-3).all())
 
 
@@ -281,9 +245,6 @@ def inspect(model: nn.Module, inputs: Tensor | None = None, *, layer: str | nn.M
         layer       1 (NCHW)
         grid        222 x 222 cells of 4 channels, stride 1.00901 x 1.00901
         CAM         exact: the mean of a class's map plus a constant is its logit
-
-    Raises:
-        AdvCAMError: no grid can be mapped.
     """
     if inputs is None:
         config = getattr(unwrapped(model), "pretrained_cfg", None) or {}
@@ -305,7 +266,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 
 def _on_meta(model: nn.Module) -> nn.Module:
-    """A copy of the model in eval mode on the meta device: its modules and shapes without its numbers."""
+    """A copy in eval mode on the meta device: modules and shapes without numbers."""
     memo: dict[int, Any] = {id(buffer): buffer.detach().to("meta") for buffer in model.buffers()}
     for parameter in model.parameters():
         memo[id(parameter)] = nn.Parameter(parameter.detach().to("meta"), requires_grad=False)
@@ -313,7 +274,6 @@ def _on_meta(model: nn.Module) -> nn.Module:
 
 
 def _not_finite(model: nn.Module, image: Tensor) -> str:
-    """The reason why logits are not finite."""
     if not bool(image.isfinite().all()):
         return "the image has NaN or infinite values"
     for name, parameter in model.named_parameters():

@@ -1,10 +1,9 @@
 """Class weights of any head: the derivative of its recorded tail.
 
-The tail, from the pooled vector to the logits, is a handful of recorded calls that can be replayed on another vector.
-Its derivative gives the class weights of every kind of head: a linear layer's rows, their product with an affine norm,
-the mean of two heads, the unit vectors of a net that pools its class maps. A layer norm is invariant to the scale of
-its input, so the plain derivative times the features sums to zero whatever the logit is; norms are therefore replayed
-with their scale frozen, which makes them affine.
+The tail, the few calls from the pooled vector to the logits, is replayed on another vector, so that one derivative
+serves every kind of head. A layer norm is invariant to the scale of its input, and its plain derivative times the
+features sums to zero whatever the logit is; norms are therefore replayed with their scale frozen, which makes them
+affine.
 """
 
 from __future__ import annotations
@@ -41,12 +40,7 @@ class Tail:
     logits: Tensor
 
     def __call__(self, pooled: Tensor, *, freeze_scales: bool = False) -> Tensor:
-        """Replay the tail on another vector of the same shape: ``(B, K)``.
-
-        Args:
-            pooled: as ``self.pooled``.
-            freeze_scales: whether norms divide by the scale of the recorded forward.
-        """
+        """Replay the tail on another vector of the same shape, scales of norms frozen or not: ``(B, K)``."""
         known: dict[int, Any] = {id(self.pooled): pooled}
         scales = scale_calls(self.calls) if freeze_scales else set()
         for i, call in enumerate(self.calls):
@@ -116,7 +110,7 @@ def _frozen_norm(call: TailCall, x: Tensor) -> Tensor:
 
 
 def class_weights(tail: Tail, target: Tensor) -> Tensor:
-    """Return the derivative of one logit an image to the pooled vector, scales of norms frozen: ``(B, C)``."""
+    """Return the derivative of one logit per image to the pooled vector, scales of norms frozen: ``(B, C)``."""
     with torch.enable_grad():
         pooled = tail.pooled.detach().requires_grad_()
         logits = tail(pooled, freeze_scales=True)
@@ -142,9 +136,6 @@ def check_identity(head: Head, features: Tensor, tail: Tail, *, tolerance: float
 
     Two vectors are compared, the mean of the features and the same channels in another order, so that a constant (far
     larger than the features in an untrained net) cannot hide an error.
-
-    Raises:
-        AdvCAMError: it does not.
     """
     with torch.no_grad():
         loose = max(tolerance, 40 * torch.finfo(tail.pooled.dtype).eps)

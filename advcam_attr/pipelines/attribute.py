@@ -78,13 +78,7 @@ class ScaleScores:
 
 @dataclass(frozen=True)
 class ClassScores:
-    """The scores of one class of an image.
-
-    Attributes:
-        index, name: the class.
-        overlay: the overlay's file name.
-        scores: one entry a scale.
-    """
+    """The scores of one class of an image, one entry per scale, and its overlay's file name."""
 
     index: int
     name: str
@@ -94,14 +88,7 @@ class ClassScores:
 
 @dataclass(frozen=True)
 class ImageResult:
-    """The outcome for one image.
-
-    Attributes:
-        image: its file.
-        status: ``"written"``, ``"kept"`` (up to date already) or ``"failed"``.
-        classes: of a written image.
-        error: of a failed image.
-    """
+    """The outcome for one image: written with its classes, kept (up to date already), or failed with an error."""
 
     image: Path
     status: Literal["written", "kept", "failed"]
@@ -148,7 +135,6 @@ def attribute_images(images: Sequence[Path], out: Path, settings: Settings) -> I
 
 
 def advcam_of(model: nn.Module, settings: Settings) -> AdvCAM:
-    """Return the attribution that the settings describe."""
     execution = {name: settings.overrides.get(name, False) for name in ("autocast", "channels_last")}
     changes = {name: value for name, value in settings.overrides.items() if name not in execution}
     try:
@@ -194,7 +180,7 @@ class _Maps:
 
     Attributes:
         advcam, base: ``(T, H, W)``.
-        scores: of each class, one entry a scale.
+        scores: of each class, one entry per scale.
         steps: the sums after each of S steps at the scale nearest 1, ``(T, S + 1, h, w)``.
     """
 
@@ -216,7 +202,6 @@ class _Run:
     out: Path
 
     def results(self, jobs: Sequence[Job]) -> Iterator[ImageResult]:
-        """Read images, batch those of one shape, climb and write them."""
         batch: list[_Ready] = []
         for job in jobs:
             try:
@@ -245,14 +230,14 @@ class _Run:
         return ImageResult(job.image, "failed", error=f"{job.image}: {error}")
 
     def _read(self, image: Path) -> tuple[Tensor, Tensor | None]:
-        picture = read_rgb(image)
-        x = self.loaded.preprocess(picture)
+        pixels = read_rgb(image)
+        x = self.loaded.preprocess(pixels)
         if self.settings.saliency is None:
             return x.to(self.device), None
         found = [p for p in sorted(self.settings.saliency.glob(f"{glob.escape(image.stem)}.*")) if is_image(p)]
         if not found:
             raise AdvCAMError(f"no saliency map for {image} in {self.settings.saliency}")
-        saliency = read_rgb(found[0]).resize(picture.size)
+        saliency = read_rgb(found[0]).resize(pixels.size)
         return x.to(self.device), self.loaded.display(self.loaded.preprocess(saliency)).mean(0).to(self.device)
 
     def _classes(self, x: Tensor) -> Classes:
@@ -270,15 +255,14 @@ class _Run:
 
     def _finish(self, batch: Sequence[_Ready]) -> Iterator[ImageResult]:
         try:
-            climbed = self._climb(batch)
+            found = self._climb(batch)
         except AdvCAMError as error:
             yield from (self._failed(ready.job, error) for ready in batch)
             return
-        for ready, maps in zip(batch, climbed, strict=True):
+        for ready, maps in zip(batch, found, strict=True):
             yield self._write(ready, maps)
 
     def _climb(self, batch: Sequence[_Ready]) -> list[_Maps]:
-        """Climb all classes of a batch of images."""
         x = torch.stack([ready.x for ready in batch])
         detected = [ready.saliency for ready in batch if ready.saliency is not None]
         target = [c for ready in batch for c in ready.targets]
@@ -291,8 +275,8 @@ class _Run:
         sums: list[Tensor] = []
         track: list[Tensor] = []
         scores: list[list[ScaleScores]] = [[] for _ in target]
-        walk = self.advcam.climb(x, target, saliency=torch.stack(detected) if detected else None, image_of=image_of)
-        for step, total in totals(walk, plan.aggregate):
+        climbed = self.advcam.climb(x, target, saliency=torch.stack(detected) if detected else None, image_of=image_of)
+        for step, total in totals(climbed, plan.aggregate):
             logits = step.logits[:, 0].cpu()  # the mirror image comes second
             likely = logits.softmax(1) if self.settings.probability == "softmax" else logits.sigmoid()
             track.append(torch.stack([v[range(len(target)), target] for v in (logits, likely)], 1))
@@ -323,8 +307,8 @@ class _Run:
             for target, overlay, scores in zip(ready.targets, names, maps.scores, strict=True)
         )
         record = self.out / f"{ready.job.name}.json"
-        picture = self.loaded.display(ready.x).permute(1, 2, 0).cpu().numpy()
-        drawings = [self._overlay(picture, one, maps, t) for t, one in enumerate(found)]
+        pixels = self.loaded.display(ready.x).permute(1, 2, 0).cpu().numpy()
+        drawings = [self._overlay(pixels, one, maps, t) for t, one in enumerate(found)]
         make_folder(self.out)
         record.unlink(missing_ok=True)
         for name, drawing in zip(names, drawings, strict=True):
@@ -355,12 +339,12 @@ class _Run:
                 old.unlink(missing_ok=True)
         return ImageResult(ready.job.image, "written", found)
 
-    def _overlay(self, picture: np.ndarray, one: ClassScores, maps: _Maps, t: int) -> Image.Image:
+    def _overlay(self, pixels: np.ndarray, one: ClassScores, maps: _Maps, t: int) -> Image.Image:
         steps = sum(len(scores.logit) - 1 for scores in one.scores)
         title = _BASE_TITLES.get(self.settings.base, self.settings.base)
         at = min(one.scores, key=lambda scores: abs(scores.scale - 1))
         return panels(
-            [[picture, heat_over(picture, maps.base[t].numpy()), heat_over(picture, maps.advcam[t].numpy())]],
+            [[pixels, heat_over(pixels, maps.base[t].numpy()), heat_over(pixels, maps.advcam[t].numpy())]],
             ["image", title, f"AdvCAM, {steps} steps"],
             [
                 f"{one.name}:  logit {at.logit[0]:.1f} → {at.logit[-1]:.1f},  "

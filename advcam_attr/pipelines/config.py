@@ -62,11 +62,7 @@ class MaskedData:
     masks: str = "auto"
 
     def read(self, split: str) -> SegmentationData:
-        """Return a split, given by its name or the path of its list.
-
-        Raises:
-            AdvCAMError: The split cannot be read.
-        """
+        """Return a split, given by its name or the path of its list."""
         from advcam_attr.data.coco import read_coco
         from advcam_attr.data.voc import read_voc
 
@@ -80,15 +76,7 @@ class MaskedData:
 
 
 def path_of(text: str | Path) -> Path:
-    """Return a path with ``~`` and ``$VARIABLES`` expanded.
-
-    Raises:
-        AdvCAMError: A variable is not set.
-
-    Example:
-        >>> path_of("data/voc").as_posix()
-        'data/voc'
-    """
+    """Return a path with ``~`` and ``$VARIABLES`` expanded."""
     expanded = os.path.expandvars(os.path.expanduser(text))
     if "$" in expanded:
         raise AdvCAMError(f"{text}: set the environment variable {expanded[expanded.index('$') :].split('/')[0]}")
@@ -96,7 +84,7 @@ def path_of(text: str | Path) -> Path:
 
 
 def with_paths(config: Config, *names: str) -> Config:
-    """Return a dataclass in which the fields of these names, its own and nested ones, are expanded paths."""
+    """Return a dataclass with the fields of these names, its own and nested ones, as expanded paths."""
     changes: dict[str, Any] = {}
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
@@ -108,11 +96,7 @@ def with_paths(config: Config, *names: str) -> Config:
 
 
 def config_of(run: Path) -> Path:
-    """Return the configuration file of a run folder.
-
-    Raises:
-        AdvCAMError: There is none.
-    """
+    """Return the configuration file of a run folder."""
     if not (run / CONFIG).is_file():
         raise AdvCAMError(f"{run} is no run folder: it has no {CONFIG}; run a stage into it first")
     return run / CONFIG
@@ -140,23 +124,12 @@ def recorded_config(run: Path, config: Any) -> Iterator[None]:
 
 
 def check_keys(config: type[Any], values: Mapping[str, Any], section: str = "") -> None:
-    """Check a nested mapping, as read from YAML, for keys of earlier releases that ``config`` does not have.
+    """Raise AdvCAMError for keys of earlier releases in a mapping read from YAML, naming their new keys.
 
     Args:
         config: The dataclass that the values are for; its own ``renamed_keys`` precede `RENAMED_KEYS`.
-        values: The mapping.
+        values: The nested mapping.
         section: Key of the mapping in the whole file.
-
-    Raises:
-        AdvCAMError: A key was renamed; the message names the new one.
-
-    Example:
-        >>> @dataclass
-        ... class Net:
-        ...     class_map: str | None = None
-        >>> check_keys(Net, {"known": "map.json"}, "net")
-        Traceback (most recent call last):
-        advcam_attr.types.AdvCAMError: net.known is now net.class_map
     """
     kinds, renamed = get_type_hints(config), {**RENAMED_KEYS, **getattr(config, "renamed_keys", {})}
     for key, value in values.items():

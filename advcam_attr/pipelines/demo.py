@@ -1,7 +1,6 @@
-"""A demonstration: CAM and AdvCAM on toy scenes with exact masks, offline.
+"""A demonstration: CAM and AdvCAM of a small classifier on toy scenes with exact masks, offline.
 
-A small classifier is trained on class labels of drawn scenes, and its maps are scored against the masks. Each method's
-threshold is the best on validation scenes; the scores are those of other test scenes.
+Each method's threshold is the best on validation scenes; the scores are those of other test scenes.
 """
 
 from __future__ import annotations
@@ -42,10 +41,8 @@ class DemoSettings:
     """Size of the demonstration.
 
     Attributes:
-        seed: of scenes and training.
         train, validation, test: numbers of scenes.
         size: height and width of scenes.
-        epochs: of training.
         shown: number of test scenes in the figure.
     """
 
@@ -71,15 +68,7 @@ class Score:
 
 @dataclass(frozen=True)
 class DemoResult:
-    """Results of the demonstration.
-
-    Attributes:
-        accuracy: of class decisions on the test scenes, in percent.
-        scores: of each method.
-        seconds: wall-clock time.
-        table: the scores in Markdown.
-        table_file, scores_file, figure_file: the written files.
-    """
+    """Results of the demonstration: ``accuracy`` of class decisions in percent, ``scores``, and these as Markdown."""
 
     accuracy: float
     scores: tuple[Score, ...]
@@ -148,13 +137,12 @@ def small_net(num_classes: int = len(CLASS_NAMES)) -> nn.Sequential:
 
 
 def normalise(images: Tensor) -> Tensor:
-    """Normalize images in [0, 1] to the net's input."""
     return (images - 0.5) / 0.25
 
 
 @_one_thread()
 def train_net(scenes: ToyScenes, epochs: int, seed: int = 0, batch_size: int = 32) -> nn.Sequential:
-    """Train a `small_net` on the class labels of scenes, and return it in eval mode; global random state is kept."""
+    """Train a `small_net` on the class labels of scenes, and return it in eval mode; restore global random state."""
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -166,9 +154,9 @@ def train_net(scenes: ToyScenes, epochs: int, seed: int = 0, batch_size: int = 3
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=epochs * batches)
     for _ in range(epochs):
         order = torch.randperm(len(x), generator=generator)[: batches * batch_size]
-        for rows in order.split(batch_size):
+        for chunk in order.split(batch_size):
             mirrored = [axis for axis in (2, 3) if torch.rand((), generator=generator) < 0.5]
-            loss = F.multilabel_soft_margin_loss(net(x[rows].flip(mirrored)), y[rows])
+            loss = F.multilabel_soft_margin_loss(net(x[chunk].flip(mirrored)), y[chunk])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -231,18 +219,17 @@ def _write(result: DemoResult, settings: DemoSettings, test: ToyScenes, maps: di
 
 
 def _figure(scenes: ToyScenes, maps: dict[str, Tensor], thresholds: dict[str, float], shown: int) -> Image.Image:
-    """Draw the first scenes: image, truth, and for each method the map of one class and the labels of all."""
     titles = ["image", "truth"]
     for method, threshold in thresholds.items():
         titles += [f"{method}: one class", f"{method} > {threshold:.2f}"]
     rows, captions = [], []
     for n in range(min(shown, len(scenes.images))):
-        picture = scenes.images[n].permute(1, 2, 0).numpy()
+        image = scenes.images[n].permute(1, 2, 0).numpy()
         labels = scenes.labels[n].nonzero()[:, 0].tolist()
-        row = [picture, labels_over(picture, scenes.masks[n].numpy())]
+        row = [image, labels_over(image, scenes.masks[n].numpy())]
         for method, threshold in thresholds.items():
             found = label_maps(maps[method][n : n + 1], threshold)[0]
-            row += [heat_over(picture, maps[method][n, labels[0]].numpy()), labels_over(picture, found.numpy())]
+            row += [heat_over(image, maps[method][n, labels[0]].numpy()), labels_over(image, found.numpy())]
         rows.append(row)
         captions.append(f"{', '.join(CLASS_NAMES[k] for k in labels)}; heat for {CLASS_NAMES[labels[0]]}")
     return panels(rows, titles, captions, cell=2 * scenes.images.shape[2])
@@ -272,10 +259,10 @@ def toy_data(folder: Path, count: int) -> SegmentationData:
     """Write ``count`` test scenes to a folder as ``NNNN.png``, if missing, and return them with their masks."""
     scenes = make_scenes(count, seed=TEST_SEED)
     samples = []
-    for n, (picture, labels) in enumerate(zip(scenes.images, scenes.labels, strict=True)):
+    for n, (image, labels) in enumerate(zip(scenes.images, scenes.labels, strict=True)):
         path = folder / f"{n:04d}.png"
         if not path.is_file():
-            values = (picture * 255).round().byte().permute(1, 2, 0).numpy()
+            values = (image * 255).round().byte().permute(1, 2, 0).numpy()
             with replacing(path) as file:
                 Image.fromarray(values).save(file)
         samples.append(Sample(path.stem, path, tuple(labels.nonzero()[:, 0].tolist())))

@@ -40,27 +40,15 @@ def evaluate_seeds(
 
     The protocol is that of the released scripts: a pixel is of its strongest class where that class's ``high_res`` map
     exceeds the threshold, counts are pooled over images, void pixels are ignored, and the mean IoU is over all classes
-    that occur, the background included. Images without labels are background.
+    that occur, the background included. Images without labels are background; those without a mask are left out and
+    named in the result.
 
     Args:
         maps: by image id.
-        data: images, classes and masks. Images without a mask are left out and named in the result.
         thresholds: ascending; `advcam_attr.metrics.seeds.SEED_THRESHOLDS` has those of the released scripts.
-        samples: a shard; `advcam_attr.metrics.evaluation.merge_seeds` merges shards. None takes all.
+        samples: a shard, for `advcam_attr.metrics.evaluation.merge_seeds`; None takes all.
         device: where pixels are counted.
         allow_missing: leave out images whose maps are missing or damaged, and name them in the result.
-
-    Returns:
-        The counts, which all measures are computed from.
-
-    Raises:
-        AdvCAMError: Maps are missing, not finite, or of another size than the mask; a mask is damaged; or no image has
-            a mask.
-
-    Example:
-        >>> evaluation = evaluate_seeds(MapStore("run/maps"), data)  # doctest: +SKIP
-        >>> evaluation.sweep.best_threshold(), evaluation.at().scores().mean_iou  # doctest: +SKIP
-        (0.2, 0.556)
     """
     chosen = data.samples if samples is None else tuple(samples)
     missing: dict[str, str] = {}
@@ -104,24 +92,13 @@ def evaluate_masks(
 ) -> MaskEvaluation:
     """Score label maps ``<id>.png`` of a folder against the masks of a data set.
 
-    Predicted void (255), which training ignores, counts as background, as in the released evaluation.
+    Predicted void (255), which training ignores, counts as background, as in the released evaluation. Images without
+    a mask are left out and named in the result.
 
     Args:
         folder: label maps, see `advcam_attr.data.masks.read_labels`.
-        data: images, classes and masks. Images without a mask are left out and named in the result.
         samples: a shard; None takes all.
         allow_missing: leave out images whose files are missing or damaged, and name them in the result.
-
-    Returns:
-        The counts, which all measures are computed from.
-
-    Raises:
-        AdvCAMError: A file is missing, damaged, of another size than the mask, or holds labels outside the classes; or
-            no image has a mask.
-
-    Example:
-        >>> evaluate_masks(Path("run/masks"), data).scores().mean_iou  # doctest: +SKIP
-        0.699
     """
     chosen = data.samples if samples is None else tuple(samples)
     labels = len(data.classes) + 1
@@ -155,12 +132,7 @@ def evaluate_masks(
 
 
 def left_out(scope: Scope) -> list[str]:
-    """Return sentences on the images that were not scored.
-
-    Example:
-        >>> left_out(Scope("voc test", ("cat",), ("a",), unmasked={"b": "no mask of b", "c": "no mask of c"}))
-        ['left out: 2 of 3 images, which have no true mask: b, c']
-    """
+    """Return sentences on the images that were not scored."""
     count = len(scope.ids) + len(scope.missing) + len(scope.unmasked)
     groups = ((scope.unmasked, "which have no true mask"), (scope.missing, "whose maps are missing or damaged"))
     return [f"left out: {len(some)} of {count} images, {why}: {few(some)}" for some, why in groups if some]
@@ -187,7 +159,6 @@ def save_counts(evaluation: SeedEvaluation, path: Path) -> None:
 
 
 def load_counts(path: Path) -> SeedEvaluation:
-    """Read the counts that `save_counts` wrote."""
     try:
         with safe_open(path, framework="pt") as file:
             scope = json.loads(file.metadata()["scope"])
@@ -223,7 +194,6 @@ def _mask(data: SegmentationData, sample: Sample, unmasked: dict[str, str]) -> T
 def _scope(
     data: SegmentationData, ids: Sequence[str], missing: dict[str, str], unmasked: dict[str, str], *, whole: bool
 ) -> Scope:
-    """Return which images were scored; a whole data set must have some."""
     if twice := [id for id, times in Counter(ids).items() if times > 1]:
         raise AdvCAMError(f"{data.name} {data.split} has several images of one id, e.g. {twice[0]}")
     if whole and not ids:

@@ -27,7 +27,6 @@ class BatchMaps:
     """The maps of one batch.
 
     Attributes:
-        samples: the batch.
         maps: for each number of steps, the maps of the samples that have some, by id.
         predicted: the class of the highest logit by id; for boxes only.
         failed: id and reason of the other samples.
@@ -52,7 +51,7 @@ class _Read:
 
 
 class MapMaker:
-    """Climbs batches of samples of one size.
+    """Maker of the maps of batches, each of samples of one size.
 
     Args:
         net: the classifier, on its device.
@@ -89,9 +88,7 @@ class MapMaker:
     def batches(self, todo: Sequence[tuple[Sample, ...]]) -> Iterator[BatchMaps]:
         """Yield the maps of all batches, in order.
 
-        Raises:
-            AdvCAMError: too little memory; or the net cannot be used for the first batch. Images of later batches that
-                it cannot be used for are their failures.
+        An error stops the run if it is of memory or of the first batch; in later ones it is a failure of their images.
         """
         succeeded = False
         for read in prefetched(self._read, todo, workers=self.settings.runtime.workers):
@@ -152,7 +149,6 @@ class MapMaker:
         return ~found if found.dtype == torch.bool else found <= 0.5
 
     def _maps(self, read: _Read) -> BatchMaps:
-        """Climb a batch, and divide its grids among the samples."""
         maps: dict[int, dict[str, GridMaps]] = {t: {} for t in self.steps}
         failed = list(read.failed)
         predicted: dict[str, int] = {}
@@ -172,8 +168,8 @@ class MapMaker:
             if self.settings.size is not None:
                 predicted = {sample.id: k for sample, k in zip(read.samples, classes, strict=True)}
         for sample, size, end in zip(read.samples, read.sizes, accumulate(counts), strict=True):
-            rows = slice(end - len(sample.labels), end)
-            found = {t: tuple(grid[rows] for grid in some) for t, some in grids.items()}
+            its = slice(end - len(sample.labels), end)
+            found = {t: tuple(grid[its] for grid in some) for t, some in grids.items()}
             if all(bool(grid.isfinite().all()) for some in found.values() for grid in some):
                 labels = (predicted[sample.id],) if self.settings.target == "predicted" else sample.labels
                 for t in self.steps:
@@ -194,10 +190,10 @@ class MapMaker:
         saliency = None
         if background is not None:
             saliency = ~to_grid(background.to(self.device), (x.shape[2], x.shape[3]))
-        for rows in torch.arange(len(target), device=self.device).split(at_once):
-            classes = [target[row] for row in rows.tolist()]
-            walk = self.advcam.climb(x, classes, steps=max(wanted), saliency=saliency, image_of=image_of[rows])
-            for step, total in totals(walk, self.plan.aggregate):
+        for chunk in torch.arange(len(target), device=self.device).split(at_once):
+            classes = [target[r] for r in chunk.tolist()]
+            climbed = self.advcam.climb(x, classes, steps=max(wanted), saliency=saliency, image_of=image_of[chunk])
+            for step, total in totals(climbed, self.plan.aggregate):
                 predicted += _best(step) if step.index == 0 else []
                 if step.index in wanted:
                     parts[step.index].append(total)
@@ -205,7 +201,6 @@ class MapMaker:
         return sums, predicted
 
     def _check_head(self, x: Tensor) -> None:
-        """Check that the net takes images of this size and has all classes of the data."""
         remedy = "choose another size"
         if self.settings.size is None:
             remedy = f"seeds need a net that takes any size, or scales other than {self.plan.scales}"
@@ -224,5 +219,5 @@ class MapMaker:
 
 
 def _best(step: ClimbStep) -> list[int]:
-    """The class of the highest logit of each image (the first view)."""
+    """The class of the highest logit of each image (in its first view)."""
     return [int(k) for k in step.logits[:, 0].argmax(1)]

@@ -87,11 +87,7 @@ class MapSettings:
             raise AdvCAMError(f"batch and the sides of size must be at least 1, got {self.batch} and {self.size}")
 
     def whole_recipe(self) -> Recipe:
-        """Return the recipe with its changes and scales.
-
-        Raises:
-            AdvCAMError: an unknown recipe or part.
-        """
+        """Return the recipe with its changes and scales."""
         try:
             if self.method == "cam":
                 found = CAM_SEEDS if self.size is None else CAM_MAPS
@@ -130,7 +126,6 @@ def config_dict(settings: MapSettings, net: nn.Module, data: str, sweep: Sequenc
 
 
 def _name(part: Any) -> str:
-    """A function by its name, a frozen part by its fields, anything else by its type."""
     if dataclasses.is_dataclass(part) and not isinstance(part, type):
         return repr(part)
     return str(getattr(part, "__qualname__", type(part).__qualname__))

@@ -1,4 +1,4 @@
-"""Localization maps of a data set: seeds of all classes of an image, or one map an image for boxes.
+"""Localization maps of a data set: seeds of all classes of an image, or one map per image for boxes.
 
 A run folder holds ``maps/`` (a `MapStore`; for a sweep over the number of steps ``maps/T02`` and so on), a record of
 all that the maps depend on (``seeds.json`` or ``maps.json``), for seeds ``sizes.json`` (the images' sizes, hence the
@@ -50,16 +50,9 @@ _SEEDS, _MAPS = "seeds.json", "maps.json"
 
 @dataclass(frozen=True)
 class MapSummary:
-    """What one process did.
+    """Result of one process: its share of ``images``, of which ``written`` are new and ``kept`` were already complete.
 
-    Attributes:
-        folder: the run folder.
-        images: this process's share.
-        written: images whose maps were made.
-        kept: images whose maps were there already.
-        failed: id and reason of the others.
-        seconds: wall-clock time.
-        shard: the process.
+    ``failed`` are the id and reason of the others.
     """
 
     folder: Path
@@ -96,14 +89,11 @@ def make_seeds(
         shard: this process's share; None reads the environment (``torchrun``, SLURM).
 
     Returns:
-        What was done. An image that cannot be read is a failure and does not stop the others.
+        The summary. An image that cannot be read is a failure and does not stop the others.
 
     Raises:
         AdvCAMError: no images, two of one id, a label that the net lacks, settings that cannot be used or are not the
             folder's, a full disk, too little memory.
-
-    Example:
-        >>> make_seeds(net, voc.train("VOC2012"), Path("runs/voc"))  # doctest: +SKIP
     """
     settings = settings or MapSettings()
     return _make(net, data, out, settings, {settings.whole_recipe().steps: ""}, None, shard)
@@ -120,11 +110,8 @@ def sweep_seeds(
 ) -> MapSummary:
     """Make the seeds of several numbers of steps in one climb, each in a store of its own, ``out/maps/T02``.
 
-    Each store equals that of `make_seeds` with that number of steps.
-
-    Args:
-        net, data, out, settings, shard: as for `make_seeds`; the recipe's steps are not read.
-        steps: the numbers of steps, T; 0 is the base attribution's seed.
+    Each store equals that of `make_seeds`, whose arguments these are, with that number of steps; the recipe's is not
+    read. 0 steps give the base attribution's seed.
     """
     settings = settings or MapSettings()
     counts = sorted({recipes.check_steps(t) for t in steps})
@@ -141,17 +128,7 @@ def make_wsol_maps(
 ) -> MapSummary:
     """Make a map of each image's only class, and record the class that the net predicts.
 
-    Args:
-        net, out, shard: as for `make_seeds`.
-        data: the samples, each with one label.
-        settings: how maps are made; with a ``size``.
-
-    Raises:
-        AdvCAMError: as `make_seeds`, and an image with no label or several.
-
-    Example:
-        >>> settings = MapSettings(recipe="wsol", size=(224, 224))
-        >>> make_wsol_maps(net, read_cub("CUB_200_2011", "test"), Path("runs/cub"), settings)  # doctest: +SKIP
+    The arguments are those of `make_seeds`; each sample has one label, and the settings have a ``size``.
     """
     if settings.size is None:
         raise AdvCAMError("maps for boxes need a size: give MapSettings(size=(224, 224))")
@@ -161,11 +138,7 @@ def make_wsol_maps(
 
 
 def seed_store(out: Path, steps: int | None = None) -> MapStore:
-    """Return the maps of a run folder; those of one number of steps if it is a sweep's.
-
-    Raises:
-        AdvCAMError: no seeds were made there.
-    """
+    """Return the maps of a run folder; those of one number of steps if it is a sweep's."""
     record = read_record(out / _SEEDS)
     if record is None:
         raise AdvCAMError(f"no seeds in {out}: its {_SEEDS} is missing or damaged; make them first")
@@ -174,11 +147,7 @@ def seed_store(out: Path, steps: int | None = None) -> MapStore:
 
 
 def wsol_map_store(out: Path) -> MapStore:
-    """Return the maps of a run folder of `make_wsol_maps`.
-
-    Raises:
-        AdvCAMError: none were made there.
-    """
+    """Return the maps of a run folder of `make_wsol_maps`."""
     return MapStore(out / "maps", settings=_digest(out))
 
 
@@ -188,11 +157,7 @@ def read_map(store: MapStore, id: str) -> Tensor:
 
 
 def read_predictions(out: Path) -> dict[str, int]:
-    """Read the predicted classes by image id, of `make_wsol_maps`.
-
-    Raises:
-        AdvCAMError: no maps were made there.
-    """
+    """Read the predicted classes by image id, of `make_wsol_maps`."""
     return _Predictions(out, _digest(out)).read()
 
 
@@ -216,7 +181,6 @@ def _make(
     sweep: Sequence[int] | None,
     shard: Shard | None,
 ) -> MapSummary:
-    """Plan for all processes, take this one's share of the batches, and make the maps that are missing."""
     begin, runtime, boxes = time.monotonic(), settings.runtime, settings.size is not None
     shard = shard_of() if shard is None else shard
     device = runtime.torch_device(shard)
@@ -264,11 +228,7 @@ def _make(
 
 
 def check_ids(data: ImageList) -> None:
-    """Check that there are images, and no two of one id.
-
-    Raises:
-        AdvCAMError: otherwise.
-    """
+    """Check that there are images, and no two of one id."""
     if not data.samples:
         raise AdvCAMError(f"no images in {data.name} {data.split} at {data.root}: look at its list")
     seen: dict[str, Path] = {}
@@ -280,7 +240,7 @@ def check_ids(data: ImageList) -> None:
 
 @dataclass(frozen=True)
 class _Done:
-    """Whether the maps of a sample are there, whole, of these settings, of its size and of the wanted classes."""
+    """Whether the maps of a sample are complete, of these settings, of its size and of the wanted classes."""
 
     settings: MapSettings
     stores: Sequence[MapStore]
@@ -304,7 +264,7 @@ class _Done:
 
 @dataclass(frozen=True)
 class _Predictions:
-    """The predicted classes of a run folder, a line an image in a file per process."""
+    """The predicted classes of a run folder, a line per image in a file per process."""
 
     out: Path
     digest: str
@@ -334,7 +294,6 @@ class _Predictions:
 
 @contextlib.contextmanager
 def placed(net: nn.Module, device: torch.device) -> Iterator[None]:
-    """Move the net to a device for a block."""
     first = next((p.device for p in net.parameters()), device)
     if first == device:
         yield

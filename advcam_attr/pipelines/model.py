@@ -30,7 +30,6 @@ class ModelChoice:
     input_size: int | None = None
 
     def load(self) -> LoadedModel:
-        """Load the classifier."""
         options = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "spec"}
         return load_model(self.spec, **options)
 
@@ -38,17 +37,12 @@ class ModelChoice:
 def head_at(
     view: HeadView, x: Tensor, spec: str, *, class_weights: bool = False, remedy: str = "try --input-size"
 ) -> Head:
-    """Return a model's head for images of the size of ``x``.
+    """Return a model's head for images of the size of ``x``, ``(3, H, W)``.
 
     Args:
-        view: of the model.
-        x: one image, ``(3, H, W)``.
         spec: the model's name in messages.
         class_weights: whether they are needed.
         remedy: for a model that does not take images of this size.
-
-    Raises:
-        AdvCAMError: the model does not take images of this size, or has no class weights.
     """
     try:
         return (view.require if class_weights else view.inspect)(x[None])

@@ -22,12 +22,7 @@ class TopK:
 
 @dataclass(frozen=True)
 class Classes:
-    """The classes of a model.
-
-    Attributes:
-        count: K.
-        names: by index; None if they are unknown.
-    """
+    """The K classes of a model, and their names by index, None if unknown."""
 
     count: int
     names: tuple[str, ...] | None
@@ -37,7 +32,7 @@ class Classes:
             raise AdvCAMError(f"there are {len(self.names)} class names for the model's {self.count} classes")
 
     def name(self, index: int) -> str:
-        """Return a class's name, or its index in words."""
+        """Return a class's name, or ``class INDEX``."""
         return self.names[index] if self.names else f"class {index}"
 
     def file_part(self, index: int) -> str:
@@ -49,9 +44,6 @@ class Classes:
         """Read a target: ``"top3"``, an index (negative ones count from the end), or a name.
 
         Names are matched case-insensitively: whole names first, then the synonyms between commas.
-
-        Raises:
-            AdvCAMError: no such class, or several of that name.
         """
         if top := re.fullmatch(r"top-?(\d+)", target.lower()):
             if not 1 <= int(top[1]) <= self.count:

@@ -26,14 +26,7 @@ _IGNORED = {"backbone", "checkpoint_every", "tensorboard"}
 
 
 def training_config(settings: Any, net: nn.Module, runtime: Runtime, **data: Any) -> dict[str, Any]:
-    """Return all that the result of a training depends on, as JSON.
-
-    Args:
-        settings: dataclass of the training's settings.
-        net: initial net, with its ``spec``.
-        runtime: seed and precision count.
-        **data: fingerprints of the data sets.
-    """
+    """Return all that the result of a training depends on, as JSON; ``data`` are fingerprints of the data sets."""
     chosen = {key: value for key, value in dataclasses.asdict(settings).items() if key not in _IGNORED}
     about = net_config(net, net.spec)
     about["initial_weights"] = about.pop("weights")

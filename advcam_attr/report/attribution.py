@@ -21,11 +21,7 @@ _LEFT, _TOP, _CELL = 6, 26, 224
 
 
 def attribution_sections(folder: Path, limit: int) -> list[Section]:
-    """Return gallery and scores of the attributed images, which are those with a JSON record.
-
-    Raises:
-        AdvCAMError: An image's files are damaged.
-    """
+    """Return gallery and scores of the attributed images, which are those with a JSON record."""
     records = {path: record for path in sorted(folder.glob("*.json")) if (record := _read_record(path))}
     if not records:
         return []
@@ -56,12 +52,11 @@ def attribution_sections(folder: Path, limit: int) -> list[Section]:
 
 
 def step_name(t: int) -> str:
-    """Return the caption of the sum after t steps."""
     return "CAM, t = 0" if t == 0 else f"AdvCAM, t = {t}"
 
 
 def _read_record(path: Path) -> dict[str, Any] | None:
-    """Return an image's record, or None for any other JSON."""
+    """The record of an image, or None for any other JSON."""
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -71,7 +66,7 @@ def _read_record(path: Path) -> dict[str, Any] | None:
 
 
 def _ends(target: dict[str, Any]) -> tuple[tuple[float, float], tuple[float, float]]:
-    """Return first and last logit and probability at the scale nearest 1."""
+    """First and last (logit, probability) at the scale nearest 1."""
     at = min(target["scores"], key=lambda scores: abs(scores["scale"] - 1))
     return (at["logit"][0], at["logit"][-1]), (at["probability"][0], at["probability"][-1])
 
@@ -91,14 +86,14 @@ def _entry(path: Path, record: dict[str, Any], target: dict[str, Any], frames: t
 
 
 def _input_image(overlay: Path, size: list[int]) -> Image.Image:
-    """Return the image as the model saw it: the first panel of the overlay."""
+    """The image as the model saw it: the first panel of the overlay."""
     with open_image(overlay, formats=("PNG",)) as drawing:
         width = max(1, round(size[1] * _CELL / size[0]))
         return drawing.crop((_LEFT, _TOP, _LEFT + width, _TOP + _CELL)).copy()
 
 
 def _frames(maps: dict[str, Tensor], t: int) -> tuple[Frame, ...]:
-    """Return the sums after each step if they were stored, else the first and the last map."""
+    """The sums after each step if they were stored, else the first and the last map."""
     if "steps" in maps:
         return tuple(Frame(step_name(n), heat_uri(heat.numpy())) for n, heat in enumerate(maps["steps"][t]))
     return Frame("CAM", heat_uri(maps["base"][t].numpy())), Frame("AdvCAM", heat_uri(maps["advcam"][t].numpy()))

@@ -1,4 +1,4 @@
-"""What the galleries of all kinds of runs share: the configuration, notes, names and true masks."""
+"""Shared parts of the galleries of all kinds of runs."""
 
 from __future__ import annotations
 
@@ -42,9 +42,8 @@ def gallery_notes(
         data: Images that could be shown.
         found: Number of those that have something to show.
         shown: Number of those that are shown.
-        missing: Samples whose image file is missing; not among the data's.
-        have: What the found ones have, e.g. ``"maps"``.
-        others: What the others do, e.g. ``"have none"``.
+        missing: Samples whose image file is missing, besides ``data``.
+        have, others: Ends of sentences, e.g. ``"maps"`` and ``"have none"``.
         ends: Which ones are shown when the limit is exceeded.
     """
     notes = [f"{found} images of {data.name} {data.split} have {have}."]

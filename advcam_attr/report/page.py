@@ -24,13 +24,7 @@ THUMBNAIL, HEAT = 200, 48
 
 @dataclass(frozen=True)
 class Figure:
-    """A plot.
-
-    Attributes:
-        title: Caption, also read by screen readers.
-        source: Data URI.
-        text: Description.
-    """
+    """A plot: caption (also read by screen readers), data URI, and description."""
 
     title: str
     source: str
@@ -39,11 +33,9 @@ class Figure:
 
 @dataclass(frozen=True)
 class Frame:
-    """A map or label map of an entry.
+    """A map or label map of an entry, with its caption, e.g. ``"AdvCAM, t = 3"``.
 
-    Attributes:
-        label: Caption, e.g. ``"AdvCAM, t = 3"`` or ``"truth"``.
-        source: Data URI of a grey map, or of a label map in colours with a transparent background.
+    ``source`` is the data URI of a grey map, or of a label map in colours with a transparent background.
     """
 
     label: str
@@ -52,12 +44,9 @@ class Frame:
 
 @dataclass(frozen=True)
 class Outline:
-    """Boxes of one origin, drawn over an entry's image.
+    """Boxes of one origin (``label``, e.g. ``"CAM"``), drawn over an entry's image.
 
-    Attributes:
-        label: Their origin, e.g. ``"CAM"``.
-        colour: CSS colour of the lines.
-        boxes: x, y, width and height of each, in pixels of the thumbnail.
+    ``colour`` is a CSS colour; ``boxes`` are x, y, width and height in pixels of the thumbnail.
     """
 
     label: str
@@ -70,13 +59,10 @@ class Entry:
     """An image of the gallery.
 
     Attributes:
-        name: Name of the image.
         classes: Names of the mapped classes.
-        source: Data URI of the thumbnail.
-        size: Width and height of the thumbnail.
+        source, size: Data URI, and width and height of the thumbnail.
         steps: Maps of the slider.
         labels: Label maps: seed, pseudo mask, truth.
-        score: Scores as text.
         gain: Sort key; None if unknown.
         outlines: Boxes, the last on top.
     """
@@ -94,16 +80,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the page below a heading.
-
-    Attributes:
-        title: Heading.
-        notes: Sentences.
-        tables: Tables.
-        figures: Plots.
-        gallery: Entries of the gallery.
-        gain: Name of the entries' gain, e.g. ``"gain in IoU over CAM"``.
-    """
+    """A part of the page below a heading; ``gain`` names the entries' gain, e.g. ``"gain in IoU over CAM"``."""
 
     title: str
     notes: tuple[str, ...] = ()
@@ -114,12 +91,7 @@ class Section:
 
 
 def render(title: str, subtitle: str, sections: Sequence[Section]) -> str:
-    """Return the page. All names are escaped, and a content security policy forbids requests.
-
-    Example:
-        >>> "A &lt;b&gt; run" in render("A <b> run", "", [Section("Nothing")])
-        True
-    """
+    """Return the page. All names are escaped, and a content security policy forbids requests."""
     environment = Environment(
         loader=PackageLoader("advcam_attr.report", ""), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
@@ -141,12 +113,7 @@ def thumbnail(image: Image.Image) -> tuple[str, tuple[int, int]]:
 
 
 def heat_uri(heat: np.ndarray) -> str:
-    """Return the data URI of a map ``(h, w)`` as a grey PNG, white at its peak and black where it is not positive.
-
-    Example:
-        >>> heat_uri(np.eye(3))[:22]
-        'data:image/png;base64,'
-    """
+    """Return the data URI of a map ``(h, w)`` as a grey PNG, white at its peak and black where it is not positive."""
     positive = np.clip(np.nan_to_num(heat, nan=0.0, posinf=0.0, neginf=0.0), 0, None)
     scaled = positive / max(float(positive.max()), np.finfo(np.float32).tiny)
     image = Image.fromarray(np.round(255 * scaled).astype(np.uint8))
@@ -179,7 +146,7 @@ def _uri(image: Image.Image, kind: str, **options: Any) -> str:
 
 
 def _heat_tables() -> dict[str, str]:
-    """Return red, green and blue of the colour map ``turbo`` as tables of an SVG filter."""
+    """Red, green and blue of the colour map ``turbo`` as tables of an SVG filter."""
     import matplotlib
 
     colours = matplotlib.colormaps["turbo"](np.linspace(0, 1, 33))
@@ -187,12 +154,7 @@ def _heat_tables() -> dict[str, str]:
 
 
 def extremes(items: Sequence[T], gain: Callable[[T], float], limit: int) -> list[T]:
-    """Return at most ``limit`` items, half of them those of the largest losses and half of the largest gains.
-
-    Example:
-        >>> extremes([3.0, -1.0, 0.0, 2.0], lambda value: value, 2)
-        [-1.0, 3.0]
-    """
+    """Return at most ``limit`` items, half of them those of the largest losses and half of the largest gains."""
     if len(items) <= limit:
         return list(items)
     ordered = sorted(items, key=gain)
@@ -200,13 +162,7 @@ def extremes(items: Sequence[T], gain: Callable[[T], float], limit: int) -> list
 
 
 def parse_tables(text: str) -> tuple[tuple[Table, ...], tuple[str, ...]]:
-    """Return the tables of a Markdown text written by `Table.markdown`, and the lines between them.
-
-    Example:
-        >>> tables, lines = parse_tables("Seeds of toy" + chr(10) * 2 + Table("T", ("a", "b"), (("x|", "1"),), words=1).markdown())
-        >>> tables[0].rows, tables[0].title, lines
-        ((('x|', '1'),), 'T', ('Seeds of toy',))
-    """  # noqa: E501
+    """Return the tables of a Markdown text written by `Table.markdown`, and the lines between them."""
     tables: list[Table] = []
     lines: list[str] = []
     rows: list[tuple[str, ...]] = []

@@ -1,8 +1,4 @@
-"""The report of a run folder as one HTML file.
-
-A report shows whatever a folder holds: every finder looks for files of its own kind and returns no sections where there
-are none.
-"""
+"""The report of a run folder as one HTML file, of whatever results the folder holds."""
 
 from __future__ import annotations
 
@@ -45,9 +41,6 @@ def write_report(run: Path, out: Path | None = None, limit: int = 500) -> Path:
         run: The run folder.
         out: The file; None takes ``report.html`` in the folder.
         limit: Most images in a gallery; of more, those of the largest losses and gains are shown.
-
-    Raises:
-        AdvCAMError: The folder is missing or holds no results, or a file is damaged.
     """
     if limit < 1:
         raise AdvCAMError(f"limit must be at least 1, got {limit}")
@@ -81,7 +74,7 @@ def table_sections(run: Path, limit: int) -> list[Section]:
 
 
 def score_sections(run: Path, limit: int) -> list[Section]:
-    """Return one table of all ``evaluation.json``: scores of seeds and masks in percent, other numbers as they are."""
+    """Return one table of all ``evaluation.json``: scores of seeds and masks in percent, other numbers unchanged."""
     found = {path.parent.relative_to(run).as_posix(): _scores(path) for path in _files(run, "evaluation.json")}
     if not found:
         return []
@@ -97,7 +90,7 @@ def score_sections(run: Path, limit: int) -> list[Section]:
 
 
 def _scores(path: Path) -> tuple[dict[str, Any], dict[str, float]]:
-    """Return an evaluation, and the numbers in its ``scores`` or, without these, its own."""
+    """An evaluation, and the numbers in its ``scores`` or, without these, its own."""
     try:
         record = json.loads(_text(path))
         scores = record.get("scores", record)

@@ -21,11 +21,7 @@ _CAPTIONS = {"predictions": "prediction", "predictions_crf": "prediction after t
 
 
 def semi_sections(folder: Path, limit: int) -> list[Section]:
-    """Return a gallery of the label maps of each predicted split, with notes on what is missing.
-
-    Raises:
-        AdvCAMError: Label maps are damaged, or differ in size from the masks.
-    """
+    """Return a gallery of the label maps of each predicted split, with notes on what is missing."""
     if not (folder / "cct").is_dir():
         return []
     predicted = sorted({path.parent for kind in _CAPTIONS for path in folder.glob(f"{kind}/*/*.png")})
@@ -57,14 +53,13 @@ def _split_gallery(folder: Path, split: str, maps: Mapping[str, Path], limit: in
 
 
 def _read_data(folder: Path, split: str) -> SegmentationData:
-    """Return the images of a split by the name of its folder, which is that of its list without the path."""
+    """The images of a split by the name of its folder, which is that of its list without the path."""
     config, predict = read_config(folder, "data", SemiDataConfig), read_config(folder, "predict", SemiPredictConfig)
     named = [name for name in (predict.split, config.val) if name is not None and Path(name).stem == split]
     return config.read(next(iter(named), split))
 
 
 def _mean_ious(folder: Path, data: SegmentationData, samples: list[Sample]) -> dict[str, float]:
-    """Return the mean IoU of each image that has a true mask with a label."""
     found = evaluate_masks(folder, data, samples=samples)
     values = zip(found.scope.ids, measures.mean_iou(found.images).tolist(), strict=True)
     return {id: value for id, value in values if math.isfinite(value)}

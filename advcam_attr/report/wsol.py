@@ -38,11 +38,7 @@ class _Located:
 
 
 def wsol_sections(folder: Path, limit: int) -> list[Section]:
-    """Return a gallery of the maps of each classifier, with notes on what is missing.
-
-    Raises:
-        AdvCAMError: Maps, or their scores, are damaged.
-    """
+    """Return a gallery of the maps of each classifier, with notes on what is missing."""
     subjects = _subjects(folder)
     if not subjects:
         return []
@@ -57,14 +53,14 @@ def wsol_sections(folder: Path, limit: int) -> list[Section]:
 
 
 def _subjects(folder: Path) -> list[Path]:
-    """Return the folders ``NAME`` or ``NAME/seedN`` of the classifiers that have maps or a training of their own."""
+    """The folders ``NAME`` or ``NAME/seedN`` of the classifiers that have maps or a training of their own."""
     mapped = [path for level in ("*", "*/*") for path in folder.glob(f"{level}/maps/*/maps.json")]
     trained = folder.glob("*/seed*/classifier/training.json")
     return sorted({p.parents[2] for p in mapped if p.parent.name in METHOD_NAMES} | {p.parents[1] for p in trained})
 
 
 def _read_data(folder: Path) -> tuple[LocalizationData, list[Sample]]:
-    """Return the images that are scored, in the classes of the net, and the samples whose image is missing."""
+    """The images that are scored, in the classes of the net, and the samples whose image is missing."""
     config, net = read_config(folder, "data", WSOLDataConfig), read_config(folder, "net", ReadyNet)
     data = config.read(config.score)
     if net.labels is not None:
@@ -109,7 +105,7 @@ def _has(store: MapStore, id: str) -> bool:
 
 
 def _best_threshold(folder: Path) -> float | None:
-    """Return the threshold at which most images have a correct box; None where these maps are not scored yet."""
+    """The threshold at which most images have a correct box; None where these maps are not scored yet."""
     path, made = folder / REPORT, read_record(folder / "maps.json")
     if not path.is_file():
         return None
@@ -161,6 +157,6 @@ def _entry(
 
 
 def _rectangles(boxes: Sequence[Box], scale: tuple[float, float]) -> tuple[tuple[float, float, float, float], ...]:
-    """Return boxes, given by first and last pixels, as x, y, width and height in a scaled image."""
+    """Convert boxes of first and last pixels to x, y, width and height in a scaled image."""
     (x, y), corners = scale, [(x0, y0, x1 - x0 + 1, y1 - y0 + 1) for x0, y0, x1, y1 in boxes]
     return tuple((round(a * x, 1), round(b * y, 1), round(w * x, 1), round(h * y, 1)) for a, b, w, h in corners)

@@ -29,8 +29,6 @@ class _Run:
     """Results of a run.
 
     Attributes:
-        folder: Run folder.
-        data: Images that are scored.
         steps: Maps by their captions at the slider.
         methods: Maps that the seeds are made of.
         scored: Evaluations by method.
@@ -46,11 +44,7 @@ class _Run:
 
 
 def wsss_sections(folder: Path, limit: int) -> list[Section]:
-    """Return the gallery of a run's seeds, with notes on what is missing.
-
-    Raises:
-        AdvCAMError: Maps or masks are damaged.
-    """
+    """Return the gallery of a run's seeds, with notes on what is missing."""
     methods = {name: folder / "seeds" / name for name in _METHODS if (folder / "seeds" / name / "maps").is_dir()}
     if not methods:
         return []
@@ -76,7 +70,7 @@ def wsss_sections(folder: Path, limit: int) -> list[Section]:
 
 
 def _steps(folder: Path, methods: Mapping[str, MapStore], ids: list[str]) -> dict[str, MapStore]:
-    """Return the stores of the slider: a sweep of ``advcam analyze`` over T of these images, else the seeds'."""
+    """The stores of the slider: a sweep of ``advcam analyze`` over T of these images, else the seeds'."""
     sweep = sorted((folder / "analysis" / "maps" / WITH / "maps").glob("T[0-9]*"), key=lambda path: int(path.name[1:]))
     stores = {step_name(int(path.name[1:])): MapStore(path) for path in sweep}
     if stores and ids and all(id in store for id in ids for store in stores.values()):
