@@ -124,7 +124,9 @@ def check(root: str | Path, *, deep: bool = False, workers: int = 0, show_progre
     """
     root = Path(root)
     found = [_inspect("PASCAL VOC 2012", f, voc.SPLITS, voc.read_voc) for f in _folders(root, voc.find_voc)]
-    found += [_inspect("MS COCO 2014", f, _coco_splits(f), coco.read_coco) for f in _folders(root, coco.find_coco)]
+    for folder in _folders(root, coco.find_coco):
+        coco_splits = {**dict.fromkeys(coco.json_splits(folder)), **coco.SPLITS}
+        found.append(_inspect("MS COCO 2014", folder, coco_splits, coco.read_coco))
     cub_splits = {name: published for name, (_, published) in cub.SPLITS.items()}
     found += [_inspect("CUB-200-2011", f, cub_splits, cub.read_cub) for f in _folders(root, cub.find_cub)]
     images = _folders(root, imagenet.find_imagenet)
@@ -152,11 +154,6 @@ def _folders(root: Path, find: Callable[[Path], Path]) -> list[Path]:
             continue
         found.setdefault(folder.resolve(), folder)
     return list(found.values())
-
-
-def _coco_splits(folder: Path) -> dict[str, int | None]:
-    there = sorted(file.stem.removeprefix("instances_") for file in (folder / "annotations").glob("instances_*.json"))
-    return {**dict.fromkeys(there), **coco.SPLITS}
 
 
 def _inspect_metadata(folder: Path) -> DataSetInventory:

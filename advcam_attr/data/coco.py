@@ -22,7 +22,7 @@ from torch import Tensor
 from advcam_attr.data.images import size_if_readable
 from advcam_attr.data.labels import coco_key, few, look_up, read_label_table, read_list
 from advcam_attr.data.masks import MaskFiles
-from advcam_attr.data.samples import MissingSplitError, SegmentationData
+from advcam_attr.data.samples import MissingSplitError, SegmentationData, find_root
 from advcam_attr.types import VOID, AdvCAMError, NoMaskError, Sample
 
 #: In the order of the categories' ids, which have gaps; class k is k + 1 in label maps.
@@ -140,21 +140,20 @@ class CocoMasks:
 
 def find_coco(root: str | Path) -> Path:
     """Return the folder of COCO's ``annotations``: a root, or ``coco`` in it."""
-    root = Path(root)
-    for folder in (root, root / "coco", root / "COCO", root / "MSCOCO"):
-        if any((folder / "annotations").glob("instances_*.json")):
-            return folder
-    raise AdvCAMError(
-        f"no MS COCO at {root}: looked for annotations/instances_train2014.json and the like, in it and in coco"
-        + ("" if root.is_dir() else "; there is no such folder")
-    )
+    looked_for = "annotations/instances_train2014.json and the like, in it and in coco"
+    return find_root("MS COCO", root, ["coco", "COCO", "MSCOCO"], lambda folder: bool(json_splits(folder)), looked_for)
+
+
+def json_splits(coco: Path) -> list[str]:
+    """Return the names of the splits whose annotations are there."""
+    return sorted(f.stem.removeprefix("instances_") for f in (coco / "annotations").glob("instances_*.json"))
 
 
 def _find_json(coco: Path, split: str) -> Path:
     path = coco / "annotations" / f"instances_{split}.json"
     if not path.is_file():
-        there = sorted(file.stem.removeprefix("instances_") for file in path.parent.glob("instances_*.json"))
-        raise MissingSplitError(f"no split {split!r} of COCO: looked for {path}; there are {', '.join(there)}")
+        there = ", ".join(json_splits(coco))
+        raise MissingSplitError(f"no split {split!r} of COCO: looked for {path}; there are {there}")
     return path
 
 

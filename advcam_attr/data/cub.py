@@ -7,7 +7,7 @@ from pathlib import Path
 
 from advcam_attr.data.images import stored_size
 from advcam_attr.data.labels import few, read_lines
-from advcam_attr.data.samples import Box, LocalizationData, clipped_box, image_ids, require_images
+from advcam_attr.data.samples import Box, LocalizationData, clipped_box, find_root, image_ids, require_images
 from advcam_attr.types import AdvCAMError, Sample
 
 #: The splits, their codes in ``train_test_split.txt``, and the numbers of their published images.
@@ -53,14 +53,12 @@ def cub_box(fields: Sequence[str], size: tuple[int, int], where: str) -> Box:
 
 def find_cub(root: str | Path) -> Path:
     """Return the folder of CUB's lists: a root, or ``CUB_200_2011`` in it."""
-    root = Path(root)
-    for folder in (root, root / "CUB_200_2011"):
-        if (folder / IMAGES).is_file() and (folder / SPLIT).is_file():
-            return folder
-    raise AdvCAMError(
-        f"no CUB-200-2011 at {root}: looked for {IMAGES} and {SPLIT}, in it and in CUB_200_2011"
-        + ("" if root.is_dir() else "; there is no such folder")
-    )
+    looked_for = f"{IMAGES} and {SPLIT}, in it and in CUB_200_2011"
+    return find_root("CUB-200-2011", root, ["CUB_200_2011"], _holds_lists, looked_for)
+
+
+def _holds_lists(folder: Path) -> bool:
+    return (folder / IMAGES).is_file() and (folder / SPLIT).is_file()
 
 
 def _read_samples(folder: Path, split: str) -> tuple[tuple[str, ...], tuple[Sample, ...], dict[str, tuple[str, ...]]]:

@@ -9,7 +9,15 @@ from pathlib import Path
 
 from advcam_attr.data.images import is_image, stored_size
 from advcam_attr.data.labels import few, read_lines, read_xml
-from advcam_attr.data.samples import Box, LocalizationData, MissingSplitError, checked_box, clipped_box, image_ids
+from advcam_attr.data.samples import (
+    Box,
+    LocalizationData,
+    MissingSplitError,
+    checked_box,
+    clipped_box,
+    find_root,
+    image_ids,
+)
 from advcam_attr.types import AdvCAMError, Sample
 
 #: The splits and the numbers of their published images; ``val2`` is ImageNetV2's Threshold0.7.
@@ -56,12 +64,10 @@ def read_imagenet(
         return _flat(folder, split, names, annotated)
     samples, paths = _in_folders(folder, classes, list(names or {}))
     shown = tuple(names.values()) if names else tuple(classes)
-    if annotated is None:
-        return LocalizationData("imagenet", folder, split, shown, samples, {}, {})
-    if annotated.is_file():
+    found: dict[str, tuple[tuple[int, int], tuple[Box, ...]]] = {}
+    if annotated is not None and annotated.is_file():
         found = _read_v2_boxes(annotated, samples, paths)
-    else:
-        found = {}
+    elif annotated is not None:
         for sample in samples:
             synset, size, truth = read_box_annotation(annotated / f"{sample.id}.xml")
             if synset != sample.image.parent.name:
@@ -86,16 +92,14 @@ def _find_images(root: Path, split: str) -> Path:
 
 def find_imagenet(root: str | Path) -> Path:
     """Return the folder of ImageNet: a root with `MAPPING` or class folders in ``train`` or ``val``, or below it."""
-    root = Path(root)
-    for folder in (root, root / "imagenet", root / "ILSVRC2012"):
-        if (folder / MAPPING).is_file() or (folder / "Data" / "CLS-LOC").is_dir():
-            return folder
-        if any(any(map(_SYNSET.fullmatch, _folders(folder / split))) for split in ("train", "val")):
-            return folder
-    raise AdvCAMError(
-        f"no ImageNet at {root}: looked for {MAPPING}, and for train or val with folders named by synsets"
-        + ("" if root.is_dir() else "; there is no such folder")
-    )
+    looked_for = f"{MAPPING}, and for train or val with folders named by synsets"
+    return find_root("ImageNet", root, ["imagenet", "ILSVRC2012"], _is_imagenet, looked_for)
+
+
+def _is_imagenet(folder: Path) -> bool:
+    if (folder / MAPPING).is_file() or (folder / "Data" / "CLS-LOC").is_dir():
+        return True
+    return any(any(map(_SYNSET.fullmatch, _folders(folder / split))) for split in ("train", "val"))
 
 
 def _read_mapping(root: Path) -> dict[str, str] | None:

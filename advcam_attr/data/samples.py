@@ -41,6 +41,18 @@ class SegmentationData:
     mask: Callable[[Sample], Tensor]
 
 
+def find_root(
+    title: str, root: str | Path, below: Iterable[str], holds: Callable[[Path], bool], looked_for: str
+) -> Path:
+    """Return the first of a root and the folders below it that holds a data set."""
+    root = Path(root)
+    for folder in (root, *(root / name for name in below)):
+        if holds(folder):
+            return folder
+    hint = "" if root.is_dir() else "; there is no such folder"
+    raise AdvCAMError(f"no {title} at {root}: looked for {looked_for}{hint}")
+
+
 def without_missing(data: SegmentationData) -> tuple[SegmentationData, tuple[Sample, ...]]:
     """Return a split without the samples whose image file is missing, and these samples."""
     missing = tuple(missing_images(data.samples))

@@ -12,7 +12,7 @@ from pathlib import Path
 from advcam_attr.data.images import is_image
 from advcam_attr.data.labels import IdList, few, look_up, read_annotation, read_label_table, read_list, voc_id
 from advcam_attr.data.masks import MaskFiles
-from advcam_attr.data.samples import MissingSplitError, SegmentationData
+from advcam_attr.data.samples import MissingSplitError, SegmentationData, find_root
 from advcam_attr.registry import nearest
 from advcam_attr.types import AdvCAMError, Sample
 
@@ -84,15 +84,13 @@ def read_voc(
 
 def find_voc(root: str | Path) -> Path:
     """Return the folder ``VOC2012`` in or below a root."""
-    root = Path(root)
-    for folder in (root, root / "VOC2012", root / "VOCdevkit" / "VOC2012"):
-        others = any((folder / part).is_dir() for part in ("ImageSets", MASKS, MASKS_AUG))
-        if (folder / "JPEGImages").is_dir() and (others or any((folder / "Annotations").glob("*.xml"))):
-            return folder
-    raise AdvCAMError(
-        f"no PASCAL VOC 2012 at {root}: looked for JPEGImages, beside ImageSets, Annotations or {MASKS}, "
-        "in it, in VOC2012 and in VOCdevkit/VOC2012" + ("" if root.is_dir() else "; there is no such folder")
-    )
+    looked_for = f"JPEGImages, beside ImageSets, Annotations or {MASKS}, in it, in VOC2012 and in VOCdevkit/VOC2012"
+    return find_root("PASCAL VOC 2012", root, ["VOC2012", "VOCdevkit/VOC2012"], _is_voc, looked_for)
+
+
+def _is_voc(folder: Path) -> bool:
+    others = any((folder / part).is_dir() for part in ("ImageSets", MASKS, MASKS_AUG))
+    return (folder / "JPEGImages").is_dir() and (others or any((folder / "Annotations").glob("*.xml")))
 
 
 def _find_sbd(voc: Path, sbd: str | Path | None = None) -> Path | None:

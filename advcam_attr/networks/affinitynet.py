@@ -178,17 +178,13 @@ def _resnet38_affinity(backbone: Backbone, width: int, seed: int) -> ResNet38Aff
             raise AdvCAMError(f"resnet38 has {name} {own}, not {value}")
     with seeded(seed):
         net = ResNet38Affinity(width).eval()
-    if backbone.checkpoint is not None:
-        _load_trunk(net, read_checkpoint(backbone.checkpoint))
+    if backbone.checkpoint is not None:  # of any head; the net's own stays new
+        checkpoint = read_checkpoint(backbone.checkpoint)
+        weights = without_prefix(checkpoint.weights, _ROOTS)
+        own = {key: value for key, value in net.state_dict().items() if key.split(".")[0] in _HEAD}
+        others = {key: value for key, value in weights.items() if key.split(".")[0] not in (*_HEAD, *_OTHER_HEADS)}
+        load_weights(net, replace(checkpoint, weights={**others, **own}), f"the trunk of {RESNET38}")
     return net
-
-
-def _load_trunk(net: AffinityNet, checkpoint: Checkpoint) -> None:
-    """Load the trunk from a file with any head; the net's head stays new."""
-    weights = without_prefix(checkpoint.weights, _ROOTS)
-    own = {key: value for key, value in net.state_dict().items() if key.split(".")[0] in _HEAD}
-    others = {key: value for key, value in weights.items() if key.split(".")[0] not in (*_HEAD, *_OTHER_HEADS)}
-    load_weights(net, replace(checkpoint, weights={**others, **own}), f"the trunk of {net.spec.backbone.name}")
 
 
 def trained_parts(net: AffinityNet) -> TrainedParts:

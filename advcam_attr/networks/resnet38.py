@@ -41,7 +41,8 @@ class Block(nn.Module):
         self.conv_branch2a = nn.Conv2d(entering, middle, 3, stride, first, first, bias=False)
         self.bn_branch2b1 = nn.BatchNorm2d(middle)
         self.conv_branch2b1 = nn.Conv2d(middle, leaving, 3, 1, second, second, bias=False)
-        self.conv_branch1 = _skip(entering, leaving, stride)
+        same = entering == leaving and stride == 1
+        self.conv_branch1 = None if same else nn.Conv2d(entering, leaving, 1, stride, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.body(x, self.rectified(x))
@@ -80,12 +81,6 @@ class Bottleneck(nn.Module):
         inner = self.dropout_2b1(F.relu(self.bn_branch2b1(self.conv_branch2a(h))))
         inner = self.dropout_2b2(F.relu(self.bn_branch2b2(self.conv_branch2b1(inner))))
         return self.conv_branch2b2(inner) + self.conv_branch1(h)
-
-
-def _skip(entering: int, leaving: int, stride: int) -> nn.Conv2d | None:
-    if entering == leaving and stride == 1:
-        return None
-    return nn.Conv2d(entering, leaving, 1, stride, bias=False)
 
 
 class ResNet38(nn.Module):

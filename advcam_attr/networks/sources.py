@@ -165,8 +165,10 @@ def _from_torchvision(spec: str, name: str, request: Request) -> LoadedModel:
     if request.pretrained:
         weights = published.DEFAULT
         _require_classes(spec, {"num_classes": num_classes}, len(weights.meta["categories"]))
-        _require_url(spec, weights.url, Path(torch.hub.get_dir(), "checkpoints", weights.url.rsplit("/", 1)[1]))
-    else:  # the preprocessing that fits a model as it is made by default is that of the smallest images
+        cached = Path(torch.hub.get_dir(), "checkpoints", weights.url.rsplit("/", 1)[1])
+        if not cached.is_file() and not _answers(weights.url):
+            raise unreachable(spec)
+    else:  # a model built with default arguments takes the smallest of the published sizes
         weights = min(published, key=lambda w: w.transforms().crop_size[0])
     with _construction(spec, request):
         model = torchvision.models.get_model(name, weights=weights if request.pretrained else None, **args)
@@ -300,11 +302,6 @@ def _require_hub(spec: str, config: Mapping[str, Any]) -> None:
     files = [config.get("hf_hub_filename") or "model.safetensors", "pytorch_model.bin"]
     cached = any(isinstance(huggingface_hub.try_to_load_from_cache(repository, name), str) for name in files)
     if not cached and (constants.HF_HUB_OFFLINE or not _answers(constants.ENDPOINT)):
-        raise unreachable(spec)
-
-
-def _require_url(spec: str, url: str, cached: Path) -> None:
-    if not cached.is_file() and not _answers(url):
         raise unreachable(spec)
 
 
