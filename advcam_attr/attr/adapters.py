@@ -62,7 +62,8 @@ class CaptumBase:
         found = self.attribution.attribute(images, target=target, **self.options)
         found = found[0] if isinstance(found, tuple) else found
         if not isinstance(found, Tensor) or found.ndim != 4:
-            raise AdvCAMError(f"base {self!r} does not attribute to places: it gave {getattr(found, 'shape', found)}")
+            got = getattr(found, "shape", found)
+            raise AdvCAMError(f"base {self!r} must attribute to pixels or cells, (N, C, H, W), got {got}")
         of_input = found.shape[1:] == images.shape[1:]
         maps = (found.abs() if of_input else found).sum(1, keepdim=True).detach()
         return at_least_float32(F.adaptive_avg_pool2d(maps, acts.head.grid)[:, 0])

@@ -33,17 +33,7 @@ from advcam_attr.attr.grad_cam_plus_plus import GradCAMPlusPlus
 from advcam_attr.attr.layer_cam import LayerCAM
 from advcam_attr.climbing import recipes
 from advcam_attr.climbing.loop import climb, to_grid, totals, unclimbed
-from advcam_attr.climbing.state import (
-    Aggregate,
-    Base,
-    Clamp,
-    Mask,
-    Objective,
-    Regularizer,
-    StepRule,
-    Stop,
-    Views,
-)
+from advcam_attr.climbing.state import Aggregate, Base, Clamp, Mask, Objective, Regularizer, StepRule, Stop, Views
 from advcam_attr.heads import HeadView, undisturbed
 from advcam_attr.registry import lookup, require_callable
 from advcam_attr.types import AdvCAMError, ClimbStep

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from advcam_attr.heads.head import Site
-from advcam_attr.heads.trace import exchanged, function_name, tensors_in
+from advcam_attr.heads.trace import function_name, replaced, tensors_in
 from advcam_attr.heads.weights import TailCall
 
 
@@ -63,13 +63,13 @@ class Capture(TorchFunctionMode):
     def _cut(self, func: Callable[..., Any], args: Any, kwargs: Any, at_site: bool) -> tuple[Any, Any, Any]:
         if at_site and self.site.side == "input":
             raw = next(iter(tensors_in((args, kwargs))))
-            args, kwargs = exchanged((args, kwargs), raw, _beginning(raw))
+            args, kwargs = replaced((args, kwargs), {id(raw): _beginning(raw)})
             return func(*args, **kwargs), args, kwargs
         with torch.no_grad():
             out = func(*args, **kwargs)
         if at_site:
             raw = next(iter(tensors_in(out)))
-            out = exchanged(out, raw, _beginning(raw))
+            out = replaced(out, {id(raw): _beginning(raw)})
         return out, args, kwargs
 
     def _take(self, args: Any, kwargs: Any, out: Any) -> None:

@@ -1,6 +1,6 @@
 """Search for the classifier head in a traced forward.
 
-The search walks the data flow back from the logits. As long as tensors are vectors (one number a channel) it is in
+The search walks the data flow back from the logits. As long as tensors are vectors (one number per channel) it is in
 the *tail*; the first operation with a spatial grid on its input is the head's reduction. If that is a mean over the
 grid, and nothing else of the image reaches the logits, its input is the tensor to map, and the operations of the tail
 decide whether the class weights are exact. Otherwise there is no class activation map, and the search continues to the

@@ -33,14 +33,14 @@ def tensors_in(value: Any) -> Iterable[Tensor]:
             yield from tensors_in(item)
 
 
-def exchanged(value: Any, old: Tensor, new: Tensor) -> Any:
-    """Replace one tensor by another in nested lists, tuples and dicts."""
-    if value is old:
-        return new
+def replaced(value: Any, known: Mapping[int, Any]) -> Any:
+    """Replace tensors in nested lists, tuples and dicts by those that ``known`` has under their ``id``."""
+    if isinstance(value, Tensor):
+        return known.get(id(value), value)
     if isinstance(value, Mapping):
-        return {key: exchanged(item, old, new) for key, item in value.items()}
+        return {key: replaced(item, known) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        items = [exchanged(item, old, new) for item in value]
+        items = [replaced(item, known) for item in value]
         return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
     return value
 

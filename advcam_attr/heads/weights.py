@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from advcam_attr.heads.head import Head, Reason
-from advcam_attr.heads.trace import NORMS, scale_calls, tensors_in
+from advcam_attr.heads.trace import NORMS, replaced, scale_calls, tensors_in
 from advcam_attr.types import AdvCAMError
 
 
@@ -44,7 +44,7 @@ class Tail:
         known: dict[int, Any] = {id(self.pooled): pooled}
         scales = scale_calls(self.calls) if freeze_scales else set()
         for i, call in enumerate(self.calls):
-            args, kwargs = _replace(call.args, known), _replace(call.kwargs, known)
+            args, kwargs = replaced(call.args, known), replaced(call.kwargs, known)
             if i in scales:
                 out = _detached(call.out)
             elif freeze_scales and call.name in NORMS:
@@ -55,17 +55,6 @@ class Tail:
         result = known[id(self.logits)]
         assert isinstance(result, Tensor)
         return result
-
-
-def _replace(value: Any, known: Mapping[int, Any]) -> Any:
-    if isinstance(value, Tensor):
-        return known.get(id(value), value)
-    if isinstance(value, (list, tuple)):
-        items = [_replace(item, known) for item in value]
-        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
-    if isinstance(value, Mapping):
-        return {key: _replace(item, known) for key, item in value.items()}
-    return value
 
 
 def _detached(value: Any) -> Any:
