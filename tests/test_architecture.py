@@ -58,7 +58,7 @@ def test_every_unit_has_a_floor():
     assert units <= set(FLOORS), units - set(FLOORS)
 
 
-def test_the_picture_of_the_house_is_the_tree():
+def test_the_architecture_page_is_the_tree():
     """The tree in docs/architecture.md names every module, and no other."""
     page = (ROOT.parent / "docs" / "architecture.md").read_text()
     block = page.split("```")[1]

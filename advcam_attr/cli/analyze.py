@@ -27,13 +27,13 @@ def _add_options(parser: Parser) -> None:
     parser.add_argument("--list", action="store_true", help="list all analyses")
     parser.add_argument("--demo", action="store_true", help="analyse toy scenes with the net of advcam demo, offline")
     parser.add_argument("--model", type=str, metavar="MODEL", help=MODEL_HELP)
-    parser.add_argument("--out", type=str, metavar="DIR",
-                        help="folder of the results (default: analysis, or RUN/analysis)")  # fmt: skip
+    text = "folder of the results (default: analysis, or RUN/analysis)"
+    parser.add_argument("--out", type=str, metavar="DIR", help=text)
     parser.add_argument("--first", type=int, metavar="N", help="only the first N images")
     parser.add_argument("--at", type=int, nargs="+", metavar="t", help="steps whose images are shown (default: five)")
     parser.add_argument("--perplexity", type=float, metavar="P", help="of t-SNE (default: 30, or less for few images)")
-    parser.add_argument("--reach", type=float, default=0.1, metavar="D",
-                        help="extent of a loss landscape, in the input's units (default: %(default)s)")  # fmt: skip
+    text = "extent of a loss landscape, in the input's units (default: %(default)s)"
+    parser.add_argument("--reach", type=float, default=0.1, metavar="D", help=text)
     parser.add_argument("--seed", type=int, default=0, help="of t-SNE and random directions (default: %(default)s)")
     parser.add_argument("--run", type=str, metavar="RUN", help="run folder of advcam wsss: its data, net and recipe")
     parser.add_argument("--data", type=str, metavar="DIR", help="data set with masks, whose classes are the model's")
@@ -69,8 +69,8 @@ def _analyze_images(names: tuple[str, ...], options: Namespace) -> None:
     from advcam_attr.pipelines.analyze import run as analyze
     from advcam_attr.pipelines.analyze.images import ImageOptions
 
-    chosen = ImageOptions(None if options.at is None else tuple(options.at), options.perplexity, options.reach,
-                          seed=options.seed)  # fmt: skip
+    at = None if options.at is None else tuple(options.at)
+    chosen = ImageOptions(at, options.perplexity, options.reach, seed=options.seed)
     out, name = Path(options.out or "analysis"), options.name
     if options.saliency is not None or options.run is not None or options.data is not None:
         given = next(o for o in ("saliency", "run", "data") if options[o] is not None)

@@ -26,5 +26,5 @@ def _check(options: Namespace) -> int:
 
 GROUP = Group(
     "data sets on disk",
-    {"check": Command("list what is there and what is missing, with counts by split and class", _add_check, _check)},
+    {"check": Command("list what exists and what is missing, with counts by split and class", _add_check, _check)},
 )

@@ -168,7 +168,7 @@ class ConfigOptions(Generic[C]):
     def __init__(self, kind: str, example: str) -> None:
         self._kind, self._example = kind, example
 
-    def options(self, *sections: str) -> Callable[[Parser], None]:
+    def options(self, *sections: str, dry_run: bool = False) -> Callable[[Parser], None]:
         """Return what declares ``--config`` and all values; the help shows ``run`` and these sections alone."""
 
         def add_options(parser: Parser) -> None:
@@ -182,6 +182,9 @@ class ConfigOptions(Generic[C]):
             for action in parser._actions[first + 1 :]:
                 section, *names = action.dest.split(".")
                 _describe(parser, action, hidden=section not in ("run", "print_config", *sections) or len(names) > 1)
+            if dry_run:
+                text = "list what is done and what is left, and do nothing"
+                parser.add_argument("--dry-run", action="store_true", help=text)
             for name, group in parser.groups.items():
                 group.title, group.description = (name if name[0].islower() else "run"), None
                 if "." in name:  # a nested section is one line of its parent
@@ -251,8 +254,8 @@ def typed(action: Action) -> str:
 
 def add_model_options(parser: Parser) -> None:
     """Declare how a model is loaded."""
-    parser.add_argument("--model-args", type=dict[str, Any], default={}, metavar="JSON",
-                        help="""arguments of the model, e.g. '{"num_classes": 20}'""")  # fmt: skip
+    text = """arguments of the model, e.g. '{"num_classes": 20}'"""
+    parser.add_argument("--model-args", type=dict[str, Any], default={}, metavar="JSON", help=text)
     parser.add_argument("--checkpoint", type=str, metavar="FILE", help="weights: safetensors, or torch's plain weights")
     parser.add_argument("--input-size", type=int, metavar="PIXELS", help="input size (default: the model's own)")
     for name in ("mean", "std"):

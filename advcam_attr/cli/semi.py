@@ -6,37 +6,33 @@ from typing import TYPE_CHECKING
 
 from jsonargparse import Namespace
 
-from advcam_attr.cli.parser import Command, ConfigOptions, Group, Parser
+from advcam_attr.cli.parser import Command, ConfigOptions, Group
 
 if TYPE_CHECKING:
     from advcam_attr.pipelines.semi.config import SemiConfig
+    from advcam_attr.pipelines.semi.run import SemiRun
 
 OPTIONS: ConfigOptions[SemiConfig] = ConfigOptions(
     "advcam_attr.pipelines.semi.config:SemiConfig", "configs/semi_voc.yaml"
 )
 
 
-def _train(options: Namespace) -> None:
+def _opened(options: Namespace) -> SemiRun:
     from advcam_attr.pipelines.semi.run import SemiRun
 
-    SemiRun(OPTIONS.of(options)).train()
+    return SemiRun(OPTIONS.of(options))
+
+
+def _train(options: Namespace) -> None:
+    _opened(options).train()
 
 
 def _evaluate(options: Namespace) -> None:
-    from advcam_attr.pipelines.semi.run import SemiRun
-
-    SemiRun(OPTIONS.of(options)).evaluate()
-
-
-def _add_run_options(parser: Parser) -> None:
-    OPTIONS.options("data", "runtime")(parser)
-    parser.add_argument("--dry-run", action="store_true", help="list what is done and what is left, and do nothing")
+    _opened(options).evaluate()
 
 
 def _run(options: Namespace) -> None:
-    from advcam_attr.pipelines.semi.run import SemiRun
-
-    run = SemiRun(OPTIONS.of(options))
+    run = _opened(options)
     if options.dry_run:
         print(run.plan())
     else:
@@ -56,6 +52,6 @@ GROUP = Group(
             OPTIONS.options("data", "predict", "runtime"),
             _evaluate,
         ),
-        "run": Command("run both stages", _add_run_options, _run),
+        "run": Command("run both stages", OPTIONS.options("data", "runtime", dry_run=True), _run),
     },
 )

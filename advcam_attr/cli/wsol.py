@@ -13,34 +13,33 @@ from advcam_attr.types import AdvCAMError
 if TYPE_CHECKING:
     from advcam_attr.pipelines.maps import MapSummary
     from advcam_attr.pipelines.wsol.config import WSOLConfig
+    from advcam_attr.pipelines.wsol.run import WSOLRun
 
 OPTIONS: ConfigOptions[WSOLConfig] = ConfigOptions("advcam_attr.pipelines.wsol.config:WSOLConfig", "configs/cub.yaml")
 
 
-def _classifier(options: Namespace) -> None:
+def _opened(options: Namespace) -> WSOLRun:
     from advcam_attr.pipelines.wsol.run import WSOLRun
 
-    for net, result in WSOLRun(OPTIONS.of(options)).train().items():
+    return WSOLRun(OPTIONS.of(options))
+
+
+def _classifier(options: Namespace) -> None:
+    for net, result in _opened(options).train().items():
         if result.val_top1 is not None:
             print(f"{net.name}, seed {net.seed}: validation top-1 {100 * result.val_top1:.1f}")
 
 
 def _maps(options: Namespace) -> None:
-    from advcam_attr.pipelines.wsol.run import WSOLRun
-
-    _require_all(WSOLRun(OPTIONS.of(options)).make_maps())
+    _require_all(_opened(options).make_maps())
 
 
 def _evaluate(options: Namespace) -> None:
-    from advcam_attr.pipelines.wsol.run import WSOLRun
-
-    WSOLRun(OPTIONS.of(options)).evaluate()
+    _opened(options).evaluate()
 
 
 def _run(options: Namespace) -> None:
-    from advcam_attr.pipelines.wsol.run import WSOLRun
-
-    _require_all(WSOLRun(OPTIONS.of(options)).run())
+    _require_all(_opened(options).run())
 
 
 def _require_all(summaries: Iterable[MapSummary]) -> None:

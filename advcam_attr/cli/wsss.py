@@ -72,11 +72,6 @@ def _evaluate(options: Namespace) -> None:
     print(evaluate(_opened(options)))
 
 
-def _add_run_options(parser: Parser) -> None:
-    OPTIONS.options("data", "runtime")(parser)
-    parser.add_argument("--dry-run", action="store_true", help="list what is done and what is left, and do nothing")
-
-
 def _run(options: Namespace) -> None:
     from advcam_attr.pipelines.wsss import stages
 
@@ -142,7 +137,11 @@ GROUP = Group(
         "evaluate": Command(
             "score all results, beside the paper's tables", OPTIONS.options("data", "score", "runtime"), _evaluate
         ),
-        "run": Command("run all stages, from images to the paper's tables", _add_run_options, _run),
+        "run": Command(
+            "run all stages, from images to the paper's tables",
+            OPTIONS.options("data", "runtime", dry_run=True),
+            _run,
+        ),
         "submission": Command("pack label maps for PASCAL VOC's test server", _add_submission, _submission),
         "export": Command("write maps as IRN's or PSA's .npy files", _add_export, _export),
         "import": Command("read maps from IRN's or PSA's .npy files", _add_import, _import),

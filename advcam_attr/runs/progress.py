@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,7 +48,3 @@ def maps_progress(stage: str, folder: Path, samples: Sequence[Sample]) -> Progre
     """Return the progress of a map store."""
     missing = MapStore(folder).missing([sample.id for sample in samples])
     return Progress(stage, len(samples) - len(missing), len(samples))
-
-
-def progress_table(stages: Iterable[Progress]) -> str:
-    return "\n".join(map(str, stages))

@@ -27,7 +27,7 @@ from advcam_attr.pipelines.semi.config import SemiConfig
 from advcam_attr.pipelines.semi.data import SemiData, read_semi
 from advcam_attr.pipelines.semi.predict import write_predictions
 from advcam_attr.pipelines.semi.training import WEIGHTS, train_semi, validations
-from advcam_attr.runs.progress import masks_progress, progress_table, training_progress
+from advcam_attr.runs.progress import masks_progress, training_progress
 from advcam_attr.runs.run_log import run_log
 from advcam_attr.runs.sharding import shard_of, shard_of_launch
 from advcam_attr.runs.stage import wait_for_ranks
@@ -58,12 +58,11 @@ class SemiRun:
         """Return a table of what exists of each stage; a training that ended early counts as done."""
         steps = len(self.data.unlabelled.samples) // self.config.training.batch * self.config.training.epochs
         name = "predictions" if self.config.predict.crf is None else "predictions after the CRF"
-        return progress_table(
-            [
-                training_progress("training", self.folder / "cct", WEIGHTS, steps),
-                masks_progress(f"{name} of {self.predicted.split}", self.predictions, self.predicted.samples),
-            ]
+        stages = (
+            training_progress("training", self.folder / "cct", WEIGHTS, steps),
+            masks_progress(f"{name} of {self.predicted.split}", self.predictions, self.predicted.samples),
         )
+        return "\n".join(map(str, stages))
 
     def train(self) -> Path:
         """Run the stage ``train``, and return the net's file."""
