@@ -320,3 +320,10 @@ def test_saliency_and_arguments_follow_their_image(images):
         for j, c in enumerate(wanted):
             single = attribution.attribute(images[i : i + 1], c, gain[i : i + 1], saliency=saliency[i : i + 1])
             assert torch.allclose(found[i][j : j + 1], single, atol=1e-5 * float(single.abs().max()))
+
+
+def test_no_graph_reaches_the_consumer(small_net, images):
+    for step in AdvCAM(small_net, steps=2, stop=None).climb(images, target=[1, 2, 3]):
+        assert step.maps.grad_fn is None
+        assert step.x.grad_fn is None
+        assert torch.is_grad_enabled()

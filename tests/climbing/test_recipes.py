@@ -191,3 +191,12 @@ def test_unknown_recipes_and_bases_raise(net, options, error, message):
 
 def test_every_recipe_cites_its_source():
     assert all(isinstance(r, Recipe) and r.source for r in recipes.RECIPES.values())
+
+
+def test_official_has_the_released_numbers():
+    official = recipes.get("official")
+    assert official.steps + 1 == 27
+    assert official.step_rule == LinfStep(0.08)
+    assert official.mask == ThresholdMask(0.5)
+    assert official.regularizers == (RestrictHighAttributions(7.0, reduce="sum"),)
+    assert official.scales == (0.5, 1.0, 1.5, 2.0)

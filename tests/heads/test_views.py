@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 import timm
 import torch
@@ -209,3 +211,21 @@ def test_taps_without_an_output_are_rejected(images, tap, message):
 
     with pytest.raises(AdvCAMError, match=message):
         heads.view(Forks().eval(), taps=[tap]).inspect(images)
+
+
+def test_traces_install_nothing_and_threads_do_not_mix(small_net, images):
+    view = heads.view(small_net)
+    expected = view(images).features.detach()
+    results: list[Tensor] = [torch.empty(0)] * 8
+
+    def work(i: int) -> None:
+        results[i] = view(images + i).features.detach() - heads.view(small_net)(images + i).features.detach()
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(float(r.abs().max()) == 0 for r in results)
+    assert torch.equal(view(images).features, expected)
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in small_net.modules())

@@ -287,3 +287,13 @@ def test_the_page_on_generators_runs():
     assert isinstance(maps, Tensor)
     assert maps.amax((1, 2, 3)).tolist() == pytest.approx([1, 1], abs=0.05)
     assert (maps.amin((1, 2, 3)) < maps.amax((1, 2, 3)) - 1e-3).all()
+
+
+def test_training_mode_is_left_and_has_no_effect(seam, photos):
+    expected = AdvCAM(seam, base=base_of(seam), steps=1).attribute(photos, target=1)
+    seam.train()
+    found = AdvCAM(seam, base=base_of(seam), steps=1).attribute(photos, target=1)
+    assert seam.training
+    assert seam.dropout7.training
+    seam.eval()
+    assert torch.equal(found, expected)
