@@ -1,7 +1,5 @@
 """Inventories of data sets: counts and damage."""
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Tables of classes under other names and offsets."""
 
-from __future__ import annotations
-
 import json
 
 import pytest

@@ -1,7 +1,5 @@
 """MS COCO: labels and masks, against hand-made scenes, slow oracles and VOC's masks."""
 
-from __future__ import annotations
-
 import json
 import sys
 from pathlib import Path
@@ -74,12 +72,10 @@ def test_instances_are_painted_by_decreasing_area(tmp_path, crowd):
     np.testing.assert_array_equal(mask, expected)
 
 
-def test_of_equal_areas_the_later_is_on_top(tmp_path):
-    mask = painted(tmp_path, annotated(9, 1, [box(0, 0, 4, 4)]), annotated(9, 90, [box(2, 0, 6, 4)]))
+def test_ties_parts_and_degenerate_polygons(tmp_path):
+    """Of equal areas the later is on top; polygons of two corners paint nothing."""
+    mask = painted(tmp_path / "ties", annotated(9, 1, [box(0, 0, 4, 4)]), annotated(9, 90, [box(2, 0, 6, 4)]))
     assert mask[0, :7].tolist() == [1, 1, 3, 3, 3, 3, 0]
-
-
-def test_parts_of_one_instance_and_degenerate_polygons(tmp_path):
     parts = [box(0, 0, 2, 2), [5, 5, 9, 9], box(8, 0, 10, 2)]
     mask = painted(tmp_path, annotated(9, 1, parts), annotated(9, 13, [[5, 5, 9, 9]]))
     np.testing.assert_array_equal(mask, filled(0, 0, 2, 2) | filled(8, 0, 10, 2))
@@ -171,9 +167,6 @@ def test_masks_in_other_processes(tmp_path, context):
         assert torch.equal(mask, data.mask(sample))
 
 
-# --- bad input
-
-
 def test_wrong_roots_and_splits(tmp_path, monkeypatch):
     root = write_coco(tmp_path, [])
     for place, split, words in ((tmp_path / "none", "train", "no such folder"), (root, "val", "there are train2014")):
@@ -252,9 +245,6 @@ def test_shapes_that_do_not_fit(tmp_path, code, message):
     data = read_coco(write_coco(tmp_path, [annotated(9, 1, code)]))
     with pytest.raises(AdvCAMError, match=f"COCO_train2014_000000000009.jpg has an instance with .*{message}"):
         data.mask(data.samples[0])
-
-
-# --- the real thing
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,5 @@
 """CUB-200-2011: labels, boxes and sizes from the published lists."""
 
-from __future__ import annotations
-
 import pytest
 from PIL import Image
 

@@ -1,7 +1,5 @@
 """CutMix: boxes, shares and pasted pixels against a slow oracle."""
 
-from __future__ import annotations
-
 import math
 from itertools import repeat
 

@@ -1,7 +1,5 @@
 """ImageNet: class folders, flat folders, ImageNetV2 and XML boxes."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from PIL import Image

@@ -1,7 +1,5 @@
 """Image files of all kinds, and the errors of what is none."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

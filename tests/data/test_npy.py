@@ -1,7 +1,5 @@
 """Restricted reading of .npy files: no file runs code or allocates more than it holds."""
 
-from __future__ import annotations
-
 import collections
 import io
 import pickle

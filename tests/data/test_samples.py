@@ -1,7 +1,5 @@
 """Parts of localization data, and ids of images."""
 
-from __future__ import annotations
-
 import pytest
 
 from advcam_attr.data.cub import read_cub

@@ -1,7 +1,5 @@
 """WebDataset shards: the same images as in folders; damaged shards are errors."""
 
-from __future__ import annotations
-
 import io
 import tarfile
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Toy scenes: reproducible, with masks that fit, and bodies whose hue is no sure sign of their class."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch
@@ -15,27 +13,18 @@ def scenes():
     return make_scenes(40, size=64, seed=7)
 
 
-def test_shapes_and_ranges(scenes):
+def test_shapes_ranges_and_parts(scenes):
     assert scenes.images.shape == (40, 3, 64, 64)
     assert scenes.images.dtype == torch.float32
-    assert scenes.images.min() >= 0
-    assert scenes.images.max() <= 1
-    assert scenes.labels.shape == (40, len(CLASS_NAMES))
-
-
-def test_labels_are_those_of_the_masks(scenes):
+    assert 0 <= scenes.images.min() <= scenes.images.max() <= 1
     for mask, labels in zip(scenes.masks, scenes.labels, strict=True):
-        present = {int(k) - 1 for k in mask.unique() if k > 0}
-        assert present == set(labels.nonzero()[:, 0].tolist())
+        assert {int(k) - 1 for k in mask.unique() if k > 0} == set(labels.nonzero()[:, 0].tolist())
+    assert scenes.labels.shape == (40, len(CLASS_NAMES))
     assert scenes.labels.any(1).all()
     assert (scenes.labels.sum(1) > 1).any(), "some scenes must hold several classes"
     assert scenes.labels.any(0).all(), "every class must occur"
-
-
-def test_parts_are_those_of_the_animals(scenes):
     assert ((scenes.parts > 0) == (scenes.masks > 0)).all()
-    head, body = (scenes.parts == HEAD).sum(), (scenes.parts == BODY).sum()
-    assert 2 * head < body
+    assert 2 * (scenes.parts == HEAD).sum() < (scenes.parts == BODY).sum()
 
 
 def test_scenes_do_not_depend_on_their_number_and_leave_random_state_alone():

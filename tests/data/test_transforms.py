@@ -1,7 +1,5 @@
 """Transforms and data sets of classifiers, localization and segmentation."""
 
-from __future__ import annotations
-
 import itertools
 import pickle
 from pathlib import Path
@@ -46,9 +44,6 @@ def gradient(width: int, height: int) -> Image.Image:
     return Image.fromarray(np.stack(channels, -1).astype(np.uint8))
 
 
-# --- to_input, resize_to
-
-
 def test_input_of_hand_set_pixels():
     image = Image.fromarray(np.array([[[255, 0, 51]]], np.uint8))
     expected = (np.array([1, 0, 0.2]) - MEAN) / STD
@@ -70,9 +65,6 @@ def test_sides_are_rounded_as_numpy_does(size, scale):
     assert np.array_equal(scaled, gradient(*size).resize(scaled.size, Image.Resampling.BICUBIC))
 
 
-# --- the long side
-
-
 def test_long_sides_are_all_drawn_and_proportions_preserved():
     resize, image = RandomLongSide(32, 40), gradient(100, 61)
     sizes = [resize(image).size for _ in range(300)]
@@ -81,9 +73,6 @@ def test_long_sides_are_all_drawn_and_proportions_preserved():
     assert {RandomLongSide(20, 20)(gradient(30, 60)).size} == {(10, 20)}
     assert RandomLongSide(20, 20)(gradient(1, 600)).size == (1, 20)
     assert np.array_equal(RandomLongSide(50, 50)(image), image.resize((50, 30), Image.Resampling.BICUBIC))
-
-
-# --- the crop
 
 
 @pytest.mark.parametrize(("height", "width"), [(5, 5), (8, 5), (5, 8), (8, 8), (3, 3), (3, 8), (8, 3), (1, 1), (3, 5)])
@@ -105,9 +94,6 @@ def test_crops_are_windows_of_the_image_and_zeros(height, width):
     assert sum(seen) == len(drawn), "no other window is drawn"
     assert min(seen) > 30, "and each about equally often"
     assert torch.equal(TopLeftCropOrPad(size)(image), expected[ys.index(0) * len(xs) + xs.index(0)])
-
-
-# --- all together
 
 
 @pytest.mark.parametrize("size", [(500, 375), (375, 500), (640, 640), (40, 30), (1200, 200)])
@@ -186,9 +172,6 @@ def test_randomness_is_torchs_own():
     assert all(torch.equal(transform(gradient(50, 40)), x) for x in first)
 
 
-# --- localization
-
-
 def test_images_are_squares_whatever_their_proportions():
     half = Image.new("RGB", (300, 100))
     half.paste((255, 255, 255), (150, 0, 300, 100))
@@ -212,9 +195,6 @@ def test_training_crops_and_mirrors_the_square():
     assert {first for _, first in seen} == set(range(9))
 
 
-# --- data sets
-
-
 def test_classification_dataset(tmp_path):
     samples = [Sample("a", tmp_path / "a.png", (0, 2)), Sample("b", tmp_path / "b.png", ())]
     for sample in samples:
@@ -227,9 +207,6 @@ def test_classification_dataset(tmp_path):
     samples[1].image.write_bytes(samples[1].image.read_bytes()[:60])
     with pytest.raises(AdvCAMError, match=r"b\.png"):
         dataset[1]
-
-
-# --- segmentation
 
 
 def labelled_image(height: int, width: int) -> tuple[Image.Image, torch.Tensor]:

@@ -1,7 +1,5 @@
 """PASCAL VOC: layouts, lists, sources of labels, and errors."""
 
-from __future__ import annotations
-
 import pickle
 import shutil
 from pathlib import Path
@@ -55,9 +53,6 @@ def test_masks(voc):
         data.mask(data.samples[1])
 
 
-# --- train_aug
-
-
 def add_augmented(voc: Path, *ids: str) -> None:
     for id in ids:
         write_mask(voc / "SegmentationClassAug" / f"{id}.png", np.full((6, 8), 3))
@@ -106,9 +101,6 @@ def test_train_aug_from_the_masks_of_sbd(voc, tmp_path):
     data = read_voc(voc, "train_aug")
     assert list(labels_by_id(data)) == ["2007_000032", "2007_000039", "2008_000008"]
     assert data.mask(data.samples[2]).unique().tolist() == [3]
-
-
-# --- lists
 
 
 @pytest.mark.parametrize(
@@ -167,9 +159,6 @@ def test_splits_that_cannot_be_read_raise(voc, tmp_path):
     images.mkdir()
     with pytest.raises(AdvCAMError, match="none of the 2 images of train"):
         read_voc(voc, "train")
-
-
-# --- labels
 
 
 def hot(*classes):
@@ -234,9 +223,6 @@ def test_bad_annotations_raise(tmp_path, content, word):
         read_annotation(tmp_path / "a.xml", CLASSES)
 
 
-# --- images
-
-
 def test_missing_images(voc):
     (voc / "JPEGImages" / "2007_000032.jpg").unlink()
     data = read_voc(voc, "train")
@@ -247,9 +233,6 @@ def test_missing_images(voc):
     assert [sample.id for sample in rest.samples] == ["2007_000039"]
     assert missing == data.samples[:1]
     assert without_missing(rest) == (rest, ())
-
-
-# --- the real thing
 
 
 def test_real_images(data_root):

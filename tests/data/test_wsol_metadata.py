@@ -1,7 +1,5 @@
 """The lists of Choe et al.: labels, boxes, sizes and masks."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

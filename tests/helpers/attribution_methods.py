@@ -1,7 +1,5 @@
 """All attribution methods, and models that count or fail."""
 
-from __future__ import annotations
-
 import gc
 import warnings
 

@@ -1,7 +1,5 @@
 """Grey maps of every kind and boxes to score them by, random and from a real net."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Slow references of pairs and random walks: one pair at a time, and a dense transition matrix that is squared."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator
 

@@ -1,7 +1,5 @@
 """Messages that the package logs, for tests."""
 
-from __future__ import annotations
-
 import logging
 
 PACKAGE = logging.getLogger("advcam_attr")

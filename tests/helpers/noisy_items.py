@@ -1,7 +1,5 @@
 """A data set whose items hold random numbers of torch, NumPy and Python."""
 
-from __future__ import annotations
-
 import random
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Scenes with seeds, and their refinement, as any launcher starts it."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 

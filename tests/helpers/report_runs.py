@@ -1,7 +1,5 @@
 """Small run folders of every kind, and the parsed pages of their reports."""
 
-from __future__ import annotations
-
 import json
 from html.parser import HTMLParser
 from pathlib import Path

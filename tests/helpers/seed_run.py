@@ -1,7 +1,5 @@
 """Random images, a small net, and a script that makes its seeds under any launcher."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 

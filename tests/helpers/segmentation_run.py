@@ -1,7 +1,5 @@
 """A segmentation net trained on the masks of small scenes, as any launcher starts it."""
 
-from __future__ import annotations
-
 import sys
 from dataclasses import replace
 from pathlib import Path

@@ -1,7 +1,5 @@
 """A small CCT training on scenes; as a script, for launchers of several processes."""
 
-from __future__ import annotations
-
 import sys
 from dataclasses import replace
 from pathlib import Path

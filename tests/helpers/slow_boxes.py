@@ -1,7 +1,5 @@
 """The MaxBoxAcc protocol in plain Python: all 1000 thresholds, box by box."""
 
-from __future__ import annotations
-
 import functools
 
 import cv2

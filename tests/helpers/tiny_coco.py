@@ -1,7 +1,5 @@
 """An MS COCO 2014 of a few small images, written by hand."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """A PASCAL VOC 2012 of a few small photographs, written by hand."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """A CUB-200-2011, an ImageNet and metadata folders of a few small photographs, written by hand."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 

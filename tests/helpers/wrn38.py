@@ -1,7 +1,5 @@
 """ResNet-38 (Wu et al.) written out slowly from the table of its blocks."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn

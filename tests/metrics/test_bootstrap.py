@@ -1,7 +1,5 @@
 """Bootstrap intervals against resampling in loops, and against the truth."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

@@ -1,7 +1,5 @@
 """Average precision by hand, against a slow definition and scikit-learn."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

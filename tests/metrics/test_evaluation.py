@@ -1,7 +1,5 @@
 """Evaluations of maps and masks against thresholding one by one, in shards, and with missing files."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from dataclasses import replace

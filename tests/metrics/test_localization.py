@@ -1,7 +1,5 @@
 """MaxBoxAcc, Top-1 Loc, PxAP and comparisons: by hand, and against all 1000 thresholds."""
 
-from __future__ import annotations
-
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace

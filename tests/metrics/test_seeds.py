@@ -1,7 +1,5 @@
 """Threshold sweeps and counts of single images against thresholding one by one."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

@@ -1,7 +1,5 @@
 """IRN's confident labels, PSA's label scores, and ambiguous pixels."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from torch import Tensor

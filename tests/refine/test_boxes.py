@@ -1,7 +1,5 @@
 """Boxes of maps: the protocol's examples, both exact searches against all 1000 thresholds, and map_to_boxes."""
 
-from __future__ import annotations
-
 import sys
 
 import numpy as np
@@ -40,11 +38,11 @@ SQUARE = [[0, 0, 0, 0, 0], [0, 0.4, 0.4, 0.4, 0.6], [0, 0.4, 1, 0.8, 0.6], [0, 0
 TORN = [[0.4, 0, 0.2, 0.2, 0.2], [0.4, 0.4, 0, 0.4, 0], [0, 0, 0, 0.4, 0], [1, 0.6, 0.8, 0.2, 0.2]]
 
 
-def same_at_all_thresholds(grey, truth, *, union_find: bool) -> None:
+def same_at_all_thresholds(grey, truth) -> None:
     expected = best_at_thresholds(grey, truth)
     levels = levels_at(int(grey.max()))
     np.testing.assert_array_equal(best_ious(grey, truth, boxes_above)[levels], expected)
-    if union_find:
+    if available():
         np.testing.assert_array_equal(best_ious_by_union_find(grey, truth)[levels], expected)
 
 
@@ -87,14 +85,6 @@ def test_overlap_counts_last_pixels():
     assert box_iou(a, b).tolist() == [[iou(tuple(x), tuple(y)) for y in b.tolist()] for x in a.tolist()]
 
 
-def test_overlaps_at_the_limit_count():
-    """100 · I >= δ · U in whole numbers is what the comparison of shares says."""
-    common = np.arange(1, 400)[:, None]
-    union = np.arange(1, 1400)[None]
-    for percent in (30, 50, 70):
-        np.testing.assert_array_equal(common / union >= percent / 100, 100 * common >= percent * union)
-
-
 def test_true_boxes_are_truncated_to_whole_pixels():
     assert resize_boxes([[1, 2, 4, 3]], size=(20, 10), to=(10, 35)).tolist() == [[3, 1, 14, 1]]
     assert resize_boxes([[1, 2, 1, 2]], size=(3, 3), to=(3, 3)).tolist() == [[1, 2, 1, 2]]
@@ -103,16 +93,6 @@ def test_true_boxes_are_truncated_to_whole_pixels():
         boxes = random_truth((height, width), random)
         expected = [[int(v * 224 / s) for v, s in zip(b, (width, height) * 2, strict=True)] for b in boxes.tolist()]
         assert resize_boxes(boxes, (height, width)).tolist() == expected
-
-
-@pytest.mark.parametrize("find", [lambda g, t: best_ious(g, t, boxes_above), best_ious_by_union_find])
-@pytest.mark.parametrize(
-    "truth",
-    [[[0, 0, 5, 3]], [[2, 2, 1, 3]], [[-1, 0, 1, 1]], [[0.5, 0, 1, 1]], np.zeros((0, 4), int), [[0, 0, 1]]],
-)
-def test_true_boxes_off_the_map_raise(find, truth):
-    with pytest.raises(AdvCAMError, match="true box"):
-        find(np.ones((4, 5), np.uint8), np.array(truth))
 
 
 def test_an_empty_map_has_one_box_of_the_first_pixel():
@@ -183,20 +163,12 @@ def test_missing_opencv_and_numba_raise(monkeypatch):
         compiled_sweep.__wrapped__()
 
 
-def test_scores_from_elsewhere_are_checked():
-    good = np.linspace(0, 0.5, 6).reshape(2, 3)
-    assert check_scores(good, (2, 3)) is good
-    for bad in (good.astype(np.float32), good.tolist(), good[0], good * 3, good - 1, np.full((2, 3), np.nan)):
-        with pytest.raises(AdvCAMError, match="scores must"):
-            check_scores(bad, (2, 3))
-
-
 @pytest.mark.parametrize("kind", KINDS)
 def test_both_evaluations_equal_all_thresholds(kind):
     random = np.random.default_rng(KINDS.index(kind))
     for size in ((14, 11), (25, 30), (1, 17), (9, 2)) if kind in SMOOTH else ((8, 11), (1, 17), (9, 2)):
         grey, truth = random_grey(kind, size, random), random_truth(size, random)
-        same_at_all_thresholds(grey, truth, union_find=available())
+        same_at_all_thresholds(grey, truth)
 
 
 @needs_numba
@@ -215,7 +187,7 @@ def test_real_maps_equal_all_thresholds(data_root, count, step):
     maps = bird_maps(data_root, count, step)
     assert len(maps) == count
     for grey, truth in maps:
-        same_at_all_thresholds(grey, truth, union_find=available())
+        same_at_all_thresholds(grey, truth)
 
 
 @pytest.mark.slow
@@ -226,7 +198,7 @@ def test_many_maps_of_full_size_equal_all_thresholds(kind):
     size, count = ((224, 224), 40) if kind in SMOOTH else ((64, 64), 3)
     for _ in range(count):
         grey, truth = random_grey(kind, size, random), random_truth(size, random)
-        same_at_all_thresholds(grey, truth, union_find=True)
+        same_at_all_thresholds(grey, truth)
 
 
 def test_the_largest_contour_and_the_plain_sweep_equal_all_thresholds():
@@ -243,6 +215,16 @@ def test_levels_follow_the_floating_point_formula():
         expected = [int(t * peak) for t in THRESHOLDS]
         assert levels_at(peak).tolist() == expected
         assert set(expected) == set(range(max(peak, 1)))
+
+
+@pytest.mark.parametrize("find", [lambda g, t: best_ious(g, t, boxes_above), best_ious_by_union_find])
+@pytest.mark.parametrize(
+    "truth",
+    [[[0, 0, 5, 3]], [[2, 2, 1, 3]], [[-1, 0, 1, 1]], [[0.5, 0, 1, 1]], np.zeros((0, 4), int), [[0, 0, 1]]],
+)
+def test_true_boxes_off_the_map_raise(find, truth):
+    with pytest.raises(AdvCAMError, match="true box"):
+        find(np.ones((4, 5), np.uint8), np.array(truth))
 
 
 def test_a_users_boxes_hold_the_mask():
@@ -266,8 +248,12 @@ def test_a_users_boxes_hold_the_mask():
             assert (largest & mask).sum() == largest.sum() <= mask.sum()
 
 
-def test_constant_maps_have_no_boxes():
-    flat = torch.zeros(8, 8)
+def test_constant_maps_have_no_boxes_and_scores_are_checked():
+    flat, good = torch.zeros(8, 8), np.linspace(0, 0.5, 6).reshape(2, 3)
     assert map_to_boxes(flat, 0.2).shape == (0, 4)
     assert map_to_boxes(flat, 0.2, components="all").dtype == torch.int64
     assert not map_to_mask(flat, 0.2, components="largest").any()
+    assert check_scores(good, (2, 3)) is good
+    for bad in (good.astype(np.float32), good.tolist(), good[0], good * 3, good - 1, np.full((2, 3), np.nan)):
+        with pytest.raises(AdvCAMError, match="scores must"):
+            check_scores(bad, (2, 3))

@@ -1,7 +1,5 @@
 """The dense CRF against pydensecrf and against sums over all pairs of pixels."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -1,7 +1,5 @@
 """IRN's losses and labels: by hand, and against loops over pairs of pixels."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The permutohedral filter against sums over all pairs and a lattice in a dict."""
 
-from __future__ import annotations
-
 import math
 
 import pytest

@@ -1,7 +1,5 @@
 """PSA's labels, loss and walk: by hand, against loops over pairs and a dense matrix."""
 
-from __future__ import annotations
-
 import math
 
 import pytest

@@ -1,7 +1,5 @@
 """The random walk against a dense matrix and by hand."""
 
-from __future__ import annotations
-
 import time
 
 import pytest

@@ -1,7 +1,5 @@
 """Class maps and seeds from maps at several scales: sizes, sums and thresholds by hand."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch
