@@ -122,10 +122,6 @@ class RandomCropOrPad(TopLeftCropOrPad):
         return int(torch.randint(min(slack, 0), max(slack, 0) + 1, ()))
 
 
-#: AdvCAM's scales for VOC (the authors' issue 9).
-SEGMENTATION_SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0)
-
-
 class SegmentationTrain:
     """Training augmentation of segmentation networks: random scale (one of ``scales``), random crop, horizontal flip.
 
@@ -134,8 +130,8 @@ class SegmentationTrain:
 
     def __init__(
         self,
-        crop: int = 321,
-        scales: Sequence[float] = SEGMENTATION_SCALES,
+        crop: int,
+        scales: Sequence[float],
         mean: Sequence[float] = MEAN,
         std: Sequence[float] = STD,
     ) -> None:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from advcam_attr.data.samples import SegmentationData
 from advcam_attr.files import to_json
-from advcam_attr.runs.provenance import net_config
+from advcam_attr.runs.provenance import fingerprint, net_config
 from advcam_attr.runs.runtime import Runtime
 from advcam_attr.runs.sharding import Shard
 from advcam_attr.training.loading import Items, load_batches
@@ -31,6 +32,16 @@ def training_config(settings: Any, net: nn.Module, runtime: Runtime, **data: Any
     about = net_config(net, net.spec)
     about["initial_weights"] = about.pop("weights")
     return to_json({**chosen, **about, "seed": runtime.seed, "autocast": runtime.autocast, **data})
+
+
+def mask_training_config(
+    settings: Any, names: Iterable[str], net: nn.Module, runtime: Runtime, data: SegmentationData, **digests: str
+) -> dict[str, Any]:
+    """Return all that a training on label maps depends on: the settings of these names, net, images and label maps."""
+    chosen = dataclasses.asdict(settings)
+    about: dict[str, Any] = {"seed": runtime.seed, "autocast": runtime.autocast}
+    about |= {"data": f"{data.name} {data.split}", "images": fingerprint(data), **digests}
+    return to_json({**{name: chosen[name] for name in names}, **net_config(net, net.spec), **about})
 
 
 @torch.no_grad()

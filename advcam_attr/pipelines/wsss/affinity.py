@@ -1,14 +1,14 @@
-"""Refinement of seeds by a learned affinity, the frame that IRN and PSA share.
+"""Refinement of seeds by a learned affinity, shared by IRN and PSA.
 
 Labels are derived from confident parts of the seeds, a net learns affinities from them, and a random walk spreads the
-seeds along these. In the output folder, each step has a folder of its own; each resumes where it was interrupted.
+seeds along these. Each step has its own folder and resumes where it was interrupted.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 from advcam_attr.data.masks import write_mask
 from advcam_attr.data.samples import SegmentationData
-from advcam_attr.files import to_json
 from advcam_attr.networks.net_file import NetKind, load_net, save_net
+from advcam_attr.pipelines.training_report import mask_training_config
 from advcam_attr.runs.map_store import MapReader
-from advcam_attr.runs.provenance import fingerprint, net_config
+from advcam_attr.runs.provenance import net_config
 from advcam_attr.runs.runtime import Runtime
 from advcam_attr.runs.sharding import Shard, shard_of
 from advcam_attr.runs.stage import (
@@ -42,16 +42,13 @@ Net = TypeVar("Net", bound=nn.Module)
 
 
 class AffinityMethod(ABC, Generic[Net]):
-    """What IRN and PSA differ in.
+    """The differences between IRN and PSA.
 
     Attributes:
-        name: of the method.
-        kind: of the net's file.
         labels, labels_folder: name and folder of the labels that the net is trained on.
         net_folder: folder of the training; the net is ``<net_folder>.safetensors``.
         training_fields: names of the configuration's values that a trained net depends on.
-        config: of the method; ``trained``, ``epochs``, ``batch``, ``optimizer`` and ``checkpoint_every`` are read here.
-        runtime: device, workers, precision and seed.
+        config: has ``trained``, ``epochs``, ``batch``, ``optimizer`` and ``checkpoint_every``.
     """
 
     name: ClassVar[str]
@@ -87,7 +84,6 @@ class AffinityMethod(ABC, Generic[Net]):
         """Return the labels of an image, as `write_label` takes them."""
 
     def write_label(self, path: Path, labels: Tensor, digest: str) -> None:
-        """Write the labels of an image."""
         write_mask(path, labels, digest)
 
     @abstractmethod
@@ -96,7 +92,7 @@ class AffinityMethod(ABC, Generic[Net]):
 
     @abstractmethod
     def loss(self) -> Loss:
-        """Return the training loss."""
+        """Return the loss, a mean over the pairs of the whole batch, of all ranks."""
 
     @abstractmethod
     def groups(self, net: Net, optimizer: Optimizer) -> Sequence[Group]:
@@ -111,20 +107,14 @@ class AffinityMethod(ABC, Generic[Net]):
 
     @abstractmethod
     def mask(self, net: Net, image: SeededImage, device: torch.device) -> Tensor:
-        """Return the mask of an image, ``(H, W)`` uint8."""
+        """Return the mask of an image after the walk, ``(H, W)`` uint8."""
 
 
 def refine_by_affinity(method: AffinityMethod[Any], seeds: MapReader, data: SegmentationData, out: Path) -> None:
-    """Refine seeds; the masks are ``out/masks/<id>.png``.
+    """Refine seeds into the masks ``out/masks/<id>.png``.
 
     Under ``torchrun`` or ``srun``, processes share each step. In a SLURM array labels and masks are shared, but the
     training is one job's: run the command once outside of the array in between.
-
-    Args:
-        method: IRN or PSA. With ``config.trained``, nothing is trained.
-        seeds: localization maps by image id.
-        data: the images; their true masks are not read.
-        out: the folder.
 
     Raises:
         AdvCAMError: Seeds are missing, a folder was made with other settings, or some images failed; all others are
@@ -146,33 +136,18 @@ def make_labels(
     method: AffinityMethod[Any], seeds: MapReader, data: SegmentationData, out: Path, shard: Shard | None = None
 ) -> None:
     """Write the labels of a share of the images to ``out/<labels_folder>/<id>.png``."""
-
     shard = shard_of() if shard is None else shard
-    device = method.runtime.torch_device(shard)
-
-    def make(image: SeededImage) -> Tensor:
-        return method.label(image, device)
-
+    make = partial(method.label, device=method.runtime.torch_device(shard))
     folder, config = out / method.labels_folder, method.label_config()
     stage = seeded_stage(method.labels, folder, config, seeds, data, make, method.write_label)
     run_stage(stage, data, workers=method.runtime.workers, overwrite=method.runtime.overwrite, shard=shard)
 
 
 def train_affinity(method: AffinityMethod[Net], net: Net, data: SegmentationData, out: Path) -> Net:
-    """Train a net on the labels in ``out/<labels_folder>``, or resume its training.
-
-    Args:
-        method: IRN or PSA.
-        net: with new layers; trained in place.
-        data: the images, all of which need labels.
-        out: the folder; the net is ``out/<net_folder>/<net_folder>.safetensors``.
+    """Train a net in place on the labels in ``out/<labels_folder>``, or resume its training.
 
     Returns:
-        The net as saved, in eval mode.
-
-    Raises:
-        AdvCAMError: Labels are missing, the folder holds another training, there are too few images, or the loss is
-            not finite.
+        The net as saved, ``out/<net_folder>/<net_folder>.safetensors``, in eval mode.
     """
     config, labels = method.config, out / method.labels_folder
     digest = check_made(labels, data, method.labels)
@@ -182,7 +157,6 @@ def train_affinity(method: AffinityMethod[Net], net: Net, data: SegmentationData
         method.finish(net, data)
         save_net(path, net)
 
-    settings = dataclasses.asdict(config)
     task = TrainingTask(
         name=method.kind.spec.title,
         net=net,
@@ -194,17 +168,7 @@ def train_affinity(method: AffinityMethod[Net], net: Net, data: SegmentationData
         batch=config.batch,
         runtime=method.runtime,
         checkpoint_every=config.checkpoint_every,
-        depends_on=to_json(
-            {
-                **{name: settings[name] for name in method.training_fields},
-                **net_config(net, net.spec),
-                "seed": method.runtime.seed,
-                "autocast": method.runtime.autocast,
-                "data": f"{data.name} {data.split}",
-                "images": fingerprint(data),
-                "labels": digest,
-            }
-        ),
+        depends_on=mask_training_config(config, method.training_fields, net, method.runtime, data, labels=digest),
         save=save,
         file=_weights(method),
     )
@@ -220,20 +184,12 @@ def write_masks(
     out: Path,
     shard: Shard | None = None,
 ) -> None:
-    """Write the masks of a share of the images to ``out/masks/<id>.png``.
-
-    Raises:
-        AdvCAMError: Seeds are missing, the masks there were made with other settings, or some images failed.
-    """
+    """Write the masks of a share of the images to ``out/masks/<id>.png``."""
     check_seeds(seeds, data)
     shard = shard_of() if shard is None else shard
     device = method.runtime.torch_device(shard)
-
-    def make(image: SeededImage) -> Tensor:
-        return method.mask(net, image, device)
-
     config = {"method": method.name, **method.walk_config(), **net_config(net, net.spec)}
-    stage = seeded_stage("masks", out / "masks", config, seeds, data, make)
+    stage = seeded_stage("masks", out / "masks", config, seeds, data, partial(method.mask, net, device=device))
     with as_found(net):
         net.to(device).eval()
         run_stage(stage, data, workers=method.runtime.workers, overwrite=method.runtime.overwrite, shard=shard)

@@ -20,14 +20,14 @@ Method = Literal["cam", "advcam"]
 
 @dataclass(frozen=True)
 class DataConfig(MaskedData):
-    """The data set and its splits.
+    """The data set and its splits, each a name or the path of a list.
 
     Attributes:
-        train: split that the classifier is trained on; a name or the path of a list.
-        val: split that the classifier is validated on and segmentation nets are scored on; None for none.
-        test: split of images without masks that segmentation nets label; None for none.
+        train: training split; of the classifier.
+        val: validation split; of the classifier; segmentation nets are scored on it. None for none.
+        test: split to predict, without true masks; None for none.
         seeds: split that maps are made of; None for ``train``.
-        score: split on whose masks the seeds are scored; part of ``seeds``.
+        score: split to score seeds; part of ``seeds``.
     """
 
     train: str = "train_aug"
@@ -38,7 +38,6 @@ class DataConfig(MaskedData):
 
     @property
     def seeds_split(self) -> str:
-        """The split that maps are made of."""
         return self.seeds or self.train
 
 
@@ -48,10 +47,10 @@ class NetConfig:
 
     Attributes:
         backbone: of the CAM net; stride 16. Its ``checkpoint`` is the generator's file, if one is given.
-        class_map: JSON file that maps the data's classes to those of the backbone's own classifier, whose weights the
-            new classifier starts from (`advcam_attr.data.class_names`); None starts from random weights.
+        class_map: JSON map to the backbone's classes; the classifier starts from the weights of its own classifier
+            (`advcam_attr.data.class_names`); None starts from random weights.
         class_offset: added to the file's classes; 1 for backbones whose class 0 is the background.
-        generator: ``"irn"``, ``"seam"`` or ``"sc_cam"``: the authors' trained net in place of one to train.
+        generator: authors' net, in place of training; ``"irn"``, ``"seam"`` or ``"sc_cam"``.
     """
 
     backbone: Backbone = Backbone(IRN_BACKBONE)
@@ -65,18 +64,18 @@ class ClassifierConfig:
     """Settings of the classifier's training. The defaults are IRN's for VOC and COCO, which AdvCAM follows.
 
     Attributes:
-        epochs: passes over the images; the rest that fills no batch is dropped.
-        batch: images an update, of all ranks together.
-        crop: side of the training square, in pixels.
-        long_side: range of the longer side after the random rescaling before the crop, in pixels.
-        optimizer: ``head_lr`` is the 1 × 1 convolution's. The released optimizer passes the weight decay in place of
-            the momentum, and its learning rates fit that.
-        anchor: weight of the squared distance of the convolution's weights from their start, added to the loss (L2-SP,
-            Li et al., 2018). For few images and a start from mapped classes.
-        loss: of logits and labels.
-        grad_accum: parts in which a batch passes the net.
-        checkpoint_every: steps between two checkpoints, besides one after each epoch.
-        tensorboard: whether to write TensorBoard files, too, to the folder ``tensorboard``.
+        epochs: passes over the images; an incomplete last batch is dropped.
+        batch: images per update; of all ranks together.
+        crop: training crop in pixels.
+        long_side: longer side; range of the random rescaling before the crop, in pixels.
+        optimizer: ``head_lr`` is the 1 × 1 convolution's; for the momentum see
+            `advcam_attr.training.optimizer.RELEASED_MOMENTUM`.
+        anchor: weight of the L2-SP penalty; the squared distance of the convolution's weights from their start (Li
+            et al., 2018), for few images and a start from mapped classes.
+        loss: training loss.
+        grad_accum: forward passes per batch; their gradients are averaged.
+        checkpoint_every: steps per checkpoint; also one after each epoch.
+        tensorboard: write TensorBoard files, too; to the folder ``tensorboard``.
     """
 
     epochs: PositiveInt = 5
@@ -123,8 +122,8 @@ class ScoreConfig:
     """Settings of the seeds' evaluation.
 
     Attributes:
-        thresholds: background thresholds, by the released script that has them.
-        allow_missing: score the other images where maps are missing.
+        thresholds: background thresholds; those of the released script for VOC or COCO, or of SEAM's.
+        allow_missing: score without the missing maps.
     """
 
     thresholds: Literal["voc", "coco", "seam"] = "voc"

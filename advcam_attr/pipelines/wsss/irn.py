@@ -61,12 +61,7 @@ SETTINGS: dict[str, IRNConfig] = {
 
 
 class IRN(AffinityMethod[IRNet]):
-    """Refinement by IRN; see `advcam_attr.pipelines.wsss.affinity.refine_by_affinity`.
-
-    Example:
-        >>> method = IRN(SETTINGS["advcam"], Runtime())  # doctest: +SKIP
-        >>> refine_by_affinity(method, seed_store(Path("run")), data, Path("run/irn"))  # doctest: +SKIP
-    """
+    """Refinement by IRN, for `advcam_attr.pipelines.wsss.affinity.refine_by_affinity`."""
 
     name = "irn"
     kind = IRNET
@@ -77,11 +72,9 @@ class IRN(AffinityMethod[IRNet]):
     config: IRNConfig
 
     def new_net(self) -> IRNet:
-        """Return a net with new branches."""
         return irnet(self.config.backbone, seed=self.runtime.seed)
 
     def label_config(self) -> dict[str, Any]:
-        """Return the thresholds and the CRF's recipe."""
         return {name: getattr(self.config, name) for name in ("foreground", "background", "crf")}
 
     def label(self, image: SeededImage, device: torch.device) -> Tensor:
@@ -90,11 +83,9 @@ class IRN(AffinityMethod[IRNet]):
         return ir_label(image.maps, image.pixels.to(device), c.foreground, c.background, c.crf)
 
     def items(self, net: IRNet, data: SegmentationData, folder: Path) -> ConfidentItems:
-        """Return augmented images and confident labels."""
         return ConfidentItems(self.config, net, data, folder)
 
     def loss(self) -> Loss:
-        """Return IRN's loss, a mean over the pairs of the whole batch, of all ranks."""
         radius = self.config.radius
 
         def loss(logits: Tensor, labels: Tensor) -> Tensor:
@@ -107,7 +98,6 @@ class IRN(AffinityMethod[IRNet]):
         return loss
 
     def groups(self, net: IRNet, optimizer: Optimizer) -> Sequence[Group]:
-        """Return the two branches."""
         return (
             Group("edge", net.edge_parameters(), optimizer.lr, optimizer.weight_decay),
             Group("displacement", net.displacement_parameters(), optimizer.head_rate, optimizer.weight_decay),
@@ -117,7 +107,7 @@ class IRN(AffinityMethod[IRNet]):
     def finish(self, net: IRNet, data: SegmentationData) -> None:
         """Store the mean displacement over the images' top left squares in the net.
 
-        It is the mean of the means of whole batches, as in IRN's code; of what there is where no batch is whole.
+        It is the mean of the means of whole batches, as in IRN's code, or of an incomplete one if there is no other.
         """
         batch, device = self.config.batch, next(net.parameters()).device
         transform = classifier_val(self.config.crop, net.mean, net.std)
@@ -132,11 +122,9 @@ class IRN(AffinityMethod[IRNet]):
             net.mean_shift.running_mean.copy_(torch.stack(means).mean(0))
 
     def walk_config(self) -> dict[str, Any]:
-        """Return the walk's settings."""
         return {**dataclasses.asdict(self.config.walk), "pad_to": self.config.pad_to}
 
     def mask(self, net: IRNet, image: SeededImage, device: torch.device) -> Tensor:
-        """Return the labels after the walk."""
         return irn_labels(image.maps, edges(net, image.pixels.to(device), self.config.pad_to), self.config.walk)
 
 

@@ -31,21 +31,20 @@ class IRNConfig:
     """Settings of IRN. The defaults are those of AdvCAM's released code, whose training is IRN's.
 
     Attributes:
-        foreground: map value above which a pixel surely is of its class; IRN: 0.30.
-        background: map value below which, for all classes, a pixel surely is background; IRN: 0.05.
-        crf: recipe of the CRF that confident labels pass.
+        foreground: lowest map value of a sure class (IRN: 0.30).
+        background: highest map value of sure background (IRN: 0.05).
+        crf: recipe of the CRF of confident labels.
         walk: the random walk; IRN's exponent is 1.
         backbone: frozen; stride 16.
         trained: file of a trained net, ours or its authors'; None trains one.
         radius: of pairs in training, in cells of 4 pixels.
-        epochs: passes over the images; the rest that fills no batch is dropped.
-        batch: images an update, of all ranks together.
-        crop: side of the training square, in pixels.
-        scales: range of the random rescaling before the crop.
-        optimizer: ``lr`` is the edge branch's, ``head_lr`` the displacement branch's, which masks do not depend on. The
-            released optimizer passes the weight decay in place of the momentum, and its learning rates fit that.
-        checkpoint_every: steps between two checkpoints, besides one after each epoch.
-        pad_to: side in pixels to which smaller images are padded at inference.
+        epochs: passes over the images; an incomplete last batch is dropped.
+        batch: images per update; of all ranks together.
+        crop: training crop in pixels.
+        scales: range of random scales before the crop.
+        optimizer: ``lr`` is the edge branch's, ``head_lr`` the displacement branch's, which masks do not depend on.
+        checkpoint_every: steps per checkpoint; also one after each epoch.
+        pad_to: least side at inference, by padding, in pixels.
     """
 
     foreground: ClosedUnitInterval = LABEL_THRESHOLDS["advcam"][0]
@@ -90,14 +89,14 @@ class PSAConfig:
         trained: file of a trained affinity net; None trains one.
         width: of the head, and of ResNet-38.
         alphas: powers of the background's score for confident foreground and confident background.
-        crf: recipe of the CRF that these scores pass.
+        crf: recipe of the CRF of these scores.
         radius: of pairs in training and in the walk, in cells.
-        epochs: passes over the images; the rest that fills no batch is dropped.
-        batch: images an update, of all ranks together.
-        crop: side of the training square, in pixels; images are not rescaled.
+        epochs: passes over the images; an incomplete last batch is dropped.
+        batch: images per update; of all ranks together.
+        crop: training crop in pixels; images are not rescaled.
         optimizer: ``lr`` is the backbone's; its biases have twice as much, new layers ten times; biases do not decay.
         jitter: of brightness, contrast, saturation and hue.
-        checkpoint_every: steps between two checkpoints, besides one after each epoch.
+        checkpoint_every: steps per checkpoint; also one after each epoch.
         alpha: power of the background's score in the walk.
         beta: power of affinities.
         steps: of the walk.
@@ -138,12 +137,11 @@ class RefineConfig:
         method: ``irn`` or ``psa``.
         irn: AdvCAM's by default; `advcam_attr.pipelines.wsss.irn.SETTINGS` has others.
         psa: PSA's by default; `advcam_attr.pipelines.wsss.psa.SETTINGS` has others.
-        crf: what passes the CRF: ``seeds``, ``masks``, both, or nothing.
-        crf_threshold: background threshold of the seeds that pass the CRF ("0.3 or 0.35", the authors' issue 11).
-        crf_recipe: ``table1`` has deeplab-pytorch's numbers, labels held with p = 0.7; how the paper's CRF takes labels
-            is not published.
-        saliency: folder of saliency maps for the rule of section 4.5; None for none.
-        saliency_threshold: above which a pixel is salient; not published.
+        crf: CRF of seeds or masks, or of both; none by default.
+        crf_threshold: background threshold; of seeds that pass the CRF ("0.3 or 0.35", the authors' issue 11).
+        crf_recipe: CRF recipe; ``table1`` has deeplab-pytorch's numbers, and labels at p = 0.7 (not published).
+        saliency: folder of saliency maps; for the rule of section 4.5; None for none.
+        saliency_threshold: saliency threshold; above it a pixel is salient; not published.
     """
 
     method: str = "irn"
@@ -160,12 +158,7 @@ class RefineConfig:
 
     @property
     def final_step(self) -> str:
-        """The step whose masks segmentation nets are trained on.
-
-        Example:
-            >>> RefineConfig().final_step, RefineConfig(saliency="saliency").final_step
-            ('masks', 'masks_saliency')
-        """
+        """The step whose masks segmentation nets are trained on."""
         if self.saliency is not None:
             return "masks_saliency"
         return "masks_crf" if "masks" in self.crf else "masks"
@@ -173,31 +166,31 @@ class RefineConfig:
 
 @dataclass(frozen=True)
 class SegmentationConfig:
-    """Settings of a segmentation net. The defaults are AdvCAM's for VOC (the authors' issue 9) and, where they say
-    nothing, those of deeplab-pytorch, which they trained with.
+    """Settings of a segmentation net. The defaults are AdvCAM's for VOC (the authors' issue 9) and otherwise those of
+    deeplab-pytorch, which they trained with.
 
     Attributes:
         backbone: with ImageNet weights, as AdvCAM; stride 8. ``train_from: aspp`` trains the pyramid alone.
-        stride_in: ``"1x1"`` or ``"3x3"``; None as the weights were trained.
-        rates: dilations of the pyramid.
-        msc: scales besides 1 at which the net sees each image.
-        class_map: JSON file that maps the data's classes to those of the backbone's own classifier, which the pyramid
-            starts from (`advcam_attr.data.class_names`); None starts from random weights.
+        stride_in: strided convolution: ``"1x1"`` or ``"3x3"``; None as the weights were trained.
+        rates: dilations; of the pyramid.
+        msc: extra scales; the net sees each image at them and at 1.
+        class_map: JSON map to the backbone's classes; the pyramid starts from the weights of its own classifier
+            (`advcam_attr.data.class_names`); None starts from random weights.
         class_offset: added to the file's classes; 1 for backbones whose class 0 is the background.
         trained: file of a trained net; None trains one.
-        steps: updates (deeplab-pytorch: 20000).
-        batch: images an update, of all ranks together. ("Batch 10" may mean 5 × 2 or 10 × 2 there.)
-        grad_accum: parts in which a batch passes the net; their gradients are averaged.
-        crop: side of the training square, in pixels (COCO: 481).
-        scales: of which one is drawn for each image (deeplab-pytorch: 0.5 to 1.5).
-        loss: ``"balanced"``, AdvCAM's class-balanced cross-entropy, or ``"cross_entropy"``, deeplab-pytorch's.
+        steps: updates; deeplab-pytorch: 20000.
+        batch: images per update; of all ranks together ("batch 10" may mean 5 × 2 or 10 × 2 in deeplab-pytorch).
+        grad_accum: forward passes per batch; their gradients are averaged.
+        crop: training crop in pixels; COCO: 481.
+        scales: scales; one is drawn for each image (the authors' issue 9; deeplab-pytorch: 0.5 to 1.5).
+        loss: training loss; ``"balanced"`` is AdvCAM's, by class; ``"cross_entropy"`` is deeplab-pytorch's.
         optimizer: ``lr`` is the backbone's; the pyramid's weights have 10 times as much, its biases 20 times, without
             decay.
-        ema_decay: of an exponential moving average of the weights, which is saved then; None for none.
-        checkpoint_every: steps between two checkpoints.
-        test_scales: of the whole image in testing; logits are averaged.
-        test_flip: whether to average over the mirror image, too.
-        crf: recipe of the CRF that predictions pass in a second copy; None for none.
+        ema_decay: decay of a moving average of weights; exponential; the average is saved. None for none.
+        checkpoint_every: steps per checkpoint.
+        test_scales: test scales; of the whole image; logits are averaged.
+        test_flip: average over the mirror image, too.
+        crf: CRF of predictions; its recipe; predictions pass it in a second copy; None for none.
     """
 
     backbone: Backbone = Backbone(RESNET101, stride=8)
@@ -235,5 +228,5 @@ class SegmentationConfig:
 
     @property
     def crfs(self) -> tuple[str | None, ...]:
-        """The CRF recipes that predictions are made with: none, and ``crf`` if given."""
+        """The CRF recipes of the predictions: none, and ``crf`` if given."""
         return (None, self.crf) if self.crf else (None,)

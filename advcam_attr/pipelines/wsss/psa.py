@@ -52,12 +52,7 @@ SETTINGS: dict[str, PSAConfig] = {
 
 
 class PSA(AffinityMethod[AffinityNet]):
-    """Refinement by PSA; see `advcam_attr.pipelines.wsss.affinity.refine_by_affinity`.
-
-    Example:
-        >>> config = PSAConfig(Backbone("resnet38", checkpoint="resnet38_imagenet.pth"))  # doctest: +SKIP
-        >>> refine_by_affinity(PSA(config, Runtime()), seeds, data, Path("run/psa"))  # doctest: +SKIP
-    """
+    """Refinement by PSA, for `advcam_attr.pipelines.wsss.affinity.refine_by_affinity`."""
 
     name = "psa"
     kind = AFFINITY_NET
@@ -68,11 +63,9 @@ class PSA(AffinityMethod[AffinityNet]):
     config: PSAConfig
 
     def new_net(self) -> AffinityNet:
-        """Return a net with a new head."""
         return affinity_net(self.config.backbone, width=self.config.width, seed=self.runtime.seed)
 
     def check(self, net: AffinityNet) -> None:
-        """Raise if a crop has no pairs of cells."""
         crop, radius, stride = self.config.crop, self.config.radius, net.stride
         if crop % stride or crop // stride < 2 * radius - 1:
             raise AdvCAMError(
@@ -81,7 +74,6 @@ class PSA(AffinityMethod[AffinityNet]):
             )
 
     def label_config(self) -> dict[str, Any]:
-        """Return the powers and the CRF's recipe."""
         return {"alphas": self.config.alphas, "crf": self.config.crf}
 
     def label(self, image: SeededImage, device: torch.device) -> Tensor:
@@ -90,16 +82,12 @@ class PSA(AffinityMethod[AffinityNet]):
         return torch.cat([low, high])
 
     def write_label(self, path: Path, labels: Tensor, digest: str) -> None:
-        """Write scores."""
         write_scores(path, labels, digest)
 
     def items(self, net: AffinityNet, data: SegmentationData, folder: Path) -> AffinityItems:
-        """Return augmented images and affinity labels."""
         return AffinityItems(self.config, net, data, folder)
 
     def loss(self) -> Loss:
-        """Return PSA's loss, a mean over the pairs of the whole batch, of all ranks."""
-
         def loss(features: Tensor, labels: Tensor) -> Tensor:
             sums, counts = pair_losses(features, labels, self.config.radius)
             return weighted_loss(sums, counts.new_tensor(gather(counts.tolist())).mean(0))
@@ -107,7 +95,6 @@ class PSA(AffinityMethod[AffinityNet]):
         return loss
 
     def groups(self, net: AffinityNet, optimizer: Optimizer) -> Sequence[Group]:
-        """Return weights and biases, of the backbone and new."""
         parts, lr, decay = trained_parts(net), optimizer.lr, optimizer.weight_decay
         return (
             Group("weights", parts.weights, lr, decay),
@@ -117,12 +104,10 @@ class PSA(AffinityMethod[AffinityNet]):
         )
 
     def walk_config(self) -> dict[str, Any]:
-        """Return the walk's settings."""
         return {name: getattr(self.config, name) for name in ("alpha", "beta", "steps", "radius")}
 
     @torch.no_grad()
     def mask(self, net: AffinityNet, image: SeededImage, device: torch.device) -> Tensor:
-        """Return the labels after the walk."""
         c, (height, width) = self.config, image.pixels.shape[1:]
         if not image.maps.classes:
             return torch.zeros(height, width, dtype=torch.uint8)
