@@ -51,10 +51,9 @@ class ClassifierResult:
 
     Attributes:
         weights: the net's file.
-        steps: of the training.
         train_loss: mean over the last epoch.
-        val_loss: None without validation images.
-        val_map: mean average precision in [0, 1]; None without validation images.
+        val_loss: None without validation images, as ``val_map``.
+        val_map: mean average precision in [0, 1].
         val_ap: by class, None for classes without validation images; empty without validation.
     """
 
@@ -80,25 +79,16 @@ def train_classifier(
     that is interrupted and resumed ends with the same bits.
 
     Args:
-        config: the settings.
         net: trained in place; its mode and device are restored.
-        train_data: images and labels; masks are not read.
         val_data: images on which loss and average precision are measured after each epoch; None for none.
-        out: the folder.
-        runtime: device, workers, precision and seed.
 
     Raises:
         AdvCAMError: The folder holds another training, there are fewer images than a batch, an image cannot be read,
             or the loss is not finite.
-
-    Example:
-        >>> net = cam_net("torchvision/resnet50", 20)  # doctest: +SKIP
-        >>> train_classifier(ClassifierConfig(), net, train, val, Path("run/classifier"))  # doctest: +SKIP
     """
-    check_training(config, net, train_data, val_data)
-    shard, splits = shard_of_launch(), {"train": train_data, "val": val_data}
-    fingerprints = {name: None if data is None else _labels_fingerprint(data) for name, data in splits.items()}
-    depends_on = training_config(config, net, runtime, **fingerprints)
+    _check(config, net, train_data, val_data)
+    shard, val = shard_of_launch(), None if val_data is None else _labels_fingerprint(val_data)
+    depends_on = training_config(config, net, runtime, train=_labels_fingerprint(train_data), val=val)
     loss, items = LOSSES[config.loss], training_items(train_data, config, net)
     per_epoch = len(items) // config.batch
 
@@ -147,7 +137,6 @@ def train_classifier(
 
 
 def training_items(data: SegmentationData, config: ClassifierConfig, net: CAMNet) -> Items:
-    """Return augmented images and their labels."""
     transform = classifier_train(config.crop, config.long_side, net.mean, net.std)
     return ClassificationDataset(data.samples, len(data.classes), transform)
 
@@ -169,10 +158,9 @@ def anchored(loss: Loss, net: CAMNet, weight: float) -> Loss:
     return total
 
 
-def check_training(
+def _check(
     config: ClassifierConfig, net: CAMNet, train_data: SegmentationData, val_data: SegmentationData | None
 ) -> None:
-    """Raise if a net cannot be trained on these data."""
     count = len(train_data.samples)
     if count < config.batch:
         raise AdvCAMError(
@@ -222,7 +210,6 @@ def _number(value: float) -> float | None:
 
 
 def _write_report(path: Path, result: ClassifierResult, config: dict[str, Any], classes: Sequence[str]) -> None:
-    """Write a result, unless the file has it already."""
     measures = {name: value for name, value in dataclasses.asdict(result).items() if name != "weights"}
     report = {"config": config, "classes": list(classes), "result": measures}
     try:

@@ -23,7 +23,6 @@ class PseudoMasks:
     """The checked masks of a folder.
 
     Attributes:
-        folder: of the PNGs.
         samples: images whose masks have labels.
         void: ids of images whose masks are void throughout, which are left out.
         digest: of all masks.
@@ -36,12 +35,7 @@ class PseudoMasks:
 
 
 def check_masks(folder: Path, data: SegmentationData, workers: int = 0) -> PseudoMasks:
-    """Read all masks of a data set once, so that a bad one does not stop a training after hours.
-
-    Args:
-        folder: ``<id>.png`` of each image: 0 the background, k + 1 class k, 255 void.
-        data: the images and classes; their true masks are not read.
-        workers: threads that read.
+    """Read all masks ``folder/<id>.png`` of a data set once, so that a bad one does not stop a training after hours.
 
     Raises:
         AdvCAMError: Masks are missing, damaged, of another size than their image, hold other labels, or are all void.
@@ -68,16 +62,15 @@ def check_masks(folder: Path, data: SegmentationData, workers: int = 0) -> Pseud
     if wrong:
         more = f" (and {len(wrong) - 1} more of {len(checked)} masks cannot be used)" if len(wrong) > 1 else ""
         raise AdvCAMError(wrong[0] + more)
-    usable, void, content = [], [], hashlib.sha256()
+    usable: list[Sample] = []
+    void: list[Sample] = []
+    content = hashlib.sha256()
     for sample, (digest, empty) in zip(data.samples, (one for one in checked if isinstance(one, tuple)), strict=True):
         content.update(f"{sample.id} {digest}\n".encode())
-        if empty:
-            void.append(sample.id)
-        else:
-            usable.append(sample)
+        (void if empty else usable).append(sample)
     if not usable:
         raise AdvCAMError(f"all {len(void)} masks in {folder} are void (255) throughout: there is nothing to learn")
-    return PseudoMasks(folder, tuple(usable), tuple(void), content.hexdigest()[:16])
+    return PseudoMasks(folder, tuple(usable), tuple(s.id for s in void), content.hexdigest()[:16])
 
 
 class MaskedImages:

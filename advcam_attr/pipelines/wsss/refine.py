@@ -44,19 +44,13 @@ from advcam_attr.runs.stage import (
 )
 from advcam_attr.types import AdvCAMError, Sample
 
-
-def _irn(config: RefineConfig, seeds: MapReader, data: SegmentationData, out: Path, runtime: Runtime) -> None:
-    refine_by_affinity(IRN(config.irn, runtime), seeds, data, out)
-
-
-def _psa(config: RefineConfig, seeds: MapReader, data: SegmentationData, out: Path, runtime: Runtime) -> None:
-    refine_by_affinity(PSA(config.psa, runtime), seeds, data, out)
-
-
 Method = Callable[[RefineConfig, MapReader, SegmentationData, Path, Runtime], None]
 
 #: Refinement methods by name; each writes ``out/masks/<id>.png`` of all images.
-METHODS: dict[str, Method] = {"irn": _irn, "psa": _psa}
+METHODS: dict[str, Method] = {
+    "irn": lambda config, seeds, data, out, runtime: refine_by_affinity(IRN(config.irn, runtime), seeds, data, out),
+    "psa": lambda config, seeds, data, out, runtime: refine_by_affinity(PSA(config.psa, runtime), seeds, data, out),
+}
 
 
 def refine(
@@ -68,11 +62,8 @@ def refine(
     background, k + 1 class k, 255 void (after the saliency rule alone).
 
     Args:
-        config: the settings.
         seeds: localization maps by image id, e.g. a `advcam_attr.runs.map_store.MapStore`.
         data: the images; their true masks are not read.
-        out: the folder.
-        runtime: device, workers, precision and seed.
 
     Returns:
         The folder of each step's masks by its name, in order; the last is the pseudo ground truth.
@@ -80,10 +71,6 @@ def refine(
     Raises:
         AdvCAMError: Seeds or saliency maps are missing, a folder was made with other settings, or some images failed;
             all others are done then.
-
-    Example:
-        >>> config = RefineConfig(crf=("seeds",), saliency="VOC2012/saliency")  # doctest: +SKIP
-        >>> refine(config, seed_store(Path("run")), data, Path("run/irn"))  # doctest: +SKIP
     """
     method = lookup(config.method, METHODS, "refinement method")
     check_seeds(seeds, data)
@@ -109,11 +96,7 @@ def refine(
 
 
 def check_refined(config: RefineConfig, out: Path) -> None:
-    """Check that the pseudo ground truth of a folder, if any, is what the configuration names.
-
-    Raises:
-        AdvCAMError: The masks are by another method, or further steps were made of them.
-    """
+    """Raise if a folder has pseudo ground truth by another method than the configuration's, or further steps of it."""
     lookup(config.method, METHODS, "refinement method")
     method = _made_with(out / "masks", "method") or config.method
     if method != config.method:
@@ -142,8 +125,6 @@ def _made_with(folder: Path, setting: str) -> str | None:
 def _seeds_crf(
     config: RefineConfig, seeds: MapReader, data: SegmentationData, out: Path, device: torch.device
 ) -> LabelStage[SeededImage]:
-    """Table I's +CRF: the seeds at a threshold, and the CRF among the background and the image's classes."""
-
     def make(image: SeededImage) -> Tensor:
         labels = threshold_maps(image.maps.high_res, image.maps.classes, config.crf_threshold)
         return _crf(image, labels, config, device)
@@ -185,8 +166,6 @@ def _saliency_folder(folder: str | Path, data: SegmentationData) -> SaliencyFold
 def _saliency_rule(
     config: RefineConfig, saliency: SaliencyFolder, masks: Path, data: SegmentationData, out: Path
 ) -> LabelStage[tuple[Tensor, Tensor]]:
-    """The masks with 255 where they and the saliency maps disagree."""
-
     def read(sample: Sample) -> tuple[Tensor, Tensor]:
         labels = read_mask(mask_path(masks, sample.id), len(data.classes))
         return labels, saliency(sample, (labels.shape[0], labels.shape[1]))

@@ -26,17 +26,8 @@ logger = logging.getLogger(__name__)
 class Run:
     """A run. Each split of the data set is read once.
 
-    Args:
-        config: of the run.
-
     Attributes:
         config: with all paths expanded.
-        runtime: device, workers, precision and seed of all stages.
-
-    Example:
-        >>> run = Run(WSSSConfig("runs/voc", DataConfig("data/VOCdevkit/VOC2012")))  # doctest: +SKIP
-        >>> run.folder("seeds", "advcam")  # doctest: +SKIP
-        PosixPath('runs/voc/seeds/advcam')
     """
 
     def __init__(self, config: WSSSConfig) -> None:
@@ -80,5 +71,5 @@ class Run:
         return found
 
     def recorded(self) -> AbstractContextManager[None]:
-        """Record the configuration for the time of a stage; see `advcam_attr.pipelines.config.recorded_config`."""
+        """Record the configuration and the log for the time of a stage."""
         return recorded_config(self.folder(), self._given)

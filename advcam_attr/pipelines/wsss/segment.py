@@ -6,9 +6,9 @@ In the output folder: ``deeplab/`` (the training and its net), ``predictions/<sp
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -20,14 +20,14 @@ from advcam_attr.data.images import normalised
 from advcam_attr.data.labels import few
 from advcam_attr.data.samples import SegmentationData
 from advcam_attr.data.transforms import SegmentationTrain
-from advcam_attr.files import to_json
 from advcam_attr.networks.cam_net import UnknownClassError
 from advcam_attr.networks.deeplab import DEEPLAB, DeepLab, MultiScale, deeplab
 from advcam_attr.networks.net_file import load_net, save_net
 from advcam_attr.pipelines.predictions import write_label_maps
+from advcam_attr.pipelines.training_report import mask_training_config
 from advcam_attr.pipelines.wsss.mask_config import SegmentationConfig
 from advcam_attr.pipelines.wsss.pseudo_masks import MaskedImages, check_masks
-from advcam_attr.runs.provenance import fingerprint, net_config
+from advcam_attr.runs.provenance import net_config
 from advcam_attr.runs.runtime import Runtime
 from advcam_attr.runs.sharding import Shard, shard_of, shard_of_launch
 from advcam_attr.runs.stage import wait_for_ranks
@@ -44,7 +44,6 @@ FOLDER, WEIGHTS = "deeplab", "deeplab.safetensors"
 
 #: Settings that a training depends on, besides the net.
 _TRAINING = ("steps", "batch", "grad_accum", "crop", "scales", "loss", "optimizer", "ema_decay")
-
 
 #: By data set. AdvCAM's settings for COCO are not known beyond "DeepLab's default settings"; steps, batch and rate are
 #: those of LPCAM, a follow-up that trains the same net on COCO, and the crop is that of RIB's configuration.
@@ -64,29 +63,29 @@ SETTINGS: dict[str, SegmentationConfig] = {
 
 def make_net(config: SegmentationConfig, classes: Sequence[str], seed: int = 0) -> DeepLab:
     """Return the trained net that a configuration names, or one to train, of these foreground classes."""
-    if config.trained is None:
-        class_map = None
-        if config.class_map is not None:
-            found = read_class_map(config.class_map, classes, config.class_offset)
-            class_map = {k + 1: depicting for k, depicting in found.items()}
-        try:
-            return deeplab(
-                config.backbone,
-                len(classes) + 1,
-                stride_in=config.stride_in,
-                rates=config.rates,
-                scales=config.msc,
-                seed=seed,
-                class_map=class_map,
-            )
-        except UnknownClassError as error:
-            raise AdvCAMError(
-                f"{error}; check class_map ({config.class_map}) and class_offset ({config.class_offset})"
-            ) from error
-    net, _ = load_net(config.trained, DEEPLAB)
-    if net.spec.num_labels != len(classes) + 1:
-        raise AdvCAMError(f"{config.trained} has {net.spec.num_labels - 1} classes; the data has {len(classes)}")
-    return net
+    if config.trained is not None:
+        net, _ = load_net(config.trained, DEEPLAB)
+        if net.spec.num_labels != len(classes) + 1:
+            raise AdvCAMError(f"{config.trained} has {net.spec.num_labels - 1} classes; the data has {len(classes)}")
+        return net
+    class_map = None
+    if config.class_map is not None:
+        found = read_class_map(config.class_map, classes, config.class_offset)
+        class_map = {k + 1: depicting for k, depicting in found.items()}
+    try:
+        return deeplab(
+            config.backbone,
+            len(classes) + 1,
+            stride_in=config.stride_in,
+            rates=config.rates,
+            scales=config.msc,
+            seed=seed,
+            class_map=class_map,
+        )
+    except UnknownClassError as error:
+        raise AdvCAMError(
+            f"{error}; check class_map ({config.class_map}) and class_offset ({config.class_offset})"
+        ) from error
 
 
 def segment(
@@ -103,22 +102,17 @@ def segment(
     In a SLURM array the training is one job's, and predictions are shared.
 
     Args:
-        config: the settings; with ``config.trained``, nothing is trained.
+        config: with ``config.trained``, nothing is trained.
         data: the images of the masks; their true masks are not read.
         masks: folder of the masks, ``<id>.png``.
         tests: splits to predict.
-        out: the folder.
-        runtime: device, workers, precision and seed.
 
     Returns:
         The folder of predictions of each split and, as ``<split>_crf``, of those after the CRF.
 
     Raises:
-        AdvCAMError: As `train_segmentation` and `predict`.
-
-    Example:
-        >>> data, val = read_voc("VOCdevkit", "train_aug"), read_voc("VOCdevkit", "val")  # doctest: +SKIP
-        >>> segment(SETTINGS["voc"], data, Path("run/irn/masks"), [val], Path("run/net"))  # doctest: +SKIP
+        AdvCAMError: Masks are missing or cannot be used, a folder holds results of other settings, there are too few
+            images, the loss is not finite, or some images failed; all others are done then.
     """
     net = trained_net(config, data, masks, out, runtime)
     folders = [predict(config, net, test, out, runtime, crf=crf) for test in tests for crf in config.crfs]
@@ -138,7 +132,6 @@ def trained_net(
 
 
 def predictions_folder(out: Path, split: str, crf: str | None) -> Path:
-    """Return the folder of a split's predictions."""
     return out / "predictions" / (f"{split}_crf" if crf else split)
 
 
@@ -150,24 +143,12 @@ def train_segmentation(
     out: Path,
     runtime: Runtime = Runtime(),
 ) -> DeepLab:
-    """Train a net on the masks of a folder, or resume its training. Masks that are void throughout are left out.
+    """Train a net in place on the masks of a folder, or resume its training.
 
-    A training on the CPU that is interrupted and resumed ends with the same bits.
-
-    Args:
-        config: the settings.
-        net: with a new pyramid; trained in place.
-        data: the images; their true masks are not read.
-        masks: folder of the masks, ``<id>.png``.
-        out: the folder; the net is ``out/deeplab/deeplab.safetensors``.
-        runtime: device, workers, precision and seed.
+    Masks that are void throughout are left out. A training on the CPU that is interrupted and resumed ends with the same bits.
 
     Returns:
-        The net as saved, in eval mode.
-
-    Raises:
-        AdvCAMError: Masks are missing or cannot be used, the folder holds another training, there are too few images,
-            or the loss is not finite.
+        The net as saved, ``out/deeplab/deeplab.safetensors``, in eval mode.
     """
     _check_classes(net, data)
     checked = check_masks(masks, data, runtime.workers)
@@ -176,7 +157,6 @@ def train_segmentation(
             f"{len(checked.void)} of {len(data.samples)} masks are void throughout, left out: {few(checked.void)}"
         )
     transform = SegmentationTrain(config.crop, config.scales, net.mean, net.std)
-    settings = dataclasses.asdict(config)
     task = TrainingTask(
         name="segmentation net",
         net=MultiScale(net),
@@ -190,17 +170,7 @@ def train_segmentation(
         ema_decay=config.ema_decay,
         checkpoint_every=config.checkpoint_every,
         runtime=runtime,
-        depends_on=to_json(
-            {
-                **{name: settings[name] for name in _TRAINING},
-                **net_config(net, net.spec),
-                "seed": runtime.seed,
-                "autocast": runtime.autocast,
-                "data": f"{data.name} {data.split}",
-                "images": fingerprint(data),
-                "masks": checked.digest,
-            }
-        ),
+        depends_on=mask_training_config(config, _TRAINING, net, runtime, data, masks=checked.digest),
         save=lambda path: save_net(path, net, data.classes),
         file=WEIGHTS,
     )
@@ -234,25 +204,18 @@ def predict(
     crf: str | None = None,
     shard: Shard | None = None,
 ) -> Path:
-    """Write the predictions of a split to ``out/predictions/<split>/<id>.png``.
+    """Write the predictions of a split to ``out/predictions/<split>/<id>.png``, from whole images.
 
-    Whole images go through the net. Processes of one launch wait for each other.
+    Processes of one launch wait for each other.
 
     Args:
         config: test scales and flip.
         net: trained; its mode and device are restored.
-        data: the images.
-        out: the folder.
-        runtime: device and workers.
         crf: recipe of a CRF; the folder is ``<split>_crf`` then.
         shard: share of the images; None asks the environment (``torchrun``, SLURM).
 
     Returns:
         The folder of the predictions.
-
-    Raises:
-        AdvCAMError: The predictions there are of another net or settings, or some images failed; all others are done
-            then.
     """
     _check_classes(net, data)
     if not data.samples:
@@ -260,16 +223,8 @@ def predict(
     shard = shard_of() if shard is None else shard
     many, folder = MultiScale(net), predictions_folder(out, data.split, crf)
     about = {"scales": config.test_scales, "flip": config.test_flip, "data": data.name, **net_config(net, net.spec)}
-    write_label_maps(
-        many,
-        lambda pixels: segmentation_logits(many, pixels, config.test_scales, flip=config.test_flip),
-        data,
-        folder,
-        about,
-        runtime,
-        shard,
-        crf,
-    )
+    scores = partial(segmentation_logits, many, scales=config.test_scales, flip=config.test_flip)
+    write_label_maps(many, scores, data, folder, about, runtime, shard, crf)
     if shard.world == shard_of_launch().world:
         wait_for_ranks(folder, data)
     return folder
@@ -282,8 +237,6 @@ def segmentation_logits(net: MultiScale, pixels: Tensor, scales: Sequence[float]
     Args:
         net: in eval mode.
         pixels: ``(3, H, W)`` uint8, on the net's device.
-        scales: factors of the image's size.
-        flip: whether to average over the mirror image, too.
 
     Returns:
         ``(K, H, W)``: each resized to the image (bilinear, half-pixel centres), then averaged.
