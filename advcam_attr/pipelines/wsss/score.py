@@ -1,4 +1,4 @@
-"""Scores of a run's seeds, masks and segmentation nets, the paper's tables with its rows, and ``report.json``.
+"""Scores of a run's seeds, masks and segmentation nets, and the paper's tables with its rows.
 
 ``report.json`` has the scores (shares of 1) and each of the paper's tables that they fill (percent, as printed);
 ``tables.md`` has the tables to read.
@@ -12,11 +12,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 from advcam_attr import __version__
+from advcam_attr.data.samples import SegmentationData
 from advcam_attr.files import write_json, write_text
-from advcam_attr.metrics.evaluation import SeedEvaluation, compare_best
+from advcam_attr.metrics.evaluation import MaskEvaluation, Scope, SeedEvaluation, compare_best
 from advcam_attr.metrics.seeds import SEED_THRESHOLDS
 from advcam_attr.pipelines.evaluate import REPORT, evaluate_masks, evaluate_seeds, left_out, write_seed_evaluation
 from advcam_attr.pipelines.maps import seed_store
@@ -24,6 +26,7 @@ from advcam_attr.pipelines.wsss.config import NetConfig, WSSSConfig
 from advcam_attr.pipelines.wsss.refine import check_refined
 from advcam_attr.pipelines.wsss.run import Run
 from advcam_attr.pipelines.wsss.segment import predictions_folder
+from advcam_attr.runs.run_log import run_log
 from advcam_attr.tables.segmentation import (
     table_i,
     table_ii,
@@ -39,20 +42,12 @@ from advcam_attr.types import AdvCAMError
 
 logger = logging.getLogger(__name__)
 
-#: Mean IoU by step of the refinement.
-MaskScores = Mapping[str, float]
-
 _NAMES = {"cam": "CAM", "advcam": "AdvCAM"}
 
 
 @dataclass(frozen=True)
 class NetScore:
-    """Scores of a segmentation net's predictions of a split.
-
-    Attributes:
-        images: number of scored images.
-        scores: shares of 1, as `advcam_attr.metrics.evaluation.MaskEvaluation.describe` names them.
-    """
+    """Scores of a net's predictions, shares of 1; names as of `advcam_attr.metrics.evaluation.MaskEvaluation.describe`."""
 
     images: int
     scores: Mapping[str, float | None]
@@ -63,7 +58,6 @@ class Scores:
     """The scores of a run, by method.
 
     Attributes:
-        config: of the run.
         seeds: evaluations of the localization maps.
         masks: mean IoU of the pseudo ground truth, by step.
         nets: scores of segmentation nets, by folder of predictions.
@@ -71,7 +65,7 @@ class Scores:
 
     config: WSSSConfig
     seeds: Mapping[str, SeedEvaluation]
-    masks: Mapping[str, MaskScores]
+    masks: Mapping[str, Mapping[str, float]]
     nets: Mapping[str, Mapping[str, NetScore]]
 
     @cached_property
@@ -140,45 +134,53 @@ def evaluate(run: Run) -> Scores:
     config, data = run.config, run.split(run.config.data.score)
     for method in config.seeds.methods:
         check_refined(config.refine, run.folder("refined", method))
-    seeds: dict[str, SeedEvaluation] = {}
-    for method in config.seeds.methods:
-        folder = run.folder("seeds", method)
-        logger.info(f"scoring {folder} on the masks of {len(data.samples)} images of {data.name} {data.split}")
-        seeds[method] = evaluate_seeds(
-            seed_store(folder),
-            data,
-            SEED_THRESHOLDS[config.score.thresholds],
-            device=run.runtime.torch_device(),
-            allow_missing=config.score.allow_missing,
-        )
-        for line in left_out(seeds[method].scope):
-            logger.info(line)
-        logger.info(f"wrote {write_seed_evaluation(seeds[method], folder)}")
-    scores = Scores(config, seeds, {method: _mask_scores(run, method) for method in seeds}, _net_scores(run))
-    tables = run.folder("tables.md")
-    write_text(tables, "\n\n".join([scores.summary(), *(table.markdown() for table in scores.tables)]) + "\n")
-    write_json(run.folder("report.json"), scores.to_json())
-    logger.info(f"wrote {tables} and {run.folder('report.json')}")
+    stores = {method: seed_store(run.folder("seeds", method)) for method in config.seeds.methods}
+    with run_log(run.folder()):
+        seeds: dict[str, SeedEvaluation] = {}
+        for method, store in stores.items():
+            folder = run.folder("seeds", method)
+            logger.info(f"scoring {folder} on the masks of {len(data.samples)} images of {data.name} {data.split}")
+            seeds[method] = evaluate_seeds(
+                store,
+                data,
+                SEED_THRESHOLDS[config.score.thresholds],
+                device=run.runtime.torch_device(),
+                allow_missing=config.score.allow_missing,
+            )
+            _log_left_out(seeds[method].scope)
+            logger.info(f"wrote {write_seed_evaluation(seeds[method], folder)}")
+        scores = Scores(config, seeds, {method: _mask_scores(run, method) for method in seeds}, _net_scores(run))
+        tables, report = run.folder("tables.md"), run.folder("report.json")
+        write_text(tables, "\n\n".join([scores.summary(), *(table.markdown() for table in scores.tables)]) + "\n")
+        write_json(report, scores.to_json())
+        logger.info(f"wrote {tables} and {report}")
     return scores
 
 
-def _mask_scores(run: Run, method: str) -> MaskScores:
-    """Score a method's seeds after the CRF, its masks, and those after further steps, as far as they exist."""
+def score_masks(folder: Path, data: SegmentationData, *, allow_missing: bool = False) -> MaskEvaluation:
+    """Score label maps, and log which images were left out."""
+    evaluation = evaluate_masks(folder, data, allow_missing=allow_missing)
+    _log_left_out(evaluation.scope)
+    return evaluation
+
+
+def _log_left_out(scope: Scope) -> None:
+    for line in left_out(scope):
+        logger.info(line)
+
+
+def _mask_scores(run: Run, method: str) -> dict[str, float]:
     found: dict[str, float] = {}
-    data = run.split(run.config.data.score)
+    data, allow_missing = run.split(run.config.data.score), run.config.score.allow_missing
     for step in dict.fromkeys(("seeds_crf", "masks", run.config.refine.final_step)):
         folder = run.folder("refined", method, step)
         if folder.is_dir():
             logger.info(f"scoring {folder}")
-            evaluation = evaluate_masks(folder, data, allow_missing=run.config.score.allow_missing)
-            for line in left_out(evaluation.scope):
-                logger.info(line)
-            found[step] = evaluation.scores().mean_iou
+            found[step] = score_masks(folder, data, allow_missing=allow_missing).scores().mean_iou
     return found
 
 
 def _net_scores(run: Run) -> dict[str, dict[str, NetScore]]:
-    """Read the scores of each method's segmentation net, as far as they exist."""
     found: dict[str, dict[str, NetScore]] = {method: {} for method in run.config.seeds.methods}
     if run.config.data.val is None or not run.folder("segmentation").is_dir():
         return found
@@ -236,7 +238,7 @@ def net_tables(scores: Scores) -> list[Table]:
 def _rows(
     shares: Mapping[str, tuple[float | None, ...]], names: Mapping[str, str], mask_names: Mapping[str, str]
 ) -> dict[str, tuple[float | None, ...]]:
-    """Name each method's shares; the last one, the masks', has a row of its own where that has another name."""
+    """Name each method's shares; the masks' share, the last, has its own row where that has another name."""
     rows: dict[str, tuple[float | None, ...]] = {}
     for method, (*seeds, mask) in shares.items():
         if mask_names[method] == names[method] or mask is None:
@@ -248,13 +250,11 @@ def _rows(
 
 
 def _mask_row_names(config: WSSSConfig) -> dict[str, str]:
-    """Return the paper's names of these methods' masks; IRN is not named."""
     by = ", masks by PSA" if config.refine.method == "psa" else ""
     return {method: name + by for method, name in _row_names(config).items()}
 
 
 def _row_names(config: WSSSConfig) -> dict[str, str]:
-    """Return the paper's names of these methods."""
     cam = "IRN" if config.net.backbone.name == NetConfig().backbone.name else "CAM"
     if config.net.generator is not None:
         cam = {"seam": "SEAM", "irn": "IRN"}.get(config.net.generator, "CAM")

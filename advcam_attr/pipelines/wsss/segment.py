@@ -145,7 +145,7 @@ def train_segmentation(
 ) -> DeepLab:
     """Train a net in place on the masks of a folder, or resume its training.
 
-    Masks that are void throughout are left out. A training on the CPU that is interrupted and resumed ends with the same bits.
+    Masks that are void throughout are left out. On the CPU, a resumed training ends with the same bits.
 
     Returns:
         The net as saved, ``out/deeplab/deeplab.safetensors``, in eval mode.

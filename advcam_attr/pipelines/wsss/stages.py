@@ -1,4 +1,4 @@
-"""The stages of weakly supervised semantic segmentation over a run folder: from images with labels to scored masks.
+"""The stages of weakly supervised semantic segmentation, from images with labels to scored masks in a run folder.
 
 Each stage reads what the one before wrote, and resumes where it was interrupted; existing results are not recomputed.
 Under ``torchrun`` or ``srun``, all processes work at each stage together.
@@ -26,13 +26,13 @@ from advcam_attr.metrics.evaluation import MaskEvaluation
 from advcam_attr.networks.cam_net import CAM_NET, cam_net
 from advcam_attr.networks.generators import load_generator
 from advcam_attr.networks.net_file import load_net
-from advcam_attr.pipelines.evaluate import evaluate_masks, left_out, write_mask_evaluation
+from advcam_attr.pipelines.evaluate import write_mask_evaluation
 from advcam_attr.pipelines.maps import MapSettings, MapSummary, make_seeds, seed_store
 from advcam_attr.pipelines.wsss import classifier, segment
 from advcam_attr.pipelines.wsss.classifier import ClassifierResult, train_classifier
 from advcam_attr.pipelines.wsss.refine import check_refined, refine
 from advcam_attr.pipelines.wsss.run import Run
-from advcam_attr.pipelines.wsss.score import Scores, evaluate
+from advcam_attr.pipelines.wsss.score import Scores, evaluate, score_masks
 from advcam_attr.runs.map_store import MapStore
 from advcam_attr.runs.npy_maps import export_maps, import_maps, npy_files
 from advcam_attr.runs.progress import Progress, maps_progress, masks_progress, training_progress
@@ -44,11 +44,7 @@ logger = logging.getLogger(__name__)
 
 
 def train(run: Run) -> ClassifierResult:
-    """Train the classifier.
-
-    Raises:
-        AdvCAMError: The net is a published generator, or as `train_classifier`.
-    """
+    """Train the classifier."""
     net, splits = run.config.net, run.config.data
     if net.generator is not None:
         raise AdvCAMError(f"{net.generator}'s net is trained already: go on with the seeds")
@@ -101,11 +97,7 @@ def seeds(run: Run) -> list[MapSummary]:
 
 
 def seed_net(run: Run, data: SegmentationData) -> tuple[nn.Module, Any, Any]:
-    """Return the net that maps are made with, its mean and its std.
-
-    Raises:
-        AdvCAMError: It is not trained yet, or has other classes than the data.
-    """
+    """Return the net that maps are made with, its mean and its std."""
     net = run.config.net
     if net.generator is not None:
         if net.backbone.checkpoint is None:
@@ -124,11 +116,7 @@ def seed_net(run: Run, data: SegmentationData) -> tuple[nn.Module, Any, Any]:
 
 
 def refine_seeds(run: Run) -> dict[str, dict[str, Path]]:
-    """Refine every method's seeds into pseudo ground truth.
-
-    Returns:
-        For each method the folders of `advcam_attr.pipelines.wsss.refine.refine`.
-    """
+    """Refine every method's seeds into pseudo ground truth; return the folder of each step by method."""
     data, config = run.seeds_data, run.config
     stores = {method: seed_store(run.folder("seeds", method)) for method in config.seeds.methods}
     folders: dict[str, dict[str, Path]] = {}
@@ -145,46 +133,32 @@ def segment_masks(run: Run) -> dict[str, dict[str, MaskEvaluation]]:
 
     Returns:
         For each method the scores by folder, ``val`` and, after the CRF, ``val_crf``; on the first process.
-
-    Raises:
-        AdvCAMError: There is no pseudo ground truth, or another than the configuration names; or as
-            `advcam_attr.pipelines.wsss.segment.segment`.
     """
-    methods, config = run.config.seeds.methods, run.config.refine
-    data, tests = run.seeds_data, run.predicted_data
-    for method in methods:
+    config, data, tests = run.config.refine, run.seeds_data, run.predicted_data
+    masks_by = {method: run.folder("refined", method, config.final_step) for method in run.config.seeds.methods}
+    for method, masks in masks_by.items():
         check_refined(config, run.folder("refined", method))
-        if not run.folder("refined", method, config.final_step).is_dir():
-            missing = run.folder("refined", method, config.final_step)
-            raise AdvCAMError(f"no pseudo ground truth in {missing}: make it first (advcam wsss refine)")
-    found: dict[str, dict[str, MaskEvaluation]] = {method: {} for method in methods}
+        if not masks.is_dir():
+            raise AdvCAMError(f"no pseudo ground truth in {masks}: make it first (advcam wsss refine)")
+    found: dict[str, dict[str, MaskEvaluation]] = {method: {} for method in masks_by}
     with run.recorded():
-        for method in methods:
-            out, masks = run.folder("segmentation", method), run.folder("refined", method, config.final_step)
+        for method, masks in masks_by.items():
+            out = run.folder("segmentation", method)
             logger.info(f"segmenting in {out} by a net trained on {masks}")
-            folders = segment.segment(run.config.segmentation, data, masks, [*tests.values()], out, run.runtime)
+            segment.segment(run.config.segmentation, data, masks, [*tests.values()], out, run.runtime)
             for crf in run.config.segmentation.crfs if "val" in tests and shard_of_launch().rank == 0 else ():
                 folder = segment.predictions_folder(out, tests["val"].split, crf)
-                found[method][folder.name] = _score(folders[folder.name], tests["val"])
+                evaluation = found[method][folder.name] = score_masks(folder, tests["val"])
+                report = write_mask_evaluation(evaluation, folder)
+                logger.info(f"{folder}: mIoU {100 * evaluation.scores().mean_iou:.2f} ({report})")
     return found
-
-
-def _score(folder: Path, data: SegmentationData) -> MaskEvaluation:
-    evaluation = evaluate_masks(folder, data)
-    for line in left_out(evaluation.scope):
-        logger.info(line)
-    report = write_mask_evaluation(evaluation, folder)
-    logger.info(f"{folder}: mIoU {100 * evaluation.scores().mean_iou:.2f} ({report})")
-    return evaluation
 
 
 def run_all(run: Run) -> Scores | None:
     """Run all stages: classifier, unless the net is a published generator; seeds, refine, segment, evaluate.
 
-    A run that was interrupted and started again ends with the same files as one that was not.
-
-    Returns:
-        The scores, on the first process of a launch.
+    A run that was interrupted and started again ends with the same files as one that was not. The first process of a
+    launch returns the scores.
 
     Raises:
         AdvCAMError: A stage failed, or this is a share of a SLURM array, which trains nothing.
@@ -250,9 +224,6 @@ def import_seeds(folder: Path, out: Path) -> None:
     """Read other projects' ``.npy`` dictionaries into ``run/seeds/METHOD``, where `evaluate` finds them.
 
     The same folder may be read again with other files; results that were made of the earlier ones are rejected then.
-
-    Raises:
-        AdvCAMError: A file cannot be used, or ``out`` holds maps of another origin.
     """
     config = {"imported": folder.resolve().as_posix(), "content": files_digest(npy_files(folder))}
     record = read_record(out / "seeds.json")

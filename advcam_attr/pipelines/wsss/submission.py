@@ -13,6 +13,7 @@ import logging
 import tarfile
 import zlib
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Literal, get_args
@@ -37,34 +38,21 @@ _LARGEST = 1 << 22
 
 
 def submission_folder(competition: Competition = "comp6", split: str = "test") -> str:
-    """Return the folder of the label maps in an archive.
-
-    Example:
-        >>> submission_folder()
-        'results/VOC2012/Segmentation/comp6_test_cls'
-    """
+    """Return the folder of the label maps in an archive."""
     if competition not in get_args(Competition):
         raise AdvCAMError(f"the server's competitions for segmentation are comp5 and comp6, not {competition!r}")
     return f"results/VOC2012/Segmentation/{competition}_{split}_cls"
 
 
 def write_submission(predictions: Path, data: SegmentationData, path: Path, competition: Competition = "comp6") -> Path:
-    """Pack the predictions of a split; equal predictions give equal archives.
+    """Pack the predictions ``<id>.png`` of a split into ``path``, a ``.tgz``; equal predictions give equal archives.
 
     Args:
-        predictions: folder of ``<id>.png``, see `advcam_attr.pipelines.wsss.segment.predict`.
         data: the images, VOC's ``test``.
-        path: of the archive, ``.tgz``.
         competition: ``"comp6"``, or ``"comp5"`` where VOC's own data is all that was trained on.
-
-    Returns:
-        The path.
 
     Raises:
         AdvCAMError: Predictions are missing or invalid.
-
-    Example:
-        >>> write_submission(Path("run/predictions/test_crf"), test, Path("results.tgz"))  # doctest: +SKIP
     """
     folder = submission_folder(competition, data.split)
     missing = [s.id for s in data.samples if not mask_path(predictions, s.id).is_file()]
@@ -91,21 +79,14 @@ def check_submission(path: Path, data: SegmentationData, limit: int = 10) -> lis
     """Return the problems of an archive, one line each; none if the test server takes it. Nothing is unpacked to disk.
 
     Args:
-        path: of the archive.
         data: the images that it must hold; sizes are compared for images that exist.
         limit: number of problems after which checking stops.
 
     Raises:
         AdvCAMError: The file is missing, or no gzipped tar.
-
-    Example:
-        >>> check_submission(Path("results.tgz"), read_voc("VOCdevkit", "test"))  # doctest: +SKIP
-        []
     """
-    try:
-        problems = list(islice(_problems(_read_tar(path), data), limit + 1))
-    except tarfile.TarError as error:
-        raise AdvCAMError(f"{path} is no gzipped tar archive, or damaged ({error}); pack it again") from error
+    with _opened(path) as (tar, archive):
+        problems = list(islice(_problems(tar, archive, data), limit + 1))
     return problems if len(problems) <= limit else [*problems[:limit], "... and more"]
 
 
@@ -116,14 +97,11 @@ def submit(
     images: Path | None = None,
     competition: Competition = "comp6",
 ) -> Path:
-    """Pack the label maps of a folder.
+    """Pack the label maps ``<id>.png`` of a folder.
 
     Args:
-        predictions: folder of ``<id>.png``.
-        path: of the archive.
         ids_file: list of the images; None takes all label maps of the folder.
         images: folder of the images, whose sizes are compared; None for none.
-        competition: see `write_submission`.
     """
     ids = [] if ids_file is not None else sorted(file.stem for file in predictions.glob("[!.]*.png"))
     if ids_file is None and not ids:
@@ -138,17 +116,13 @@ def check_submitted(path: Path, ids_file: Path | None = None, images: Path | Non
     """Return the problems of an archive, see `check_submission`.
 
     Args:
-        path: of the archive.
         ids_file: list of the images; None takes those of the archive, which must be as many as VOC's test images.
         images: folder of the images, whose sizes are compared; None for none.
     """
     if ids_file is not None:
         return check_submission(path, _images(ids_file, images, []))
-    try:
-        with tarfile.open(fileobj=io.BytesIO(_read_tar(path))) as archive:
-            names = [PurePosixPath(member.name) for member in archive if member.isreg()]
-    except tarfile.TarError as error:
-        raise AdvCAMError(f"{path} is no gzipped tar archive, or damaged ({error}); pack it again") from error
+    with _opened(path) as (_, archive):
+        names = [PurePosixPath(member.name) for member in archive if member.isreg()]
     ids = dict.fromkeys(name.stem for name in names if name.suffix == ".png" and not name.name.startswith("."))
     problems = check_submission(path, _images(None, images, list(ids)))
     if len(ids) != SPLITS["test"]:
@@ -159,7 +133,6 @@ def check_submitted(path: Path, ids_file: Path | None = None, images: Path | Non
 
 
 def _images(ids_file: Path | None, images: Path | None, ids: Sequence[str]) -> SegmentationData:
-    """Return the images of a list, or of these ids."""
     if images is not None and not images.is_dir():
         raise AdvCAMError(f"no such folder of images: {images}")
     folder = Path() if images is None else images
@@ -174,43 +147,45 @@ def _no_mask(sample: Sample) -> Tensor:
     raise NoMaskError(f"{sample.id} has no true mask")
 
 
-def _read_tar(path: Path) -> bytes:
-    """Return a gzipped tar, decompressed, its checksum verified."""
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[bytes, tarfile.TarFile]]:
+    """Open a gzipped tar, whose checksum is verified; also return its bytes."""
     if not path.is_file():
         raise AdvCAMError(f"no such archive: {path}")
     try:
-        return gzip.decompress(path.read_bytes())
-    except (OSError, EOFError, zlib.error) as error:
+        tar = gzip.decompress(path.read_bytes())
+        with tarfile.open(fileobj=io.BytesIO(tar)) as archive:
+            yield tar, archive
+    except (OSError, EOFError, zlib.error, tarfile.TarError) as error:
         raise AdvCAMError(f"{path} is no gzipped tar archive, or damaged ({error}); pack it again") from error
 
 
-def _problems(tar: bytes, data: SegmentationData) -> Iterator[str]:
+def _problems(tar: bytes, archive: tarfile.TarFile, data: SegmentationData) -> Iterator[str]:
     samples = {sample.id: sample for sample in data.samples}
     folders = [PurePosixPath(submission_folder(competition, data.split)) for competition in get_args(Competition)]
     parents = {parent for folder in folders for parent in (folder, *folder.parents)}
     used: dict[PurePosixPath, None] = {}
     seen: set[str] = set()
-    with tarfile.open(fileobj=io.BytesIO(tar)) as archive:
-        for member in archive:
-            name, shown = PurePosixPath(member.name), repr(member.name[:120])
-            if name.is_absolute() or ".." in name.parts or "\\" in member.name:
-                yield f"{shown} is not a path within the archive"
-            elif member.isdir():
-                if name not in parents:
-                    yield f"folder {shown} does not belong there: label maps are in {folders[1]}"
-            elif not member.isreg():
-                yield f"{shown} is a link or a device, not a file"
-            elif name.parent not in folders or name.suffix != ".png":
-                yield f"{shown} does not belong there: it is no PNG in {folders[1]}"
-            elif name.stem not in samples:
-                yield f"{shown} is of no image of the list {data.split}"
-            elif name.stem in seen:
-                yield f"{shown} is there twice"
-            else:
-                seen.add(name.stem)
-                used.setdefault(name.parent)
-                if problem := _member_problem(archive, member, samples[name.stem]):
-                    yield f"{shown} {problem}"
+    for member in archive:
+        name, shown = PurePosixPath(member.name), repr(member.name[:120])
+        if name.is_absolute() or ".." in name.parts or "\\" in member.name:
+            yield f"{shown} is not a path within the archive"
+        elif member.isdir():
+            if name not in parents:
+                yield f"folder {shown} does not belong there: label maps are in {folders[1]}"
+        elif not member.isreg():
+            yield f"{shown} is a link or a device, not a file"
+        elif name.parent not in folders or name.suffix != ".png":
+            yield f"{shown} does not belong there: it is no PNG in {folders[1]}"
+        elif name.stem not in samples:
+            yield f"{shown} is of no image of the list {data.split}"
+        elif name.stem in seen:
+            yield f"{shown} is there twice"
+        else:
+            seen.add(name.stem)
+            used.setdefault(name.parent)
+            if problem := _member_problem(archive, member, samples[name.stem]):
+                yield f"{shown} {problem}"
     if len(used) > 1:
         yield f"label maps are in several folders: {' and '.join(map(str, used))}; the server takes one"
     missing = [id for id in samples if id not in seen]

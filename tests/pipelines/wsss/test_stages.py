@@ -74,8 +74,10 @@ def test_from_pictures_to_tables(capsys, folder):
     assert code == 0
     assert "making cam seeds in run/seeds/cam" in out
     assert "3 written, 0 kept, 0 failed" in out
+    (folder / "run/run.log").unlink()
     code, out, _ = run(capsys, "evaluate")
     assert code == 0
+    assert "scoring run/seeds/advcam" in (folder / "run/run.log").read_text()
     lines = out.splitlines()
     assert any(line.startswith("AdvCAM") and "55.6" in line for line in lines), "the paper's row"
     assert any(line.startswith("AdvCAM") and "here, 3 images" in line for line in lines)
