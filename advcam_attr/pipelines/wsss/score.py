@@ -47,7 +47,7 @@ _NAMES = {"cam": "CAM", "advcam": "AdvCAM"}
 
 @dataclass(frozen=True)
 class NetScore:
-    """Scores of a net's predictions, shares of 1; names as of `advcam_attr.metrics.evaluation.MaskEvaluation.describe`."""
+    """Scores of a net's predictions, shares of 1, by `advcam_attr.metrics.evaluation.MaskEvaluation.describe`."""
 
     images: int
     scores: Mapping[str, float | None]
