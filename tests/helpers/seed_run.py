@@ -1,6 +1,7 @@
 """Random images, a small net, and a script that makes its seeds under any launcher."""
 
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ from PIL import Image
 from torch import nn
 
 from advcam_attr.data.samples import SegmentationData
-from advcam_attr.pipelines.maps import MapSettings, make_seeds
+from advcam_attr.pipelines.maps import MapSettings, make_seeds, seed_store
 from advcam_attr.runs.runtime import Runtime
 from advcam_attr.types import AdvCAMError, Sample
 
@@ -48,6 +49,15 @@ def random_data(folder: Path, count: int) -> SegmentationData:
             Image.fromarray(coarse).resize(size[::-1], Image.Resampling.BICUBIC).save(path)
         samples.append(Sample(f"{n:04d}", path, labels))
     return SegmentationData("random", folder, "all", ("a", "b", "c", "d", "e"), tuple(samples), no_mask)
+
+
+def same_maps(one: Path, two: Path, ids: Iterable[str], steps: int | None = None, tolerance: float = 0.0) -> None:
+    """Assert that two runs have the same maps."""
+    for id in ids:
+        a, b = seed_store(one, steps).read(id), seed_store(two).read(id)
+        assert (a.classes, a.size) == (b.classes, b.size)
+        torch.testing.assert_close(a.high_res, b.high_res, rtol=0, atol=tolerance)
+        torch.testing.assert_close(a.cam, b.cam, rtol=0, atol=tolerance)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -28,6 +29,7 @@ from advcam_attr.training.optimizer import Optimizer
 from advcam_attr.types import AdvCAMError, ClassMaps, Sample
 from logs import record_log
 from refine_run import IRN_CONFIG, RUNTIME, scenes
+from run_tools import Killed, contents
 
 METHOD = IRN(IRN_CONFIG, RUNTIME)
 
@@ -61,18 +63,6 @@ def trained(done) -> Path:
     return done / "irnet" / "irnet.safetensors"
 
 
-def contents(out: Path, pattern: str = "**/*") -> dict[str, bytes]:
-    return {
-        str(f.relative_to(out)): f.read_bytes()
-        for f in sorted(out.glob(pattern))
-        if f.is_file() and f.name != "checkpoint.pt"
-    }
-
-
-class Stop(Exception):
-    pass
-
-
 @pytest.mark.parametrize(
     "where",
     ["checkpoint", *(pytest.param(w, marks=pytest.mark.slow) for w in ("confident", "end of training", "masks"))],
@@ -89,7 +79,7 @@ def test_a_stopped_run_ends_with_the_same_bytes(done, given, tmp_path, monkeypat
         def call(*args, **kwargs):
             result = real(*args, **kwargs)
             if next(calls) == after:
-                raise Stop
+                raise Killed
             return result
 
         return call
@@ -101,7 +91,7 @@ def test_a_stopped_run_ends_with_the_same_bytes(done, given, tmp_path, monkeypat
             patch.setattr(IRN, "finish", stopping(IRN.finish, 0))
         else:
             patch.setattr(masks, "write_png", stopping(masks.write_png, 4 if where == "confident" else 13))
-        with pytest.raises(Stop):
+        with pytest.raises(Killed):
             refine_by_affinity(METHOD, seeds, data, tmp_path)
     logged = record_log()
     refine_by_affinity(METHOD, seeds, data, tmp_path)
@@ -230,11 +220,7 @@ def test_maps_of_another_size_do_not_stop_the_others(given, trained, tmp_path):
     trained_method = IRN(IRNConfig(trained=trained, pad_to=64), RUNTIME)
     with pytest.raises(AdvCAMError) as error:
         refine_by_affinity(trained_method, seeds, data, tmp_path / "out")
-    assert "masks of 1 images could not be made (004: the maps of 004 are of 16 x 16 pixels and its image" in str(
-        error.value
-    )
-    assert "40 x 56" in str(error.value)
-    assert "\n" not in str(error.value)
+    assert re.search(r"1 images .*004.* are of 16 x 16 pixels and its image .* 40 x 56", str(error.value))
     assert len(list((tmp_path / "out" / "masks").glob("*.png"))) == 8
 
 
@@ -286,7 +272,7 @@ def test_published_settings():
 
 
 @pytest.mark.slow
-def test_real_photographs_and_weights(data_root, tmp_path):
+def test_real_photographs_and_weights(data_root, mobilenet, tmp_path):
     """Blobs in the middle of true masks teach edges, which lie where the true borders are."""
     voc = read_voc(data_root / "voc", "train")
     few = replace(voc, samples=tuple(s for s in voc.samples if len(s.labels) == 1)[:8])
@@ -301,23 +287,14 @@ def test_real_photographs_and_weights(data_root, tmp_path):
         size = (inside.shape[2], inside.shape[3])
         cam = F.interpolate(blob, strided_size(size, 4), mode="bilinear")[0]
         store.write(sample.id, ClassMaps((label,), size, cam / cam.amax(), blob[0] / blob.amax()))
-    backbone = Backbone(
-        "timm/mobilenetv2_100",
-        {"num_classes": 1001, "pad_type": "same"},
-        data_root / "weights" / "mobilenetv2_100_imagenet.safetensors",
-        mean=(0.5,) * 3,
-        std=(0.5,) * 3,
-    )
     optimizer = replace(IRNConfig().optimizer, lr=1.0)
-    config = IRNConfig(backbone=backbone, crop=192, batch=4, epochs=15, radius=5, optimizer=optimizer)
+    config = IRNConfig(backbone=mobilenet, crop=192, batch=4, epochs=15, radius=5, optimizer=optimizer)
     refine_by_affinity(IRN(config, RUNTIME), store, few, tmp_path / "out")
     net = load_net(tmp_path / "out" / "irnet" / "irnet.safetensors", IRNET)[0]
     border, rest = [], []
     for sample in few.samples:
-        assert set(read_mask(tmp_path / "out" / "masks" / f"{sample.id}.png", 20).unique().tolist()) == {
-            0,
-            sample.labels[0] + 1,
-        }
+        mask = read_mask(tmp_path / "out" / "masks" / f"{sample.id}.png", 20)
+        assert set(mask.unique().tolist()) == {0, sample.labels[0] + 1}
         pixels = torch.from_numpy(np.array(Image.open(sample.image).convert("RGB"))).permute(2, 0, 1)
         truth = few.mask(sample)[2::4, 2::4]
         at_border = F.max_pool2d((truth == 255)[None].float(), 3, 1, 1)[0] > 0
