@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import errno
 import json
-import logging
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -17,10 +16,12 @@ from PIL import Image
 from torch import nn
 
 from advcam_attr.pipelines.maps import MapSettings, make_seeds, seed_store, sweep_seeds
+from advcam_attr.runs import map_store as store
 from advcam_attr.runs.runtime import Runtime
 from advcam_attr.runs.sharding import Shard
 from advcam_attr.types import AdvCAMError, Sample
-from seed_run import SETTINGS, random_data, small_classifier
+from run_tools import contents
+from seed_run import SETTINGS, random_data, same_maps, small_classifier
 
 
 @pytest.fixture(scope="module")
@@ -33,40 +34,23 @@ def net() -> nn.Module:
     return small_classifier()
 
 
-def snapshot(folder: Path) -> dict[str, bytes]:
-    return {str(f.relative_to(folder)): f.read_bytes() for f in sorted(folder.rglob("*")) if f.is_file()}
-
-
-def same_maps(one: Path, two: Path, ids, steps=None, tolerance=0.0) -> None:
-    for id in ids:
-        a, b = seed_store(one, steps).read(id), seed_store(two).read(id)
-        assert (a.classes, a.size) == (b.classes, b.size)
-        torch.testing.assert_close(a.high_res, b.high_res, rtol=0, atol=tolerance)
-        torch.testing.assert_close(a.cam, b.cam, rtol=0, atol=tolerance)
-
-
 def test_a_run_is_the_same_bytes_in_any_shares(tmp_path, data, net):
     summary = make_seeds(net, data, tmp_path / "one", SETTINGS)
     assert (summary.images, summary.written, summary.kept, summary.failed) == (9, 9, 0, ())
     for rank in (2, 0, 1):
         shared = make_seeds(net, data, tmp_path / "three", SETTINGS, shard=Shard(rank, 3))
         assert 0 < shared.written < 9
-    assert snapshot(tmp_path / "one") == snapshot(tmp_path / "three")
-    assert set(snapshot(tmp_path / "one")) == {
+    assert contents(tmp_path / "one") == contents(tmp_path / "three")
+    assert set(contents(tmp_path / "one")) == {
         "seeds.json", "sizes.json", *(f"maps/{s.id}.safetensors" for s in data.samples)
     }  # fmt: skip
 
 
-def test_a_second_run_makes_only_what_is_missing(tmp_path, data, net, caplog):
-    caplog.set_level(logging.INFO, "advcam_attr")
+def test_a_second_run_makes_only_what_is_missing(tmp_path, data, net):
     make_seeds(net, data, tmp_path, SETTINGS)
-    before = snapshot(tmp_path)
+    before = contents(tmp_path)
     summary = make_seeds(net, data, tmp_path, SETTINGS)
     assert (summary.written, summary.kept) == (0, 9)
-    assert (
-        f"rank 0 of 1: 9 of 9 images of random all in {len(batches(data))} batches; "
-        f"9 are in {tmp_path / 'maps'}, 0 are to do"
-    ) in caplog.messages
     one, two, three = [s for s in data.samples if s.labels][:3]
     seed_store(tmp_path).path(one.id).unlink()
     seed_store(tmp_path).path(two.id).write_bytes(before[f"maps/{two.id}.safetensors"][:-3])
@@ -75,20 +59,11 @@ def test_a_second_run_makes_only_what_is_missing(tmp_path, data, net, caplog):
     seed_store(tmp_path).path(three.id).write_bytes(foreign)
     summary = make_seeds(net, data, tmp_path, SETTINGS)
     assert 3 <= summary.written < 9
-    assert snapshot(tmp_path) == before
-
-
-def batches(data):
-    from advcam_attr.data.images import image_size
-    from advcam_attr.runs.prefetch import plan_batches
-
-    return plan_batches([image_size(s.image) for s in data.samples], [len(s.labels) for s in data.samples], 4)
+    assert contents(tmp_path) == before
 
 
 def test_an_interrupted_batch_is_made_again_whole(tmp_path, data, net, monkeypatch):
     make_seeds(net, data, tmp_path / "whole", SETTINGS)
-    from advcam_attr.runs import map_store as store
-
     write, written = store.write_bytes, []
 
     def interrupted(path, content):
@@ -104,7 +79,7 @@ def test_an_interrupted_batch_is_made_again_whole(tmp_path, data, net, monkeypat
     monkeypatch.undo()
     assert len(list((tmp_path / "two" / "maps").iterdir())) == 5
     make_seeds(net, data, tmp_path / "two", SETTINGS)
-    assert snapshot(tmp_path / "whole") == snapshot(tmp_path / "two")
+    assert contents(tmp_path / "whole") == contents(tmp_path / "two")
 
 
 def test_unreadable_images_are_failures_of_their_own(tmp_path, data, net):
@@ -128,7 +103,7 @@ def test_unreadable_images_are_failures_of_their_own(tmp_path, data, net):
     shares = [make_seeds(net, with_bad, tmp_path / "two", SETTINGS, shard=Shard(r, 2)) for r in range(2)]
     assert sorted(id for share in shares for id, _ in share.failed) == ["cut", "gone", "text"]
     assert sum(share.images for share in shares) == 12
-    assert snapshot(tmp_path / "two") == snapshot(tmp_path / "out")
+    assert contents(tmp_path / "two") == contents(tmp_path / "out")
 
 
 def test_an_image_that_changed_its_size_is_a_failure(tmp_path, data, net):
@@ -138,10 +113,9 @@ def test_an_image_that_changed_its_size_is_a_failure(tmp_path, data, net):
     make_seeds(net, one, tmp_path / "out", SETTINGS)
     Image.new("RGB", (20, 20), "red").save(path)
     summary = make_seeds(net, one, tmp_path / "out", replace(SETTINGS, runtime=Runtime(overwrite=True)))
-    assert summary.failed == (
-        ("a", f"{path} is 20 x 20, and was 20 x 28 when the run began: remove sizes.json from the run folder if the "
-              "images have changed"),
-    )  # fmt: skip
+    ((id, reason),) = summary.failed
+    assert id == "a"
+    assert f"{path} is 20 x 20, and was 20 x 28" in reason
 
 
 def test_invalid_input_is_one_line(tmp_path, data, net):
@@ -157,25 +131,22 @@ def test_invalid_input_is_one_line(tmp_path, data, net):
     rejects(r"unknown recipe 'ofical'", settings=replace(SETTINGS, recipe="ofical"))
     rejects(r"unknown option 'stepps'", settings=replace(SETTINGS, overrides={"stepps": 3}))
     rejects(r"scales must be positive", settings=replace(SETTINGS, scales=(0.0,)))
-    with pytest.raises(AdvCAMError, match="method must be"):
-        replace(SETTINGS, method="campy")
-    for wrong in ({"batch": 0}, {"size": (0, 3)}, {"mean": (0.5, 0.5)}, {"std": (0.0,)}):
+    for wrong in ({"method": "campy"}, {"batch": 0}, {"size": (0, 3)}, {"mean": (0.5, 0.5)}, {"std": (0.0,)}):
         with pytest.raises(AdvCAMError, match="must be"):
             replace(SETTINGS, **wrong)
     rejects(r"device 'nonsense'", settings=replace(SETTINGS, runtime=Runtime(device="nonsense")))
     flat = nn.Sequential(nn.Flatten(), nn.Linear(3 * 20 * 28, 5))
-    rejects(r"Sequential does not take images of 24 x 24 pixels .* seeds need a net that takes any size", model=flat)
-    with pytest.raises(AdvCAMError, match="at least one number of steps"):
-        sweep_seeds(net, data, tmp_path / "out", ())
-    with pytest.raises(AdvCAMError, match="must not be negative"):
-        sweep_seeds(net, data, tmp_path / "out", (3, -1))
+    rejects(r"does not take images of 24 x 24 pixels", model=flat)
+    for steps in ((), (3, -1)):
+        with pytest.raises(AdvCAMError, match="steps"):
+            sweep_seeds(net, data, tmp_path / "out", steps)
     with pytest.raises(AdvCAMError, match="no seeds in"):
         seed_store(tmp_path)
 
 
 def test_other_settings_need_overwrite(tmp_path, data, net):
     make_seeds(net, data, tmp_path, SETTINGS)
-    before = snapshot(tmp_path)
+    before = contents(tmp_path)
     other = replace(SETTINGS, overrides={"steps": 2})
     with pytest.raises(AdvCAMError, match=r"seeds\.json was made with other settings \(recipe\.steps was 3, is 2\)"):
         make_seeds(net, data, tmp_path, other)
@@ -183,10 +154,10 @@ def test_other_settings_need_overwrite(tmp_path, data, net):
         net[-1].weight[0, 0] += 1
     with pytest.raises(AdvCAMError, match=r"weights was \w+, is \w+"):
         make_seeds(net, data, tmp_path, SETTINGS)
-    assert snapshot(tmp_path) == before
+    assert contents(tmp_path) == before
     assert make_seeds(net, data, tmp_path, replace(other, runtime=Runtime(overwrite=True))).written == 9
     make_seeds(net, data, tmp_path / "fresh", other)
-    after, fresh = snapshot(tmp_path), snapshot(tmp_path / "fresh")
+    after, fresh = contents(tmp_path), contents(tmp_path / "fresh")
     assert {name: after[name] for name in fresh} == fresh
 
 
@@ -222,7 +193,7 @@ def test_a_full_disk_is_one_line_and_the_run_resumes(tmp_path, data, net, monkey
     assert len(list((tmp_path / "out" / "maps").iterdir())) == 4
     make_seeds(net, data, tmp_path / "out", SETTINGS)
     make_seeds(net, data, tmp_path / "whole", SETTINGS)
-    assert snapshot(tmp_path / "out") == snapshot(tmp_path / "whole")
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
 def test_too_little_memory_is_one_line(tmp_path, data, net, monkeypatch):

@@ -98,9 +98,8 @@ def test_parts_of_the_recipe_can_be_changed(net, data, tmp_path):
     for name, value in options.items():
         out = tmp_path / name
         make_wsol_maps(net, one, out, replace(SETTINGS, overrides={"steps": 2, name: value}))
-        expected = AdvCAM(net, recipe="wsol", steps=2, **{name: value}).attribute(
-            resized(data.samples[0])[None], data.samples[0].labels[0], output="native"
-        )
+        advcam = AdvCAM(net, recipe="wsol", steps=2, **{name: value})
+        expected = advcam.attribute(resized(data.samples[0])[None], data.samples[0].labels[0], output="native")
         torch.testing.assert_close(read_map(wsol_map_store(out), "00"), expected[0, 0], rtol=1e-4, atol=1e-5)
     with pytest.raises(AdvCAMError, match="unknown option 'stepz'"):
         make_wsol_maps(net, one, tmp_path / "typo", replace(SETTINGS, overrides={"stepz": 2}))

@@ -256,19 +256,15 @@ def test_saliency_reaches_the_climb_alone(capsys, folder):
 
 
 @pytest.mark.parametrize("name", ["voc", "coco", "voc_small"])
-def test_shipped_configurations_are_valid(name):
+def test_shipped_configurations(name):
     config = OPTIONS.read(CONFIGS / f"{name}.yaml")
     assert config.seeds.methods == ("cam", "advcam")
-    assert replace(config, run="elsewhere").run == "elsewhere"
-
-
-@pytest.mark.parametrize("name", ["voc", "coco"])
-def test_the_segmentation_of_shipped_configurations_is_the_papers(name):
-    assert OPTIONS.read(CONFIGS / f"{name}.yaml").segmentation == SETTINGS[name]
+    if name in SETTINGS:
+        assert config.segmentation == SETTINGS[name]
 
 
 @pytest.mark.parametrize("name", ["semi_voc", "semi_small"])
-def test_shipped_configurations_of_cct_are_valid(name):
+def test_shipped_configurations_of_cct(name):
     config = semi.OPTIONS.read(CONFIGS / f"{name}.yaml")
     assert config.data.pseudo is not None
     if name == "semi_voc":
