@@ -213,6 +213,10 @@ def test_errors_are_one_line(capsys, folder, monkeypatch):
     assert error_of(capsys, "maps", config="ready.yaml").startswith("none of the classes of cub test")
     (folder / "names.txt").unlink()
     assert "label file names.txt" in error_of(capsys, "maps", config="ready.yaml")
+    no_model = ["--net.model", "null"]
+    assert error_of(capsys, "maps", *no_model, config="ready.yaml").startswith("net names no net")
+    no_model += ["--net.checkpoint", "net.pt"]
+    assert "net.labels goes with net.model" in error_of(capsys, "maps", *no_model, config="ready.yaml")
     image = next(folder.rglob("gull_a.jpg"))
     monkeypatch.delenv("BIRDS")
     assert error_of(capsys, "run") == "$BIRDS: set the environment variable $BIRDS"
@@ -250,13 +254,6 @@ def test_errors_are_one_line(capsys, folder, monkeypatch):
 def test_errors_come_before_any_training(options, message, capsys, folder):
     assert message in error_of(capsys, "run", *options)
     assert not Path("run").exists()
-
-
-def test_a_ready_net_needs_a_model_or_a_checkpoint(capsys, folder):
-    options = ["--net.model", "null"]
-    assert error_of(capsys, "maps", *options, config="ready.yaml").startswith("net names no net")
-    options += ["--net.checkpoint", "net.pt"]
-    assert "net.labels goes with net.model" in error_of(capsys, "maps", *options, config="ready.yaml")
 
 
 @pytest.mark.parametrize("stage", ["run", "maps", "evaluate"])
