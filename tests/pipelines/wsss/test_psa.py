@@ -33,7 +33,6 @@ from advcam_attr.refine.psa import (
     weighted_loss,
 )
 from advcam_attr.refine.seeds import threshold_maps
-from advcam_attr.runs.sharding import Shard
 from advcam_attr.training import train as training
 from advcam_attr.training.log import read_log
 from advcam_attr.training.optimizer import Optimizer
@@ -237,12 +236,6 @@ def test_missing_and_damaged_masks_are_made_again(small, world, masks, net, tmp_
     assert all(changed[name] != masks[name] for name in masks)
 
 
-def test_shards_make_the_same_masks(small, world, masks, net, tmp_path):
-    for rank in (1, 0, 2):
-        write_masks(PSA(small, RUNTIME), net, world[1], world[0], tmp_path, shard=Shard(rank, 3))
-    assert contents(tmp_path) == masks
-
-
 def test_modes_and_random_state_are_restored(small, world, run, net, tmp_path):
     net.train().b6.eval()
     modes, state = [m.training for m in net.modules()], torch.random.get_rng_state()
@@ -251,24 +244,6 @@ def test_modes_and_random_state_are_restored(small, world, run, net, tmp_path):
     train_psa(replace(small, epochs=1), net, world[0], tmp_path)
     assert [m.training for m in net.modules()] == modes
     assert torch.equal(torch.random.get_rng_state(), state)
-
-
-def test_trained_net_needs_no_scores(small, world, masks, trained, tmp_path):
-    refine_psa(replace(small, trained=trained), world[1], world[0], tmp_path)
-    assert contents(tmp_path) == masks
-
-
-def test_in_an_array_the_training_is_one_jobs(small, world, run, tmp_path, monkeypatch):
-    data, seeds = world
-    for name, value in {"TASK_ID": "1", "TASK_COUNT": "2", "TASK_MIN": "0", "TASK_MAX": "1"}.items():
-        monkeypatch.setenv(f"SLURM_ARRAY_{name}", value)
-    with pytest.raises(AdvCAMError, match="now train affinity net in one job"):
-        refine_psa(small, seeds, data, tmp_path)
-    assert sorted(file.name for file in (tmp_path / "scores").iterdir()) == ["1.png", "3.png"]
-    for name in ("TASK_ID", "TASK_COUNT", "TASK_MIN", "TASK_MAX"):
-        monkeypatch.delenv(f"SLURM_ARRAY_{name}")
-    refine_psa(small, seeds, data, tmp_path)
-    assert contents(tmp_path / "masks") == contents(run / "masks")
 
 
 def test_other_settings_raise_or_overwrite(small, world, run, tmp_path):
@@ -365,17 +340,11 @@ def test_missing_scores_and_names_outside_the_folder(small, world, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"alphas": (32.0, 4.0)}, "alphas"),
-        ({"jitter": (0.1, 0.1, 0.1, 0.6)}, "hue"),
-        ({"radius": 1}, "radius|cells"),
-        ({"radius": 33}, "radius|cells"),
-        ({"crf": "ps"}, "CRF"),
-    ],
+    "options",
+    [{"alphas": (32.0, 4.0)}, {"jitter": (0.1, 0.1, 0.1, 0.6)}, {"radius": 1}, {"radius": 33}, {"crf": "ps"}],
 )
-def test_invalid_settings(options, message):
-    with pytest.raises(AdvCAMError, match=message):
+def test_invalid_settings(options):
+    with pytest.raises(AdvCAMError):
         replace(SMALL, **options)
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,6 +29,7 @@ from advcam_attr.types import AdvCAMError, ClassMaps, Sample
 from logs import record_log
 from places import HELPERS
 from refine_run import CONFIG, RUNTIME, scenes
+from run_tools import contents, run_script, write_times
 
 ALL = replace(CONFIG, crf=("seeds", "masks"))
 
@@ -51,19 +50,11 @@ def saliency(tmp_path_factory, given) -> Path:
 
 
 @pytest.fixture(scope="module")
-def done(tmp_path_factory, given, saliency) -> tuple[Path, list[str]]:
-    out, logged = tmp_path_factory.mktemp("refined"), record_log()
+def done(tmp_path_factory, given, saliency) -> Path:
+    out = tmp_path_factory.mktemp("refined")
     steps = refine(replace(ALL, saliency=saliency), given[1], given[0], out, RUNTIME)
     assert steps == {step: out / step for step in ("seeds_crf", "masks", "masks_crf", "masks_saliency")}
-    return out, logged
-
-
-def contents(out: Path, pattern: str = "**/*") -> dict[str, bytes]:
-    return {
-        str(f.relative_to(out)): f.read_bytes()
-        for f in sorted(out.glob(pattern))
-        if f.is_file() and f.name != "checkpoint.pt"
-    }
+    return out
 
 
 def iou(folder: Path, data: SegmentationData) -> float:
@@ -74,8 +65,7 @@ def iou(folder: Path, data: SegmentationData) -> float:
 
 
 def test_written_files(done, given):
-    out, logged = done
-    data, seeds = given
+    out, (data, seeds) = done, given
     names = {path.relative_to(out).as_posix() for path in out.iterdir()}
     folders = {"seeds_crf", "confident", "masks", "masks_crf", "masks_saliency"}
     assert names == folders | {f"{name}.json" for name in folders} | {"irnet"}
@@ -86,17 +76,15 @@ def test_written_files(done, given):
         assert {path.name for path in (out / folder).iterdir()} == {f"{s.id}.png" for s in data.samples}
     with Image.open(out / "masks" / "000.png") as mask:
         assert (mask.mode, mask.size[::-1]) == ("P", seeds.read("000").size)
-        assert np.array_equal(np.reshape(mask.getpalette(), (-1, 3)), palette())
+        assert mask.getpalette() == palette().ravel().tolist()
     assert len(read_log(out / "irnet" / "log.jsonl")) == 4
     assert [record["lr"][0] for record in read_log(out / "irnet" / "log.jsonl")] == pytest.approx(
         [0.05 * (1 - step / 4) ** 0.9 for step in range(4)]
     )
-    assert "rank 0 of 1: confident labels of 9 of 9 images; 0 are in" in "\n".join(logged)
 
 
 def test_each_step_is_its_function_of_the_one_before(done, given):
-    out, _ = done
-    data, seeds = given
+    out, (data, seeds) = done, given
     net = load_net(out / "irnet" / "irnet.safetensors", IRNET)[0]
     for sample in data.samples[:3]:
         pixels = torch.from_numpy(np.array(Image.open(sample.image))).permute(2, 0, 1)
@@ -108,8 +96,7 @@ def test_each_step_is_its_function_of_the_one_before(done, given):
 
 
 def test_crf_and_saliency_rule(done, given, saliency):
-    out, _ = done
-    data, seeds = given
+    out, (data, seeds) = done, given
     truth = torch.cat([data.mask(s).flatten() for s in data.samples])
     cut = torch.cat([((seeds.read(s.id).high_res[0] > 0.35) * (s.labels[0] + 1)).flatten() for s in data.samples])
     seed_iou = float(((cut == truth) & (truth > 0)).sum() / ((cut > 0) | (truth > 0)).sum())
@@ -122,13 +109,10 @@ def test_crf_and_saliency_rule(done, given, saliency):
 
 
 def test_second_run_changes_nothing(done, given, saliency):
-    out, _ = done
-    before = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()}
-    logged = record_log()
-    refine(replace(ALL, saliency=saliency), given[1], given[0], out, RUNTIME)
-    assert {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()} == before
-    assert f"{out / 'irnet' / 'irnet.safetensors'} exists: nothing to train" in logged
-    assert sum("; 9 are in" in line for line in logged) == 5
+    before, logged = write_times(done), record_log()
+    refine(replace(ALL, saliency=saliency), given[1], given[0], done, RUNTIME)
+    assert write_times(done) == before
+    assert f"{done / 'irnet' / 'irnet.safetensors'} exists: nothing to train" in logged
 
 
 def odd(folder: Path) -> tuple[SegmentationData, MapStore]:
@@ -165,26 +149,25 @@ def test_odd_images_and_maps(tmp_path):
         assert read_mask(folder / "none.png", 2).max() == 0
 
 
-@pytest.mark.parametrize("wrong", ["saliency", "seeds", "empty"])
-def test_missing_input_is_found_before_anything_is_made(given, saliency, tmp_path, wrong):
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ("saliency", "saliency maps of 2 of 9"),
+        ("seeds", "seeds of 9 of 9 images are missing, e.g. 000"),
+        ("data", "no images"),
+    ],
+)
+def test_missing_input_is_found_before_anything_is_made(given, saliency, tmp_path, wrong, message):
     data, seeds = given
-    config = CONFIG
-    if wrong == "saliency":
-        for file in list(saliency.iterdir())[2:]:
-            (tmp_path / "some").mkdir(exist_ok=True)
-            (tmp_path / "some" / file.name).write_bytes(file.read_bytes())
-        config = replace(CONFIG, saliency=tmp_path / "some")
-    elif wrong == "seeds":
+    some = Path(shutil.copytree(saliency, tmp_path / "some"))
+    for id in ("000", "001") if wrong == "saliency" else ():
+        (some / f"{id}.png").unlink()
+    if wrong == "seeds":
         seeds = MapStore(tmp_path / "nothing")
-    else:
+    if wrong == "data":
         data = replace(data, samples=())
-    reason = {
-        "saliency": "saliency maps of 2 of 9",
-        "seeds": "seeds of 9 of 9 images are missing, e.g. 000",
-        "empty": "no im",
-    }
-    with pytest.raises(AdvCAMError, match=reason[wrong]):
-        refine(config, seeds, data, tmp_path / "out", RUNTIME)
+    with pytest.raises(AdvCAMError, match=message):
+        refine(replace(CONFIG, saliency=some), seeds, data, tmp_path / "out", RUNTIME)
     assert not (tmp_path / "out").exists()
 
 
@@ -221,15 +204,8 @@ def test_psa_is_a_method_too(given, tmp_path):
 
 @pytest.mark.slow
 def test_two_ranks_share_all_stages(done, given, tmp_path):
-    script = HELPERS / "refine_run.py"
-    environment = {**os.environ, "PYTHONPATH": str(script.parents[1]), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
-    run = subprocess.run(
-        [*command, str(tmp_path / "scenes"), "9", str(tmp_path / "out")],
-        env=environment, capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
-    assert run.returncode == 0, run.stderr[-2000:]
-    out, alone = tmp_path / "out", done[0]
+    run_script(HELPERS / "refine_run.py", tmp_path / "scenes", 9, tmp_path / "out", ranks=2)
+    out, alone = tmp_path / "out", done
     assert contents(out / "confident") == contents(alone / "confident")
     shared, single = (load_net(o / "irnet" / "irnet.safetensors", IRNET)[0].state_dict() for o in (out, alone))
     for key in single:
