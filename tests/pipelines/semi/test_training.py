@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-import os
-import subprocess
-import sys
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +14,6 @@ from PIL import Image
 
 from advcam_attr.data.masks import write_mask
 from advcam_attr.data.voc import read_voc
-from advcam_attr.networks.backbone import Backbone
 from advcam_attr.networks.cct import CCT_NET, cct_net
 from advcam_attr.networks.net_file import load_net, read_notes
 from advcam_attr.pipelines.semi import training as semi
@@ -25,12 +22,12 @@ from advcam_attr.pipelines.semi.data import PseudoMaskFolder, SemiData, read_sem
 from advcam_attr.pipelines.semi.predict import validation_iou
 from advcam_attr.pipelines.semi.training import train_semi
 from advcam_attr.training import checkpoint as checkpoints
-from advcam_attr.training import train as training
 from advcam_attr.training.log import read_log
 from advcam_attr.training.optimizer import Optimizer
 from advcam_attr.types import AdvCAMError
 from logs import record_log
 from places import HELPERS
+from run_tools import Killed, killed_at_step, run_script
 from semi_run import FEW, RUNTIME, SETTINGS, semi_scenes, small_net
 
 
@@ -79,46 +76,36 @@ def test_a_finished_training_is_skipped(done, given):
         train_semi(replace(SETTINGS, optimizer=Optimizer(0.001, head_lr=0.02)), small_net(), given, out, RUNTIME)
 
 
-class Killed(Exception):
-    pass
-
-
-@pytest.mark.parametrize("at", ["before_first", "in_epoch", "validated", "checkpointed", "saving"])
-def test_a_resumed_training_ends_with_the_same_bits(at, done, given, tmp_path, monkeypatch):
-    """Killed within an epoch, after a validation, in the middle of a checkpoint's write, and before the last file."""
-    calls = {"fit": 0}
-    real_fit, real_after, real_save = training.fit, semi.Validation.after_epoch, checkpoints.torch.save
-
-    def killed_fit(*args, **options):
-        for record in real_fit(*args, **options):
-            calls["fit"] += 1
-            if calls["fit"] == {"before_first": 1, "in_epoch": 4}.get(at):
-                raise Killed
-            yield record
+@pytest.mark.parametrize("at", [0, 3, "validated", "checkpointed", "saving"])
+def test_resumed_training_ends_with_the_same_bytes(at, done, given, tmp_path, monkeypatch):
+    """Killed at a step, after a validation, in the middle of a checkpoint's write, and before the last file."""
+    real_after, real_save = semi.Validation.after_epoch, checkpoints.torch.save
 
     def killed_after(self, epoch):
         result = real_after(self, epoch)
-        if at == "validated" and epoch == 2:
+        if epoch == 2:
             raise Killed
         return result
 
     def killed_save(content, file):
         real_save(content, file)
-        if at == "checkpointed" and content["step"] == 4:
+        if content["step"] == 4:
             Path(file).write_bytes(Path(file).read_bytes()[:100])
             raise Killed
 
     def killed_bytes(*args):
         raise Killed
 
-    with monkeypatch.context() as patch:
-        patch.setattr(training, "fit", killed_fit)
-        patch.setattr(semi.Validation, "after_epoch", killed_after)
-        patch.setattr(checkpoints.torch, "save", killed_save)
-        if at == "saving":
-            patch.setattr(semi, "write_bytes", killed_bytes)
-        with pytest.raises(Killed):
-            train_semi(SETTINGS, small_net(), given, tmp_path, RUNTIME)
+    places = {
+        "validated": (semi.Validation, "after_epoch", killed_after),
+        "checkpointed": (checkpoints.torch, "save", killed_save),
+        "saving": (semi, "write_bytes", killed_bytes),
+    }
+    with monkeypatch.context() as patch, ExitStack() as stack:
+        if at in places:
+            patch.setattr(*places[at])
+        stack.enter_context(pytest.raises(Killed) if at in places else killed_at_step(at))
+        train_semi(SETTINGS, small_net(), given, tmp_path, RUNTIME)
     assert not (tmp_path / "cct.safetensors").exists()
     train_semi(SETTINGS, small_net(), given, tmp_path, RUNTIME)
     for name in ("cct.safetensors", "log.jsonl", "validation.jsonl"):
@@ -167,14 +154,7 @@ def test_half_precision_trains(given, tmp_path):
 
 @pytest.mark.slow
 def test_two_ranks_share_a_training(tmp_path):
-    script = HELPERS / "semi_run.py"
-    environment = {**os.environ, "PYTHONPATH": str(script.parents[1]), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
-    run = subprocess.run(
-        [*command, str(tmp_path / "scenes"), str(tmp_path / "out")],
-        env=environment, capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
-    assert run.returncode == 0, run.stderr[-2000:]
+    run_script(HELPERS / "semi_run.py", tmp_path / "scenes", tmp_path / "out", ranks=2)
     assert [r["step"] for r in read_log(tmp_path / "out" / "log.jsonl")] == [0, 1, 2]
     assert len(read_log(tmp_path / "out" / "validation.jsonl")) == 3
     load_net(tmp_path / "out" / "cct.safetensors", CCT_NET)
@@ -244,38 +224,29 @@ def test_settings_that_do_not_fit(changes, message, given, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("make", "message"),
+    ("config", "changes", "message"),
     [
-        (lambda: SemiSettings(batch=1), "training.batch must be at least 2, got 1"),
-        (lambda: SemiSettings(confidence=1.0), "training.confidence must lie in 0 to 1"),
-        (lambda: SemiSettings(long_side=(9, 3)), "long_side must ascend"),
-        (lambda: SemiPredictConfig(scales=()), "predict.scales must lie between 0 and 16, and be at least one"),
-        (lambda: SemiPredictConfig(scales=(1.0, math.inf)), "predict.scales must lie between 0 and 16"),
-        (lambda: SemiPredictConfig(scales=(math.nan,)), "predict.scales must lie between 0 and 16"),
-        (lambda: SemiPredictConfig(scales=(17.0,)), "predict.scales must lie between 0 and 16"),
-        (lambda: SemiPredictConfig(crf="deepalb"), "deeplab"),
+        (SemiSettings, {"batch": 1}, "batch must be at least 2"),
+        (SemiSettings, {"confidence": 1.0}, "confidence"),
+        (SemiSettings, {"long_side": (9, 3)}, "long_side"),
+        *((SemiPredictConfig, {"scales": s}, "scales") for s in ((), (1.0, math.inf), (math.nan,), (17.0,))),
+        (SemiPredictConfig, {"crf": "deepalb"}, "deeplab"),
     ],
 )
-def test_bad_settings(make, message):
+def test_bad_settings(config, changes, message):
     with pytest.raises(AdvCAMError, match=message):
-        make()
+        config(**changes)
 
 
 @pytest.mark.slow
-def test_real_photographs_are_learned(data_root, tmp_path):
+def test_real_photographs_are_learned(data_root, mobilenet, tmp_path):
     """Twenty labelled and fifty unlabelled photographs, a MobileNetV2 of ImageNet, true masks as pseudo masks."""
     root = data_root / "voc"
     masks = read_voc(root, "train").root / "SegmentationClass"
     data = read_semi(SemiDataConfig(str(root), labelled_count=20, unlabelled="train", pseudo=str(masks)))
     assert (len(data.labelled.samples), len(data.unlabelled.samples)) == (20, 50)
     net = cct_net(
-        Backbone(
-            "timm/mobilenetv2_100",
-            model_args={"num_classes": 1001, "pad_type": "same"},
-            mean=(0.5,),
-            std=(0.5,),
-            checkpoint=data_root / "weights" / "mobilenetv2_100_imagenet.safetensors",
-        ),
+        mobilenet,
         21,
         norms="frozen",
         channels=64,
