@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1] / "advcam_attr"
@@ -73,3 +74,12 @@ def test_the_architecture_page_is_the_tree():
         shown |= {f"{folder}{word}" for word in words}
     modules = {path.relative_to(ROOT).with_suffix("").as_posix() for path in ROOT.rglob("*.py")}
     assert shown == {name for name in modules if not name.rsplit("/", 1)[-1].startswith("__")}
+
+
+def test_files_and_names_are_short():
+    """At most 400 lines a file, 60 characters a test's name."""
+    tests = Path(__file__).parent
+    for path in [*ROOT.rglob("*.py"), *tests.rglob("*.py")]:
+        text = path.read_text()
+        assert text.count("\n") <= 400, path
+        assert not [name for name in re.findall(r"def (test_\w+)", text) if len(name) > 60], path

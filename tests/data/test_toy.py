@@ -27,7 +27,7 @@ def test_shapes_ranges_and_parts(scenes):
     assert 2 * (scenes.parts == HEAD).sum() < (scenes.parts == BODY).sum()
 
 
-def test_scenes_do_not_depend_on_their_number_and_leave_random_state_alone():
+def test_scenes_do_not_depend_on_their_number_or_random_state():
     torch.manual_seed(3)
     np.random.seed(3)  # noqa: NPY002
     before = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002

@@ -120,7 +120,7 @@ def test_the_scale_is_preserved_by_the_crop():
     assert all(gradient == pytest.approx(expected, rel=0.35) for gradient in gradients)
 
 
-def test_validation_input_is_cropped_and_padded_by_the_mean_colour():
+def test_validation_input_is_padded_by_the_mean_colour():
     image = gradient(100, 40)
     x = classifier_val(crop=64)(image)
     assert torch.equal(x[:, :40], to_input(image)[:, :, :64])

@@ -85,7 +85,7 @@ def test_two_ranks_of_torchrun_equal_one(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_killed_rank_is_restarted_and_nothing_is_lost_or_doubled(tmp_path):
+def test_a_killed_rank_restarts_and_nothing_is_lost(tmp_path):
     pictures, out = tmp_path / "pictures", tmp_path / "two"
     make_seeds(small_classifier(), random_data(pictures, 200), tmp_path / "one", SETTINGS)
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--max-restarts", "2")

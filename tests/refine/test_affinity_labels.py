@@ -45,7 +45,7 @@ def test_ir_label_equals_the_steps_one_by_one(scene):
     assert found.dtype == torch.uint8
 
 
-def test_ir_label_finds_the_objects_and_is_wider_with_its_thresholds(scene):
+def test_ir_label_is_wider_with_its_thresholds(scene):
     maps, image = scene
     labels = ir_label(maps, image)
     assert (labels[8:22, 4:16] == 3).float().mean() > 0.9

@@ -201,7 +201,7 @@ def test_many_maps_of_full_size_equal_all_thresholds(kind):
         same_at_all_thresholds(grey, truth)
 
 
-def test_the_largest_contour_and_the_plain_sweep_equal_all_thresholds():
+def test_largest_contour_and_plain_sweep_equal_all_thresholds():
     random, sweep = np.random.default_rng(8), make_sweep(lambda f: f)
     for kind in KINDS:
         grey, truth = random_grey(kind, (9, 12), random), random_truth((9, 12), random)

@@ -119,7 +119,7 @@ def test_displacements_that_point_to_a_centre_cost_nothing():
     assert pair_displacements(towards, 3)[0, :, 0, 0, 0].tolist() == [0, 1]
 
 
-def test_grid_labels_are_pils_nearest_and_edges_the_mean_of_both_flips():
+def test_grid_labels_are_nearest_and_edges_the_mean_of_flips():
     labels = np.random.default_rng(0).integers(0, 256, (64, 96), dtype=np.uint8)
     pil = np.array(Image.fromarray(labels).resize((24, 16), Image.Resampling.NEAREST))
     assert torch.equal(grid_labels(torch.from_numpy(labels)[None])[0], torch.from_numpy(pil))

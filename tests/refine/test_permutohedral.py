@@ -93,7 +93,7 @@ def test_filter_approximates_the_sum_over_all_pairs(dimensions, error):
     assert (filtered / gain - exact).norm() / exact.norm() < error
 
 
-def test_neither_images_of_a_batch_nor_the_order_of_points_matter():
+def test_batches_and_the_order_of_points_do_not_matter():
     features, values = torch.stack([points(50, 3), points(50, 3) * 1.5]), torch.rand(100, 2, dtype=torch.float64)
     singles = [build(f[None]).normalised().filter(v) for f, v in zip(features, values.split(50), strict=True)]
     found = build(features).normalised().filter(values)
