@@ -216,13 +216,13 @@ def test_masks_of_another_refinement_are_told(capsys, folder, whole):
         assert message.startswith("run/refined/cam/masks_saliency exists, but the settings end with masks: give --ref")
         assert f"--refine.saliency {folder / 'sal'}" in message
         message = refused(capsys, "wsss", stage, *given, "--refine.method", "psa")
-        assert message.startswith("run/refined/cam/masks is by irn, and refine.method is psa: give --refine.method irn")
+        assert message.startswith("run/refined/cam/masks is by irn, but refine.method is psa: give --refine.method irn")
     assert advcam(capsys, "wsss", "evaluate", *given)[0] == 0
     for method in ("cam", "advcam"):
         shutil.rmtree(f"run/refined/{method}/masks_saliency")
     assert advcam(capsys, "wsss", "run")[0] == 0
     (folder / "run/refined/cam/masks_crf").mkdir()
-    assert "give --refine.crf '[masks]' here" in refused(capsys, "wsss", "segment")
+    assert "give --refine.crf '[masks]'" in refused(capsys, "wsss", "segment")
 
 
 def test_generators_need_no_classifier(capsys, folder):
@@ -288,7 +288,7 @@ def test_archives_for_the_test_server(capsys, folder, whole):
     assert "1 of 3 images are missing, e.g. f" in capsys.readouterr().err
     for argv, told in (
         (["evaluate", "submission", "nothing.tgz"], "no such archive: nothing.tgz"),
-        ([*check, "--images", "nowhere"], "no such folder of photographs: nowhere"),
+        ([*check, "--images", "nowhere"], "no such folder of images: nowhere"),
         (["wsss", "submission", "nowhere", "--to", "x.tgz"], "no label maps (ID.png) in nowhere"),
         (["wsss", "submission", predictions, "--to", "x.tgz", "--list", "test.txt"], "predictions of 1 of 3 images"),
     ):
