@@ -35,6 +35,8 @@ def lookup(value: Any, table: Mapping[str, T], what: str) -> T | Any:
 
 def require_callable(value: Any, what: str) -> Callable[..., Any]:
     """Return ``value`` if it is callable; a `TypeError` otherwise."""
+    if isinstance(value, type):
+        raise TypeError(f"{what} must be an object: pass {value.__name__}(...), not the class")
     if not callable(value):
         raise TypeError(f"{what} must be a name or a callable, got {type(value).__name__} {value!r}")
     return value

@@ -19,6 +19,7 @@ from advcam_attr.attr.attribution import (
     Output,
     as_arguments,
     check_background,
+    check_image_of,
     check_images,
     check_output,
     check_targets,
@@ -68,7 +69,7 @@ class AdvCAM(MapAttribution):
     penalty for changes of activated cells; Eqs. 6 and 7), and the maps of all steps are summed (Eq. 4)::
 
         total = 0
-        for step in AdvCAM(model).climb(images, target):  # one forward and one backward per step
+        for step in AdvCAM(model, stop=None).climb(images, target):  # one forward and one backward per step
             total = total + step.maps
 
     The model needs no retraining. Zero steps give the base attribution. Deviations from the released code are those of
@@ -241,6 +242,7 @@ class AdvCAM(MapAttribution):
         recipe = self.recipe if steps is None else self.recipe.with_(steps=steps)
         images, _ = check_images(inputs)
         image_of = torch.arange(len(images), device=images.device) if image_of is None else image_of
+        check_image_of(image_of, len(images))
         indices = check_targets(target, len(image_of))
         climbed = self._climb(images, indices, image_of, additional_forward_args, recipe, saliency)
         while True:

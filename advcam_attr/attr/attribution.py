@@ -242,6 +242,15 @@ def in_range(indices: Sequence[int], classes: int, device: torch.device) -> Tens
     return torch.tensor([index % classes for index in indices], device=device)
 
 
+def check_image_of(image_of: Any, count: int) -> None:
+    """Raise unless ``image_of`` is the index of one of ``count`` images for each sample, ``(R,)``."""
+    if not isinstance(image_of, Tensor) or image_of.dtype != torch.long or image_of.ndim != 1:
+        got = f"{image_of.dtype} {tuple(image_of.shape)}" if isinstance(image_of, Tensor) else type(image_of).__name__
+        raise TypeError(f"image_of must be an int64 tensor (R,), the image of each sample, got {got}")
+    if len(image_of) == 0 or int(image_of.min()) < 0 or int(image_of.max()) >= count:
+        raise AdvCAMError(f"image_of must hold indices of the {count} images, 0 to {count - 1}, at least one")
+
+
 def check_background(saliency: Any, images: Tensor) -> Tensor | None:
     """Return the background of a saliency map of the images' size, ``(N, H, W)``, bool.
 

@@ -47,7 +47,8 @@ def add_climb_options(parser: Parser) -> None:
     parser.add_argument("--target", action="append", metavar="CLASS", help=text)
     text = "cam, grad_cam, grad_cam++ or layer_cam (default: %(default)s)"
     parser.add_argument("--base", type=str, default="cam", help=text)
-    parser.add_argument("--recipe", type=str, default="auto", help="auto, official or paper (default: %(default)s)")
+    text = "auto, one_step, official, official_wrn38, paper or wsol (default: %(default)s)"
+    parser.add_argument("--recipe", type=str, default="auto", help=text)
     parser.add_argument("--steps", type=int, metavar="T", help="steps of the climb (default: the recipe's)")
     text = "climb the mirror image, too (default: the recipe's)"
     parser.add_argument("--flip", action=ActionYesNo(no_prefix="no-"), default=None, help=text)

@@ -117,7 +117,9 @@ class Parser(ArgumentParser):
             name = f"{section}{key}"
             if key not in known:
                 raise UsageError(f"the configuration has no {name!r}{nearest(key, known)}")
-            if name in self.groups and isinstance(value, Mapping):
+            if name in self.groups:
+                if not isinstance(value, Mapping):
+                    raise UsageError(f"{name} is a section of keys and values, got {value!r}")
                 self.check_keys(value, f"{name}.")
 
     def _check_words(self, words: Sequence[str]) -> None:

@@ -57,13 +57,15 @@ class TargetMinusOthers:
             raise ValueError(f'reduce must be "sum" or "mean", got {self.reduce!r}')
         if self.top_k is not None and self.top_k < 1:
             raise ValueError(f"top_k must be at least 1, got {self.top_k}")
+        if not -float("inf") < self.weight < float("inf"):
+            raise ValueError(f"weight must be finite, got {self.weight}")
 
     def __call__(self, state: ClimbState) -> Tensor:
         if not self.gate_others:
             return self.of(state.logits, state.target)
         start, wanted = (target_logits(logits, state.target) for logits in (state.start_logits, state.logits))
-        stands = (wanted.detach() >= start).all(1)
-        return torch.where(stands, self.of(state.logits, state.target), wanted.sum(1))
+        not_lowered = (wanted.detach() >= start).all(1)
+        return torch.where(not_lowered, self.of(state.logits, state.target), wanted.sum(1))
 
     def of(self, scores: Tensor, target: Tensor) -> Tensor:
         """Return the objective of scores ``(R, V, K)``: ``(R,)``."""

@@ -56,6 +56,11 @@ class ClippedStep(_Sized):
     size: float = 0.04
     width: float = 10.0
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.width < float("inf"):
+            raise AdvCAMError(f"ClippedStep: width must be above zero, got {self.width}")
+
     def __call__(self, gradient: Tensor, clean: Tensor) -> Tensor:
         scale = self.width * gradient.square().mean(_SAMPLE, keepdim=True).sqrt() + 1e-30
         reach = clean.amax(_SAMPLE, keepdim=True) - clean.amin(_SAMPLE, keepdim=True)

@@ -123,6 +123,15 @@ def recorded_config(run: Path, config: Any) -> Iterator[None]:
         raise
 
 
+def _new_key(section: str, new: str) -> str:
+    """Return a new key in full; one that begins with a dot is relative to the section of the old key."""
+    if not new.startswith("."):
+        return new
+    parts = [part for part in section.split(".") if part]
+    words = new[1:].split(".")
+    return ".".join(parts + (words[1:] if parts[-1:] == words[:1] else words))
+
+
 def check_keys(config: type[Any], values: Mapping[str, Any], section: str = "") -> None:
     """Raise AdvCAMError for keys of earlier releases in a mapping read from YAML, naming their new keys.
 
@@ -138,6 +147,6 @@ def check_keys(config: type[Any], values: Mapping[str, Any], section: str = "") 
         nested = dataclasses.is_dataclass(kind)
         if key in renamed and (kind is None or (nested and isinstance(value, str))):
             new = renamed[key]
-            raise AdvCAMError(f"{name} is now {section + new if new.startswith('.') else new}")
+            raise AdvCAMError(f"{name} is now {_new_key(section, new)}")
         if nested and isinstance(value, Mapping):
             check_keys(kind, value, name)  # type: ignore[arg-type]

@@ -327,3 +327,9 @@ def test_no_graph_reaches_the_consumer(small_net, images):
         assert step.maps.grad_fn is None
         assert step.x.grad_fn is None
         assert torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize("image_of", [[0, 1], torch.tensor([0, 5]), torch.tensor([-1, 0]), torch.tensor([[0, 1]])])
+def test_samples_of_images_that_do_not_exist_are_rejected(small_net, images, image_of):
+    with pytest.raises((TypeError, AdvCAMError), match="image_of"):
+        next(AdvCAM(small_net).climb(images, target=[0, 1], image_of=image_of))

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from advcam_attr import CAM, AdvCAM, CaptumBase
+from advcam_attr import CAM, AdvCAM, AdvCAMError, CaptumBase
 from advcam_attr.climbing import (
     CLAMPS,
     OBJECTIVES,
@@ -150,3 +150,15 @@ def test_captum_attributions_are_bases(small_net, images):
     assert torch.allclose(layered, CAM(small_net).attribute(images, target=1, output="native") / 64, atol=1e-5)
     with pytest.raises(ValueError, match="layer="):
         AdvCAM(small_net, recipe=PLAIN, base=LayerGradCam)
+
+
+@pytest.mark.parametrize("options", [{"objective": TargetMinusOthers}, {"step_rule": ClippedStep}])
+def test_classes_in_place_of_objects_are_rejected(options):
+    with pytest.raises(TypeError, match="not the class"):
+        recipes.get("auto", **options)
+
+
+@pytest.mark.parametrize("width", [0.0, -3.0, float("inf")])
+def test_widths_of_steps_are_positive(width):
+    with pytest.raises(AdvCAMError, match="width"):
+        ClippedStep(0.1, width=width)

@@ -36,6 +36,7 @@ class Config:
         ({"net": {"lowered_by": "removal"}}, "net.lowered_by is now net.backbone.stride_mode"),
         ({"net": {"known": "map.json"}}, "net.known is now net.class_map"),
         ({"net": {"backbone": "timm/resnet18"}}, "net.backbone is now net.backbone.name"),
+        ({"net": {"backbone": {"lowered_by": "removal"}}}, "net.backbone.lowered_by is now net.backbone.stride_mode"),
         ({"seeds": {"steps": 1}, "device": "cpu"}, "device is now runtime.device"),
     ],
 )

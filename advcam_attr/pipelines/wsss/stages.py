@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from advcam_attr.attr.adapters import base_of
-from advcam_attr.attr.advcam import as_base
+from advcam_attr.attr.advcam import BASES, as_base
 from advcam_attr.data.class_names import read_class_map
 from advcam_attr.data.masks import SaliencyFolder
 from advcam_attr.data.samples import SegmentationData
@@ -30,9 +30,10 @@ from advcam_attr.pipelines.evaluate import write_mask_evaluation
 from advcam_attr.pipelines.maps import MapSettings, MapSummary, make_seeds, seed_store
 from advcam_attr.pipelines.wsss import classifier, segment
 from advcam_attr.pipelines.wsss.classifier import ClassifierResult, train_classifier
-from advcam_attr.pipelines.wsss.refine import check_refined, refine
+from advcam_attr.pipelines.wsss.refine import METHODS, check_refined, refine
 from advcam_attr.pipelines.wsss.run import Run
 from advcam_attr.pipelines.wsss.score import Scores, evaluate, score_masks
+from advcam_attr.registry import lookup
 from advcam_attr.runs.map_store import MapStore
 from advcam_attr.runs.npy_maps import export_maps, import_maps, npy_files
 from advcam_attr.runs.progress import Progress, maps_progress, masks_progress, training_progress
@@ -63,6 +64,7 @@ def seeds(run: Run) -> list[MapSummary]:
     Raises:
         AdvCAMError: There is no classifier yet, or some images failed; all others are done then.
     """
+    check_config(run)
     data, config = run.seeds_data, run.config.seeds
     logger.info(f"making maps of {_about(data)}")
     net, mean, std = seed_net(run, data)
@@ -154,6 +156,14 @@ def segment_masks(run: Run) -> dict[str, dict[str, MaskEvaluation]]:
     return found
 
 
+def check_config(run: Run) -> None:
+    """Raise AdvCAMError for settings of later stages that cannot be used, before anything is trained."""
+    config = run.config
+    lookup(config.seeds.base, BASES, "base")
+    lookup(config.refine.method, METHODS, "refine.method")
+    MapSettings(recipe=config.seeds.recipe, overrides=config.seeds.overrides, scales=config.seeds.scales).whole_recipe()
+
+
 def run_all(run: Run) -> Scores | None:
     """Run all stages: classifier, unless the net is a published generator; seeds, refine, segment, evaluate.
 
@@ -163,6 +173,7 @@ def run_all(run: Run) -> Scores | None:
     Raises:
         AdvCAMError: A stage failed, or this is a share of a SLURM array, which trains nothing.
     """
+    check_config(run)
     launch, begin = shard_of_launch(), time.monotonic()
     if shard_of().world > launch.world:
         raise AdvCAMError("a run is one job's, not an array's: start it outside of the array, or its seeds alone in it")
@@ -186,6 +197,7 @@ def run_all(run: Run) -> Scores | None:
 
 def progress(run: Run) -> list[Progress]:
     """Return the progress of each stage; nothing is written."""
+    check_config(run)
     config, data, methods = run.config, run.seeds_data, run.config.seeds.methods
     stages = []
     if config.net.generator is None:

@@ -201,6 +201,12 @@ def test_what_cannot_be_used_is_one_line(capsys, folder, monkeypatch):
     assert "classifier.optimizer.classifier_lr" in refused(capsys, "classifier")
     (folder / "config.yaml").write_text(CONFIG.replace("optimizer: {lr: 0.01, head_lr: 0.1}", "classifier_lr: 0.1"))
     assert refused(capsys, "classifier") == "classifier.classifier_lr is now classifier.optimizer.head_lr"
+    (folder / "config.yaml").write_text(CONFIG.replace("optimizer: {lr: 0.01, head_lr: 0.1}", "optimizer: 0.1"))
+    assert refused(capsys, "classifier") == "classifier.optimizer is a section of keys and values, got 0.1"
+    for option, value in (("seeds.recipe", "offical"), ("seeds.base", "gradcam"), ("refine.method", "xx")):
+        (folder / "config.yaml").write_text(CONFIG)
+        assert value in refused(capsys, "run", f"--{option}", value)
+        assert value in refused(capsys, "run", "--dry-run", f"--{option}", value)
     (folder / "config.yaml").write_bytes(b"\xff\xfe\x00")
     assert "is not a YAML file" in refused(capsys, "seeds")
     (folder / "config.yaml").write_text(CONFIG)
