@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from advcam_attr.climbing.objective import target_logits
-from advcam_attr.climbing.state import Aggregate, ClimbState, Plan
+from advcam_attr.climbing.state import Aggregate, ClimbState, Plan, Stop
 from advcam_attr.heads import Activations, HeadView, undisturbed
 from advcam_attr.types import AdvCAMError, ClimbStep
 
@@ -73,13 +73,15 @@ def climb(
             score = _score(plan, state, ascend=ascend)
             step = _step(plan, state, score, climbing, steps)
             if plan.stop is not None:
-                climbing = climbing & ~plan.stop(state).detach()
+                climbing = climbing & ~_stopped(plan.stop, state)
             if ascend:
                 (gradient,) = torch.autograd.grad(score.sum(), leaf)
                 logit = target_logits(step.logits, target)
                 step_scale, before = _backed_off(step_scale, plan.backoff, before, logit), logit
-                moved = images + _per_image(step_scale) * plan.step_rule(gradient, clean)
-                images = torch.where(_per_image(climbing), plan.clamp(moved, images, clean), images)
+                step_taken = _checked(plan.step_rule(gradient, clean), tuple(clean.shape), "step rule", plan.step_rule)
+                moved = images + _per_image(step_scale) * step_taken
+                moved = _checked(plan.clamp(moved, images, clean), tuple(clean.shape), "clamp", plan.clamp)
+                images = torch.where(_per_image(climbing), moved, images)
             del leaf, acts, state, score  # the graph does not outlive its step
         yield step
         if plan.stop is not None and not bool(climbing.any()):
@@ -190,6 +192,13 @@ def _step(plan: Plan, state: ClimbState, score: Tensor, climbing: Tensor, steps:
 def _backed_off(step_scale: Tensor, backoff: float, before: Tensor | None, now: Tensor) -> Tensor:
     """The factors of the step sizes, smaller where the last step lowered the target's logit in a view."""
     return step_scale if before is None else torch.where((now < before).any(1), step_scale * backoff, step_scale)
+
+
+def _stopped(stop: Stop, state: ClimbState) -> Tensor:
+    stopped = _checked(stop(state), tuple(state.target.shape), "stop", stop)
+    if stopped.dtype != torch.bool:
+        raise AdvCAMError(f"stop {stop!r} must give a tensor of bool, got {stopped.dtype}")
+    return stopped.detach()
 
 
 def _per_image(values: Tensor) -> Tensor:

@@ -162,3 +162,19 @@ def test_classes_in_place_of_objects_are_rejected(options):
 def test_widths_of_steps_are_positive(width):
     with pytest.raises(AdvCAMError, match="width"):
         ClippedStep(0.1, width=width)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"step_rule": lambda gradient, clean: gradient[:1]},
+        {"step_rule": lambda gradient, clean: None},
+        {"clamp": lambda stepped, before, clean: stepped[..., :1]},
+        {"stop": lambda state: state.logits > 0},
+        {"stop": lambda state: torch.zeros(len(state.target))},
+    ],
+)
+def test_parts_of_other_shapes_are_named(small_net, images, options):
+    (name,) = options
+    with pytest.raises(AdvCAMError, match=name.replace("_", " ")):
+        AdvCAM(small_net, steps=1, **options).attribute(images, target=1)
