@@ -40,10 +40,6 @@ def table_of(rows, peaks=None, correct=None, ids=None, contours="all") -> BoxTab
     return BoxTable(tuple(ids or map(str, range(len(rows)))), best, peak, correct, contours)
 
 
-def stored(id: str, maps: dict[str, np.ndarray]) -> np.ndarray:
-    return maps[id]
-
-
 def small_data(count: int, seed: int = 0):
     """Score maps of every kind, also with peaks below 1, and a data set of their boxes."""
     random = np.random.default_rng(seed)
@@ -58,7 +54,7 @@ def small_data(count: int, seed: int = 0):
 
 
 def scored(data, maps, **options) -> BoxTable:
-    return score_boxes(partial(stored, maps=maps), data, prepare=partial(check_scores, size=SIZE), **options)
+    return score_boxes(maps.__getitem__, data, prepare=partial(check_scores, size=SIZE), **options)
 
 
 def test_by_hand():
@@ -189,7 +185,7 @@ def test_pixel_ap_is_that_of_pooled_pixels():
 
 def test_nan_maps_are_scored_as_empty_ones():
     data, maps, _ = small_data(2)
-    found = score_boxes(partial(stored, maps={id: np.full((4, 4), np.nan) for id in maps}), data)
+    found = score_boxes({id: np.full((4, 4), np.nan) for id in maps}.__getitem__, data)
     assert found.peak.tolist() == [0, 0]
     at_corner = [1 if tuple(box[:2]) == (0, 0) else 0 for id in maps for box in data.boxes[id]]
     assert (found.best[:, 0] > 0).any() == any(at_corner)
