@@ -203,7 +203,7 @@ def test_what_a_run_cannot_use_is_one_line(capsys, folder, whole):
     assert not Path("run/segmentation/advcam/deeplab/log.jsonl").exists()
 
 
-def test_masks_of_another_refinement_are_told(capsys, folder, whole):
+def test_masks_of_another_refinement_are_rejected(capsys, folder, whole):
     """What ``refine`` alone was told by the command line."""
     shutil.copytree(whole, "run")
     (folder / "sal").mkdir()
