@@ -151,7 +151,7 @@ def test_masks_by_psa_have_a_row_of_their_own(capsys, folder):
     assert rows["psa"] == {"AdvCAM": [seed, None, None], "AdvCAM, masks by PSA": [None, None, 100.0]}
 
 
-def test_other_maps_under_the_same_path_are_told(capsys, folder):
+def test_other_maps_under_the_same_path_are_rejected(capsys, folder):
     """Imported seeds, and saliency maps: their content counts, not where they lie."""
     maps, size = np.zeros((48, 64), np.float32), (64, 48)
     maps[10:30, 20:50] = 1
@@ -220,7 +220,7 @@ def test_what_cannot_be_used_is_one_line(capsys, folder, monkeypatch):
     assert not Path("run/seeds").exists()
 
 
-def test_other_settings_are_told(capsys, folder):
+def test_other_settings_are_reported(capsys, folder):
     assert run(capsys, "classifier")[0] == 0
     assert "epochs was 1, is 2" in refused(capsys, "classifier", "--classifier.epochs", "2")
     assert OPTIONS.read(config_of(Path("run"))).classifier.epochs == 1
