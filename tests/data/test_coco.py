@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageDraw
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from advcam_attr.data import voc
 from advcam_attr.data.class_names import COCO_NAMES
@@ -16,7 +16,7 @@ from advcam_attr.data.coco import CLASSES, DRAW, read_coco
 from advcam_attr.data.images import read_rgb
 from advcam_attr.data.masks import palette
 from advcam_attr.types import AdvCAMError
-from tiny_coco import H, W, annotated, box, write_coco
+from tiny_coco import H, Masks, W, annotated, box, write_coco
 
 
 def run_lengths(mask: np.ndarray) -> dict:
@@ -146,17 +146,6 @@ def test_lists_and_tables_of_labels(tmp_path):
     (tmp_path / "ids.txt").write_text("7\n9\n")
     with pytest.raises(AdvCAMError, match=r"ids\.txt names 1 images that the annotations do not have \(7\)"):
         read_coco(root, ids=tmp_path / "ids.txt")
-
-
-class Masks(Dataset):
-    def __init__(self, data) -> None:
-        self.data = data
-
-    def __len__(self) -> int:
-        return len(self.data.samples)
-
-    def __getitem__(self, index: int) -> torch.Tensor:
-        return self.data.mask(self.data.samples[index])
 
 
 @pytest.mark.parametrize("context", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])

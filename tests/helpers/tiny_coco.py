@@ -3,7 +3,9 @@
 import json
 from pathlib import Path
 
+import torch
 from PIL import Image
+from torch.utils.data import Dataset
 
 H, W = 12, 16
 #: Category ids with a gap, out of order.
@@ -33,3 +35,16 @@ def write_coco(
     content = {"images": listed, "annotations": annotations, "categories": CATEGORIES, **(changes or {})}
     (root / "annotations" / f"instances_{split}.json").write_text(json.dumps(content))
     return root
+
+
+class Masks(Dataset):
+    """The masks of a data set, to be read in other processes."""
+
+    def __init__(self, data) -> None:
+        self.data = data
+
+    def __len__(self) -> int:
+        return len(self.data.samples)
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return self.data.mask(self.data.samples[index])
