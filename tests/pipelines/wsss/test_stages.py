@@ -261,7 +261,7 @@ def test_saliency_reaches_the_climb_alone(capsys, folder):
     assert json.loads((folder / "run/seeds/cam/seeds.json").read_text())["settings"]["saliency"] is None
 
 
-@pytest.mark.parametrize("name", ["voc", "coco", "voc_small"])
+@pytest.mark.parametrize("name", ["voc", "coco", "voc_small", "voc_animals"])
 def test_shipped_configurations(name):
     config = OPTIONS.read(CONFIGS / f"{name}.yaml")
     assert config.seeds.methods == ("cam", "advcam")
