@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 #: The label of pixels that are ignored: PASCAL VOC's void.
 VOID = 255
 
+#: How many instances an image may have: their numbers in a palette PNG, beside 0 for background and 255 for void.
+MOST_INSTANCES = 254
+
 
 class AdvCAMError(ValueError):
     """Input that cannot be used; its message is one line that names the input and the fix."""
@@ -85,3 +88,20 @@ class ClassMaps:
     size: tuple[int, int]
     cam: Tensor
     high_res: Tensor
+
+
+@dataclass(frozen=True)
+class Instances:
+    """The instances of one image, found or true.
+
+    Attributes:
+        classes: 0-based, one an instance.
+        masks: ``(M, H, W)`` bool.
+        scores: one an instance, of those found; empty for true ones.
+        crowds: the indices of true ones that are crowds, which count neither for nor against what is found in them.
+    """
+
+    classes: tuple[int, ...]
+    masks: Tensor
+    scores: tuple[float, ...] = ()
+    crowds: frozenset[int] = frozenset()

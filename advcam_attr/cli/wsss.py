@@ -60,6 +60,12 @@ def _refine(options: Namespace) -> None:
     stages.refine_seeds(_opened(options, **changes))
 
 
+def _instances(options: Namespace) -> None:
+    from advcam_attr.pipelines.wsss import stages
+
+    stages.make_instances(_opened(options))
+
+
 def _segment(options: Namespace) -> None:
     from advcam_attr.pipelines.wsss import stages
 
@@ -129,6 +135,11 @@ GROUP = Group(
         ),
         "seeds": Command("make localization maps of every image's classes", _add_seed_options, _seeds),
         "refine": Command("make pseudo masks of the maps, by IRN or PSA", _add_refine_options, _refine),
+        "instances": Command(
+            "make instance masks of the maps, by IRN's net",
+            OPTIONS.options("data", "instances", "runtime"),
+            _instances,
+        ),
         "segment": Command(
             "train segmentation nets on the masks, predict and score val",
             OPTIONS.options("data", "segmentation", "runtime"),

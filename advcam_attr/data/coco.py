@@ -23,7 +23,7 @@ from advcam_attr.data.images import size_if_readable
 from advcam_attr.data.labels import coco_key, few, look_up, read_label_table, read_list
 from advcam_attr.data.masks import MaskFiles
 from advcam_attr.data.samples import MissingSplitError, SegmentationData, find_root
-from advcam_attr.types import VOID, AdvCAMError, NoMaskError, Sample
+from advcam_attr.types import VOID, AdvCAMError, Instances, NoMaskError, Sample
 
 #: In the order of the categories' ids, which have gaps; class k is k + 1 in label maps.
 CLASSES = (
@@ -100,14 +100,15 @@ def read_coco(
         raise AdvCAMError(f"{path} has two images of one file name")
     samples = (Sample(id, files[image.number], k) for (id, image), k in zip(by_id.items(), shown, strict=True))
     ready = folder / MASKS if masks == AUTO else Path(masks)
+    drawn = CocoMasks(by_id, instances)
     read: CocoMasks | CocoMaskFiles
     if masks == DRAW or (masks == AUTO and not ready.is_dir()):
-        read = CocoMasks(by_id, instances)
+        read = drawn
     elif ready.is_dir():
         read = CocoMaskFiles((ready,), len(classes))
     else:
         raise AdvCAMError(f"no such folder of masks: {ready}")
-    return SegmentationData("coco", folder, split, classes, tuple(samples), read)
+    return SegmentationData("coco", folder, split, classes, tuple(samples), read, drawn.objects)
 
 
 class CocoMaskFiles(MaskFiles):
@@ -126,6 +127,13 @@ class CocoMasks:
 
     def __call__(self, sample: Sample) -> Tensor:
         """Draw the label map ``(H, W)`` uint8; raises `NoMaskError` where the JSON does not have the image."""
+        return torch.from_numpy(self.instances.draw(self._image(sample)))
+
+    def objects(self, sample: Sample) -> Instances:
+        """Return the instances; raises `NoMaskError` where the JSON does not have the image."""
+        return self.instances.objects(self._image(sample))
+
+    def _image(self, sample: Sample) -> CocoImage:
         image = self.images.get(sample.id)
         if image is None:
             raise NoMaskError(f"no mask of {sample.id}: the annotations do not have this image")
@@ -135,7 +143,7 @@ class CocoMasks:
                 f"image {sample.image} has {size[1]}x{size[0]} pixels, and {image.size[1]}x{image.size[0]} in the "
                 "annotations; use the published image, or scale the annotations with it"
             )
-        return torch.from_numpy(self.instances.draw(image))
+        return image
 
 
 def find_coco(root: str | Path) -> Path:
@@ -213,18 +221,28 @@ class CocoInstances:
         larger instances that they are part of. COCO defines no label maps; order and crowds are this project's choice,
         as the maps in use document neither.
         """
-        coder = _pycocotools().mask
+        mask = np.zeros(image.size, np.uint8)
+        for annotation, shape in sorted(self._shapes(image), key=lambda pair: -int(pair[1].sum())):
+            mask[shape] = VOID if annotation.get("iscrowd") else self.class_of[annotation["category_id"]] + 1
+        return mask
+
+    def objects(self, image: CocoImage) -> Instances:
+        """Return an image's instances as they are annotated: they may overlap."""
+        shapes = self._shapes(image)
+        masks = np.stack([shape for _, shape in shapes]) if shapes else np.zeros((0, *image.size), bool)
+        crowds = frozenset(i for i, (annotation, _) in enumerate(shapes) if annotation.get("iscrowd"))
+        classes = tuple(self.class_of[annotation["category_id"]] for annotation, _ in shapes)
+        return Instances(classes, torch.from_numpy(masks), crowds=crowds)
+
+    def _shapes(self, image: CocoImage) -> list[tuple[dict[str, Any], np.ndarray]]:
+        """The annotations of an image, each with its mask ``(H, W)`` bool."""
+        decode = _pycocotools().mask.decode
         try:
-            annotations = self.of(image)
-            shapes = [_checked_shape(annotation["segmentation"], *image.size) for annotation in annotations]
+            shapes = [_checked_shape(annotation["segmentation"], *image.size) for annotation in self.of(image)]
             codes = [self.api.annToRLE({"image_id": image.number, "segmentation": shape}) for shape in shapes]
-            mask = np.zeros(image.size, np.uint8)
-            for i in sorted(range(len(codes)), key=lambda i: -int(coder.area(codes[i]))):
-                label = VOID if annotations[i].get("iscrowd") else self.class_of[annotations[i]["category_id"]] + 1
-                mask[coder.decode(codes[i]) > 0] = label
+            return [(a, decode(code).astype(bool)) for a, code in zip(self.of(image), codes, strict=True)]
         except (ValueError, TypeError, KeyError, IndexError) as error:
             raise AdvCAMError(f"{image.file} has an instance with {error}; use the published annotations") from error
-        return mask
 
 
 def _checked_shape(shape: Any, height: int, width: int) -> Any:

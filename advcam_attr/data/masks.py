@@ -6,7 +6,7 @@ A label map is ``(H, W)`` uint8: 0 is the background, k + 1 is class k, 255 is v
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -255,10 +255,11 @@ def write_mask(path: Path, labels: Tensor, settings: str = "") -> None:
     write_png(path, image, settings)
 
 
-def write_png(path: Path, image: Image.Image, settings: str = "") -> None:
-    """Write an image as PNG, atomically, with a digest of what it depends on."""
+def write_png(path: Path, image: Image.Image, settings: str = "", text: Mapping[str, str] = {}) -> None:
+    """Write an image as PNG, atomically, with a digest of what it depends on, and more text by key."""
     about = PngImagePlugin.PngInfo()
-    about.add_text(_KEY, settings)
+    for key, value in {_KEY: settings, **text}.items():
+        about.add_text(key, value)
     content = io.BytesIO()
     image.save(content, "PNG", pnginfo=about)
     write_bytes(path, content.getvalue())

@@ -12,10 +12,15 @@ from torch import Tensor
 
 from advcam_attr.data.labels import few
 from advcam_attr.data.masks import PixelMasks
-from advcam_attr.types import AdvCAMError, Sample
+from advcam_attr.types import AdvCAMError, Instances, NoMaskError, Sample
 
 #: First and last column and row of a box, ``x0, y0, x1, y1``, in pixels of the original image, 0-based and inclusive.
 Box = tuple[int, int, int, int]
+
+
+def no_instances(sample: Sample) -> Instances:
+    """Raise `NoMaskError`: the data set has no instances."""
+    raise NoMaskError(f"no instances of {sample.id}: its data set has none")
 
 
 class MissingSplitError(AdvCAMError):
@@ -31,6 +36,7 @@ class SegmentationData:
         samples: in the order of the split's list.
         mask: reads the true label map ``(H, W)`` uint8 of a sample; raises `NoMaskError` where there is none, and
             another `AdvCAMError` where it is damaged.
+        instances: reads the true instances of a sample; raises as ``mask`` does.
     """
 
     name: str
@@ -39,6 +45,7 @@ class SegmentationData:
     classes: tuple[str, ...]
     samples: tuple[Sample, ...]
     mask: Callable[[Sample], Tensor]
+    instances: Callable[[Sample], Instances] = no_instances
 
 
 def find_root(

@@ -10,6 +10,7 @@ import os
 from pathlib import Path
 
 from advcam_attr.data.images import is_image
+from advcam_attr.data.instances import OBJECTS, ObjectFiles
 from advcam_attr.data.labels import IdList, few, look_up, read_annotation, read_label_table, read_list, voc_id
 from advcam_attr.data.masks import MaskFiles
 from advcam_attr.data.samples import MissingSplitError, SegmentationData, find_root
@@ -49,7 +50,8 @@ def read_voc(
     Labels are the classes of the annotations' objects; those of ``test`` are withheld, so its samples have no labels
     unless a table gives them. Masks are read on demand: of ``train_aug`` from ``SegmentationClassAug``, then
     ``SegmentationClass``, then SBD's own files; of VOC's splits from ``SegmentationClass``; of a list from the folder
-    that it names. SBD's masks have no void. Missing image files raise when they are read;
+    that it names. SBD's masks have no void. Instances are read from
+    ``SegmentationObject``. Missing image files raise when they are read;
     `advcam_attr.data.samples.without_missing` finds them.
 
     Args:
@@ -79,7 +81,8 @@ def read_voc(
     else:
         classes = _annotated(folder, listed.ids, name)
     samples = (Sample(id, path, labels) for id, (path,), labels in zip(listed.ids, files, classes, strict=True))
-    return SegmentationData("voc", folder, name, CLASSES, tuple(samples), _find_masks(folder, name, listed, sbd))
+    masks = _find_masks(folder, name, listed, sbd)
+    return SegmentationData("voc", folder, name, CLASSES, tuple(samples), masks, ObjectFiles(folder / OBJECTS, masks))
 
 
 def find_voc(root: str | Path) -> Path:

@@ -7,13 +7,13 @@ of what exceeds a level, the borders of holes included, has a box.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from types import ModuleType
 from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from advcam_attr.refine.opencv import opencv
 from advcam_attr.types import AdvCAMError
 
 #: Height and width on which boxes are scored: the net's input.
@@ -24,14 +24,6 @@ Box = tuple[int, int, int, int]
 
 #: Which connected components: the one of the most pixels, or every one.
 Components = Literal["largest", "all"]
-
-
-def opencv() -> ModuleType:
-    try:
-        import cv2
-    except ImportError as error:
-        raise AdvCAMError("boxes need OpenCV: pip install 'advcam_attr[localization]'") from error
-    return cv2
 
 
 def score_map(raw: Tensor | np.ndarray, size: tuple[int, int] | None = SIZE) -> np.ndarray:

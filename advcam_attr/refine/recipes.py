@@ -94,3 +94,27 @@ class WalkRecipe:
             raise AdvCAMError(f"walk: the radius must be at least 2 and the steps not negative, got {self}")
         if self.radius > LARGEST_RADIUS:
             raise AdvCAMError(f"walk: the radius must be at most {LARGEST_RADIUS} cells, got {self.radius}; lower it")
+
+
+@dataclass(frozen=True)
+class InstanceRecipe:
+    """The numbers of IRN's instance masks; the defaults are those of its code and of AdvCAM's.
+
+    Attributes:
+        iterations: steps of each cell along the displacements.
+        threshold: length of displacements, in cells of 4 pixels, below which regions join their cells' clusters.
+        smallest: share of the image; smaller instances have score 0.
+        walk: the random walk of each instance's map, which is raised to no power.
+    """
+
+    iterations: int = 300
+    threshold: float = 2.5
+    smallest: float = 0.01
+    walk: WalkRecipe = WalkRecipe(exponent=1.0)
+
+    def __post_init__(self) -> None:
+        if self.iterations < 1 or not self.threshold > 0 or not 0 <= self.smallest <= 1:
+            raise AdvCAMError(
+                "instances: iterations and the threshold must be positive, and the smallest share in 0..1, got "
+                f"{self.iterations}, {self.threshold} and {self.smallest}"
+            )

@@ -18,7 +18,8 @@ from advcam_attr.pipelines.config import path_of
 from advcam_attr.pipelines.maps import read_map, wsol_map_store
 from advcam_attr.pipelines.wsol.config import ReadyNet, WSOLDataConfig
 from advcam_attr.pipelines.wsol.evaluate import REPORT
-from advcam_attr.refine.boxes import map_to_boxes, opencv
+from advcam_attr.refine.boxes import map_to_boxes
+from advcam_attr.refine.opencv import opencv
 from advcam_attr.report.gallery import METHOD_NAMES, class_names, gallery_notes, no_gallery, read_config
 from advcam_attr.report.page import Entry, Frame, Outline, Section, extremes, heat_uri, thumbnail
 from advcam_attr.runs.map_store import MapStore

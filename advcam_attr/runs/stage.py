@@ -48,8 +48,8 @@ class LabelStage(Generic[T]):
     folder: Path
     depends_on: Mapping[str, Any]
     read: Callable[[Sample], T]
-    make: Callable[[T], Tensor]
-    write: Callable[[Path, Tensor, str], None] = write_mask
+    make: Callable[[T], Any]
+    write: Callable[[Path, Any, str], None] = write_mask
 
 
 def run_stage(
@@ -208,8 +208,8 @@ def seeded_stage(
     depends_on: Mapping[str, Any],
     seeds: MapReader,
     data: SegmentationData,
-    make: Callable[[SeededImage], Tensor],
-    write: Callable[[Path, Tensor, str], None] = write_mask,
+    make: Callable[[SeededImage], Any],
+    write: Callable[[Path, Any, str], None] = write_mask,
 ) -> LabelStage[SeededImage]:
     """Return a stage whose label maps are made of images and their seeds; arguments as of `LabelStage`."""
     config = {**depends_on, "seeds": str(getattr(seeds, "settings", "")), "data": data.name}

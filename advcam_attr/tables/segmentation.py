@@ -96,6 +96,12 @@ def table_ix(ours: Mapping[str, Sequence[Share]], classes: Sequence[str], source
     return beside("Table IX: IoU of each class, %", ("background", *classes, "mean"), with_means, {}, source, (note,))
 
 
+def table_instances(ours: Mapping[str, Sequence[Share]], source: str = HERE) -> Table:
+    """Return average precision of instance masks: the mean over IoU 0.5 to 0.95, at 0.5, and at 0.7."""
+    note = "COCO's average precision, mean over the classes that occur."
+    return beside("Instance masks: average precision, %", ("AP", "AP50", "AP70"), ours, {}, source, (note,))
+
+
 def table_xi(ours: Mapping[str, Scores], source: str = HERE) -> Table:
     """Return Table XI: mean IoU, precision, recall and F1 of designs of the final map, on PASCAL VOC train."""
     return beside(

@@ -57,6 +57,20 @@ def test_labels(tmp_path):
     assert not empty.any()
 
 
+def test_instances_are_as_annotated(tmp_path):
+    annotations = [
+        annotated(9, 90, [box(0, 0, 4, 4)]),
+        annotated(9, 1, run_lengths(filled(0, 0, 2, 2)), crowd=1),
+        annotated(9, 90, [box(2, 2, 8, 8)]),
+    ]
+    data = read_coco(write_coco(tmp_path, annotations), "train")
+    found = data.instances(data.samples[0])
+    assert (found.classes, found.crowds) == ((2, 0, 2), {1})
+    expected = [filled(0, 0, 4, 4), filled(0, 0, 2, 2), filled(2, 2, 8, 8)]
+    assert torch.equal(found.masks, torch.from_numpy(np.stack(expected) > 0))
+    assert data.instances(data.samples[1]).masks.shape == (0, H, W)
+
+
 def painted(tmp_path: Path, *annotations) -> torch.Tensor:
     data = read_coco(write_coco(tmp_path, list(annotations)))
     return data.mask(data.samples[0])

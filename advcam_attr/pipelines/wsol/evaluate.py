@@ -30,7 +30,8 @@ from advcam_attr.metrics.localization import (
     table_state,
 )
 from advcam_attr.pipelines.maps import read_map, read_predictions, wsol_map_store
-from advcam_attr.refine.boxes import boxes_above, grey_levels, largest_box_above, opencv, resize_boxes, score_map
+from advcam_attr.refine.boxes import boxes_above, grey_levels, largest_box_above, resize_boxes, score_map
+from advcam_attr.refine.opencv import opencv
 from advcam_attr.runs.provenance import read_record
 from advcam_attr.types import AdvCAMError, Sample
 

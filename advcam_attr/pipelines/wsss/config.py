@@ -11,6 +11,7 @@ from advcam_attr.networks.backbone import Backbone
 from advcam_attr.networks.defaults import IRN_BACKBONE
 from advcam_attr.pipelines.config import MaskedData
 from advcam_attr.pipelines.wsss.mask_config import RefineConfig, SegmentationConfig
+from advcam_attr.refine.recipes import InstanceRecipe
 from advcam_attr.runs.runtime import Runtime
 from advcam_attr.training.optimizer import RELEASED_MOMENTUM, Optimizer
 from advcam_attr.types import AdvCAMError
@@ -142,6 +143,7 @@ class WSSSConfig:
         seeds: the localization maps.
         score: their evaluation.
         refine: the pseudo ground truth.
+        instances: instance masks by IRN's net.
         segmentation: the segmentation net that is trained on it.
         runtime: device, workers, precision and seed of all stages.
     """
@@ -153,5 +155,6 @@ class WSSSConfig:
     seeds: SeedConfig = field(default_factory=SeedConfig)
     score: ScoreConfig = ScoreConfig()
     refine: RefineConfig = RefineConfig()
+    instances: InstanceRecipe = InstanceRecipe()
     segmentation: SegmentationConfig = SegmentationConfig()
     runtime: Runtime = Runtime()

@@ -159,9 +159,14 @@ class ConfidentItems:
         return placed[:3], grid_labels((placed[3:] + VOID).to(torch.uint8))[0]
 
 
-@torch.no_grad()
 def edges(net: IRNet, pixels: Tensor, pad_to: int = 512) -> Tensor:
-    """Return the class boundaries of an image, from itself and its mirror image.
+    """Return the first of `edges_and_displacement`."""
+    return edges_and_displacement(net, pixels, pad_to)[0]
+
+
+@torch.no_grad()
+def edges_and_displacement(net: IRNet, pixels: Tensor, pad_to: int = 512) -> tuple[Tensor, Tensor]:
+    """Return the class boundaries of an image, from itself and its mirror image, and its displacements, from itself.
 
     Args:
         net: in eval mode.
@@ -169,10 +174,12 @@ def edges(net: IRNet, pixels: Tensor, pad_to: int = 512) -> Tensor:
         pad_to: see `advcam_attr.refine.irn.inference_size`.
 
     Returns:
-        Probabilities ``(ceil(H / 4), ceil(W / 4))``.
+        Probabilities ``(ceil(H / 4), ceil(W / 4))``, and displacements ``(2, ceil(H / 4), ceil(W / 4))``, y then x, in
+        cells of 4 pixels.
     """
     height, width = pixels.shape[1:]
     large_height, large_width = inference_size((height, width), pad_to)
     image = normalised(torch.stack([pixels, pixels.flip(-1)]), net.mean, net.std)
-    logits = net(F.pad(image, (0, large_width - width, 0, large_height - height)))[:, 0]
-    return edge_map(logits[:, : -(-height // 4), : -(-width // 4)])
+    logits = net(F.pad(image, (0, large_width - width, 0, large_height - height)))
+    logits = logits[..., : -(-height // 4), : -(-width // 4)]
+    return edge_map(logits[:, 0]), logits[0, 1:]

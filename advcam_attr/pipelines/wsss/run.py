@@ -3,7 +3,8 @@
 - ``config.json``: the configuration of the last stage;
 - ``classifier/``: the trained net, its log and its scores (`advcam_attr.pipelines.wsss.classifier`);
 - ``seeds/cam/``, ``seeds/advcam/``: localization maps and their ``evaluation.json``;
-- ``refined/cam/``, ``refined/advcam/``: pseudo ground truth, a folder a step (`advcam_attr.pipelines.wsss.refine`);
+- ``refined/cam/``, ``refined/advcam/``: pseudo ground truth, a folder a step (`advcam_attr.pipelines.wsss.refine`), and
+  ``instances/`` (`advcam_attr.pipelines.wsss.instances`);
 - ``segmentation/cam/``, ``segmentation/advcam/``: nets trained on it, and their predictions
   (`advcam_attr.pipelines.wsss.segment`);
 - ``tables.md``, ``report.json``: the paper's tables with this run's rows (`advcam_attr.pipelines.wsss.score`).

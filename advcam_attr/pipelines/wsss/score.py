@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import product
 from pathlib import Path
@@ -23,6 +23,7 @@ from advcam_attr.metrics.seeds import SEED_THRESHOLDS
 from advcam_attr.pipelines.evaluate import REPORT, evaluate_masks, evaluate_seeds, left_out, write_seed_evaluation
 from advcam_attr.pipelines.maps import seed_store
 from advcam_attr.pipelines.wsss.config import NetConfig, WSSSConfig
+from advcam_attr.pipelines.wsss.instances import FOLDER, InstanceEvaluation, evaluate_instances
 from advcam_attr.pipelines.wsss.refine import check_refined
 from advcam_attr.pipelines.wsss.run import Run
 from advcam_attr.pipelines.wsss.segment import predictions_folder
@@ -31,6 +32,7 @@ from advcam_attr.tables.segmentation import (
     table_i,
     table_ii,
     table_iii,
+    table_instances,
     table_iv,
     table_ix,
     table_v,
@@ -61,17 +63,19 @@ class Scores:
         seeds: evaluations of the localization maps.
         masks: mean IoU of the pseudo ground truth, by step.
         nets: scores of segmentation nets, by folder of predictions.
+        instances: average precision of instance masks, where there are any.
     """
 
     config: WSSSConfig
     seeds: Mapping[str, SeedEvaluation]
     masks: Mapping[str, Mapping[str, float]]
     nets: Mapping[str, Mapping[str, NetScore]]
+    instances: Mapping[str, InstanceEvaluation] = field(default_factory=dict)
 
     @cached_property
     def tables(self) -> list[Table]:
-        """The paper's tables that the scores fill."""
-        return [*seed_tables(self), *net_tables(self)]
+        """The paper's tables that the scores fill, and that of instances."""
+        return [*seed_tables(self), *instance_tables(self), *net_tables(self)]
 
     @cached_property
     def gain(self) -> tuple[float, float, float] | None:
@@ -111,6 +115,7 @@ class Scores:
             "data": {"seeds": next(iter(self.seeds.values())).scope.data, "val": self.config.data.val},
             "seeds": seeds,
             "refined_mean_iou": {method: dict(one) for method, one in self.masks.items()},
+            "instances": {method: one.describe() for method, one in self.instances.items()},
             "segmentation": {
                 method: {split: {"images": one.images, **one.scores} for split, one in splits.items()}
                 for method, splits in self.nets.items()
@@ -149,7 +154,8 @@ def evaluate(run: Run) -> Scores:
             )
             _log_left_out(seeds[method].scope)
             logger.info(f"wrote {write_seed_evaluation(seeds[method], folder)}")
-        scores = Scores(config, seeds, {method: _mask_scores(run, method) for method in seeds}, _net_scores(run))
+        masks = {method: _mask_scores(run, method) for method in seeds}
+        scores = Scores(config, seeds, masks, _net_scores(run), _instance_scores(run))
         tables, report = run.folder("tables.md"), run.folder("report.json")
         write_text(tables, "\n\n".join([scores.summary(), *(table.markdown() for table in scores.tables)]) + "\n")
         write_json(report, scores.to_json())
@@ -177,6 +183,20 @@ def _mask_scores(run: Run, method: str) -> dict[str, float]:
         if folder.is_dir():
             logger.info(f"scoring {folder}")
             found[step] = score_masks(folder, data, allow_missing=allow_missing).scores().mean_iou
+    return found
+
+
+def _instance_scores(run: Run) -> dict[str, InstanceEvaluation]:
+    data = run.split(run.config.data.score)
+    found: dict[str, InstanceEvaluation] = {}
+    for method in run.config.seeds.methods:
+        folder = run.folder("refined", method, FOLDER)
+        if folder.is_dir():
+            logger.info(f"scoring {folder}")
+            evaluation = evaluate_instances(folder, data, allow_missing=run.config.score.allow_missing)
+            _log_left_out(evaluation.scope)
+            if evaluation.scope.ids:
+                found[method] = evaluation
     return found
 
 
@@ -214,6 +234,17 @@ def seed_tables(scores: Scores) -> list[Table]:
         design = "last map only" if scores.config.seeds.overrides.get("aggregate") == "last" else "sum over t"
         tables.append(table_xi({design: shares["advcam"]}, source))
     return tables
+
+
+def instance_tables(scores: Scores) -> list[Table]:
+    """Return the table of instance masks, if there are any with true ones."""
+    if not scores.instances:
+        return []
+    names, images = _row_names(scores.config), len(next(iter(scores.instances.values())).scope.ids)
+    shares = {
+        names[m]: (one.scores.mean, one.scores.at(0.5), one.scores.at(0.7)) for m, one in scores.instances.items()
+    }
+    return [table_instances(shares, f"here, {images} images")]
 
 
 def net_tables(scores: Scores) -> list[Table]:

@@ -28,7 +28,7 @@ from advcam_attr.networks.generators import load_generator
 from advcam_attr.networks.net_file import load_net
 from advcam_attr.pipelines.evaluate import write_mask_evaluation
 from advcam_attr.pipelines.maps import MapSettings, MapSummary, make_seeds, seed_store
-from advcam_attr.pipelines.wsss import classifier, segment
+from advcam_attr.pipelines.wsss import classifier, instances, segment
 from advcam_attr.pipelines.wsss.classifier import ClassifierResult, train_classifier
 from advcam_attr.pipelines.wsss.refine import METHODS, check_refined, refine
 from advcam_attr.pipelines.wsss.run import Run
@@ -128,6 +128,20 @@ def refine_seeds(run: Run) -> dict[str, dict[str, Path]]:
             logger.info(f"refining {method} seeds by {config.refine.method} in {out}")
             folders[method] = refine(config.refine, store, data, out, run.runtime)
     return folders
+
+
+def make_instances(run: Run) -> dict[str, Path]:
+    """Make the instance masks of every method's seeds by IRN's net; return their folder by method."""
+    data, config = run.seeds_data, run.config
+    folders = {method: run.folder("refined", method) for method in config.seeds.methods}
+    nets = {method: instances.net_file(config.refine, out) for method, out in folders.items()}
+    with run.recorded():
+        for method, out in folders.items():
+            logger.info(f"making instances of {method} seeds in {out / instances.FOLDER}")
+            store = seed_store(run.folder("seeds", method))
+            pad_to = config.refine.irn.pad_to
+            instances.make_instances(config.instances, nets[method], pad_to, store, data, out, run.runtime)
+    return {method: out / instances.FOLDER for method, out in folders.items()}
 
 
 def segment_masks(run: Run) -> dict[str, dict[str, MaskEvaluation]]:
