@@ -14,7 +14,8 @@ from collections.abc import Iterator, Sequence
 from jsonargparse import Namespace
 
 from advcam_attr.cli import analyze, attribute, data, demo, evaluate, inspect, report, semi, wsol, wsss
-from advcam_attr.cli.parser import Command, Group, Parser
+from advcam_attr.cli.parser import Command, Group, Parser, models_named
+from advcam_attr.networks.trust import trusted_factories
 from advcam_attr.types import AdvCAMError
 
 COMMANDS: dict[str, Command | Group] = {
@@ -58,7 +59,7 @@ def top_parser() -> Parser:
 def _run(argv: Sequence[str]) -> int:
     try:
         command, options = _parse(argv)
-        with _console_log(options):
+        with trusted_factories(*models_named(argv)), _console_log(options):
             return command.run(options) or 0
     except SystemExit as done:  # --help, --version and --print_config
         return int(done.code or 0)

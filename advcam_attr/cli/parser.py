@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar, get_args, get_type_hints
 
 import yaml
-from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
+from jsonargparse import ActionConfigFile, ArgumentParser, Namespace, set_parsing_settings
 
 from advcam_attr.registry import nearest
 from advcam_attr.types import AdvCAMError
@@ -74,6 +74,8 @@ class Parser(ArgumentParser):
 
     def __init__(self, command: Command | Group | None = None, **kwargs: Any) -> None:
         super().__init__(allow_abbrev=False, formatter_class=_Formatter, **kwargs)
+        # jsonargparse would import the module of a value as {class_path: ...} before it rejects it
+        set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=["advcam_attr.pipelines"])
         self.children: dict[str, Parser] = {}
         self.config: type[Any] | None = None
         self._command = command
@@ -91,6 +93,8 @@ class Parser(ArgumentParser):
             command.add_options(self)
             self.add_argument("--quiet", action="store_true", help="show warnings and results only")
             self.add_argument("--verbose", action="store_true", help="show debugging messages, too")
+            text = "run this package.module:factory where a file names it; may be repeated"
+            self.add_argument("--trust-factory", action="append", metavar="NAME", help=text)
         return self
 
     def parse_args(self, args: Sequence[str], *rest: Any, **kwargs: Any) -> Namespace:
@@ -252,6 +256,16 @@ def is_hidden(action: Action) -> bool:
 def typed(action: Action) -> str:
     """Return an option's name as it is typed."""
     return action.option_strings[0] if action.option_strings else str(action.metavar)
+
+
+def models_named(words: Sequence[str]) -> set[str]:
+    """Return the models that a command line itself names, which are trusted; not those of its configuration file."""
+    named = set()
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        option, equals, value = word.partition("=")
+        if option in ("--model", "--trust-factory") or re.fullmatch(r"--.+\.(model|backbone\.name)", option):
+            named.add(value if equals else following)
+    return named
 
 
 def add_model_options(parser: Parser) -> None:

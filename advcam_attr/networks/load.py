@@ -13,6 +13,7 @@ from advcam_attr.networks.backbone import channels
 from advcam_attr.networks.checkpoint import Checkpoint, load_weights, read_checkpoint
 from advcam_attr.networks.loaded_model import LoadedModel, Request
 from advcam_attr.networks.sources import build, is_factory, unreachable
+from advcam_attr.networks.trust import require_trusted
 from advcam_attr.types import AdvCAMError
 
 
@@ -77,6 +78,16 @@ def load_model(
     _require_finite(loaded.model.eval(), spec)
     origin = str(checkpoint) if file else "random" if random_weights else loaded.weights
     return replace(loaded, class_names=names or loaded.class_names, weights=origin)
+
+
+def load_configured(spec: str, **options: Any) -> LoadedModel:
+    """Load a classifier that a configuration or file names: `load_model`, for names that need no trust or have it.
+
+    Raises:
+        UntrustedFactoryError: see `advcam_attr.networks.trust`; other errors as of `load_model`.
+    """
+    require_trusted(spec)
+    return load_model(spec, **options)
 
 
 def first_published(spec: str) -> Checkpoint:

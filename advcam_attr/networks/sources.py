@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import functools
 import importlib
 import inspect
 import logging
@@ -26,6 +27,9 @@ from advcam_attr.registry import nearest
 from advcam_attr.types import AdvCAMError
 
 _NEED_WEIGHTS = "give --checkpoint FILE or --random-weights"
+
+#: Arguments of `timm.create_model` that name files and addresses of weights.
+_LOADING_ARGS = {"pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir", "pretrained_model_args"}
 
 #: Raised by constructors that reject their arguments.
 _ARGUMENT_ERRORS = (TypeError, ValueError, RuntimeError, AssertionError, AttributeError, KeyError)
@@ -68,6 +72,8 @@ def _from_timm(spec: str, name: str, request: Request) -> LoadedModel:
     from timm.data import resolve_data_config
 
     args = dict(request.args)
+    if loading := sorted(_LOADING_ARGS & args.keys()):
+        raise AdvCAMError(f"{spec} takes no {loading[0]} here, which would load other weights: give --checkpoint FILE")
     config = _timm_config(spec, name)
     fixed = bool(config.get("fixed_input_size"))
     if request.pretrained:
@@ -236,9 +242,18 @@ def _find(spec: str) -> Any:
         if not hasattr(found, part):
             raise AdvCAMError(f"module {module_name} has no {attribute!r}{nearest(part, vars(module))}")
         found = getattr(found, part)
-    if not callable(found):
-        raise AdvCAMError(f"{spec} is a {type(found).__name__}; a callable that returns a torch.nn.Module is needed")
+    if not _makes_models(found):
+        kind = f"class {found.__name__}" if isinstance(found, type) else type(found).__name__
+        raise AdvCAMError(f"{spec} is a {kind}; a function that returns a torch.nn.Module, or its class, is needed")
     return found
+
+
+def _makes_models(found: Any) -> bool:
+    """Whether an object is a module, a class of modules or a Python function; not a C function, as ``os.system``."""
+    if isinstance(found, type):
+        return issubclass(found, nn.Module)
+    inner = found.func if isinstance(found, functools.partial) else inspect.unwrap(found) if callable(found) else found
+    return isinstance(found, nn.Module) or inspect.isfunction(inner) or inspect.ismethod(inner)
 
 
 def _call(spec: str, factory: Callable[..., Any], args: Mapping[str, Any]) -> Any:

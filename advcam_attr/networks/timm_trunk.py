@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from advcam_attr.networks.backbone import Backbone
-from advcam_attr.networks.load import load_model
+from advcam_attr.networks.load import load_configured
 from advcam_attr.networks.loaded_model import LoadedModel
 from advcam_attr.networks.sources import ModelArgsError
 from advcam_attr.networks.strides import output_stride, remove_strides
@@ -99,7 +99,7 @@ def timm_trunk(backbone: Backbone) -> TimmTrunk:
 
 
 def load_backbone(backbone: Backbone) -> LoadedModel:
-    return load_model(
+    return load_configured(
         backbone.name,
         model_args=backbone.model_args,
         checkpoint=backbone.checkpoint,

@@ -155,7 +155,7 @@ def test_a_factory_may_bring_preprocessing_and_names(module):
 def test_factories_that_are_none(module):
     assert "did you mean 'plain'" in message_of(f"{module}:plan")
     assert "no module named 'users_net'" in message_of("users_net:plain")
-    assert "is a int; a callable" in message_of(f"{module}:number")
+    assert "is a int; a function" in message_of(f"{module}:number")
     assert "returned str; a torch.nn.Module is needed" in message_of(f"{module}:text")
     assert "does not take the arguments {'k': 1}" in message_of(f"{module}:plain", model_args={"k": 1})
     assert "a factory makes its own" in message_of(f"{module}:plain", random_weights=True)

@@ -27,7 +27,7 @@ from advcam_attr.data.images import read_stored_rgb
 from advcam_attr.data.labels import few
 from advcam_attr.data.samples import LocalizationData
 from advcam_attr.heads import view
-from advcam_attr.networks.load import load_model, read_labels
+from advcam_attr.networks.load import load_configured, read_labels
 from advcam_attr.networks.wsol import load_wsol_net
 from advcam_attr.pipelines.config import path_of, recorded_config
 from advcam_attr.pipelines.maps import MapSettings, MapSummary, make_wsol_maps
@@ -185,7 +185,7 @@ class WSOLRun:
 
     def _classifier(self, ready: ReadyNet) -> _Normalized:
         labels = None if ready.labels is None else path_of(ready.labels)
-        loaded = load_model(
+        loaded = load_configured(
             str(ready.model),
             model_args=ready.model_args,
             checkpoint=None if ready.checkpoint is None else path_of(ready.checkpoint),

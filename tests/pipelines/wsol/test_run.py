@@ -80,7 +80,7 @@ def folder(tmp_path, monkeypatch) -> Path:
 
 
 def run(capsys, *argv: str, config: str = "config.yaml") -> tuple[int, str, str]:
-    code = cli.main(["wsol", argv[0], "--config", config, *argv[1:]])
+    code = cli.main(["wsol", argv[0], "--config", config, "--trust-factory", "ready_net:make", *argv[1:]])
     out, err = capsys.readouterr()
     return code, out, err
 
