@@ -1,4 +1,4 @@
-"""Atomic writing of files, reading of text, and digests of contents."""
+"""Atomic writing of files, and digests of contents."""
 
 from __future__ import annotations
 
@@ -83,14 +83,6 @@ def write_bytes(path: Path, content: bytes) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write a UTF-8 text file atomically."""
     write_bytes(path, text.encode())
-
-
-def read_text(path: Path, remedy: str) -> str:
-    """Return the content of a UTF-8 text file; errors about other bytes name the ``remedy``."""
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise AdvCAMError(f"{path} is damaged: its byte {error.start} is no UTF-8 text; {remedy}") from error
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 import textwrap
 from argparse import SUPPRESS, Action, HelpFormatter
@@ -13,9 +12,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar, get_args, get_type_hints
 
-import yaml
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace, set_parsing_settings
 
+from advcam_attr.reading import parse_json, read_yaml
 from advcam_attr.registry import nearest
 from advcam_attr.types import AdvCAMError
 
@@ -155,10 +154,10 @@ class _ConfigFile(ActionConfigFile):
         from advcam_attr.pipelines.config import check_keys as check_renamed
 
         try:
-            values = yaml.safe_load(Path(value).read_text(encoding="utf-8"))
+            values = read_yaml(Path(value))
         except OSError as error:
             raise UsageError(f"no such configuration: {value} ({error.strerror})") from error
-        except (UnicodeDecodeError, yaml.YAMLError) as error:
+        except ValueError as error:
             raise UsageError(f"{value} is not a YAML file: {error}") from error
         if not isinstance(values, Mapping):
             raise UsageError(f"{value} holds no configuration: it takes KEY: VALUE lines")
@@ -317,7 +316,7 @@ def parse_parts(items: Sequence[str] | None) -> dict[str, Any]:
         if not equals or not key:
             raise AdvCAMError(f"--set takes KEY=VALUE, got {item!r}")
         try:
-            parts[key] = json.loads(value)
+            parts[key] = parse_json(value)
         except ValueError:
             parts[key] = value
     return parts

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -10,6 +9,7 @@ from pathlib import Path
 
 from advcam_attr.data.labels import few
 from advcam_attr.data.samples import LocalizationData, with_samples
+from advcam_attr.reading import read_json
 from advcam_attr.types import AdvCAMError
 
 
@@ -89,10 +89,10 @@ def read_class_map(path: str | Path, classes: Sequence[str], class_offset: int =
     """
     path = Path(path)
     try:
-        table = json.loads(path.read_text(encoding="utf-8"))
+        table = read_json(path)
     except FileNotFoundError as error:
         raise AdvCAMError(f"no such class map: {path}") from error
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise AdvCAMError(f"cannot read the class map {path}: it must be a JSON file") from error
     if not isinstance(table, dict):
         raise AdvCAMError(f"{path} must map class names to lists of the net's classes")

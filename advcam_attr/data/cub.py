@@ -6,8 +6,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from advcam_attr.data.images import stored_size
-from advcam_attr.data.labels import few, read_lines
+from advcam_attr.data.labels import few
 from advcam_attr.data.samples import Box, LocalizationData, clipped_box, find_root, image_ids, require_images
+from advcam_attr.reading import read_lines
 from advcam_attr.types import AdvCAMError, Sample
 
 #: The splits, their codes in ``train_test_split.txt``, and the numbers of their published images.

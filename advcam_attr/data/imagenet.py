@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from advcam_attr.data.images import is_image, stored_size
-from advcam_attr.data.labels import few, read_lines, read_xml
+from advcam_attr.data.labels import few, read_xml
 from advcam_attr.data.samples import (
     Box,
     LocalizationData,
@@ -18,6 +18,7 @@ from advcam_attr.data.samples import (
     find_root,
     image_ids,
 )
+from advcam_attr.reading import read_lines
 from advcam_attr.types import AdvCAMError, Sample
 
 #: The splits and the numbers of their published images; ``val2`` is ImageNetV2's Threshold0.7.

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from advcam_attr.data.images import open_image
 from advcam_attr.data.masks import MaskFiles, palette, read_labels, write_png
+from advcam_attr.reading import parse_json
 from advcam_attr.types import MOST_INSTANCES, VOID, AdvCAMError, Instances, NoMaskError, Sample
 
 #: PASCAL VOC's folder of instances.
@@ -76,11 +77,11 @@ def read_instances(path: Path, num_classes: int) -> Instances:
     if not isinstance(text, str) or len(text) > _LONGEST or numbers.ndim != 2 or numbers.dtype != torch.uint8:
         raise AdvCAMError(f"{path} holds no instances: it needs a palette PNG that advcam wsss instances wrote")
     try:
-        about = json.loads(text)
+        about = parse_json(text)
         classes, scores = tuple(about["classes"]), tuple(about["scores"])
         whole = all(type(k) is int and 0 <= k < num_classes for k in classes)
         sound = whole and len(classes) == len(scores) and all(0 <= float(score) <= 1 for score in scores)
-    except (ValueError, TypeError, KeyError, RecursionError):
+    except (ValueError, TypeError, KeyError):
         sound = False
     masks = _split(numbers)
     if not sound or len(masks) != len(classes):

@@ -14,11 +14,12 @@ from defusedxml.ElementTree import fromstring
 
 from advcam_attr.data.images import EXTENSIONS
 from advcam_attr.data.npy import read_npy
+from advcam_attr.reading import read_bytes, read_lines
 from advcam_attr.registry import nearest
 from advcam_attr.types import AdvCAMError
 
-#: Published annotations have four levels.
-_MAX_DEPTH = 32
+#: Published annotations have four levels, and a few thousand bytes.
+_MAX_DEPTH, _MAX_BYTES = 32, 1 << 20
 
 
 def read_annotation(path: str | Path, classes: Sequence[str]) -> tuple[int, ...]:
@@ -37,7 +38,7 @@ def read_annotation(path: str | Path, classes: Sequence[str]) -> tuple[int, ...]
 def read_xml(path: Path) -> Element:
     """Read the root of a PASCAL VOC or ImageNet annotation; documents with a DTD or entities are rejected."""
     try:
-        root: Element = fromstring(path.read_bytes(), forbid_dtd=True)
+        root: Element = fromstring(read_bytes(path, _MAX_BYTES), forbid_dtd=True)
     except FileNotFoundError as error:
         raise AdvCAMError(f"no such annotation: {path}") from error
     except DefusedXmlException as error:
@@ -135,16 +136,6 @@ def read_list(path: str | Path) -> IdList:
     if not first_line:
         raise AdvCAMError(f"the list of images {path} is empty; it should name one image a line")
     return IdList(tuple(first_line), tuple(folder for folder in folders if folder))
-
-
-def read_lines(path: Path, noun: str) -> list[str]:
-    """Read the lines of a UTF-8 file, with or without a byte order mark; ``noun`` describes it in errors."""
-    try:
-        return path.read_text(encoding="utf-8-sig").splitlines()
-    except FileNotFoundError as error:
-        raise AdvCAMError(f"no such {noun}: {path}") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise AdvCAMError(f"cannot read the {noun} {path}: it must be a text file") from error
 
 
 def stem(name: str) -> str:

@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from advcam_attr.data.labels import few, read_lines
+from advcam_attr.data.labels import few
 from advcam_attr.data.masks import PixelMasks
 from advcam_attr.data.samples import Box, LocalizationData, MissingSplitError, checked_box, image_ids
+from advcam_attr.reading import read_lines
 from advcam_attr.types import AdvCAMError, Sample
 
 #: The data sets by the names of their folders, and the numbers of their published classes.

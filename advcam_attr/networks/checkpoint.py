@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import pickle
-import warnings
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from advcam_attr.networks.torch_file import ForeignPickleError, read_torch_file
 from advcam_attr.types import AdvCAMError
 
 #: Keys under which training scripts store the weights; plain weights come before averaged ones.
@@ -79,15 +78,13 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 def _read_torch(path: Path) -> Any:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
+        return read_torch_file(path)
+    except ForeignPickleError as error:
         raise AdvCAMError(
             f"checkpoint {path} is rejected: it is a pickle of more than plain weights, which could run code; "
             "save model.state_dict() alone, with torch.save or safetensors"
         ) from error
-    except Exception as error:  # damaged files make torch.load raise whatever its parsers happen to meet
+    except AdvCAMError as error:
         raise AdvCAMError(
             f"cannot read checkpoint {path}: neither safetensors (by its name) nor plain torch weights, or damaged"
         ) from error

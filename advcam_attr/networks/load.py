@@ -14,6 +14,7 @@ from advcam_attr.networks.checkpoint import Checkpoint, load_weights, read_check
 from advcam_attr.networks.loaded_model import LoadedModel, Request
 from advcam_attr.networks.sources import build, is_factory, unreachable
 from advcam_attr.networks.trust import require_trusted
+from advcam_attr.reading import read_lines
 from advcam_attr.types import AdvCAMError
 
 
@@ -103,12 +104,9 @@ def first_published(spec: str) -> Checkpoint:
 
 def read_labels(path: str | Path) -> tuple[str, ...]:
     """Read class names, one a line, in the order of the classes."""
-    try:
-        lines = [line.strip() for line in Path(path).read_text(encoding="utf-8-sig").rstrip().splitlines()]
-    except OSError as error:
-        raise AdvCAMError(f"cannot read label file {path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise AdvCAMError(f"label file {path} is not UTF-8 text with one class name a line") from error
+    lines = [line.strip() for line in read_lines(Path(path), "label file")]
+    while lines and not lines[-1]:
+        lines.pop()
     if not lines:
         raise AdvCAMError(f"label file {path} is empty; it needs one class name a line")
     if "" in lines:

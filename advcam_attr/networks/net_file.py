@@ -18,6 +18,7 @@ from torch import nn
 from advcam_attr.files import write_bytes
 from advcam_attr.networks.backbone import Backbone
 from advcam_attr.networks.checkpoint import Checkpoint, load_weights, read_checkpoint
+from advcam_attr.reading import parse_json
 from advcam_attr.types import AdvCAMError
 
 #: What specs called the fields of `Backbone` before it existed.
@@ -113,12 +114,12 @@ def read_notes(path: Path) -> Mapping[str, str]:
 
 def _read_spec(checkpoint: Checkpoint, spec: type[S]) -> tuple[S, tuple[str, ...]]:
     try:
-        found: dict[str, Any] = json.loads(checkpoint.metadata[spec.key])
+        found: dict[str, Any] = parse_json(checkpoint.metadata[spec.key])
         if isinstance(found["backbone"], str):
             found = _nested(found, checkpoint)
         names = {field.name for field in dataclasses.fields(spec)}
         fields = {key: value for key, value in found.items() if key in names}
-        classes = json.loads(checkpoint.metadata.get("classes", "[]"))
+        classes = parse_json(checkpoint.metadata.get("classes", "[]"))
         return spec(**{**fields, "backbone": Backbone(**found["backbone"])}), tuple(map(str, classes))
     except (KeyError, TypeError, ValueError) as error:
         raise AdvCAMError(

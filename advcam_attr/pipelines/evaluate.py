@@ -19,6 +19,7 @@ from advcam_attr.files import write_bytes, write_json
 from advcam_attr.metrics.evaluation import MaskEvaluation, Scope, SeedEvaluation
 from advcam_attr.metrics.seeds import VOC_THRESHOLDS, ImageCounts, ThresholdSweep
 from advcam_attr.metrics.segmentation import ConfusionMatrix, void_as_background
+from advcam_attr.reading import parse_json
 from advcam_attr.runs.map_store import MapReader
 from advcam_attr.runs.progress_bar import progress_bar
 from advcam_attr.types import AdvCAMError, ClassMaps, NoMaskError, Sample
@@ -161,7 +162,7 @@ def save_counts(evaluation: SeedEvaluation, path: Path) -> None:
 def load_counts(path: Path) -> SeedEvaluation:
     try:
         with safe_open(path, framework="pt") as file:
-            scope = json.loads(file.metadata()["scope"])
+            scope = parse_json(file.metadata()["scope"])
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         scope |= {"classes": tuple(scope["classes"]), "ids": tuple(scope["ids"])}
         return SeedEvaluation.from_state(Scope(**scope), state)

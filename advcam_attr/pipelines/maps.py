@@ -21,9 +21,10 @@ from torch import Tensor, nn
 
 from advcam_attr.climbing import recipes
 from advcam_attr.data.samples import SegmentationData
-from advcam_attr.files import make_folder, read_text
+from advcam_attr.files import make_folder
 from advcam_attr.pipelines.map_batches import MapMaker
 from advcam_attr.pipelines.map_settings import MapSettings, config_dict
+from advcam_attr.reading import parse_json, read_text
 from advcam_attr.runs.map_store import FLAT_LIMIT, Layout, MapStore
 from advcam_attr.runs.prefetch import plan_batches
 from advcam_attr.runs.progress_bar import progress_bar
@@ -275,7 +276,7 @@ class _Predictions:
         for file in sorted((self.out / "predictions").glob(f"{self.digest}-*.jsonl")):
             for line in read_text(file, "remove it, and make the maps again").splitlines():
                 try:
-                    id, label = json.loads(line)
+                    id, label = parse_json(line)
                 except (ValueError, TypeError):
                     continue
                 found[str(id)] = int(label)

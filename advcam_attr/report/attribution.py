@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from advcam_attr.data.images import open_image
+from advcam_attr.reading import read_json
 from advcam_attr.report.page import Entry, Frame, Section, extremes, heat_uri, thumbnail
 from advcam_attr.tables.table import Table
 from advcam_attr.types import AdvCAMError
@@ -58,7 +58,7 @@ def step_name(t: int) -> str:
 def _read_record(path: Path) -> dict[str, Any] | None:
     """The record of an image, or None for any other JSON."""
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = read_json(path)
     except (OSError, ValueError):
         return None
     needed = {"image", "config", "targets", "files", "input_size"}

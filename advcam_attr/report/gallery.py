@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
 from advcam_attr.data.samples import LocalizationData, SegmentationData
 from advcam_attr.pipelines.config import CONFIG
+from advcam_attr.reading import read_json
 from advcam_attr.report.page import Frame, Section, labels_uri
 from advcam_attr.runs.provenance import ImageList
 from advcam_attr.types import AdvCAMError, NoMaskError, Sample
@@ -23,7 +23,7 @@ def read_config(folder: Path, section: str, kind: Callable[..., T]) -> T:
     """Return a section of a run folder's configuration as its dataclass; null takes the defaults."""
     path = folder / CONFIG
     try:
-        return kind(**(json.loads(path.read_text(encoding="utf-8"))[section] or {}))
+        return kind(**(read_json(path)[section] or {}))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise AdvCAMError(f"{path} is missing or damaged, so the images cannot be found ({error})") from error
 

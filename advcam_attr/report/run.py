@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 from advcam_attr import __version__
 from advcam_attr.files import write_text
 from advcam_attr.pipelines.analyze.run import ANALYSES
+from advcam_attr.reading import read_json, read_text
 from advcam_attr.report.attribution import attribution_sections
 from advcam_attr.report.page import Figure, Section, file_uri, parse_tables, render
 from advcam_attr.report.semi import semi_sections
@@ -67,7 +67,7 @@ def table_sections(run: Path, limit: int) -> list[Section]:
     """Return the tables of evaluations: every ``tables.md``."""
     found = []
     for path in _files(run, "tables.md"):
-        tables, lines = parse_tables(_text(path))
+        tables, lines = parse_tables(read_text(path, "make it again"))
         if tables or lines:
             found.append(Section(_title("Tables", run, path), lines, tables))
     return found
@@ -92,10 +92,10 @@ def score_sections(run: Path, limit: int) -> list[Section]:
 def _scores(path: Path) -> tuple[dict[str, Any], dict[str, float]]:
     """An evaluation, and the numbers in its ``scores`` or, without these, its own."""
     try:
-        record = json.loads(_text(path))
+        record = read_json(path)
         scores = record.get("scores", record)
         numbers = {name: value for name, value in scores.items() if _is_number(value) and name != "images"}
-    except (ValueError, AttributeError) as error:
+    except (OSError, ValueError, AttributeError) as error:
         raise AdvCAMError(f"{path} is damaged: evaluate again, or remove it") from error
     return record, numbers
 
@@ -139,13 +139,6 @@ FINDERS: tuple[Callable[[Path, int], list[Section]], ...] = (
 def _title(what: str, run: Path, path: Path) -> str:
     where = path.parent.relative_to(run).as_posix()
     return what if where == "." else f"{what} of {where}"
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise AdvCAMError(f"{path} cannot be read ({error}): make it again") from error
 
 
 def _is_number(*values: Any) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from advcam_attr.pipelines.config import path_of
 from advcam_attr.pipelines.maps import read_map, wsol_map_store
 from advcam_attr.pipelines.wsol.config import ReadyNet, WSOLDataConfig
 from advcam_attr.pipelines.wsol.evaluate import REPORT
+from advcam_attr.reading import read_json
 from advcam_attr.refine.boxes import map_to_boxes
 from advcam_attr.refine.opencv import opencv
 from advcam_attr.report.gallery import METHOD_NAMES, class_names, gallery_notes, no_gallery, read_config
@@ -111,7 +111,7 @@ def _best_threshold(folder: Path) -> float | None:
     if not path.is_file():
         return None
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = read_json(path)
         threshold = float(record["scores"]["all"]["gt_known_threshold"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise AdvCAMError(f"{path} is damaged: evaluate again, or remove it") from error

@@ -20,6 +20,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from advcam_attr.files import STALE, remove_leftovers, write_bytes, write_json
+from advcam_attr.reading import parse_json
 from advcam_attr.refine.seeds import GridMaps, class_maps, strided_size
 from advcam_attr.types import AdvCAMError, ClassMaps
 
@@ -166,7 +167,7 @@ def _sub_folder(id: str) -> str:
 
 
 def _header(metadata: Any) -> MapHeader:
-    about = json.loads(metadata[_KEY])
+    about = parse_json(metadata[_KEY])
     height, width = (int(side) for side in about["size"])
     if min(height, width) < 1:
         raise ValueError("an image has at least one pixel")

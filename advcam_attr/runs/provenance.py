@@ -15,6 +15,7 @@ from torch import nn
 
 from advcam_attr.data.images import image_size
 from advcam_attr.files import digest, write_json
+from advcam_attr.reading import read_json
 from advcam_attr.runs.prefetch import prefetched
 from advcam_attr.types import AdvCAMError, Sample
 
@@ -80,7 +81,7 @@ def read_record(path: Path) -> dict[str, Any] | None:
 
 def _read_json(path: Path, keys: set[str]) -> dict[str, Any] | None:
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = read_json(path)
     except (OSError, ValueError):
         return None
     return record if isinstance(record, dict) and keys <= record.keys() else None
@@ -111,7 +112,7 @@ def image_sizes(
 ) -> tuple[dict[str, tuple[int, int]], list[tuple[str, str]]]:
     """Return height and width by id, read from headers and cached in a file; and id and reason of unreadable images."""
     try:
-        sizes = {id: (int(h), int(w)) for id, (h, w) in json.loads(path.read_text(encoding="utf-8")).items()}
+        sizes = {id: (int(h), int(w)) for id, (h, w) in read_json(path).items()}
     except (OSError, ValueError, TypeError, AttributeError):
         sizes = {}
     new = [sample for sample in samples if sample.id not in sizes]

@@ -5,7 +5,6 @@ They hold tensors, numbers, strings, lists and dicts only, so that reading one n
 
 from __future__ import annotations
 
-import pickle
 import random
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ import numpy as np
 import torch
 
 from advcam_attr.files import replacing
+from advcam_attr.networks.torch_file import read_torch_file
 from advcam_attr.runs.sharding import ALONE, Shard
 from advcam_attr.training.distributed import gather
 from advcam_attr.training.fit import Training
@@ -49,8 +49,8 @@ def save_checkpoint(path: Path, training: Training, config: Mapping[str, Any], s
 def read_training(path: Path) -> dict[str, Any]:
     """Read a checkpoint to the CPU."""
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
+        content = read_torch_file(path)
+    except AdvCAMError as error:
         raise AdvCAMError(f"cannot read the checkpoint {path}: damaged? remove it to start over") from error
     if not isinstance(content, dict) or not content.keys() >= _KEYS:
         raise AdvCAMError(f"{path} is not a checkpoint of a training; remove it to start over")

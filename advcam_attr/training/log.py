@@ -8,7 +8,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
-from advcam_attr.files import read_text, write_text
+from advcam_attr.files import write_text
+from advcam_attr.reading import parse_json, read_text
 from advcam_attr.types import AdvCAMError
 
 
@@ -65,7 +66,7 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     records = []
     for line in read_text(path, "put a copy back, or remove it: its records are lost then").splitlines():
         try:
-            record = json.loads(line)
+            record = parse_json(line)
         except ValueError:
             continue
         if isinstance(record, dict) and isinstance(record.get("step"), int):

@@ -2,6 +2,7 @@
 
 import collections
 import io
+import itertools
 import pickle
 import warnings
 from pathlib import Path
@@ -166,6 +167,20 @@ def test_no_state_reaches_a_rebuilt_object(tmp_path, monkeypatch):
         read_npy(write_pickle(tmp_path / "a.npy", pickle.dumps(np.array({"x": [tensor, tensor]}, object))))
 
 
+def lists(count: int, times: int) -> bytes:
+    """Opcodes of lists that hold the next one some times, filled after they were shared."""
+    index = [n.to_bytes(4, "little") for n in range(count)]
+    made = b"".join(b"]r" + n for n in index)
+    return made + b"".join(b"j%bj%ba" % pair * times for pair in itertools.pairwise(index))
+
+
+#: Opcodes of an array of 10^5 bytes.
+ARRAY = (
+    b"B\xa0\x86\x01\x00" + bytes(10**5) + b"q\x00cnumpy\ndtype\nq\x01X\x02\x00\x00\x00u1\x85Rq\x02"
+    b"cnumpy.core.numeric\n_frombuffer\nq\x03h\x03(h\x00h\x02J\xa0\x86\x01\x00\x85X\x01\x00\x00\x00CtR"
+)
+
+
 @pytest.mark.parametrize(
     "payload",
     [
@@ -176,8 +191,28 @@ def test_no_state_reaches_a_rebuilt_object(tmp_path, monkeypatch):
         b"\x80\x02Nr\xff\xff\xff\x7f.",  # a memo of 2^31 entries
         b"\x80\x05\x96\x00\x00\x00\x00\x10\x00\x00\x00.",  # a bytearray of 64 GB
         b"\x80\x04\x8e\x00\x00\x00\x00\x10\x00\x00\x00.",
+        b"\x80\x02(" + lists(60, 2) + b"t.",  # 2^60 parts
+        b"\x80\x02(" + lists(10**4, 1) + b"t.",
+        b"\x80\x02]q\x00h\x00a.",
+        b"\x80\x02" + b"]" * 9 + b"K\x01.",  # what is left below the result
+        b"\x80\x02\x82\x01.",  # an extension's code
+        b"\x80\x02(" + ARRAY + ARRAY[ARRAY.index(b"h\x03(") :] * 10**4 + b"t.",  # that share 10^5 bytes
     ],
-    ids=["deep key", "deep list", "wide key", "shared", "memo", "bytearray", "bytes"],
+    ids=[
+        "deep key",
+        "deep list",
+        "wide key",
+        "shared",
+        "memo",
+        "bytearray",
+        "bytes",
+        "filled late",
+        "deep late",
+        "within itself",
+        "left over",
+        "extension",
+        "shared bytes",
+    ],
 )
 def test_nothing_is_allocated_that_is_not_there(tmp_path, payload):
     with pytest.raises(AdvCAMError, match=r"cannot read .*a\.npy"):

@@ -293,9 +293,9 @@ def test_label_files(tmp_path):
     file.write_text("")
     assert "is empty" in message_of(SMALL, **options)
     file.write_bytes(b"\xff\xfe\xfa")
-    assert "not UTF-8" in message_of(SMALL, **options)
+    assert "no UTF-8" in message_of(SMALL, **options)
     file.unlink()
-    assert "cannot read label file" in message_of(SMALL, **options)
+    assert "no such label file" in message_of(SMALL, **options)
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,7 @@ from advcam_attr.metrics.localization import (
     table_state,
 )
 from advcam_attr.pipelines.maps import read_map, read_predictions, wsol_map_store
+from advcam_attr.reading import parse_json
 from advcam_attr.refine.boxes import boxes_above, grey_levels, largest_box_above, resize_boxes, score_map
 from advcam_attr.refine.opencv import opencv
 from advcam_attr.runs.provenance import read_record
@@ -170,7 +171,7 @@ def load_table(path: Path) -> BoxTable:
     """Read a table that `save_table` wrote."""
     try:
         with safe_open(path, framework="pt") as file:
-            about = json.loads(file.metadata()["table"])
+            about = parse_json(file.metadata()["table"])
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         return table_of_state(about["ids"], about["contours"], state)
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:

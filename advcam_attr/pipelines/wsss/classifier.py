@@ -29,6 +29,7 @@ from advcam_attr.networks.checkpoint import load_weights, read_checkpoint
 from advcam_attr.networks.net_file import save_net
 from advcam_attr.pipelines.training_report import VALIDATION, last_epoch, shard_logits, training_config
 from advcam_attr.pipelines.wsss.config import ClassifierConfig
+from advcam_attr.reading import read_json
 from advcam_attr.runs.runtime import Runtime
 from advcam_attr.runs.sharding import Shard, shard_of_launch
 from advcam_attr.training.distributed import gather
@@ -213,7 +214,7 @@ def _write_report(path: Path, result: ClassifierResult, config: dict[str, Any], 
     measures = {name: value for name, value in dataclasses.asdict(result).items() if name != "weights"}
     report = {"config": config, "classes": list(classes), "result": measures}
     try:
-        if json.loads(path.read_bytes()) == json.loads(json.dumps(report)):
+        if read_json(path) == json.loads(json.dumps(report)):
             return
     except (OSError, ValueError):
         pass

@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -27,6 +26,7 @@ from advcam_attr.pipelines.wsss.instances import FOLDER, InstanceEvaluation, eva
 from advcam_attr.pipelines.wsss.refine import check_refined
 from advcam_attr.pipelines.wsss.run import Run
 from advcam_attr.pipelines.wsss.segment import predictions_folder
+from advcam_attr.reading import read_json
 from advcam_attr.runs.run_log import run_log
 from advcam_attr.tables.segmentation import (
     table_i,
@@ -209,7 +209,7 @@ def _net_scores(run: Run) -> dict[str, dict[str, NetScore]]:
         path = predictions_folder(run.folder("segmentation", method), split, crf) / REPORT
         if path.is_file():
             try:
-                about = json.loads(path.read_text(encoding="utf-8"))
+                about = read_json(path)
                 found[method][path.parent.name] = NetScore(int(about["images"]), {**about["scores"]})
             except (OSError, ValueError, KeyError, TypeError) as error:
                 raise AdvCAMError(f"{path} is damaged: remove it and segment again") from error
