@@ -96,6 +96,12 @@ def seconds(score: Callable[..., np.ndarray], maps: list[tuple[np.ndarray, np.nd
     return (time.process_time() - start) / len(maps)
 
 
+def columns() -> list[str]:
+    """Of the table, after the kind and the number of maps."""
+    ways = ["levels", "union-find"] if available() else ["levels"]
+    return ["every threshold, ms", *(f"{way}, ms" for way in ways), *(f"{way}, times faster" for way in ways)]
+
+
 def compare(kind: str, count: int, rounds: int) -> str:
     """A line of the table."""
     random = np.random.default_rng(0)
@@ -160,9 +166,7 @@ def main() -> None:
     cv2.setNumThreads(1)
     print(f"{platform.machine()}, OpenCV {cv2.__version__}, NumPy {np.__version__}\n")
     if options.maps:
-        ways = "every threshold, ms | every level, ms" + (" | union-find, ms" if available() else "")
-        ratios = "levels, times" + (" | union-find, times" if available() else "")
-        print(f"| maps, 224 x 224 | number | {ways} | {ratios} |\n" + "|---" * (7 if available() else 5) + "|")
+        print(f"| maps, 224 x 224 | number | {' | '.join(columns())} |\n" + "|---" * (2 + len(columns())) + "|")
         for kind in KINDS:
             print(compare(kind, options.maps, options.rounds), flush=True)
     if options.many:
