@@ -74,6 +74,19 @@ class Sample:
 
 
 @dataclass(frozen=True)
+class Cells:
+    """The cells of a grid over an image, in pixels of that image, each as (vertical, horizontal).
+
+    Attributes:
+        offset: of the first cell's centre from the first pixel's; may lie outside of the image.
+        stride: between the centres of neighbouring cells.
+    """
+
+    offset: tuple[float, float]
+    stride: tuple[float, float]
+
+
+@dataclass(frozen=True)
 class ClassMaps:
     """The localization maps of the classes of one image, each with a peak of about 1.
 

@@ -69,11 +69,13 @@ class Views:
         spread: images ``(N, C, H, W)`` to views ``(N, V, C, H, W)``.
         merge: maps of views ``(R, V, h, w)`` to maps of samples ``(R, h, w)``.
         merge_accumulated: the same for a base's ``accumulated`` maps; None is ``merge``.
+        mirrored: whether half of the views are mirror images, whose cells lie mirrored over the image.
     """
 
     spread: Callable[[Tensor], Tensor]
     merge: Callable[[Tensor], Tensor]
     merge_accumulated: Callable[[Tensor], Tensor] | None = None
+    mirrored: bool = False
 
 
 @dataclass(frozen=True)

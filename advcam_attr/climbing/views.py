@@ -35,11 +35,11 @@ def _merge_pair_by_share(maps: Tensor) -> Tensor:
 SINGLE = Views(_one, _merge_one)
 
 #: The image and its mirror image, perturbed as two images with one peak, step size and range; maps are summed.
-FLIP_PAIR = Views(_pair, _merge_pair)
+FLIP_PAIR = Views(_pair, _merge_pair, mirrored=True)
 
 #: `FLIP_PAIR`, each view weighted by its share of the pair's positive cells, as in the released code's Grad-CAM; a
 #: base's ``accumulated`` maps have no such weights.
-FLIP_PAIR_BY_SHARE = Views(_pair, _merge_pair_by_share, _merge_pair)
+FLIP_PAIR_BY_SHARE = Views(_pair, _merge_pair_by_share, _merge_pair, mirrored=True)
 
 VIEWS = {"none": SINGLE, "pair": FLIP_PAIR, "pair_by_share": FLIP_PAIR_BY_SHARE}
 

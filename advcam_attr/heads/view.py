@@ -13,12 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from advcam_attr.heads.capture import Capture, undisturbed
+from advcam_attr.heads.cells import cells_of
 from advcam_attr.heads.find import find_head, logits_of, output_site
 from advcam_attr.heads.head import Exactness, Head, Site
-from advcam_attr.heads.trace import record
+from advcam_attr.heads.trace import Trace, record
 from advcam_attr.heads.weights import Tail, all_class_weights, check_identity, class_weights
 from advcam_attr.registry import nearest
-from advcam_attr.types import AdvCAMError
+from advcam_attr.types import AdvCAMError, Cells
 
 #: A head, and the sites of its view's taps.
 Found = tuple[Head, dict[str, Site]]
@@ -109,6 +110,7 @@ class HeadView:
         self.layer = _layer_name(self.model, layer)
         self.taps = tuple(_layer_name(self.model, tap) or "" for tap in taps)
         self._found: dict[tuple[int, ...], Found] = {}
+        self._cells: dict[tuple[int, ...], Cells] = {}
         self._shapes: tuple[int, nn.Module] | None = None  # the model on the meta device, with its modules' hash
 
     def __repr__(self) -> str:
@@ -129,6 +131,15 @@ class HeadView:
             resized = self._resized(known[0], modules, x[:1], *extra) if known else None
             self._found[key] = resized or self._find(x[:1], *extra)
         return self._found[key]
+
+    def cells(self, x: Tensor, *extra: Any) -> Cells:
+        """Return the cells of the grid over images of the size of ``x``; one trace per size, of shapes if possible."""
+        head = self.inspect(x, *extra)
+        key = (hash(tuple(map(id, self.model.modules()))), *x.shape[1:])
+        if key not in self._cells:
+            trace = self._shape_trace(key[0], x[:1], *extra) or record(self.model, self.cast(x[:1]), *extra)
+            self._cells[key] = cells_of(trace, head)
+        return self._cells[key]
 
     def require(self, x: Tensor, *extra: Any, exactness: Sequence[Exactness] = ("exact", "linearised")) -> Head:
         """Return the head like `inspect`; raise AdvCAMError if it does not support class activation maps."""
@@ -175,10 +186,23 @@ class HeadView:
         return x if first is None else x.to(first.dtype)
 
     def _resized(self, known: Found, modules: int, image: Tensor, *extra: Any) -> Found | None:
-        """The head at another image size, if a trace of shapes alone shows the verified head on another grid.
+        """The head at another image size, if a trace of shapes alone shows the verified head on another grid."""
+        trace = self._shape_trace(modules, image, *extra)
+        if trace is None:
+            return None
+        try:
+            head = find_head(trace, self.layer)
+            taps = {tap: output_site(trace, tap) for tap in self.taps}
+        except AdvCAMError:
+            return None
+        first = known[0]
+        same = dataclasses.replace(head, grid=first.grid, stride=first.stride) == first
+        return (head, taps) if same else None
 
-        Data sets have hundreds of sizes, and this costs no forward. Hooks of the user must not see tensors without
-        data, so a model with hooks is traced with real ones.
+    def _shape_trace(self, modules: int, image: Tensor, *extra: Any) -> Trace | None:
+        """A trace of shapes alone, which costs no forward: data sets have hundreds of sizes.
+
+        Hooks of the user must not see tensors without data, so a model with hooks is traced with real ones.
         """
         hooked = any(module._forward_hooks or module._forward_pre_hooks for module in self.model.modules())
         if extra or hooked or image.is_meta or not bool(image.isfinite().all()):
@@ -186,14 +210,9 @@ class HeadView:
         try:
             if self._shapes is None or self._shapes[0] != modules:
                 self._shapes = modules, _on_meta(self.model)
-            trace = record(self._shapes[1], self.cast(image).to("meta"))
-            head = find_head(trace, self.layer)
-            taps = {tap: output_site(trace, tap) for tap in self.taps}
+            return record(self._shapes[1], self.cast(image).to("meta"))
         except Exception:  # the model cannot be copied, or its forward needs data
             return None
-        first = known[0]
-        same = dataclasses.replace(head, grid=first.grid, stride=first.stride) == first
-        return (head, taps) if same else None
 
     def _find(self, image: Tensor, *extra: Any) -> Found:
         trace = record(self.model, self.cast(image), *extra)

@@ -69,6 +69,11 @@ class ResNet50CAM(CAMNet):
     by 2, except in the first block of each (IRN's stride-8 option). torchvision's ResNet-50 is changed in place.
     """
 
+    @property
+    def released_cells(self) -> bool:
+        """Whether the released code lays this net's maps over cells of its stride."""
+        return self.stride == 16
+
     def __init__(self, spec: CAMNetSpec, resnet: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
         stride = min(spec.backbone.max_stride or 32, 32)
         if stride not in (8, 16, 32):

@@ -96,14 +96,3 @@ def correlated(maps: Tensor, embedding: Tensor) -> Tensor:
         affinity = (cells.transpose(1, 2) @ block).relu()
         parts.append(values @ (affinity / (affinity.sum(1, keepdim=True) + 1e-5)))
     return torch.cat(parts, 2).unflatten(2, maps.shape[2:])
-
-
-def seam_normalise(maps: Tensor) -> Tensor:
-    """Normalize maps ``(K, H, W)`` summed over scales and flips to about [0, 1], SEAM's last step at inference.
-
-    Negative values become 0, then values within 1e-5 of the map's minimum; then ``(v - min - 1e-5) / (max - min +
-    1e-5)``. If the minimum is above 0, cells at it end below 0, and so below any background threshold.
-    """
-    maps = maps.relu()
-    low, high = maps.amin((1, 2), keepdim=True), maps.amax((1, 2), keepdim=True)
-    return (maps.masked_fill(maps < low + 1e-5, 0) - low - 1e-5) / (high - low + 1e-5)

@@ -13,11 +13,12 @@ from torch import Tensor, nn
 from advcam_attr.attr.advcam import AdvCAM
 from advcam_attr.climbing.loop import to_grid, totals
 from advcam_attr.data.images import normalised, resize_to, to_bytes
+from advcam_attr.heads import undisturbed
 from advcam_attr.pipelines.map_settings import MapSettings
 from advcam_attr.pipelines.model import head_at
-from advcam_attr.refine.seeds import GridMaps
+from advcam_attr.refine.seeds import GridMaps, resized, with_mirror
 from advcam_attr.runs.prefetch import prefetched
-from advcam_attr.types import AdvCAMError, ClimbStep, Sample
+from advcam_attr.types import AdvCAMError, Cells, ClimbStep, Sample
 
 _NOT_FINITE = "its maps are not finite; look at the precision (autocast) and the recipe"
 
@@ -84,6 +85,7 @@ class MapMaker:
         )
         self.settings, self.steps, self.sizes = settings, list(steps), sizes
         self.device, self.highest = device, highest
+        self.own_cells = settings.own_cells(self.advcam.view.model)
 
     def batches(self, todo: Sequence[tuple[Sample, ...]]) -> Iterator[BatchMaps]:
         """Yield the maps of all batches, in order.
@@ -153,6 +155,7 @@ class MapMaker:
         failed = list(read.failed)
         predicted: dict[str, int] = {}
         grids: dict[int, list[Tensor]] = {t: [] for t in self.steps}
+        cells: list[Cells] = []
         counts = [len(sample.labels) for sample in read.samples]
         target = [k for sample in read.samples for k in sample.labels]
         image_of = torch.tensor([n for n, count in enumerate(counts) for _ in range(count)], device=self.device).long()
@@ -162,6 +165,7 @@ class MapMaker:
             if self.settings.target == "predicted":
                 (step,) = self.advcam.climb(x, 0, steps=0)
                 target = _best(step)
+            cells += [self._cells(x, read.sizes[0])] if self.own_cells else []
             summed, classes = self._climb(scale, x, target, image_of, read.background)
             for t, grid in summed.items():
                 grids[t].append(grid.cpu())
@@ -173,10 +177,18 @@ class MapMaker:
             if all(bool(grid.isfinite().all()) for some in found.values() for grid in some):
                 labels = (predicted[sample.id],) if self.settings.target == "predicted" else sample.labels
                 for t in self.steps:
-                    maps[t][sample.id] = GridMaps(labels, size, found[t])
+                    made = GridMaps(labels, size, found[t], tuple(cells), self.settings.normalization)
+                    maps[t][sample.id] = made
             else:
                 failed.append((sample.id, _NOT_FINITE))
         return BatchMaps(read.batch, maps, predicted, tuple(failed))
+
+    def _cells(self, x: Tensor, size: tuple[int, int]) -> Cells:
+        """The cells of resized images over the images themselves, of ``size``."""
+        with undisturbed(self.advcam.view.model):
+            cells, (_, columns) = self.advcam.view.cells(x), self.advcam.view.inspect(x).grid
+        cells = with_mirror(cells, x.shape[3], columns) if self.plan.views.mirrored else cells
+        return resized(cells, (x.shape[2], x.shape[3]), size)
 
     def _climb(
         self, scale: float, x: Tensor, target: Sequence[int], image_of: Tensor, background: Tensor | None

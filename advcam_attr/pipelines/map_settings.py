@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from PIL import Image
 from torch import Tensor, nn
@@ -16,12 +16,18 @@ from advcam_attr import __version__
 from advcam_attr.climbing import recipes
 from advcam_attr.climbing.recipes import Recipe
 from advcam_attr.data.images import MEAN, STD, read_rgb
+from advcam_attr.heads.view import unwrapped
+from advcam_attr.refine.seeds import NORMALIZATIONS
+from advcam_attr.registry import lookup
 from advcam_attr.runs.provenance import weights_digest
 from advcam_attr.runs.runtime import Runtime
 from advcam_attr.types import AdvCAMError, Sample
 
 #: The scales of the released code, in the order of its ``make_cam``.
 SEED_SCALES = (1.0, 0.5, 1.5, 2.0)
+
+#: How maps are laid over the image; see `MapSettings`.
+CellLayout = Literal["auto", "own", "irn"]
 
 #: Plain CAM seeds, as the released ``make_cam``.
 CAM_SEEDS = Recipe(
@@ -48,6 +54,9 @@ class MapSettings:
         base: base attribution: whatever `advcam_attr.AdvCAM` takes.
         layer: name of the module whose output is mapped; None finds it.
         scales: factors of the image's size, in place of the recipe's; boxes are of one scale.
+        cells: where seeds' maps lie over the image: ``"own"``: at the centres of the net's cells; ``"irn"``: stretched
+            as the released code of IRN does, for stride 16; ``"auto"``: IRN's for its ResNet-50, else own.
+        normalization: of seeds: ``"peak"``, IRN's, or ``"seam"``, SEAM's, which also subtracts the minimum.
         size: height and width that images are resized to (for boxes); None keeps their own (for seeds).
         target: the class that is climbed: the true one, or the predicted one (boxes only).
         mean, std: of the net's input, for RGB in [0, 1]; default: ImageNet's.
@@ -65,6 +74,8 @@ class MapSettings:
     base: Any = "cam"
     layer: str | None = None
     scales: tuple[float, ...] = SEED_SCALES
+    cells: CellLayout = "auto"
+    normalization: Literal["peak", "seam"] = "peak"
     size: tuple[int, int] | None = None
     target: Literal["truth", "predicted"] = "truth"
     mean: tuple[float, ...] = MEAN
@@ -79,12 +90,20 @@ class MapSettings:
             raise AdvCAMError(f'method must be "advcam" or "cam", got {self.method!r}')
         if self.target not in ("truth", "predicted"):
             raise AdvCAMError(f'target must be "truth" or "predicted", got {self.target!r}')
+        if self.cells not in get_args(CellLayout):
+            raise AdvCAMError(f"cells must be one of {', '.join(get_args(CellLayout))}, got {self.cells!r}")
+        lookup(self.normalization, NORMALIZATIONS, "normalization")
         if len(self.mean) not in (1, 3) or len(self.std) not in (1, 3) or min(self.std) <= 0:
             raise AdvCAMError(
                 f"mean and std must be 3 numbers, or 1 for all channels, std above 0; got {self.mean} and {self.std}"
             )
         if self.batch < 1 or min(self.size or (1,)) < 1:
             raise AdvCAMError(f"batch and the sides of size must be at least 1, got {self.batch} and {self.size}")
+
+    def own_cells(self, net: nn.Module) -> bool:
+        """Return whether the maps of a net lie at the centres of its own cells."""
+        released = self.cells == "irn" or (self.cells == "auto" and getattr(net, "released_cells", False))
+        return self.size is None and not released
 
     def whole_recipe(self) -> Recipe:
         """Return the recipe with its changes and scales."""
@@ -119,6 +138,8 @@ def config_dict(settings: MapSettings, net: nn.Module, data: str, sweep: Sequenc
         "std": settings.std,
         "saliency": settings.saliency and _name(settings.saliency),
         "read": _name(settings.read),
+        **({"cells": "own"} if settings.own_cells(unwrapped(net)) else {}),
+        **({"normalization": settings.normalization} if settings.normalization != "peak" else {}),
         "autocast": runtime.autocast,
         "channels_last": runtime.channels_last,
     }

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +22,8 @@ from torch import Tensor
 
 from advcam_attr.files import STALE, remove_leftovers, write_bytes, write_json
 from advcam_attr.reading import parse_json
-from advcam_attr.refine.seeds import GridMaps, class_maps, strided_size
-from advcam_attr.types import AdvCAMError, ClassMaps
+from advcam_attr.refine.seeds import NORMALIZATIONS, GridMaps, class_maps, strided_size
+from advcam_attr.types import AdvCAMError, Cells, ClassMaps
 
 Layout = Literal["flat", "spread"]
 
@@ -48,11 +49,16 @@ class MapReader(Protocol):
 
 @dataclass(frozen=True)
 class MapHeader:
-    """The metadata of a file: classes (ascending), height and width, and the settings' digest (empty: unknown)."""
+    """The metadata of a file: classes (ascending), height and width, and the settings' digest (empty: unknown).
+
+    Maps on grids also have their cells and normalization, see `advcam_attr.refine.seeds.GridMaps`.
+    """
 
     classes: tuple[int, ...]
     size: tuple[int, int]
     settings: str
+    cells: tuple[Cells, ...] = ()
+    normalization: str = "peak"
 
 
 class MapStore:
@@ -120,7 +126,11 @@ class MapStore:
             _check_sizes(maps, path)
         if self.layout == "spread" and not (self.folder / _LAYOUT).exists():
             write_json(self.folder / _LAYOUT, {"layout": "spread", "folders": _FOLDERS})
-        about = {"classes": list(maps.classes), "size": list(maps.size), "settings": self.settings}
+        about: dict[str, Any] = {"classes": list(maps.classes), "size": list(maps.size), "settings": self.settings}
+        if isinstance(maps, GridMaps) and maps.cells:
+            about["cells"] = [[*one.offset, *one.stride] for one in maps.cells]
+        if isinstance(maps, GridMaps) and maps.normalization != "peak":
+            about["normalization"] = maps.normalization
         write_bytes(path, save(tensors, {_KEY: json.dumps(about)}))
 
     def read(self, id: str) -> ClassMaps:
@@ -171,7 +181,16 @@ def _header(metadata: Any) -> MapHeader:
     height, width = (int(side) for side in about["size"])
     if min(height, width) < 1:
         raise ValueError("an image has at least one pixel")
-    return MapHeader(tuple(int(k) for k in about["classes"]), (height, width), str(about["settings"]))
+    cells = [tuple(float(value) for value in one) for one in about.get("cells", ())]
+    if not all(len(one) == 4 and all(map(math.isfinite, one)) and min(one[2:]) > 0 for one in cells):
+        raise ValueError("cells that no grid has")
+    return MapHeader(
+        tuple(int(k) for k in about["classes"]),
+        (height, width),
+        str(about["settings"]),
+        tuple(Cells((y, x), (down, right)) for y, x, down, right in cells),
+        str(about.get("normalization", "peak")),
+    )
 
 
 def _tensors(maps: GridMaps | ClassMaps) -> dict[str, Tensor]:
@@ -190,7 +209,9 @@ def _maps(header: MapHeader, tensors: dict[str, Tensor]) -> GridMaps | ClassMaps
     grids = tuple(tensors[f"grid{i}"] for i in range(len(tensors)))
     if header.classes and not grids:
         raise ValueError("no maps for the classes")
-    return GridMaps(header.classes, header.size, grids)
+    if header.normalization not in NORMALIZATIONS or (header.cells and len(header.cells) != len(grids)):
+        raise ValueError("cells or a normalization that do not fit the maps")
+    return GridMaps(header.classes, header.size, grids, header.cells, header.normalization)
 
 
 def _check_sizes(maps: ClassMaps, path: Path) -> None:

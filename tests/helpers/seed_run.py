@@ -15,7 +15,9 @@ from advcam_attr.runs.runtime import Runtime
 from advcam_attr.types import AdvCAMError, Sample
 
 SIZES = ((20, 28), (28, 20), (24, 24))
-SETTINGS = MapSettings(recipe="official", overrides={"steps": 3}, scales=(1.0, 0.5), runtime=Runtime(workers=1))
+SETTINGS = MapSettings(
+    recipe="official", overrides={"steps": 3}, scales=(1.0, 0.5), cells="irn", runtime=Runtime(workers=1)
+)
 
 
 def small_classifier() -> nn.Module:

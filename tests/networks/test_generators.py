@@ -16,7 +16,7 @@ from advcam_attr.networks import seam as seam_module
 from advcam_attr.networks.generators import load_generator
 from advcam_attr.networks.resnet38 import ResNet38
 from advcam_attr.networks.sc_cam import SCCAM
-from advcam_attr.networks.seam import SEAM, correlated, normalised, seam_normalise
+from advcam_attr.networks.seam import SEAM, correlated, normalised
 from places import ROOT
 from wrn38 import randomised, slow_features, trunk_shapes
 
@@ -130,22 +130,6 @@ def test_golden_normalised_copy():
     assert normalised(torch.tensor([0.0, 2.0, 2.0])[None, :, None, None]).flatten().tolist() == pytest.approx(
         [0, 1, 1], abs=1e-4
     )
-
-
-def test_seam_normalise_equals_its_steps():
-    maps = torch.randn(3, 6, 7, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    maps[1] += 5  # nowhere negative: its smallest value ends below 0
-    maps[2] = -1  # nowhere positive
-    expected = maps.numpy().copy()
-    expected[expected < 0] = 0
-    high, low = expected.max((1, 2), keepdims=True), expected.min((1, 2), keepdims=True)
-    expected[expected < low + 1e-5] = 0
-    expected = (expected - low - 1e-5) / (high - low + 1e-5)
-    found = seam_normalise(maps)
-    assert np.allclose(found.numpy(), expected, atol=1e-12)
-    assert found[0].amax() == pytest.approx(1, abs=1e-4)
-    assert found[1].amin() < -0.3
-    assert found[2].amax() < 0
 
 
 @pytest.mark.parametrize("options", [{"subcategories": 12}, {"subcategories": 0}])

@@ -74,6 +74,8 @@ def seeds(run: Run) -> list[MapSummary]:
         overrides=config.overrides,
         base=base_of(net) if run.config.net.generator else config.base,
         scales=config.scales,
+        cells=config.cells,
+        normalization=config.normalization,
         mean=mean,
         std=std,
         batch=config.batch,
