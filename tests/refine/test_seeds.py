@@ -98,7 +98,7 @@ def blobs(rows: torch.Tensor, columns: torch.Tensor, seed: int) -> torch.Tensor:
     places = torch.rand(2, 4, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     return torch.stack(
         [
-            torch.exp(-(((rows[:, None] - 375 * y) / (20 + 40 * a)) ** 2) - ((columns - 500 * x) / (20 + 40 * b)) ** 2)
+            torch.exp(-(((rows[:, None] - 375 * y) / (24 + 40 * a)) ** 2) - ((columns - 500 * x) / (24 + 40 * b)) ** 2)
             for y, x, a, b in places.tolist()
         ]
     ).float()
