@@ -24,6 +24,10 @@ class AdvCAMError(ValueError):
     """Input that cannot be used; its message is one line that names the input and the fix."""
 
 
+class UnknownOptionError(AdvCAMError, TypeError):
+    """A keyword that a class or function does not have."""
+
+
 class NoMaskError(AdvCAMError):
     """An image without a true mask, as in test splits; a damaged mask is another error."""
 

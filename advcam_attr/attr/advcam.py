@@ -35,8 +35,8 @@ from advcam_attr.attr.layer_cam import LayerCAM
 from advcam_attr.climbing import recipes
 from advcam_attr.climbing.loop import climb, to_grid, totals, unclimbed
 from advcam_attr.climbing.state import Aggregate, Base, Clamp, Mask, Objective, Regularizer, StepRule, Stop, Views
-from advcam_attr.heads import HeadView, undisturbed
-from advcam_attr.registry import lookup, require_callable
+from advcam_attr.heads import HeadView, undisturbed, unwrapped, view
+from advcam_attr.registry import lookup, require_callable, require_options, suggests_options
 from advcam_attr.types import AdvCAMError, ClimbStep
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ class AdvCAM(MapAttribution):
 
     Args:
         model: a classifier that takes ``(N, C, H, W)`` and returns logits ``(N, K)``.
-        layer: the module, or its name, whose output is mapped; None finds it.
+        layer: the module, or its name, whose output is mapped; None takes the one of ``base``, or finds it.
         base: ``"cam"``, ``"grad_cam"``, ``"grad_cam++"``, ``"layer_cam"``; one of their classes or instances; a Captum
             attribution (class or instance); or a callable ``(activations, target) -> (B, h, w)``. A callable may have
             a method ``accumulated`` of the same form, whose maps are summed in place of its own, and ``taps``, names
@@ -101,6 +101,7 @@ class AdvCAM(MapAttribution):
         torch.Size([2, 1, 8, 8])
     """
 
+    @suggests_options
     def __init__(
         self,
         model: nn.Module,
@@ -121,8 +122,8 @@ class AdvCAM(MapAttribution):
         autocast: bool | torch.dtype = False,
         channels_last: bool = False,
     ) -> None:
-        super().__init__(model, layer)
-        self.view = HeadView(self.view.model, layer, getattr(base, "taps", ()))
+        super().__init__(model, _layer_of(base, model, layer))
+        self.view = HeadView(self.view.model, self.view.layer, getattr(base, "taps", ()))
         given = {
             "steps": steps, "scales": scales, "flip": flip, "objective": objective, "regularizers": regularizers,
             "mask": mask, "step_rule": step_rule, "clamp": clamp, "aggregate": aggregate,
@@ -138,6 +139,7 @@ class AdvCAM(MapAttribution):
         return f"AdvCAM({type(self.view.model).__name__}, base={_base_name(self.base)}, recipe={self.recipe.name!r})"
 
     @log_usage()
+    @suggests_options
     def attribute(
         self,
         inputs: Tensor | tuple[Tensor],
@@ -200,14 +202,13 @@ class AdvCAM(MapAttribution):
         lists = [list(one) for one in classes]
         if len(lists) != len(images) or not all(lists):
             raise AdvCAMError(f"classes must hold at least one class for each of {len(images)} images, got {lists}")
-        for name in options:
-            if name not in AttributeOptions.__annotations__:
-                raise TypeError(f"attribute_classes has no option {name!r}")
+        require_options("AdvCAM.attribute_classes", options, AttributeOptions.__annotations__)
         target = [i for one in lists for i in check_targets(one, len(one))]
         counts = [len(one) for one in lists]
         image_of = torch.arange(len(images)).repeat_interleave(torch.tensor(counts)).to(images.device)
         return list(self._attribute(images, target, image_of, additional_forward_args, **options).split(counts))
 
+    @suggests_options
     def climb(
         self,
         inputs: Tensor | tuple[Tensor],
@@ -350,6 +351,19 @@ def _autocast_dtype(value: Any) -> torch.dtype | None:
     if value is None or isinstance(value, torch.dtype):
         return value
     raise TypeError(f"autocast must be a bool or a dtype, got {type(value).__name__} {value!r}")
+
+
+def _layer_of(base: Any, model: nn.Module, layer: str | nn.Module | None) -> str | nn.Module | None:
+    """The layer to map, which a base attribution may have of its own."""
+    if not isinstance(base, MapAttribution):
+        return layer
+    if isinstance(base, AdvCAM):
+        raise AdvCAMError("base is an AdvCAM, which climbs itself: pass its own base")
+    if base.view.model is not unwrapped(model):
+        raise AdvCAMError(f"base {base!r} is of another model: make it of AdvCAM's, or pass its class")
+    if layer is not None and base.view.layer not in (None, view(model, layer).layer):
+        raise AdvCAMError(f"base {base!r} and layer={layer!r} name two layers: leave out one")
+    return base.view.layer if layer is None else layer
 
 
 def as_base(base: Any, view: HeadView) -> tuple[Base, bool]:

@@ -14,6 +14,7 @@ from captum.log import log_usage
 from torch import Tensor, nn
 
 from advcam_attr.heads import Activations, Head, HeadView, undisturbed, view
+from advcam_attr.registry import suggests_options
 from advcam_attr.types import AdvCAMError
 
 Output = Literal["image", "native", "input"]
@@ -34,6 +35,7 @@ class MapAttribution(GradientAttribution):
     #: Whether the map needs class weights, that is, a head which pools by a mean.
     needs_class_weights: bool = False
 
+    @suggests_options
     def __init__(self, model: nn.Module, layer: str | nn.Module | None = None) -> None:
         super().__init__(model)
         self.view: HeadView = view(model, layer)
@@ -47,6 +49,7 @@ class MapAttribution(GradientAttribution):
         raise NotImplementedError
 
     @log_usage()
+    @suggests_options
     def attribute(
         self,
         inputs: Tensor | tuple[Tensor],

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from advcam_attr.heads.head import Site
-from advcam_attr.heads.trace import function_name, replaced, tensors_in
+from advcam_attr.heads.trace import Path, function_name, replaced, tensors_in
 from advcam_attr.heads.weights import TailCall
 
 
@@ -30,7 +30,7 @@ class Capture(TorchFunctionMode):
         self.cut = cut
         self.site, self.sites = site, taps
         self.tapped: dict[str, Tensor] = {}
-        self._counts: dict[str, int] = {}
+        self.path = Path()
         self.raw: Tensor | None = None
         self.pooled: Tensor | None = None
         self.tail: list[TailCall] = []
@@ -41,43 +41,48 @@ class Capture(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         name = function_name(func)
-        call = name, self._counts.get(name, 0)
-        self._counts[name] = call[1] + 1
-        if self.cut and self.raw is None:
-            out, args, kwargs = self._cut(func, args, kwargs, at_site=call == (self.site.name, self.site.occurrence))
-        else:
+        call = name, self.path.add(name)
+        before = self.raw is None
+        side = self.site.side if before and call == (self.site.name, self.site.occurrence) else None
+        if side == "input":
+            args, kwargs = self._take((args, kwargs))
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not (self.cut and self.raw is None)):
             out = func(*args, **kwargs)
+        if side == "input":
+            self.pooled, self._after = out, {id(out): out}
+        elif side == "output":
+            out = self._take(out, in_place=any(t is next(iter(tensors_in(out))) for t in tensors_in((args, kwargs))))
         for tap, site in self.sites.items():
             if (site.name, site.occurrence) == call:
-                self.tapped.update((tap, made) for made in [*tensors_in(out)][:1])
-        if self.raw is None:
-            if (self.site.name, self.site.occurrence) == call:
-                self._take(args, kwargs, out)
-        elif self._after and any(id(t) in self._after for t in tensors_in((args, kwargs))):
-            outs = [t for t in tensors_in(out) if isinstance(t, Tensor)]
+                self.tapped[tap] = _kept(next(iter(tensors_in(out))), site)
+        if not before and self._after and any(id(t) in self._after for t in tensors_in((args, kwargs))):
+            outs = list(tensors_in(out))
             if outs:
                 self.tail.append(TailCall(func, name, args, kwargs, out))
                 self._after.update((id(t), t) for t in outs)
         return out
 
-    def _cut(self, func: Callable[..., Any], args: Any, kwargs: Any, at_site: bool) -> tuple[Any, Any, Any]:
-        if at_site and self.site.side == "input":
-            raw = next(iter(tensors_in((args, kwargs))))
-            args, kwargs = replaced((args, kwargs), {id(raw): _beginning(raw)})
-            return func(*args, **kwargs), args, kwargs
-        with torch.no_grad():
-            out = func(*args, **kwargs)
-        if at_site:
-            raw = next(iter(tensors_in(out)))
-            out = replaced(out, {id(raw): _beginning(raw)})
-        return out, args, kwargs
+    def _take(self, value: Any, in_place: bool = False) -> Any:
+        """Take the first tensor of a call's arguments or result as the mapped one; return what the net goes on with."""
+        tensor = next(iter(tensors_in(value)))
+        if not self.cut:
+            self.raw = _kept(tensor, self.site)
+            return value
+        self.raw = _beginning(tensor)
+        if in_place and not tensor._is_view():
+            with torch.enable_grad():
+                tensor.copy_(self.raw)
+            return value
+        return replaced(value, {id(tensor): self.raw.clone() if self.site.overwritten else self.raw})
 
-    def _take(self, args: Any, kwargs: Any, out: Any) -> None:
-        if self.site.side == "input":
-            self.raw, self.pooled = next(iter(tensors_in((args, kwargs)))), out
-            self._after = {id(out): out}
-        else:
-            self.raw = next(iter(tensors_in(out)))
+
+def _kept(tensor: Tensor, site: Site) -> Tensor:
+    """Return the tensor as it is now, on its graph: one that the net overwrites goes on as a copy of it."""
+    if not site.overwritten:
+        return tensor
+    now = tensor.clone()
+    tensor.copy_(now)
+    return now
 
 
 def _beginning(tensor: Tensor) -> Tensor:

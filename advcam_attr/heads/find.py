@@ -14,13 +14,14 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from advcam_attr.heads.head import Exactness, Head, Reason, Site
+from advcam_attr.heads.head import Exactness, Head, Reason
 from advcam_attr.heads.trace import (
     MEANS,
     RESHAPES,
     Call,
     Grid,
     Layout,
+    Site,
     Trace,
     as_grid,
     is_vector,
@@ -86,12 +87,7 @@ class _Reduction:
 
 def _walk_back(trace: Trace, logits: Tensor) -> _Reduction:
     """Follow the tail to the first call that reads a grid; of several means, the latest."""
-    made = trace.made_by(logits)
-    if made is None or made < 0:
-        raise AdvCAMError(
-            "the logits cannot be traced back to the image: is the model scripted, compiled or quantized? "
-            "Pass the eager module it was made from"
-        )
+    made = _maker(trace, logits)
     image = (trace.image.shape[2], trace.image.shape[3])
     pending, seen, collapsed = [-made], {made}, False
     tail: list[Call] = []
@@ -134,6 +130,16 @@ def _walk_back(trace: Trace, logits: Tensor) -> _Reduction:
     return _Reduction(call, _mean_layout(call), tuple(reversed(tail)), reason, note, len(reductions) - 1)
 
 
+def _maker(trace: Trace, logits: Tensor) -> int:
+    made = trace.made_by(logits)
+    if made is None or made < 0:
+        raise AdvCAMError(
+            "the logits cannot be traced back to the image: is the model scripted, compiled or quantized? "
+            "Pass the eager module it was made from"
+        )
+    return made
+
+
 def _why_not_a_mean(call: Call, image: tuple[int, int]) -> Reason:
     if call.name in _SELECTIONS or (
         call.name == "conv1d" and call.source is not None and not as_grid(call.source, image)
@@ -167,7 +173,7 @@ def _kind(layout: Layout, tail: tuple[Call, ...], others: int) -> tuple[str, Exa
 def _finish(
     trace: Trace,
     grid: Grid,
-    tensor: Tensor,
+    mapped: tuple[int, Tensor],
     site: Site,
     kind: str,
     exactness: Exactness,
@@ -177,26 +183,26 @@ def _finish(
     height, width = trace.image.shape[2:]
     h, w = grid.grid
     return Head(
-        kind, exactness, trace.emitter_of(tensor), grid.layout, grid.grid, grid.channels, trace.output.shape[1],
+        kind, exactness, trace.emitter_of(*mapped), grid.layout, grid.grid, grid.channels, trace.output.shape[1],
         (height / h, width / w), grid.prefix, reason, note or reason.value, site,
     )  # fmt: skip
 
 
-def _grad_cam_grid(trace: Trace, logits: Tensor, reason: Reason, note: str) -> tuple[Grid, Tensor, Site]:
-    """The last tensor over the grid through which every position still reaches the logits.
+def _grad_cam_grid(trace: Trace, logits: Tensor, reason: Reason, note: str) -> tuple[Grid, Call]:
+    """The last call whose result is over the grid and through which every position still reaches the logits.
 
     After the last attention before a class token only the token's position has an effect: the search starts before the
     last call that mixes positions.
     """
     image = (trace.image.shape[2], trace.image.shape[3])
-    mixer = _last_mixer(trace, trace.calls[trace.producer[id(logits)]], image, of_token=reason is Reason.CLASS_TOKEN)
+    mixer = _last_mixer(trace, trace.calls[_maker(trace, logits)], image, of_token=reason is Reason.CLASS_TOKEN)
     if mixer is not None:
         attention = mixer.name in _MIXERS | _PRODUCTS
         makers = [trace.calls[p] for p in mixer.parents if p >= 0 and not attention]
         for call in [*sorted(makers, key=lambda c: -c.index), *_ancestors(trace, mixer)]:
             grid = as_grid(call.out, image) if isinstance(call.out, Tensor) else None
             if grid is not None and not _is_flattening(call) and (not attention or call.name in _RESIDUAL):
-                return grid, call.out, Site(call.name, call.occurrence, "output")
+                return grid, call
     raise AdvCAMError(
         f"no grid of features over the image was found ({note}): "
         "pass layer= the module whose output has one, shaped (N, C, h, w), (N, h, w, C) or (N, tokens, C)"
@@ -280,28 +286,39 @@ def find_head(trace: Trace, layer: str | None = None) -> Head:
         layer: name of the module to map in place of the tensor that is found.
     """
     logits = logits_of(trace.output)
+    if layer is None:
+        return _found(trace, logits)[0]
+    try:
+        found, pooled = _found(trace, logits)
+    except AdvCAMError:  # a chosen layer needs a grid and a gradient, whatever the logits are made of
+        return _override(trace, layer, None)
+    if pooled is not None and any(m == pooled[0] and t is pooled[1] for m, t in trace.emitters.get(layer, [])):
+        return found
+    return _override(trace, layer, None if pooled is None else found.layer)
+
+
+def _found(trace: Trace, logits: Tensor) -> tuple[Head, tuple[int, Tensor] | None]:
+    """The head, and the pooled tensor with the call that made it, if it is pooled by a mean."""
     reduction = _walk_back(trace, logits)
     image = (trace.image.shape[2], trace.image.shape[3])
-    pooled = reduction.call.source
-    if reduction.reason is None and pooled is not None:
-        grid = as_grid(pooled, image, prefer=reduction.layout)
+    source = reduction.call.source
+    if reduction.reason is None and source is not None:
+        grid = as_grid(source, image, prefer=reduction.layout)
         if grid is None:
             raise AdvCAMError(
-                f"the pooled tensor {tuple(pooled.shape)} is no grid over an image of {image[0]}x{image[1]}"
+                f"the pooled tensor {tuple(source.shape)} is no grid over an image of {image[0]}x{image[1]}"
             )
         kind, exactness, reason = _kind(grid.layout, reduction.tail, reduction.others)
-        site = Site(reduction.call.name, reduction.call.occurrence, "input")
         note = reason.value
         if reason is Reason.SEVERAL_POOLS:
             note = note.replace("other pooled", f"{reduction.others} other pooled")
-        head = _finish(trace, grid, pooled, site, kind, exactness, reason, note)
-        if layer is None or any(tensor is pooled for _, tensor in trace.emitters.get(layer, [])):
-            return head
-    if layer is not None:
-        return _override(trace, layer, reduction, image)
+        pooled = trace.maker_of_source(reduction.call), source
+        site = trace.site(reduction.call, "input")
+        return _finish(trace, grid, pooled, site, kind, exactness, reason, note), pooled
     reason = reduction.reason or Reason.OTHER
-    grid, tensor, site = _grad_cam_grid(trace, logits, reason, reduction.note)
-    return _finish(trace, grid, tensor, site, "no class activation map", "none", reason, reduction.note)
+    grid, call = _grad_cam_grid(trace, logits, reason, reduction.note)
+    made, site = (call.index, call.out), trace.site(call, "output")
+    return _finish(trace, grid, made, site, "no class activation map", "none", reason, reduction.note), None
 
 
 def _outputs(trace: Trace, layer: str) -> list[tuple[int, Tensor]]:
@@ -311,28 +328,39 @@ def _outputs(trace: Trace, layer: str) -> list[tuple[int, Tensor]]:
     return outputs
 
 
+def layers_to_pool(trace: Trace, count: int = 6) -> list[str]:
+    """Return the outermost layers whose output is a grid that reaches the logits, the last first."""
+    image = (trace.image.shape[2], trace.image.shape[3])
+    names: list[str] = []
+    for call in _ancestors(trace, trace.calls[_maker(trace, trace.output)]):
+        if isinstance(call.out, Tensor) and as_grid(call.out, image) is not None:
+            names += [name] if (name := trace.emitter_of(call.index, call.out)) and name not in names else []
+    return sorted(names, key=lambda name: name.count("."))[:count]
+
+
 def output_site(trace: Trace, layer: str) -> Site:
     """Return the site of a module's last output."""
-    made, tensor = _outputs(trace, layer)[-1]
+    return _module_site(trace, layer, *_outputs(trace, layer)[-1])
+
+
+def _module_site(trace: Trace, layer: str, made: int, tensor: Tensor) -> Site:
     if made < 0 or next(iter(tensors_in(trace.calls[made].out))) is not tensor:
         raise AdvCAMError(f"the output of layer {layer!r} is the image, or one of several of one call; name another")
-    return Site(trace.calls[made].name, trace.calls[made].occurrence, "output")
+    return trace.site(trace.calls[made], "output")
 
 
-def _override(trace: Trace, layer: str, reduction: _Reduction, image: tuple[int, int]) -> Head:
+def _override(trace: Trace, layer: str, pooled: str | None) -> Head:
     outputs = _outputs(trace, layer)
-    on_path = {c.index for c in _ancestors(trace, trace.calls[trace.producer[id(trace.output)]])}
+    image = (trace.image.shape[2], trace.image.shape[3])
+    on_path = {c.index for c in _ancestors(trace, trace.calls[_maker(trace, trace.output)])}
     for made, tensor in reversed(outputs):
         grid = as_grid(tensor, image)
         if grid is None:
             continue
+        site = _module_site(trace, layer, made, tensor)
         if made not in on_path:
             raise AdvCAMError(f"the output of layer {layer!r} does not reach the logits")
-        maker = trace.calls[trace.producer[id(tensor)]]
-        pooled = reduction.call.source if reduction.reason is None else None
-        right = trace.emitter_of(pooled) if pooled is not None else None
-        note = f"layer {layer!r} is not the tensor that is pooled" + (f": that is {right!r}" if right else "")
-        site = Site(maker.name, maker.occurrence, "output")
-        return _finish(trace, grid, tensor, site, "chosen layer", "none", Reason.CHOSEN_LAYER, note)
+        note = f"layer {layer!r} is not the tensor that is pooled" + (f": that is {pooled!r}" if pooled else "")
+        return _finish(trace, grid, (made, tensor), site, "chosen layer", "none", Reason.CHOSEN_LAYER, note)
     shapes = ", ".join(str(tuple(t.shape)) for _, t in outputs)
     raise AdvCAMError(f"the output of layer {layer!r}, {shapes}, is no grid of features over the image")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Literal
 
-from advcam_attr.heads.trace import Layout
+from advcam_attr.heads.trace import Layout, Site
 
 Exactness = Literal["exact", "linearised", "none"]
 
@@ -25,6 +25,7 @@ class Reason(Enum):
     MAXIMUM = "the grid is pooled by a maximum, not by a mean"
     TWO_STAGES = "the grid is pooled in two stages, one side after the other"
     OTHER = "the grid is not reduced by a mean"
+    UNVERIFIED = "the mean of the class map and the logit disagree"
     CHOSEN_LAYER = "the chosen layer is not the tensor that is pooled"
 
 
@@ -33,15 +34,6 @@ _CAM: dict[Exactness, str] = {
     "linearised": "linearised: the class weights are the derivative of the logit, for each image its own",
     "none": "there is none; base grad_cam, layer_cam and grad_cam++ work on this grid",
 }
-
-
-@dataclass(frozen=True)
-class Site:
-    """The place of a tensor in any forward: the n-th call of a function, and its input or output."""
-
-    name: str
-    occurrence: int
-    side: Literal["input", "output"]
 
 
 @dataclass(frozen=True)

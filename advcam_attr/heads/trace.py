@@ -50,6 +50,21 @@ def function_name(func: Callable[..., Any]) -> str:
     return str(getattr(func, "__name__", type(func).__name__))
 
 
+@dataclass
+class Path:
+    """The names of a forward's calls, in order, as a number."""
+
+    digest: int = 0
+    _counts: dict[str, int] = field(default_factory=dict)
+
+    def add(self, name: str) -> int:
+        """Add a call and return how many of its name came before it."""
+        if name != "__get__":  # attributes, which code may read more or less often
+            self.digest = hash((self.digest, name))
+        self._counts[name] = self._counts.get(name, -1) + 1
+        return self._counts[name]
+
+
 @dataclass(frozen=True)
 class Call:
     """One torch function call of the forward.
@@ -58,6 +73,7 @@ class Call:
         occurrence: how many calls of this name came before it; with the name, it identifies the call.
         out: its result (for an item assignment, the tensor that changed).
         parents: the calls that made its image-dependent arguments; -1 is the image itself.
+        versions: of its first tensor argument before the call, and of its first result after it.
     """
 
     index: int
@@ -68,11 +84,26 @@ class Call:
     kwargs: Mapping[str, Any]
     out: Any
     parents: tuple[int, ...]
+    versions: tuple[int, int] = (0, 0)
 
     @property
     def source(self) -> Tensor | None:
         """The first tensor argument."""
         return next(iter(tensors_in((self.args, self.kwargs))), None)
+
+
+@dataclass(frozen=True)
+class Site:
+    """The place of a tensor in any forward: the n-th call of a function, and its input or output.
+
+    Attributes:
+        overwritten: whether the tensor is changed in place afterwards.
+    """
+
+    name: str
+    occurrence: int
+    side: Literal["input", "output"]
+    overwritten: bool = False
 
 
 @dataclass
@@ -83,6 +114,7 @@ class Trace:
         calls: all calls that depend on the image, in order.
         emitters: the outputs of each module, by name, with the calls that made them.
         producer: by ``id``, the index of the latest call that made or changed a tensor.
+        path: of all its calls, those included that do not depend on the image.
     """
 
     image: Tensor
@@ -90,22 +122,39 @@ class Trace:
     producer: dict[int, int] = field(default_factory=dict)
     emitters: dict[str, list[tuple[int, Tensor]]] = field(default_factory=dict)
     output: Any = None
+    path: Path = field(default_factory=lambda: Path())
 
     def made_by(self, tensor: Tensor) -> int | None:
         """Return the index of the call that made ``tensor``, -1 for the image, None for constants and parameters."""
         return self.producer.get(id(tensor))
 
-    def emitter_of(self, tensor: Tensor) -> str | None:
-        """Return the outermost module that returned ``tensor``, or None."""
-        names = [name for name, outs in self.emitters.items() if any(out is tensor for _, out in outs)]
+    def emitter_of(self, made: int, tensor: Tensor) -> str | None:
+        """Return the outermost module that returned ``tensor`` as call ``made`` left it, or None."""
+        names = [name for name, outs in self.emitters.items() if any(m == made and t is tensor for m, t in outs)]
         return min(names, key=lambda name: (name.count("."), names.index(name)), default=None)
+
+    def maker_of_source(self, call: Call) -> int:
+        """Return the latest call before ``call`` that made or changed its source; -1 is the image."""
+        earlier = reversed(self.calls[: call.index])
+        return next((c.index for c in earlier if any(t is call.source for t in tensors_in(c.out))), -1)
+
+    def site(self, call: Call, side: Literal["input", "output"]) -> Site:
+        """Return where the first argument or result of ``call`` is found in any forward."""
+        tensor = call.source if side == "input" else next(iter(tensors_in(call.out)))
+        assert tensor is not None
+        overwritten = _version(tensor) != call.versions[side == "output"]
+        return Site(call.name, call.occurrence, side, overwritten)
+
+
+def _version(tensor: Tensor | None) -> int:
+    """The number of changes in place of a tensor or any view of it."""
+    return 0 if tensor is None or tensor.is_inference() else tensor._version
 
 
 class _Recorder(TorchFunctionMode):
     def __init__(self, trace: Trace) -> None:
         super().__init__()
         self.trace = trace
-        self.counts: dict[str, int] = {}
         trace.producer[id(trace.image)] = -1
 
     def __torch_function__(
@@ -115,13 +164,15 @@ class _Recorder(TorchFunctionMode):
         name, trace = function_name(func), self.trace
         made = (trace.producer.get(id(t)) for t in tensors_in((args, kwargs)))
         parents = () if name in _VALUE_FREE else tuple(dict.fromkeys(p for p in made if p is not None))
+        before = _version(next(iter(tensors_in((args, kwargs))), None))
         out = func(*args, **kwargs)
-        occurrence = self.counts[name] = self.counts.get(name, -1) + 1
+        occurrence = trace.path.add(name)
         result = args[0] if name == "__setitem__" else out
         made_now = list(tensors_in(result))
         if not parents or not made_now:
             return out
-        trace.calls.append(Call(len(trace.calls), func, name, occurrence, args, kwargs, result, parents))
+        versions = before, _version(made_now[0])
+        trace.calls.append(Call(len(trace.calls), func, name, occurrence, args, kwargs, result, parents, versions))
         for tensor in made_now:
             trace.producer[id(tensor)] = trace.calls[-1].index
         return out

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import warnings
+import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,14 +15,24 @@ from torch import Tensor, nn
 from advcam_attr.heads.capture import Capture, undisturbed
 from advcam_attr.heads.cells import cells_of
 from advcam_attr.heads.find import find_head, logits_of, output_site
-from advcam_attr.heads.head import Exactness, Head, Site
+from advcam_attr.heads.head import Exactness, Head, Reason, Site
+from advcam_attr.heads.layers import has_hooks, layer_name, on_meta
 from advcam_attr.heads.trace import Trace, record
-from advcam_attr.heads.weights import Tail, all_class_weights, check_identity, class_weights
-from advcam_attr.registry import nearest
+from advcam_attr.heads.weights import Tail, all_class_weights, class_weights, derivative, identity_fault
 from advcam_attr.types import AdvCAMError, Cells
 
-#: A head, and the sites of its view's taps.
-Found = tuple[Head, dict[str, Site]]
+
+@dataclass(frozen=True)
+class Found:
+    """A head, the sites of its view's taps, and the path of the forward that has them."""
+
+    head: Head
+    taps: dict[str, Site]
+    path: int
+
+
+#: How often a forward is traced again because it took another path; a model may fill a cache in its first.
+_TRACES = 3
 
 
 @dataclass(frozen=True)
@@ -47,7 +57,8 @@ class Activations:
 
     def gradient(self, scores: Tensor) -> Tensor:
         """Return the derivative of ``scores.sum()`` with respect to the features, ``(B, C, h, w)``, detached."""
-        (gradient,) = torch.autograd.grad(scores.sum(), self._raw, retain_graph=True)
+        gradient = derivative(scores.sum(), self._raw)
+        _warn_of_zeros(gradient, f"the gradient at {self.head.layer or self.head.site.name!r}")
         return canonical(gradient, self.head)
 
     def class_weights(self, target: Tensor) -> Tensor:
@@ -56,7 +67,9 @@ class Activations:
         ``mean(einsum("bc,bchw->bhw", weights, features)) + constant == logit`` for exact heads (and, image by image,
         for heads with a norm after the pool, its scale frozen).
         """
-        return class_weights(self._need_tail(), target)
+        weights = class_weights(self._need_tail(), target)
+        _warn_of_zeros(weights, "the derivative of the logit with respect to the pooled features")
+        return weights
 
     def class_map(self, target: Tensor) -> Tensor:
         """Return the class activation map of one class per image, ``(B, h, w)``; class weights carry no gradient."""
@@ -78,6 +91,17 @@ class Activations:
         if self._tail is None:
             raise AdvCAMError(f"no class activation map for this model: {self.head.note}; {self.head.advice}")
         return self._tail
+
+
+def _warn_of_zeros(derivatives: Tensor, what: str) -> None:
+    """Warn of images whose derivative is exactly zero everywhere, which no evidence in the image explains."""
+    zero = int((derivatives == 0).flatten(1).all(1).sum())
+    if zero:
+        warnings.warn(
+            f"{what} is exactly zero everywhere in {zero} of {len(derivatives)} images, and so are their maps: "
+            "is the output saturated (a sigmoid or softmax at the end) or the class's weights zero?",
+            stacklevel=4,
+        )
 
 
 def at_least_float32(tensor: Tensor) -> Tensor:
@@ -107,11 +131,22 @@ class HeadView:
         if not isinstance(model, nn.Module):
             raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
         self.model = unwrapped(model)
-        self.layer = _layer_name(self.model, layer)
-        self.taps = tuple(_layer_name(self.model, tap) or "" for tap in taps)
+        self.layer = layer_name(self.model, layer)
+        self.taps = tuple(layer_name(self.model, tap) or "" for tap in taps)
+        self._forget()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name in ("model", "layer", "taps")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._forget()
+
+    def _forget(self, structure: _Structure = ((), ())) -> None:
+        self._structure = structure
         self._found: dict[tuple[int, ...], Found] = {}
         self._cells: dict[tuple[int, ...], Cells] = {}
-        self._shapes: tuple[int, nn.Module] | None = None  # the model on the meta device, with its modules' hash
+        self._shapes: nn.Module | None = None  # the model on the meta device
 
     def __repr__(self) -> str:
         return f"HeadView({type(self.model).__name__}, layer={self.layer!r})"
@@ -121,23 +156,24 @@ class HeadView:
 
         Only the first image is used; ``extra`` are further arguments of the forward, for one image.
         """
-        return self._sites(x, *extra)[0]
+        return self._sites(x, *extra).head
 
     def _sites(self, x: Tensor, *extra: Any) -> Found:
-        modules = hash(tuple(map(id, self.model.modules())))
-        key = (modules, *x.shape[1:])
-        if key not in self._found:
-            known = [found for seen, found in self._found.items() if seen[0] == modules]
-            resized = self._resized(known[0], modules, x[:1], *extra) if known else None
-            self._found[key] = resized or self._find(x[:1], *extra)
-        return self._found[key]
+        structure = _structure(self.model)
+        if structure != self._structure:
+            self._forget(structure)
+        found = self._found.get(tuple(x.shape)) or self._found.get(tuple(x.shape[1:]))
+        if found is None:
+            known = next(iter(self._found.values()), None)
+            resized = self._resized(known, x[:1], *extra) if known else None
+            found = self._found[tuple(x.shape[1:])] = resized or self._find(x[:1], *extra)
+        return found
 
     def cells(self, x: Tensor, *extra: Any) -> Cells:
         """Return the cells of the grid over images of the size of ``x``; one trace per size, of shapes if possible."""
-        head = self.inspect(x, *extra)
-        key = (hash(tuple(map(id, self.model.modules()))), *x.shape[1:])
+        head, key = self.inspect(x, *extra), tuple(x.shape[1:])
         if key not in self._cells:
-            trace = self._shape_trace(key[0], x[:1], *extra) or record(self.model, self.cast(x[:1]), *extra)
+            trace = self._shape_trace(x[:1], *extra) or record(self.model, self.cast(x[:1]), *extra)
             self._cells[key] = cells_of(trace, head)
         return self._cells[key]
 
@@ -160,18 +196,24 @@ class HeadView:
             to_images: whether gradients reach the images; without, they reach the features only, and nearly all of the
                 memory is saved.
         """
-        head, sites = self._sites(x, *extra)
-        capture = Capture(head.site, sites, cut=not to_images)
-        with capture:
-            output = self.model(self.cast(x).clone(), *extra)  # a net may begin in place
-        logits = logits_of(output)
-        raw = capture.raw
-        seen = [raw, *(capture.tapped.get(tap) for tap in sites)]
-        if raw is None or any(tensor is None or len(tensor) != len(x) for tensor in seen):
+        for attempt in range(_TRACES):
+            # traced before a cache was filled, or on another path, perhaps that of this batch alone: search again
+            found = self._find(x if attempt > 1 else x[:1], *extra) if attempt else self._sites(x, *extra)
+            head, image = found.head, self.cast(x).clone()  # a net may begin in place
+            capture = Capture(head.site, found.taps, cut=not to_images)
+            with capture:
+                output = self.model(image, *extra)
+            logits, raw = logits_of(output), capture.raw
+            same_path = capture.path.digest == found.path and logits.shape[1] == head.classes
+            if same_path and raw is not None and len(raw) == len(x):
+                break
+        else:
             raise AdvCAMError(
                 f"the forward of {type(self.model).__name__} did not repeat the path it took when it was traced; "
                 "pass layer= a module that is always used"
             )
+        if attempt:
+            self._found[tuple(x.shape if attempt > 1 else x.shape[1:])] = found
         tail = None
         if head.exactness != "none" and capture.pooled is not None:
             tail = Tail(capture.pooled, tuple(capture.tail), output)
@@ -185,55 +227,78 @@ class HeadView:
         first = next((p for p in self.model.parameters() if p.is_floating_point()), None)
         return x if first is None else x.to(first.dtype)
 
-    def _resized(self, known: Found, modules: int, image: Tensor, *extra: Any) -> Found | None:
+    def _resized(self, known: Found, image: Tensor, *extra: Any) -> Found | None:
         """The head at another image size, if a trace of shapes alone shows the verified head on another grid."""
-        trace = self._shape_trace(modules, image, *extra)
-        if trace is None:
-            return None
+        trace = self._shape_trace(image, *extra)
         try:
-            head = find_head(trace, self.layer)
-            taps = {tap: output_site(trace, tap) for tap in self.taps}
+            found = None if trace is None else self._searched(trace)
         except AdvCAMError:
             return None
-        first = known[0]
-        same = dataclasses.replace(head, grid=first.grid, stride=first.stride) == first
-        return (head, taps) if same else None
+        first = known.head
+        same = found and dataclasses.replace(found.head, grid=first.grid, stride=first.stride) == first
+        return found if same else None
 
-    def _shape_trace(self, modules: int, image: Tensor, *extra: Any) -> Trace | None:
+    def _shape_trace(self, image: Tensor, *extra: Any) -> Trace | None:
         """A trace of shapes alone, which costs no forward: data sets have hundreds of sizes.
 
         Hooks of the user must not see tensors without data, so a model with hooks is traced with real ones.
         """
-        hooked = any(module._forward_hooks or module._forward_pre_hooks for module in self.model.modules())
-        if extra or hooked or image.is_meta or not bool(image.isfinite().all()):
+        if extra or has_hooks(self.model) or image.is_meta or not bool(image.isfinite().all()):
             return None
         try:
-            if self._shapes is None or self._shapes[0] != modules:
-                self._shapes = modules, _on_meta(self.model)
-            return record(self._shapes[1], self.cast(image).to("meta"))
+            if self._shapes is None:
+                self._shapes = on_meta(self.model)
+            return record(self._shapes, self.cast(image).to("meta"))
         except Exception:  # the model cannot be copied, or its forward needs data
             return None
 
+    def _searched(self, trace: Trace) -> Found:
+        taps = {tap: output_site(trace, tap) for tap in self.taps}
+        return Found(find_head(trace, self.layer), taps, trace.path.digest)
+
     def _find(self, image: Tensor, *extra: Any) -> Found:
-        trace = record(self.model, self.cast(image), *extra)
-        head = find_head(trace, self.layer)
-        if not image.is_meta and _are_probabilities(trace.output):
+        for _ in range(_TRACES):
+            trace = record(self.model, self.cast(image), *extra)
+            found = self._searched(trace)
+            if image.is_meta:
+                return found
+            if not bool(trace.output.isfinite().all()):
+                raise AdvCAMError(f"the logits are not finite: {_not_finite(self.model, image)}")
+            if found.head.exactness == "none":
+                break
+            capture, again = Capture(found.head.site, found.taps), self.cast(image).clone()
+            with torch.no_grad(), capture:
+                output = self.model(again, *extra)
+            if capture.path.digest == found.path and capture.raw is not None and capture.pooled is not None:
+                tail = Tail(capture.pooled, tuple(capture.tail), output)
+                found = dataclasses.replace(found, head=_verified(found.head, canonical(capture.raw, found.head), tail))
+                break
+        else:
+            raise AdvCAMError(f"the forward of {type(self.model).__name__} does not repeat itself; pass layer=")
+        if _are_probabilities(trace.output):
             warnings.warn(
                 f"{type(self.model).__name__} returns probabilities, not logits: they saturate, and climbs stall; "
                 "leave out its softmax",
                 stacklevel=2,
             )
-        if not image.is_meta and not bool(trace.output.isfinite().all()):
-            raise AdvCAMError(f"the logits are not finite: {_not_finite(self.model, image)}")
-        if head.exactness != "none" and not image.is_meta:
-            capture = Capture(head.site, {})
-            with torch.no_grad(), capture:
-                output = self.model(self.cast(image).clone(), *extra)
-            if capture.raw is None or capture.pooled is None:
-                raise AdvCAMError(f"the forward of {type(self.model).__name__} does not repeat itself; pass layer=")
-            tail = Tail(capture.pooled, tuple(capture.tail), output)
-            check_identity(head, canonical(capture.raw, head), tail)
-        return head, {tap: output_site(trace, tap) for tap in self.taps}
+        return found
+
+
+def _verified(head: Head, features: Tensor, tail: Tail) -> Head:
+    """The head, or where its class map and logit disagree, one without class activation map."""
+    try:
+        fault = identity_fault(head, features, tail)
+    except AdvCAMError as error:
+        fault = str(error)
+    return head if fault is None else dataclasses.replace(head, exactness="none", reason=Reason.UNVERIFIED, note=fault)
+
+
+#: The modules of a model, and the shapes of its parameters.
+_Structure = tuple[tuple[weakref.ref[nn.Module], ...], tuple[torch.Size, ...]]
+
+
+def _structure(model: nn.Module) -> _Structure:
+    return tuple(map(weakref.ref, model.modules())), tuple(p.shape for p in model.parameters())
 
 
 def _are_probabilities(outputs: Tensor) -> bool:
@@ -284,14 +349,6 @@ def unwrapped(model: nn.Module) -> nn.Module:
         model = inner
 
 
-def _on_meta(model: nn.Module) -> nn.Module:
-    """A copy in eval mode on the meta device: modules and shapes without numbers."""
-    memo: dict[int, Any] = {id(buffer): buffer.detach().to("meta") for buffer in model.buffers()}
-    for parameter in model.parameters():
-        memo[id(parameter)] = nn.Parameter(parameter.detach().to("meta"), requires_grad=False)
-    return copy.deepcopy(model, memo).eval()
-
-
 def _not_finite(model: nn.Module, image: Tensor) -> str:
     if not bool(image.isfinite().all()):
         return "the image has NaN or infinite values"
@@ -299,19 +356,3 @@ def _not_finite(model: nn.Module, image: Tensor) -> str:
         if not bool(parameter.detach().isfinite().all()):
             return f"the model's parameter {name!r} has NaN or infinite values; load another checkpoint"
     return f"the net overflows in {next((p.dtype for p in model.parameters()), image.dtype)}"
-
-
-def _layer_name(model: nn.Module, layer: str | nn.Module | None) -> str | None:
-    if layer is None:
-        return None
-    names = dict(model.named_modules())
-    if isinstance(layer, str):
-        if layer in names:
-            return layer
-        raise AdvCAMError(f"the model has no layer {layer!r}{nearest(layer, names)}")
-    if isinstance(layer, nn.Module):
-        found = next((name for name, module in names.items() if module is layer), None)
-        if found is None:
-            raise AdvCAMError(f"layer {type(layer).__name__} is not a module of this model")
-        return found
-    raise TypeError(f"layer must be a module, its name or None, got {type(layer).__name__}")

@@ -98,13 +98,27 @@ def _frozen_norm(call: TailCall, x: Tensor) -> Tensor:
     return out if bias is None else out + bias
 
 
+def derivative(score: Tensor, of: Tensor) -> Tensor:
+    """Return the derivative of a number with respect to a tensor.
+
+    Raises:
+        AdvCAMError: autograd has no path from the one to the other.
+    """
+    found = torch.autograd.grad(score, of, retain_graph=True, allow_unused=True)[0] if score.requires_grad else None
+    if found is None:
+        raise AdvCAMError(
+            "the logits have no derivative with respect to the features (a quantized, detached or no_grad layer in "
+            "between?): pass the float model, differentiable from the mapped layer to the logits"
+        )
+    return found
+
+
 def class_weights(tail: Tail, target: Tensor) -> Tensor:
     """Return the derivative of one logit per image to the pooled vector, scales of norms frozen: ``(B, C)``."""
     with torch.enable_grad():
         pooled = tail.pooled.detach().requires_grad_()
         logits = tail(pooled, freeze_scales=True)
-        (weights,) = torch.autograd.grad(logits.gather(1, target[:, None]).sum(), pooled, materialize_grads=True)
-    return weights.flatten(1)
+        return derivative(logits.gather(1, target[:, None]).sum(), pooled).flatten(1)
 
 
 def all_class_weights(tail: Tail, *, chunk: int = 64) -> Tensor:
@@ -120,12 +134,13 @@ def all_class_weights(tail: Tail, *, chunk: int = 64) -> Tensor:
     return torch.cat(rows).flatten(1)
 
 
-def check_identity(head: Head, features: Tensor, tail: Tail, *, tolerance: float = 1e-4) -> None:
-    """Check that the recorded tail maps the mean of the features to the logits, and is affine if the head says so.
+def identity_fault(head: Head, features: Tensor, tail: Tail, *, tolerance: float = 1e-4) -> str | None:
+    """Return why the recorded tail does not map the mean of the features to the logits as the head says, or None.
 
     Two vectors are compared, the mean of the features and the same channels in another order, so that a constant (far
     larger than the features in an untrained net) cannot hide an error.
     """
+    where = repr(head.layer or head.site.name)
     with torch.no_grad():
         loose = max(tolerance, 40 * torch.finfo(tail.pooled.dtype).eps)
         mean = features.mean((2, 3)).reshape(tail.pooled.shape)
@@ -137,21 +152,19 @@ def check_identity(head: Head, features: Tensor, tail: Tail, *, tolerance: float
         scale = torch.maximum(direct.float().abs().amax(1), size)
         worst = (replayed - direct).float().abs().amax(1)
         if not bool((worst <= loose * scale + 1e-12).all()):
-            raise AdvCAMError(
-                f"the tensor at {head.layer or head.site.name!r} is not what the logits are made of "
-                f"(they differ by {worst.max():.2g}); pass layer= the module whose output is pooled"
-            )
+            return f"the logits are not made of the mean at {where} alone (they differ by {worst.max():.2g})"
         frozen = tail(mean, freeze_scales=True) - tail(other, freeze_scales=True)
         found = frozen.gather(1, target[:, None])[:, 0].float()
         expected = (weights * (mean - other).flatten(1)).sum(1).float()
         if head.reason is not Reason.NONLINEAR and not bool(((found - expected).abs() <= loose * size + 1e-12).all()):
-            raise AdvCAMError(
-                f"the mean of the class map and the logit do not change alike at {head.layer or head.site.name!r} "
-                f'(by {expected.max():.4g} and {found.max():.4g}); use base="grad_cam"'
+            return (
+                f"the mean of the class map and the logit do not change alike at {where} "
+                f"(by {expected.max():.4g} and {found.max():.4g})"
             )
         total = (weights * mean.flatten(1)).sum(1).abs().float()
         if head.reason is Reason.NONLINEAR and bool((total < 1e-3 * size).all()):
-            raise AdvCAMError(
+            return (
                 "the class weights cancel: the tail does not change when its input is scaled (a norm written out by "
-                'hand?), so a class activation map would mean nothing; use base="grad_cam"'
+                "hand?), so a class activation map would mean nothing"
             )
+    return None

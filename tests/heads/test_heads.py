@@ -217,7 +217,7 @@ def test_a_grid_of_one_cell_is_not_mapped(small_net):
 
 def test_a_wrong_tail_is_noticed(images):
     class Moody(nn.Module):
-        """Pools one tensor when it is traced and another, with the same calls, later."""
+        """Has an affine tail when it is traced and another, of the same calls, later."""
 
         def __init__(self) -> None:
             super().__init__()
@@ -225,8 +225,10 @@ def test_a_wrong_tail_is_noticed(images):
 
         def forward(self, x: Tensor) -> Tensor:
             self.calls += 1
-            f = self.conv(x)
-            return self.fc(f.mean((2, 3)) if self.calls == 1 else f.square().mean((2, 3)).sqrt())
+            pooled = self.conv(x).mean((2, 3))
+            return self.fc(pooled * (2.0 if self.calls == 1 else pooled))
 
-    with pytest.raises(AdvCAMError, match=r"do not change alike|not what the logits|cancel"):
-        heads.view(Moody()).inspect(images)
+    moody = Moody()
+    with pytest.raises(AdvCAMError, match=r"do not change alike|not made of the mean|cancel"):
+        heads.view(moody).require(images)
+    assert heads.view(moody).inspect(images).reason is heads.Reason.NONLINEAR
