@@ -23,11 +23,12 @@ class Capture(TorchFunctionMode):
         site: of the mapped tensor.
         taps: sites of other tensors by name.
         cut: whether the autograd graph begins at the mapped tensor; nothing before it is stored.
+        pool: of the pooled vector, if several calls make it of the mapped tensor.
     """
 
-    def __init__(self, site: Site, taps: Mapping[str, Site], cut: bool = False) -> None:
+    def __init__(self, site: Site, taps: Mapping[str, Site], cut: bool = False, pool: Site | None = None) -> None:
         super().__init__()
-        self.cut = cut
+        self.cut, self.pool = cut, pool
         self.site, self.sites = site, taps
         self.tapped: dict[str, Tensor] = {}
         self.path = Path()
@@ -48,14 +49,14 @@ class Capture(TorchFunctionMode):
             args, kwargs = self._take((args, kwargs))
         with torch.set_grad_enabled(torch.is_grad_enabled() and not (self.cut and self.raw is None)):
             out = func(*args, **kwargs)
-        if side == "input":
+        if side == "input" if self.pool is None else call == (self.pool.name, self.pool.occurrence):
             self.pooled, self._after = out, {id(out): out}
-        elif side == "output":
+        if side == "output":
             out = self._take(out, in_place=any(t is next(iter(tensors_in(out))) for t in tensors_in((args, kwargs))))
         for tap, site in self.sites.items():
             if (site.name, site.occurrence) == call:
                 self.tapped[tap] = _kept(next(iter(tensors_in(out))), site)
-        if not before and self._after and any(id(t) in self._after for t in tensors_in((args, kwargs))):
+        if not before and any(id(t) in self._after for t in tensors_in((args, kwargs))):
             outs = list(tensors_in(out))
             if outs:
                 self.tail.append(TailCall(func, name, args, kwargs, out))

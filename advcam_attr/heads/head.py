@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Literal
 
-from advcam_attr.heads.trace import Layout, Site
+from advcam_attr.heads.trace import Site
 
 Exactness = Literal["exact", "linearised", "none"]
 
@@ -23,7 +23,6 @@ class Reason(Enum):
     WEIGHTED = "the grid is pooled by attention or unequal weights, not by a mean"
     CONVOLUTION = "a convolution as large as the grid replaces the pooling: every position has its own weights"
     MAXIMUM = "the grid is pooled by a maximum, not by a mean"
-    TWO_STAGES = "the grid is pooled in two stages, one side after the other"
     OTHER = "the grid is not reduced by a mean"
     UNVERIFIED = "the mean of the class map and the logit disagree"
     CHOSEN_LAYER = "the chosen layer is not the tensor that is pooled"
@@ -46,7 +45,7 @@ class Head:
             weights are the derivative of the logit (norms after the pool with their scale frozen); ``"none"``: there
             is no class activation map, Grad-CAM's family works on ``layer``.
         layer: the outermost module that returns the mapped tensor, or None if no module does.
-        layout: the order of its dimensions; L is h·w tokens.
+        layout: a letter for each of its axes: N, C, H, W, and L for axes that together hold the h·w positions.
         grid: (h, w) of the map.
         channels: C.
         classes: K.
@@ -55,12 +54,15 @@ class Head:
         reason: of the exactness.
         note: the reason in one line.
         site: of the mapped tensor.
+        pool: of the pooled vector, if the mean is taken in several calls.
+        order: the grid's positions, row by row, among all entries of the axes H and W, or L; None where they follow
+            each other after the prefix.
     """
 
     kind: str
     exactness: Exactness
     layer: str | None
-    layout: Layout
+    layout: str
     grid: tuple[int, int]
     channels: int
     classes: int
@@ -69,6 +71,8 @@ class Head:
     reason: Reason
     note: str
     site: Site
+    pool: Site | None = None
+    order: tuple[int, ...] | None = field(default=None, repr=False)
 
     def __str__(self) -> str:
         lines = {

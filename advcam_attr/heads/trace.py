@@ -6,7 +6,6 @@ meta tensors, without hooks or copies of the model.
 
 from __future__ import annotations
 
-import math
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -207,62 +206,9 @@ def record(model: nn.Module, image: Tensor, *extra: Any) -> Trace:
     return trace
 
 
-Layout = Literal["NCHW", "NHWC", "NLC", "NCL"]
-
-
-@dataclass(frozen=True)
-class Grid:
-    """A tensor as features over the image: (h, w) cells after ``prefix`` other tokens."""
-
-    layout: Layout
-    grid: tuple[int, int]
-    channels: int
-    prefix: int
-
-
 def is_vector(tensor: Tensor) -> bool:
     """Whether a tensor holds one number per channel and no grid."""
     return sum(size > 1 for size in tensor.shape[1:]) <= 1
-
-
-def _token_grid(tokens: int, image: tuple[int, int], *, prefixes: int = 9) -> tuple[tuple[int, int], int] | None:
-    """Factor a token count into a grid of the image's shape and fewer than ``prefixes`` tokens before it."""
-    height, width = image
-    for prefix in range(min(prefixes, tokens - 3)):
-        h = round(math.sqrt((tokens - prefix) * height / width))
-        if h > 1 and (tokens - prefix) % h == 0 and abs(height * (tokens - prefix) / h - width * h) < 0.5 * max(image):
-            return (h, (tokens - prefix) // h), prefix
-    return None
-
-
-def _fits(h: int, w: int, image: tuple[int, int]) -> bool:
-    """Whether (h, w) has the image's shape up to rounding, and is coarser."""
-    height, width = image
-    return 1 < h <= height and 1 < w <= width and abs(h * width - w * height) < max(image) + min(h, w)
-
-
-def as_grid(tensor: Tensor, image: tuple[int, int], prefer: Layout | None = None) -> Grid | None:
-    """Interpret a tensor as features over the image; None if its shape does not allow it."""
-    if tensor.ndim == 4:
-        _, a, b, c = tensor.shape
-        options: list[tuple[Layout, int, int, int]] = [("NCHW", b, c, a), ("NHWC", a, b, c)]
-        fitting = [o for o in options if _fits(o[1], o[2], image)]
-        if prefer in ("NCHW", "NHWC"):
-            fitting = [o for o in options if o[0] == prefer and min(o[1], o[2]) >= 1 and o[1] * o[2] > 1]
-        if not fitting:
-            return None
-        layout, h, w, channels = fitting[0]
-        return Grid(layout, (h, w), channels, 0)
-    if tensor.ndim == 3:
-        _, a, b = tensor.shape
-        tokens: list[tuple[Layout, int, int]] = [("NLC", a, b), ("NCL", b, a)]
-        for token_layout, length, channels in tokens:
-            if prefer not in (None, token_layout):
-                continue
-            found = _token_grid(length, image, prefixes=1 if prefer or token_layout == "NCL" else 9)
-            if found:
-                return Grid(token_layout, found[0], channels, found[1])
-    return None
 
 
 MEANS = {"mean", "adaptive_avg_pool2d", "adaptive_avg_pool1d", "avg_pool2d", "avg_pool1d"}

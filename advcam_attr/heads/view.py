@@ -111,11 +111,14 @@ def at_least_float32(tensor: Tensor) -> Tensor:
 
 def canonical(tensor: Tensor, head: Head) -> Tensor:
     """Convert a tensor from the head's own layout to ``(B, C, h, w)``."""
-    if head.layout == "NHWC":
-        return tensor.permute(0, 3, 1, 2)
-    if head.layout == "NLC":
-        tensor = tensor.transpose(1, 2)
-    return tensor if tensor.ndim == 4 else tensor[:, :, head.prefix :].unflatten(2, head.grid)
+    axes = [axis for letter in "NCHWL" for axis, own in enumerate(head.layout) if own == letter]
+    tensor = tensor.permute(axes)
+    if head.order is None and "H" in head.layout:
+        return tensor
+    h, w = head.grid
+    lines = tensor.flatten(2)
+    at = slice(head.prefix, head.prefix + h * w) if head.order is None else list(head.order)
+    return lines[:, :, at].unflatten(2, head.grid)
 
 
 class HeadView:
@@ -200,12 +203,12 @@ class HeadView:
             # traced before a cache was filled, or on another path, perhaps that of this batch alone: search again
             found = self._find(x if attempt > 1 else x[:1], *extra) if attempt else self._sites(x, *extra)
             head, image = found.head, self.cast(x).clone()  # a net may begin in place
-            capture = Capture(head.site, found.taps, cut=not to_images)
+            capture = Capture(head.site, found.taps, cut=not to_images, pool=head.pool)
             with capture:
                 output = self.model(image, *extra)
             logits, raw = logits_of(output), capture.raw
             same_path = capture.path.digest == found.path and logits.shape[1] == head.classes
-            if same_path and raw is not None and len(raw) == len(x):
+            if same_path and raw is not None and raw.shape[head.layout.index("N")] == len(x):
                 break
         else:
             raise AdvCAMError(
@@ -235,7 +238,9 @@ class HeadView:
         except AdvCAMError:
             return None
         first = known.head
-        same = found and dataclasses.replace(found.head, grid=first.grid, stride=first.stride) == first
+        same = (
+            found and dataclasses.replace(found.head, grid=first.grid, stride=first.stride, order=first.order) == first
+        )
         return found if same else None
 
     def _shape_trace(self, image: Tensor, *extra: Any) -> Trace | None:
@@ -266,7 +271,7 @@ class HeadView:
                 raise AdvCAMError(f"the logits are not finite: {_not_finite(self.model, image)}")
             if found.head.exactness == "none":
                 break
-            capture, again = Capture(found.head.site, found.taps), self.cast(image).clone()
+            capture, again = Capture(found.head.site, found.taps, pool=found.head.pool), self.cast(image).clone()
             with torch.no_grad(), capture:
                 output = self.model(again, *extra)
             if capture.path.digest == found.path and capture.raw is not None and capture.pooled is not None:

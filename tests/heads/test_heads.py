@@ -56,6 +56,7 @@ EXACT = {
         lambda f, p: p["fc"](torch.cat([tokens(f).sum(1, keepdim=True).tanh(), tokens(f)], 1)[:, 1:].mean(dim=1)),
     ),
     "channels first tokens": ("NCL", lambda f, p: p["fc"](f.flatten(2).mean(-1))),
+    "one side after the other": ("NCHW", lambda f, p: p["fc"](f.mean(3).mean(2))),
     "class maps, then pool": ("NCHW", lambda f, p: F.adaptive_avg_pool2d(F.relu(p["conv"](f)), (1, 1)).flatten(1)),
 }
 
@@ -155,7 +156,7 @@ NONE = {
         heads.Reason.WEIGHTED,
     ),
     "mean and maximum": (lambda f, p: p["fc"](f.mean((2, 3)) + f.amax((2, 3))), heads.Reason.MAXIMUM),
-    "two means": (lambda f, p: p["fc"](f.mean(3).mean(2)), heads.Reason.TWO_STAGES),
+    "a maximum, then a mean": (lambda f, p: p["fc"](f.amax(3).mean(2)), heads.Reason.MAXIMUM),
     "padded mean": (lambda f, p: p["fc"](F.avg_pool2d(f, 10, padding=(1, 0)).flatten(1)), heads.Reason.OTHER),
 }
 
