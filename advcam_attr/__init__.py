@@ -4,7 +4,16 @@ import importlib as _importlib
 import typing as _typing
 
 if _typing.TYPE_CHECKING:
-    from advcam_attr.attr import CAM, CaptumBase, GradCAM, GradCAMPlusPlus, LayerCAM
+    from advcam_attr.attr import (
+        CAM,
+        CaptumBase,
+        EigenCAM,
+        GradCAM,
+        GradCAMPlusPlus,
+        HiResCAM,
+        LayerCAM,
+        XGradCAM,
+    )
     from advcam_attr.attr.advcam import AdvCAM
     from advcam_attr.climbing.recipes import Recipe, list_recipes
     from advcam_attr.heads import inspect
@@ -13,8 +22,8 @@ if _typing.TYPE_CHECKING:
 __version__ = "0.2.0"
 
 __all__ = [
-    "AdvCAM", "AdvCAMError", "CAM", "CaptumBase", "ClimbStep", "GradCAM", "GradCAMPlusPlus", "LayerCAM", "Recipe",
-    "inspect", "list_recipes",
+    "AdvCAM", "AdvCAMError", "CAM", "CaptumBase", "ClimbStep", "EigenCAM", "GradCAM", "GradCAMPlusPlus", "HiResCAM",
+    "LayerCAM", "Recipe", "XGradCAM", "inspect", "list_recipes",
 ]  # fmt: skip
 
 #: The module of each public name, imported when the name is first used: ``advcam --help`` does not wait for torch.
@@ -24,10 +33,13 @@ _HOMES = {
     "CAM": "attr",
     "CaptumBase": "attr",
     "ClimbStep": "types",
+    "EigenCAM": "attr",
     "GradCAM": "attr",
     "GradCAMPlusPlus": "attr",
+    "HiResCAM": "attr",
     "LayerCAM": "attr",
     "Recipe": "climbing.recipes",
+    "XGradCAM": "attr",
     "inspect": "heads",
     "list_recipes": "climbing.recipes",
 }

@@ -3,8 +3,8 @@
 from advcam_attr.attr.adapters import CaptumBase
 from advcam_attr.attr.attribution import MapAttribution
 from advcam_attr.attr.cam import CAM
-from advcam_attr.attr.grad_cam import GradCAM
-from advcam_attr.attr.grad_cam_plus_plus import GradCAMPlusPlus
-from advcam_attr.attr.layer_cam import LayerCAM
+from advcam_attr.attr.grad_cams import EigenCAM, GradCAM, GradCAMPlusPlus, HiResCAM, LayerCAM, XGradCAM
 
-__all__ = ["CAM", "CaptumBase", "GradCAM", "GradCAMPlusPlus", "LayerCAM", "MapAttribution"]
+__all__ = [
+    "CAM", "CaptumBase", "EigenCAM", "GradCAM", "GradCAMPlusPlus", "HiResCAM", "LayerCAM", "MapAttribution", "XGradCAM",
+]  # fmt: skip

@@ -29,9 +29,7 @@ from advcam_attr.attr.attribution import (
     to_size,
 )
 from advcam_attr.attr.cam import CAM
-from advcam_attr.attr.grad_cam import GradCAM
-from advcam_attr.attr.grad_cam_plus_plus import GradCAMPlusPlus
-from advcam_attr.attr.layer_cam import LayerCAM
+from advcam_attr.attr.grad_cams import EigenCAM, GradCAM, GradCAMPlusPlus, HiResCAM, LayerCAM, XGradCAM
 from advcam_attr.climbing import recipes
 from advcam_attr.climbing.loop import climb, to_grid, totals, unclimbed
 from advcam_attr.climbing.state import Aggregate, Base, Clamp, Mask, Objective, Regularizer, StepRule, Stop, Views
@@ -47,6 +45,9 @@ BASES: dict[str, type[MapAttribution]] = {
     "grad_cam": GradCAM,
     "grad_cam++": GradCAMPlusPlus,
     "layer_cam": LayerCAM,
+    "hires_cam": HiResCAM,
+    "xgrad_cam": XGradCAM,
+    "eigen_cam": EigenCAM,
 }
 
 
@@ -79,10 +80,11 @@ class AdvCAM(MapAttribution):
     Args:
         model: a classifier that takes ``(N, C, H, W)`` and returns logits ``(N, K)``.
         layer: the module, or its name, whose output is mapped; None takes the one of ``base``, or finds it.
-        base: ``"cam"``, ``"grad_cam"``, ``"grad_cam++"``, ``"layer_cam"``; one of their classes or instances; a Captum
-            attribution (class or instance); or a callable ``(activations, target) -> (B, h, w)``. A callable may have
-            a method ``accumulated`` of the same form, whose maps are summed in place of its own, and ``taps``, names
-            of modules whose outputs it finds in ``activations.taps``.
+        base: ``"cam"``, ``"grad_cam"``, ``"grad_cam++"``, ``"layer_cam"``, ``"hires_cam"``, ``"xgrad_cam"``,
+            ``"eigen_cam"``; one of their classes or instances; a Captum attribution (class or instance); or a callable
+            ``(activations, target) -> (B, h, w)``. A callable may have a method ``accumulated`` of the same form, whose
+            maps are summed in place of its own, and ``taps``, names of modules whose outputs it finds in
+            ``activations.taps``.
         recipe: ``"auto"``, ``"official"``, ``"paper"``, ... or a `Recipe`.
         steps, scales, flip, objective, regularizers, mask, step_rule, clamp, aggregate: in place of the recipe's; None
             takes the recipe's. See `Recipe`.

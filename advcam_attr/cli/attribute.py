@@ -45,7 +45,7 @@ def add_climb_options(parser: Parser) -> None:
     parser.add_argument("--labels", type=str, metavar="FILE", help="class names, one a line")
     text = "an index, a class name, or top1, top2, ...; may be repeated (default: top1)"
     parser.add_argument("--target", action="append", metavar="CLASS", help=text)
-    text = "cam, grad_cam, grad_cam++ or layer_cam (default: %(default)s)"
+    text = "cam, grad_cam, grad_cam++, layer_cam, hires_cam, xgrad_cam or eigen_cam (default: %(default)s)"
     parser.add_argument("--base", type=str, default="cam", help=text)
     text = "auto, one_step, official, official_wrn38, paper or wsol (default: %(default)s)"
     parser.add_argument("--recipe", type=str, default="auto", help=text)

@@ -34,7 +34,10 @@ from advcam_attr.runs.runtime import choose_device
 from advcam_attr.types import AdvCAMError
 from advcam_attr.viz.overlay import heat_over, panels
 
-_BASE_TITLES = {"cam": "CAM", "grad_cam": "Grad-CAM", "grad_cam++": "Grad-CAM++", "layer_cam": "LayerCAM"}
+_BASE_TITLES = {
+    "cam": "CAM", "grad_cam": "Grad-CAM", "grad_cam++": "Grad-CAM++", "layer_cam": "LayerCAM", "hires_cam": "HiResCAM",
+    "xgrad_cam": "XGrad-CAM", "eigen_cam": "Eigen-CAM",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)

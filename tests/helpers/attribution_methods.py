@@ -5,13 +5,16 @@ import warnings
 
 from torch import Tensor, nn
 
-from advcam_attr import CAM, AdvCAM, GradCAM, GradCAMPlusPlus, LayerCAM
+from advcam_attr import CAM, AdvCAM, EigenCAM, GradCAM, GradCAMPlusPlus, HiResCAM, LayerCAM, XGradCAM
 
 METHODS = {
     "CAM": CAM,
     "GradCAM": GradCAM,
     "GradCAMPlusPlus": GradCAMPlusPlus,
     "LayerCAM": LayerCAM,
+    "HiResCAM": HiResCAM,
+    "XGradCAM": XGradCAM,
+    "EigenCAM": EigenCAM,
     "AdvCAM": lambda model, **options: AdvCAM(model, **{"steps": 3, **options}),
     "AdvCAM on Grad-CAM": lambda model, **options: AdvCAM(model, **{"steps": 3, "base": "grad_cam", **options}),
     "AdvCAM official": lambda model, **options: AdvCAM(
