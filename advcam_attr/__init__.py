@@ -18,12 +18,13 @@ if _typing.TYPE_CHECKING:
     from advcam_attr.climbing.recipes import Recipe, list_recipes
     from advcam_attr.heads import inspect
     from advcam_attr.types import AdvCAMError, ClimbStep
+    from advcam_attr.viz.overlay import overlay, show
 
 __version__ = "0.2.0"
 
 __all__ = [
     "AdvCAM", "AdvCAMError", "CAM", "CaptumBase", "ClimbStep", "EigenCAM", "GradCAM", "GradCAMPlusPlus", "HiResCAM",
-    "LayerCAM", "Recipe", "XGradCAM", "inspect", "list_recipes",
+    "LayerCAM", "Recipe", "XGradCAM", "inspect", "list_recipes", "overlay", "show",
 ]  # fmt: skip
 
 #: The module of each public name, imported when the name is first used: ``advcam --help`` does not wait for torch.
@@ -42,6 +43,8 @@ _HOMES = {
     "XGradCAM": "attr",
     "inspect": "heads",
     "list_recipes": "climbing.recipes",
+    "overlay": "viz.overlay",
+    "show": "viz.overlay",
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,8 @@ from torch import Tensor
 from advcam_attr.analysis.samples import rounded
 from advcam_attr.heads import HeadView, undisturbed
 from advcam_attr.types import AdvCAMError, ClimbStep
-from advcam_attr.viz.axes import CYCLE, figure, shortened, show_image, style_axes
+from advcam_attr.viz.axes import CYCLE, figure, show_image, style_axes
+from advcam_attr.viz.overlay import short_name
 
 #: The share of all saliency that the spread counts pixels of.
 MASS = 0.8
@@ -98,7 +100,7 @@ def plot_input_saliency(found: InputSaliency, images: Sequence[np.ndarray], name
     drawing, axes = figure(len(images), 1 + len(found.steps), width=1.5, height=1.65)
     spread = found.spread()
     for row, (places, image, name) in enumerate(zip(axes, images, names, strict=True)):
-        show_image(places[0], image, shortened(name))
+        show_image(places[0], image, textwrap.fill(short_name(name), 24))
         ascending = found.saliency[row].flatten().sort().values
         top = float(ascending[round(0.999 * (len(ascending) - 1))]) or 1.0  # a few pixels would darken all others
         for place, t, map_, share in zip(places[1:], found.steps, found.saliency[row], spread[row], strict=True):

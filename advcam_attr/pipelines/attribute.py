@@ -26,13 +26,13 @@ from advcam_attr.climbing.recipes import Recipe
 from advcam_attr.data.images import is_image, read_rgb
 from advcam_attr.files import digest, make_folder, replacing, write_bytes, write_json
 from advcam_attr.heads import Head
-from advcam_attr.networks.loaded_model import LoadedModel
+from advcam_attr.networks.loaded_model import LoadedModel, seen_part
 from advcam_attr.pipelines.model import ModelChoice, head_at
 from advcam_attr.pipelines.targets import Classes, TopK, resolve
 from advcam_attr.runs.provenance import Job, outstanding
 from advcam_attr.runs.runtime import choose_device
 from advcam_attr.types import AdvCAMError
-from advcam_attr.viz.overlay import heat_over, panels
+from advcam_attr.viz.overlay import Box, heat_over, overlay, panels, short_name
 
 _BASE_TITLES = {
     "cam": "CAM", "grad_cam": "Grad-CAM", "grad_cam++": "Grad-CAM++", "layer_cam": "LayerCAM", "hires_cam": "HiResCAM",
@@ -81,11 +81,17 @@ class ScaleScores:
 
 @dataclass(frozen=True)
 class ClassScores:
-    """The scores of one class of an image, one entry per scale, and its overlay's file name."""
+    """The scores of one class of an image, one entry per scale, and the names of its pictures.
+
+    Attributes:
+        overlay: the model's view, its base map and AdvCAM side by side.
+        photograph: the whole photograph, at its own size, with AdvCAM over it.
+    """
 
     index: int
     name: str
     overlay: str
+    photograph: str
     scores: tuple[ScaleScores, ...]
 
 
@@ -100,9 +106,11 @@ class ImageResult:
 
 
 def attribute_images(images: Sequence[Path], out: Path, settings: Settings) -> Iterator[ImageResult]:
-    """Attribute image files; write ``NAME.CLASS.png``, ``NAME.safetensors`` and ``NAME.json`` for each into a folder.
+    """Attribute image files; write files of each into a folder.
 
-    NAME is the file's stem, after its folder where two images share the stem. The safetensors file holds ``advcam`` and
+    They are ``NAME.CLASS.png`` (side by side), ``NAME.CLASS.overlay.jpg`` (AdvCAM over the whole photograph, at its own
+    size; beyond the crop that the model saw there is no tint), ``NAME.safetensors`` and ``NAME.json``. NAME is the
+    file's stem, after its folder where two images share the stem. The safetensors file holds ``advcam`` and
     ``base`` (step 0 alone), raw and signed, each ``(T, H, W)`` in the frame of the model's input, their classes
     ``targets``, ``(T,)``, and ``steps``, the sums after each of S steps on the map's own grid, ``(T, S + 1, h, w)``, at
     the scale nearest 1. Images that are up to date with these settings are skipped.
@@ -172,6 +180,7 @@ class _Ready:
     """An image ready to climb: ``(3, H, W)``, its classes, and its saliency map ``(H, W)``, if any."""
 
     job: Job
+    photograph: Image.Image
     x: Tensor
     targets: list[int]
     saliency: Tensor | None
@@ -195,7 +204,7 @@ class _Maps:
 
 @dataclass(frozen=True)
 class _Run:
-    """One run of a loaded model over a list of images."""
+    """One run of a loaded model over a list of images; ``parts`` has what the model sees of images by their size."""
 
     loaded: LoadedModel
     advcam: AdvCAM
@@ -203,12 +212,14 @@ class _Run:
     config: Mapping[str, Any]
     device: torch.device
     out: Path
+    parts: dict[tuple[int, int], Box | None] = field(default_factory=dict)
 
     def results(self, jobs: Sequence[Job]) -> Iterator[ImageResult]:
         batch: list[_Ready] = []
         for job in jobs:
             try:
-                x, saliency = self._read(job.image)
+                photograph = read_rgb(job.image)
+                x, saliency = self._read(job.image, photograph)
             except AdvCAMError as error:
                 yield ImageResult(job.image, "failed", error=str(error))
                 continue
@@ -222,7 +233,7 @@ class _Run:
             if batch and (count + len(targets) > self.settings.batch_size or x.shape != batch[0].x.shape):
                 yield from self._finish(batch)
                 batch = []
-            batch.append(_Ready(job, x, targets, saliency))
+            batch.append(_Ready(job, photograph, x, targets, saliency))
         if batch:
             yield from self._finish(batch)
 
@@ -232,8 +243,7 @@ class _Run:
             raise error
         return ImageResult(job.image, "failed", error=f"{job.image}: {error}")
 
-    def _read(self, image: Path) -> tuple[Tensor, Tensor | None]:
-        pixels = read_rgb(image)
+    def _read(self, image: Path, pixels: Image.Image) -> tuple[Tensor, Tensor | None]:
         x = self.loaded.preprocess(pixels)
         if self.settings.saliency is None:
             return x.to(self.device), None
@@ -305,18 +315,20 @@ class _Run:
         """Write the files of one image, the JSON last."""
         classes = self._classes(ready.x)
         names = _overlay_names(ready.job.name, ready.targets, classes)
+        large = [f"{name.removesuffix('.png')}.overlay.jpg" for name in names]
         found = tuple(
-            ClassScores(target, classes.name(target), overlay, scores)
-            for target, overlay, scores in zip(ready.targets, names, maps.scores, strict=True)
+            ClassScores(target, classes.name(target), name, photograph, scores)
+            for target, name, photograph, scores in zip(ready.targets, names, large, maps.scores, strict=True)
         )
         record = self.out / f"{ready.job.name}.json"
         pixels = self.loaded.display(ready.x).permute(1, 2, 0).cpu().numpy()
-        drawings = [self._overlay(pixels, one, maps, t) for t, one in enumerate(found)]
+        drawings = [self._side_by_side(pixels, one, maps, t) for t, one in enumerate(found)]
+        drawings += [self._over_photograph(ready, pixels, map) for map in maps.advcam]
         make_folder(self.out)
         record.unlink(missing_ok=True)
-        for name, drawing in zip(names, drawings, strict=True):
+        for name, drawing in zip([*names, *large], drawings, strict=True):
             with replacing(self.out / name) as file:
-                drawing.save(file)
+                drawing.save(file, quality=92)
         tensors = {
             "advcam": maps.advcam,
             "base": maps.base,
@@ -325,7 +337,7 @@ class _Run:
         }
         # save_file would make it readable for its owner alone
         write_bytes(record.with_suffix(".safetensors"), save({k: tensor.contiguous() for k, tensor in tensors.items()}))
-        files = [*names, record.with_suffix(".safetensors").name]
+        files = [*names, *large, record.with_suffix(".safetensors").name]
         content = {
             **ready.job.identity(self.config),
             "head": {
@@ -342,7 +354,18 @@ class _Run:
                 old.unlink(missing_ok=True)
         return ImageResult(ready.job.image, "written", found)
 
-    def _overlay(self, pixels: np.ndarray, one: ClassScores, maps: _Maps, t: int) -> Image.Image:
+    def _over_photograph(self, ready: _Ready, pixels: np.ndarray, map: Tensor) -> Image.Image:
+        """AdvCAM over the whole photograph, or over the model's view if its transform is no resized crop."""
+        photograph = ready.photograph
+        size = photograph.height, photograph.width
+        if size not in self.parts:
+            self.parts[size] = seen_part(self.loaded.preprocessing.transform, size)
+        part = self.parts[size]
+        if bool(map.amax() == map.amin()):  # a grid of one cell points nowhere
+            map = torch.zeros_like(map)
+        return overlay(pixels, map) if part is None else overlay(photograph, map, box=part)
+
+    def _side_by_side(self, pixels: np.ndarray, one: ClassScores, maps: _Maps, t: int) -> Image.Image:
         steps = sum(len(scores.logit) - 1 for scores in one.scores)
         title = _BASE_TITLES.get(self.settings.base, self.settings.base)
         at = min(one.scores, key=lambda scores: abs(scores.scale - 1))
@@ -350,7 +373,7 @@ class _Run:
             [[pixels, heat_over(pixels, maps.base[t].numpy()), heat_over(pixels, maps.advcam[t].numpy())]],
             ["image", title, f"AdvCAM, {steps} steps"],
             [
-                f"{one.name}:  logit {at.logit[0]:.1f} → {at.logit[-1]:.1f},  "
+                f"{short_name(one.name)}:  logit {at.logit[0]:.1f} → {at.logit[-1]:.1f},  "
                 f"probability {at.probability[0]:.3f} → {at.probability[-1]:.3f}"
             ],
         )

@@ -38,8 +38,3 @@ def show_image(axes: Any, image: np.ndarray, title: str = "", **options: Any) ->
     axes.set_yticks([])
     for side in axes.spines.values():
         side.set_visible(False)
-
-
-def shortened(text: str, letters: int = 24) -> str:
-    """Return a name that fits above an image."""
-    return text if len(text) <= letters else text[: letters - 1] + "…"

@@ -79,7 +79,25 @@ def test_what_is_written_is_what_the_attribution_gives(tmp_path, photographs, la
         with Image.open(tmp_path / "out" / name) as overlay:
             assert overlay.mode == "RGB"
             assert overlay.width > 3 * 200
-    assert len(list((tmp_path / "out").iterdir())) == 3 * 4
+    large = ["scene1.dotted.overlay.jpg", "scene1.checked.overlay.jpg"]
+    assert [target["photograph"] for target in record["targets"]] == large
+    with Image.open(tmp_path / "out" / large[0]) as photograph:
+        assert (photograph.format, photograph.size) == ("JPEG", (64, 64))
+    assert len(list((tmp_path / "out").iterdir())) == 3 * 6
+
+
+def test_the_whole_photograph_is_tinted_where_the_model_saw(tmp_path):
+    """A photograph of two squares' width: the model sees the middle one, and the ends keep their colours."""
+    scene = make_scenes(1, size=64).images[0].permute(1, 2, 0).numpy()
+    wide = np.concatenate([np.full((64, 32, 3), 0.5), scene, np.full((64, 32, 3), 0.5)], 1)
+    Image.fromarray((wide * 255).astype(np.uint8)).save(tmp_path / "wide.png")
+    (result,) = run([tmp_path / "wide.png"], tmp_path / "out")
+    with Image.open(tmp_path / "out" / result.classes[0].photograph) as drawn:
+        assert drawn.size == (128, 64)
+        changed = np.abs(np.asarray(drawn).astype(float) - wide * 255).mean(2)
+    ends = np.concatenate([changed[:, :24], changed[:, -24:]])
+    assert ends.mean() < 3, "as JPEG rounds"
+    assert changed[:, 32:96].mean() > 10
 
 
 def test_top_k_and_sigmoid(tmp_path, photographs):
@@ -144,7 +162,7 @@ def test_other_settings_are_refused_unless_overwritten(tmp_path, photographs):
     assert snapshot(tmp_path) == before
     run(photographs[:1], tmp_path, replace(other, overwrite=True))
     assert sorted(file.name for file in tmp_path.iterdir()) == [
-        "scene0.class_1.png", "scene0.json", "scene0.safetensors",
+        "scene0.class_1.overlay.jpg", "scene0.class_1.png", "scene0.json", "scene0.safetensors",
     ]  # fmt: skip
 
 
