@@ -59,16 +59,23 @@ def average(z: Coordinates, axes: Sequence[int]) -> Coordinates:
 
 def compact(z: Coordinates) -> Coordinates:
     """Give size 1 to the axes along which the entries with a position have the same."""
-    for axis in range(z.ndim):
+    z = z[tuple(slice(1) if stride == 0 else slice(None) for stride in z.stride())]
+    gaps = bool((z == 0).any())
+    for axis in reversed(range(z.ndim)):
         if z.shape[axis] < 2:
             continue
-        first = z.narrow(axis, 0, 1)
-        if z.stride(axis) == 0 or close(z, first):
+        first, last = z.narrow(axis, 0, 1), z.narrow(axis, z.shape[axis] - 1, 1)
+        if close(last, first) and close(z, first):  # the ends alone tell most axes that vary
             z = first
-        elif bool((z == 0).any()):
+        elif gaps and _alike(last, first):
             mean = average(z, [axis])
-            z = mean if close(torch.where(z == 0, mean, z), mean) else z
+            z = mean if _alike(z, mean) else z
     return z
+
+
+def _alike(a: Coordinates, b: Coordinates) -> bool:
+    """Whether entries of both that have a position have the same."""
+    return bool((((a - b).abs() < _SAME) | (a == 0) | (b == 0)).all())
 
 
 def varying(z: Coordinates) -> set[int]:
