@@ -78,7 +78,7 @@ class LocalizationData:
     Attributes:
         samples: in the order of the split's list; each has one label.
         boxes: the true boxes by id, at least one each; empty where the split has none.
-        sizes: height and width of the original image by id, at least of all images with boxes or masks.
+        sizes: height and width of the original image by id, at least of all images with boxes.
         masks: the true pixels by id, where the data set has masks instead of boxes.
     """
 

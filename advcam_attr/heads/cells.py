@@ -52,6 +52,19 @@ def whole_cells(grid: tuple[int, int], size: tuple[int, int]) -> Cells:
     return Cells(((height - 1) / 2, (width - 1) / 2), (height, width))
 
 
+def blocks_of(cells: Cells, grid: tuple[int, int], size: tuple[int, int]) -> Cells:
+    """Return cells of the same stride as blocks of pixels, the first at the first pixel.
+
+    Axes on which the grid lost cells at the border, by convolutions without padding, keep their centres.
+    """
+    counts = [(side // stride, -(-side // stride)) for side, stride in zip(size, cells.stride, strict=True)]
+    moved = [
+        (stride - 1) / 2 if n in both else offset
+        for n, both, offset, stride in zip(grid, counts, cells.offset, cells.stride, strict=True)
+    ]
+    return Cells((moved[0], moved[1]), cells.stride)
+
+
 def _covers(offset: float, stride: float, count: int, side: int) -> bool:
     """Whether cells lie over an image of this side, as those of an arithmetic that missed no step do."""
     middle = offset + stride * (count - 1) / 2

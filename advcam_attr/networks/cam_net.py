@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -70,9 +70,9 @@ class ResNet50CAM(CAMNet):
     """
 
     @property
-    def released_cells(self) -> bool:
-        """Whether the released code lays this net's maps over cells of its stride."""
-        return self.stride == 16
+    def cell_layout(self) -> Literal["irn", "blocks"]:
+        """Where its maps lie over an image, see `advcam_attr.pipelines.map_settings.MapSettings`."""
+        return "irn" if self.stride == 16 else "blocks"
 
     def __init__(self, spec: CAMNetSpec, resnet: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
         stride = min(spec.backbone.max_stride or 32, 32)

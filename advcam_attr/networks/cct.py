@@ -272,4 +272,45 @@ def doubling_steps(stride: int) -> int:
     return steps
 
 
-CCT_NET = NetKind(CCTSpec, cct_net)
+#: The authors' names of a trained net's parts, and the names here.
+_AUTHORS = (
+    *((rf"^encoder\.base\.0\.0\.{theirs}\.", f"backbone.{own}.") for theirs, own in _STEM.items()),
+    (r"^encoder\.base\.([1-4])\.", r"backbone.layer\1."),
+    (r"^encoder\.psp\.stages\.", "pyramid.branches."),
+    (r"^encoder\.psp\.bottleneck\.", "pyramid.bottleneck."),
+    (r"(\.upsample\.\d+)\.conv\.", r"\1.0."),
+    (r"^main_decoder\.upsample\.", "main."),
+    (r"^aux_decoders\.(\d+)\.upsample\.", r"auxiliary.\1.decoder."),
+)
+
+
+def _published(checkpoint: Checkpoint) -> CCT:
+    """A net that the authors' code has trained: ``encoder.*``, ``main_decoder.*`` and ``aux_decoders.*``."""
+    weights = without_prefix(checkpoint.weights, ["encoder.", "main_decoder.", "aux_decoders."])
+    first = weights.get("main_decoder.upsample.0.weight")
+    if first is None or first.ndim != 4 or len(first) < 2:
+        raise AdvCAMError(
+            f"{checkpoint.path} holds no CCT net: it has no main_decoder.upsample.0.weight, as the authors' files, and "
+            "was not trained here"
+        )
+    numbers = {int(found[1]) for key in weights if (found := re.match(r"aux_decoders\.(\d+)\.", key))}
+    if len(numbers) not in (0, sum(AUXILIARY.values())):
+        raise AdvCAMError(
+            f"{checkpoint.path} has {len(numbers)} auxiliary decoders, the released configuration "
+            f"{sum(AUXILIARY.values())}, so their perturbations are unknown; remove aux_decoders.* from it"
+        )
+    net = cct_net(
+        Backbone(DEEP_BASE, random_weights=True), len(first), channels=first.shape[1], auxiliary=None if numbers else {}
+    )
+    named = {_own_name(key): value for key, value in weights.items()}
+    load_weights(net, replace(checkpoint, weights=named), "CCT's net, by its names here")
+    return net
+
+
+def _own_name(key: str) -> str:
+    for pattern, name in _AUTHORS:
+        key = re.sub(pattern, name, key)
+    return key
+
+
+CCT_NET = NetKind(CCTSpec, cct_net, _published)

@@ -89,8 +89,9 @@ class ResNet38(nn.Module):
     ``width`` is the channels of the first convolution, of which all others are multiples; the published nets have 64.
     """
 
-    #: Image pixels a cell of the features.
+    #: Image pixels a cell of the features, and where maps lie: SEAM trains with aligned corners, the centres' layout.
     stride: ClassVar[int] = 8
+    cell_layout: ClassVar[str] = "centres"
     #: The normalization of the images, RGB in [0, 1].
     mean: ClassVar[tuple[float, float, float]] = (0.485, 0.456, 0.406)
     std: ClassVar[tuple[float, float, float]] = (0.229, 0.224, 0.225)

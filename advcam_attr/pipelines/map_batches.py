@@ -14,6 +14,7 @@ from advcam_attr.attr.advcam import AdvCAM
 from advcam_attr.climbing.loop import to_grid, totals
 from advcam_attr.data.images import normalised, resize_to, to_bytes
 from advcam_attr.heads import undisturbed
+from advcam_attr.heads.cells import blocks_of
 from advcam_attr.pipelines.map_settings import MapSettings
 from advcam_attr.pipelines.model import head_at
 from advcam_attr.refine.seeds import GridMaps, resized, with_mirror
@@ -85,7 +86,7 @@ class MapMaker:
         )
         self.settings, self.steps, self.sizes = settings, list(steps), sizes
         self.device, self.highest = device, highest
-        self.own_cells = settings.own_cells(self.advcam.view.model)
+        self.cell_layout = settings.cell_layout(self.advcam.view.model)
 
     def batches(self, todo: Sequence[tuple[Sample, ...]]) -> Iterator[BatchMaps]:
         """Yield the maps of all batches, in order.
@@ -165,7 +166,7 @@ class MapMaker:
             if self.settings.target == "predicted":
                 (step,) = self.advcam.climb(x, 0, steps=0)
                 target = _best(step)
-            cells += [self._cells(x, read.sizes[0])] if self.own_cells else []
+            cells += [] if self.cell_layout == "irn" else [self._cells(x, read.sizes[0])]
             summed, classes = self._climb(scale, x, target, image_of, read.background)
             for t, grid in summed.items():
                 grids[t].append(grid.cpu())
@@ -186,9 +187,11 @@ class MapMaker:
     def _cells(self, x: Tensor, size: tuple[int, int]) -> Cells:
         """The cells of resized images over the images themselves, of ``size``."""
         with undisturbed(self.advcam.view.model):
-            cells, (_, columns) = self.advcam.view.cells(x), self.advcam.view.inspect(x).grid
-        cells = with_mirror(cells, x.shape[3], columns) if self.plan.views.mirrored else cells
-        return resized(cells, (x.shape[2], x.shape[3]), size)
+            cells, grid = self.advcam.view.cells(x), self.advcam.view.inspect(x).grid
+        scaled = x.shape[2], x.shape[3]
+        cells = blocks_of(cells, grid, scaled) if self.cell_layout == "blocks" else cells
+        cells = with_mirror(cells, scaled[1], grid[1]) if self.plan.views.mirrored else cells
+        return resized(cells, scaled, size)
 
     def _climb(
         self, scale: float, x: Tensor, target: Sequence[int], image_of: Tensor, background: Tensor | None

@@ -27,7 +27,7 @@ from advcam_attr.types import AdvCAMError, Sample
 SEED_SCALES = (1.0, 0.5, 1.5, 2.0)
 
 #: How maps are laid over the image; see `MapSettings`.
-CellLayout = Literal["auto", "own", "irn"]
+CellLayout = Literal["auto", "blocks", "centres", "irn"]
 
 #: Plain CAM seeds, as the released ``make_cam``.
 CAM_SEEDS = Recipe(
@@ -54,8 +54,9 @@ class MapSettings:
         base: base attribution: whatever `advcam_attr.AdvCAM` takes.
         layer: name of the module whose output is mapped; None finds it.
         scales: factors of the image's size, in place of the recipe's; boxes are of one scale.
-        cells: where seeds' maps lie over the image: ``"own"``: at the centres of the net's cells; ``"irn"``: stretched
-            as the released code of IRN does, for stride 16; ``"auto"``: IRN's for its ResNet-50, else own.
+        cells: where seeds' maps lie over the image: ``"blocks"``: cells are blocks of pixels of the net's stride;
+            ``"centres"``: at the centres of their receptive fields; ``"irn"``: stretched as the released code does, for
+            stride 16; ``"auto"``: the net's own ``cell_layout`` (IRN's ResNet-50: irn; ResNet-38: centres), or blocks.
         normalization: of seeds: ``"peak"``, IRN's, or ``"seam"``, SEAM's, which also subtracts the minimum.
         size: height and width that images are resized to (for boxes); None keeps their own (for seeds).
         target: the class that is climbed: the true one, or the predicted one (boxes only).
@@ -100,10 +101,12 @@ class MapSettings:
         if self.batch < 1 or min(self.size or (1,)) < 1:
             raise AdvCAMError(f"batch and the sides of size must be at least 1, got {self.batch} and {self.size}")
 
-    def own_cells(self, net: nn.Module) -> bool:
-        """Return whether the maps of a net lie at the centres of its own cells."""
-        released = self.cells == "irn" or (self.cells == "auto" and getattr(net, "released_cells", False))
-        return self.size is None and not released
+    def cell_layout(self, net: nn.Module) -> CellLayout:
+        """Return where the maps of a net lie; those for boxes are stretched over the image, as the released code's."""
+        if self.size is not None:
+            return "irn"
+        own: CellLayout = getattr(net, "cell_layout", "blocks")
+        return own if self.cells == "auto" else self.cells
 
     def whole_recipe(self) -> Recipe:
         """Return the recipe with its changes and scales."""
@@ -138,7 +141,7 @@ def config_dict(settings: MapSettings, net: nn.Module, data: str, sweep: Sequenc
         "std": settings.std,
         "saliency": settings.saliency and _name(settings.saliency),
         "read": _name(settings.read),
-        **({"cells": "own"} if settings.own_cells(unwrapped(net)) else {}),
+        **({} if (layout := settings.cell_layout(unwrapped(net))) == "irn" else {"cells": layout}),
         **({"normalization": settings.normalization} if settings.normalization != "peak" else {}),
         "autocast": runtime.autocast,
         "channels_last": runtime.channels_last,

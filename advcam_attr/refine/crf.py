@@ -135,13 +135,19 @@ def unary_from_labels(labels: Tensor, count: int, confidence: float = 0.7) -> Te
 
 
 def unary_from_scores(scores: Tensor) -> Tensor:
-    """Return energies of scores that need not sum to one: ``-ln(clip(score, 1e-5, 1))``, as in PSA's code."""
+    """Return energies of scores that need not sum to one: ``-ln(clip(score, 1e-5, 1))``, as in PSA's code.
+
+    The clip is pydensecrf's ``unary_from_softmax``.
+    """
     return -scores.clamp(1e-5, 1).log()
 
 
 def unary_from_logits(logits: Tensor) -> Tensor:
-    """Return energies of a segmentation net's logits ``(N, K, H, W)``: ``-log softmax``, as in deeplab-pytorch."""
-    return -logits.log_softmax(1)
+    """Return energies of a segmentation net's logits ``(N, K, H, W)``, by their softmax, as in deeplab-pytorch.
+
+    Probabilities are clipped at 1e-5 as in `unary_from_scores`: energies are at most 11.5.
+    """
+    return unary_from_scores(logits.softmax(1))
 
 
 def refine_labels(crf: DenseCRF, labels: Tensor, among: Sequence[int], confidence: float = 0.7) -> Tensor:

@@ -8,6 +8,7 @@ nearby cells (`advcam_attr.refine.pairs`) with confident labels, and class maps 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +21,9 @@ from advcam_attr.types import VOID, AdvCAMError
 
 #: Scores below it are those outside of the image (the released code).
 _NO_SCORE = 1e-5
+
+#: Whose radius small grids have, see `fitting_radius`.
+SmallGrids = Literal["psa", "seam"]
 
 #: The weights of the loss: pairs of background, of one foreground class, and of two labels.
 LOSS_WEIGHTS = (0.25, 0.25, 0.5)
@@ -52,9 +56,15 @@ def affinity_labels(low: Tensor, high: Tensor, stride: int = 8) -> Tensor:
     return labels.masked_fill(torch.maximum(low, high).amax(0) < _NO_SCORE, VOID).to(torch.uint8)
 
 
-def fitting_radius(size: tuple[int, int], radius: int = 5) -> int:
-    """Return the radius of pairs on a grid: 5 in PSA, at most ``(min(h, w) - 1) // 2`` (SEAM's code); none below 2."""
-    return min(radius, (min(size) - 1) // 2)
+def fitting_radius(size: tuple[int, int], radius: int = 5, small_grids: SmallGrids = "psa") -> int:
+    """Return the radius of pairs on a grid ``(h, w)``; below 2 there are none.
+
+    PSA's radius is 5 wherever a cell has all its neighbours, from 5 x 9 cells on; on smaller grids, where PSA's code
+    fails, it is the largest with such a cell. SEAM's code takes at most ``(min(h, w) - 1) // 2``.
+    """
+    height, width = size
+    largest = (min(size) - 1) // 2 if small_grids == "seam" else min(height, (width + 1) // 2)
+    return min(radius, largest)
 
 
 def pair_affinities(features: Tensor, radius: int = 5) -> Tensor:
@@ -97,7 +107,14 @@ def walk_maps(high_res: Tensor, alpha: float = 16.0, stride: int = 8) -> Tensor:
 
 
 @torch.no_grad()
-def affinity_walk(maps: Tensor, features: Tensor, radius: int = 5, beta: float = 8.0, steps: int = 256) -> Tensor:
+def affinity_walk(
+    maps: Tensor,
+    features: Tensor,
+    radius: int = 5,
+    beta: float = 8.0,
+    steps: int = 256,
+    small_grids: SmallGrids = "psa",
+) -> Tensor:
     """Return maps ``(K, h, w)`` after a random walk along the affinities of the cells' embeddings.
 
     Args:
@@ -106,13 +123,14 @@ def affinity_walk(maps: Tensor, features: Tensor, radius: int = 5, beta: float =
         radius: of pairs; less on small grids, see `fitting_radius`.
         beta: the power of affinities; 8 in PSA.
         steps: 256 in PSA (a matrix squared 8 times), 64 in SEAM (6 times).
+        small_grids: whose radius small grids have.
     """
     height, width = features.shape[1:]
     if maps.shape[1:] != features.shape[1:]:
         raise AdvCAMError(f"psa: maps {tuple(maps.shape)} and embeddings {tuple(features.shape)} differ in size")
     if not bool(features.isfinite().all()):
         raise AdvCAMError("psa: embeddings are not finite; look at the affinity net's weights")
-    radius = fitting_radius((height, width), radius)
+    radius = fitting_radius((height, width), radius, small_grids)
     if radius < 2:
         return maps
     margin = radius - 1

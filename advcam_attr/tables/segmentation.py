@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import PurePath
 
 from advcam_attr.metrics.evaluation import SIZE_GROUPS
 from advcam_attr.metrics.segmentation import Scores
@@ -81,6 +82,14 @@ def table_vi(ours: Mapping[str, Sequence[Share]], source: str = HERE) -> Table:
     title = "Table VI: mean IoU on PASCAL VOC of semi-supervised nets, %"
     note = "The paper: 1464 images with true masks, 9118 without; CCT's own row has pseudo masks of its own."
     return beside(title, _SPLITS, ours, TABLE_VI, source, (note,))
+
+
+def val_and_test(share: Share, split: str) -> tuple[Share, Share] | None:
+    """Return the columns that a share of a split, given by its name or its list's path, fills; None of other splits."""
+    name = PurePath(split).stem
+    if name.startswith("val"):
+        return share, None
+    return (None, share) if name.startswith("test") else None
 
 
 def table_ix(ours: Mapping[str, Sequence[Share]], classes: Sequence[str], source: str = HERE) -> Table:

@@ -39,6 +39,41 @@ def test_published_lists_may_be_empty(tmp_path):
     assert (set(data.masks), data.sizes) == ({"5", "7"}, {})
 
 
+#: Lists of two images with masks in place of boxes.
+MASKED = {**LISTS, "localization": ["001.Gull/5.jpg,m0.png,ignored.png", "002.Wren/7.jpg,m1.png,"]}
+
+
+@pytest.mark.parametrize("lists", [LISTS, MASKED], ids=["boxes", "masks"])
+@pytest.mark.parametrize(
+    ("empty", "error"),
+    [
+        (("image_ids",), "image_ids.txt is empty"),
+        (("class_labels",), "no line for 2 of 2 images"),
+        (("image_sizes",), None),
+        (("localization",), None),
+        (("image_sizes", "localization"), None),
+        (("image_ids_proxy",), "image_ids_proxy.txt is empty"),
+    ],
+)
+@pytest.mark.parametrize("content", [b"", b"\n", b" \r\n\r\n"])
+def test_lists_of_zero_bytes(tmp_path, lists, empty, error, content):
+    """Only images and labels are needed, and sizes where there are boxes."""
+    folder = write_lists(tmp_path / "OpenImages" / "val", lists)
+    for name in empty:
+        (folder / f"{name}.txt").write_bytes(content)
+    if lists is LISTS and empty == ("image_sizes",):
+        error = "boxes need the sizes of their images"
+    proxy = empty == ("image_ids_proxy",)
+    if error is not None:
+        with pytest.raises(AdvCAMError, match=error):
+            read_wsol_metadata(tmp_path / "OpenImages", "images", "val", proxy=proxy)
+        return
+    data = read_wsol_metadata(tmp_path / "OpenImages", "images", "val")
+    truth = (bool(data.boxes), bool(data.masks))
+    assert truth == ((False, False) if "localization" in empty else (False, True))
+    assert (len(data.samples), bool(data.sizes)) == (2, "image_sizes" not in empty)
+
+
 def test_training_lists_have_no_boxes(tmp_path):
     lists = {name: LISTS[name] for name in ("image_ids", "class_labels")}
     write_lists(tmp_path / "ILSVRC" / "train", {**lists, "image_ids_proxy": ["001.Gull/5.jpg"]})

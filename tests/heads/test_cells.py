@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from advcam_attr.heads import view
-from advcam_attr.heads.cells import whole_cells
+from advcam_attr.heads.cells import blocks_of, whole_cells
 from advcam_attr.networks.sc_cam import SCCAM
 from advcam_attr.networks.seam import SEAM
 from advcam_attr.types import Cells
@@ -109,6 +109,12 @@ def test_cells_do_not_run_the_model_again():
     net[0]._conv_forward = lambda x, weight, bias: calls.append(x.device.type) or nn.functional.conv2d(x, weight, bias)
     assert one.cells(torch.rand(1, 3, 32, 32)) == Cells((0, 0), (4, 4))
     assert set(calls) == {"meta"}, "shapes alone"
+
+
+def test_cells_in_blocks():
+    cells = Cells((0, 15), (8, 16))
+    assert blocks_of(cells, (63, 14), (500, 224)) == Cells((3.5, 7.5), (8, 16))
+    assert blocks_of(cells, (62, 13), (500, 224)) == Cells((3.5, 15), (8, 16)), "a border of 15 pixels is lost"
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,9 @@ from wrn38 import randomised
 
 BACKBONE = Backbone("resnet38", random_weights=True)
 OPTIMIZER = Optimizer(0.01, weight_decay=5e-4, momentum=PSA_MOMENTUM)
-SMALL = PSAConfig(backbone=BACKBONE, width=2, radius=3, epochs=2, batch=2, crop=40, optimizer=OPTIMIZER, steps=4)
+SMALL = PSAConfig(
+    backbone=BACKBONE, width=2, radius=3, epochs=2, batch=2, crop=40, optimizer=OPTIMIZER, steps=4, small_grids="seam"
+)
 SIZES = ((44, 60), (60, 44), (37, 53))
 
 

@@ -1,5 +1,6 @@
 """The dense CRF against pydensecrf and against sums over all pairs of pixels."""
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -250,3 +251,12 @@ def test_bad_input_raises(call, message):
     image = random_image(8, 9)
     with pytest.raises(AdvCAMError, match=message):
         call(DenseCRF(image, "irn"), image)
+
+
+def test_probabilities_are_clipped():
+    """pydensecrf clips them at 1e-5: labels that a net rules out still compete."""
+    logits = torch.tensor([40.0, 0.0, 4.0])[None, :, None, None].expand(1, 3, 2, 2)
+    energies = unary_from_logits(logits)[0, :, 0, 0].tolist()
+    assert energies == pytest.approx([0, -math.log(1e-5), -math.log(1e-5)], abs=1e-6)
+    mild = logits / 10
+    torch.testing.assert_close(unary_from_logits(mild), -mild.log_softmax(1))

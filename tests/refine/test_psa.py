@@ -97,8 +97,25 @@ def test_counts_of_pairs():
     """34 neighbours with a margin of 4; on a grid of 56 x 56, 52 x 48 sources."""
     assert pair_affinities(torch.zeros(1, 2, 56, 56)).shape == (1, 34, 52, 48)
     assert pair_affinities(torch.zeros(2, 3, 1, 9), fitting_radius((1, 9))).shape == (2, 0, 1, 9)
-    for size, radius in {(56, 56): 5, (11, 40): 5, (10, 40): 4, (40, 5): 2, (3, 3): 1, (2, 9): 0, (1, 1): 0}.items():
-        assert fitting_radius(size) == radius
+
+
+@pytest.mark.parametrize(
+    ("size", "psa", "seam"),
+    [
+        ((11, 12), 5, 5), ((10, 11), 5, 4), ((5, 9), 5, 2), ((9, 5), 3, 2), ((5, 8), 4, 2), ((4, 9), 4, 1),
+        ((3, 3), 2, 1), ((2, 9), 2, 0), ((9, 2), 1, 0), ((1, 1), 1, 0),
+    ],
+)  # fmt: skip
+def test_radius_of_small_grids(size, psa, seam):
+    """PSA keeps 5 from 5 x 9 cells on, and takes the largest radius with a source below; SEAM shrinks it earlier."""
+    assert (fitting_radius(size), fitting_radius(size, small_grids="seam")) == (psa, seam)
+    sources = [len([*slow_pairs(*size, radius)]) for radius in range(2, 6)]
+    assert psa == max([1, *(radius for radius, count in zip(range(2, 6), sources, strict=True) if count)])
+    for rule, radius in (("psa", psa), ("seam", seam)):
+        features, maps = noise(3, *size), noise(2, *size, seed=1)
+        walk = affinity_walk(maps, features, steps=4, small_grids=rule)
+        expected = dense_walk(maps, features, radius, 8.0, 2) if radius > 1 else maps
+        torch.testing.assert_close(walk, expected)
 
 
 @pytest.mark.parametrize(("size", "radius"), [((9, 12), 5), ((6, 9), 4), ((5, 5), 2)])

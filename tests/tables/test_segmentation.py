@@ -17,6 +17,7 @@ from advcam_attr.tables.segmentation import (
     table_vi,
     table_xi,
     table_xiii,
+    val_and_test,
 )
 from advcam_attr.types import AdvCAMError
 
@@ -147,3 +148,14 @@ def test_wrong_numbers_of_columns_raise():
             make(ours)
     with pytest.raises(AdvCAMError, match="a number for each of background, cat, mean: got 4"):
         table_ix({"CAM": (0.1, 0.2, 0.3)}, ("cat",))
+
+
+@pytest.mark.parametrize(
+    ("split", "columns"),
+    [
+        ("val", (0.5, None)), ("val2014", (0.5, None)), ("lists/val_id.txt", (0.5, None)), ("test", (None, 0.5)),
+        ("train", None), ("train_aug", None), ("trainval", None), ("", None),
+    ],
+)  # fmt: skip
+def test_columns_are_of_val_and_test(split, columns):
+    assert val_and_test(0.5, split) == columns

@@ -49,6 +49,8 @@ class SemiNetConfig:
         auxiliary: decoders of each perturbation; without any, only labelled images are used.
         norms: batch norms of the backbone; ``"trained"`` as in CCT, or ``"frozen"``.
         seed: of the new weights.
+        trained: file of a trained net, in place of training; one of this package or of CCT's authors
+            (``best_model.pth``). None trains one.
     """
 
     backbone: Backbone = Backbone(DEEP_BASE, stride=8, stride_mode="dilation")
@@ -56,6 +58,7 @@ class SemiNetConfig:
     auxiliary: dict[str, int] = field(default_factory=lambda: dict(AUXILIARY))
     norms: Norms = "trained"
     seed: int = 0
+    trained: str | None = None
 
     def make(self, classes: int) -> CCT:
         from advcam_attr.networks.cct import cct_net

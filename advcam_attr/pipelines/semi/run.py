@@ -31,7 +31,7 @@ from advcam_attr.runs.progress import masks_progress, training_progress
 from advcam_attr.runs.run_log import run_log
 from advcam_attr.runs.sharding import shard_of, shard_of_launch
 from advcam_attr.runs.stage import wait_for_ranks
-from advcam_attr.tables.segmentation import table_vi
+from advcam_attr.tables.segmentation import table_vi, val_and_test
 from advcam_attr.training.log import read_log
 from advcam_attr.types import AdvCAMError
 
@@ -51,22 +51,24 @@ class SemiRun:
     def run(self) -> None:
         if shard_of_launch().rank == 0:
             logger.info(self.plan())
-        self.train()
+        if self.config.net.trained is None:
+            self.train()
         self.evaluate()
 
     def plan(self) -> str:
         """Return a table of what exists of each stage; a training that ended early counts as done."""
-        steps = len(self.data.unlabelled.samples) // self.config.training.batch * self.config.training.epochs
         name = "predictions" if self.config.predict.crf is None else "predictions after the CRF"
-        stages = (
-            training_progress("training", self.folder / "cct", WEIGHTS, steps),
-            masks_progress(f"{name} of {self.predicted.split}", self.predictions, self.predicted.samples),
-        )
+        stages = [masks_progress(f"{name} of {self.predicted.split}", self.predictions, self.predicted.samples)]
+        if self.config.net.trained is None:
+            steps = len(self.data.unlabelled.samples) // self.config.training.batch * self.config.training.epochs
+            stages.insert(0, training_progress("training", self.folder / "cct", WEIGHTS, steps))
         return "\n".join(map(str, stages))
 
     def train(self) -> Path:
         """Run the stage ``train``, and return the net's file."""
         config, data = self.config, self.data
+        if config.net.trained is not None:
+            raise AdvCAMError(f"net.trained {config.net.trained} is trained already: go on with advcam semi evaluate")
         pseudo = "" if data.pseudo is None else f", with pseudo masks of {config.data.pseudo}"
         logger.info(
             f"training on {len(data.labelled.samples)} labelled images ({data.labelled.split}), "
@@ -89,12 +91,13 @@ class SemiRun:
 
     def predict(self) -> Path:
         """Predict the label maps, and return their folder."""
-        file, data = self.folder / "cct" / WEIGHTS, self.predicted
+        data, trained = self.predicted, self.config.net.trained
+        file = self.folder / "cct" / WEIGHTS if trained is None else path_of(trained)
         if not file.is_file():
             raise AdvCAMError(f"there is no net {file}: train it first (advcam semi train)")
         net, classes = load_net(file, CCT_NET)
-        if classes != data.classes:
-            raise AdvCAMError(f"{file} is of {len(classes)} other classes than {data.name}'s {len(data.classes)}")
+        if net.spec.num_names != len(data.classes) or classes not in ((), data.classes):  # authors' files name none
+            raise AdvCAMError(f"{file} is of {net.spec.num_names} other classes than {data.name}'s {len(data.classes)}")
         logger.info(f"predicting {len(data.samples)} images of {data.name} {data.split} by {file}: {self.predictions}")
         write_predictions(self.config.predict, net, data, self.predictions, self.config.runtime)
         return self.predictions
@@ -128,9 +131,10 @@ class SemiRun:
         kind = "CCT without pseudo masks" if self.config.data.pseudo is None else "CCT with AdvCAM's masks"
         if not self.config.net.auxiliary:
             kind = "the labelled images alone"
-        share = found.scores().mean_iou
-        shares = (None, share) if self.predicted.split == "test" else (share, None)
-        table = table_vi({kind: shares}, f"here, {len(found.scope.ids)} images")
+        if self.config.net.trained is not None:
+            kind = f"a given net, {Path(self.config.net.trained).name}"
+        shares = val_and_test(found.scores().mean_iou, self.predicted.split)
+        table = table_vi({} if shares is None else {kind: shares}, f"here, {len(found.scope.ids)} images")
         write_text(self.folder / "tables.md", table.markdown() + "\n")
         about, cct = found.describe(), self.folder / "cct"
         losses = [record["loss"] for record in read_log(cct / "log.jsonl") if "loss" in record]

@@ -101,8 +101,9 @@ class SeedConfig:
         overrides: parts of the recipe by name.
         base: AdvCAM's base attribution; generators have their own.
         scales: factors of the images' size.
-        cells: where maps lie over the image; own: at the centres of the net's cells; irn: as the released code, for
-            stride 16; auto: irn for IRN's ResNet-50.
+        cells: where maps lie over the image; as blocks of pixels of the net's stride; at the centres of receptive
+            fields; irn: stretched as the released code, for stride 16; auto: irn for IRN's ResNet-50, centres for
+            SEAM and SC-CAM, else blocks.
         normalization: of the maps; peak, or seam for SEAM's, which also subtracts the minimum.
         saliency: folder of saliency maps that restrict AdvCAM (section 4.4); None for none.
         batch: image-class pairs climbed at once at scale 1.
@@ -113,7 +114,7 @@ class SeedConfig:
     overrides: dict[str, Any] = field(default_factory=dict)
     base: str = "cam"
     scales: tuple[float, ...] = (1.0, 0.5, 1.5, 2.0)
-    cells: Literal["auto", "own", "irn"] = "auto"
+    cells: Literal["auto", "blocks", "centres", "irn"] = "auto"
     normalization: Literal["peak", "seam"] = "peak"
     saliency: str | None = None
     batch: PositiveInt = 4

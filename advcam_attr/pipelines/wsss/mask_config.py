@@ -100,6 +100,8 @@ class PSAConfig:
         alpha: power of the background's score in the walk.
         beta: power of affinities.
         steps: of the walk.
+        small_grids: radius of the walk on small images; ``psa`` keeps it from 5 x 9 cells on, ``seam`` takes at most
+            half of the smaller side.
     """
 
     backbone: Backbone = Backbone(RESNET38)
@@ -117,6 +119,7 @@ class PSAConfig:
     alpha: NonNegativeFloat = 16.0
     beta: NonNegativeFloat = 8.0
     steps: NonNegativeInt = 256
+    small_grids: Literal["psa", "seam"] = "psa"
 
     def __post_init__(self) -> None:
         lookup(self.crf, CRF_RECIPES, "CRF recipe")

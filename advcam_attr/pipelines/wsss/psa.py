@@ -39,7 +39,7 @@ from advcam_attr.training.losses.classification import Loss
 from advcam_attr.training.optimizer import Optimizer
 from advcam_attr.types import AdvCAMError
 
-#: Published settings; SEAM's differ from PSA's in five numbers.
+#: Published settings; SEAM's differ from PSA's in six values.
 SETTINGS: dict[str, PSAConfig] = {
     "psa": PSAConfig(),
     "seam": PSAConfig(
@@ -47,6 +47,7 @@ SETTINGS: dict[str, PSAConfig] = {
         optimizer=Optimizer(0.01, weight_decay=5e-4, momentum=PSA_MOMENTUM),
         alpha=6.0,
         steps=64,
+        small_grids="seam",
     ),
 }
 
@@ -104,7 +105,7 @@ class PSA(AffinityMethod[AffinityNet]):
         )
 
     def walk_config(self) -> dict[str, Any]:
-        return {name: getattr(self.config, name) for name in ("alpha", "beta", "steps", "radius")}
+        return {name: getattr(self.config, name) for name in ("alpha", "beta", "steps", "radius", "small_grids")}
 
     @torch.no_grad()
     def mask(self, net: AffinityNet, image: SeededImage, device: torch.device) -> Tensor:
@@ -114,7 +115,7 @@ class PSA(AffinityMethod[AffinityNet]):
         maps = walk_maps(image.maps.high_res.to(device), c.alpha, net.stride)
         pixels = normalised(image.pixels[None].to(device), net.mean, net.std)
         features = net(F.pad(pixels, (0, -width % net.stride, 0, -height % net.stride)))[0]
-        walked = affinity_walk(maps, features, c.radius, c.beta, c.steps)
+        walked = affinity_walk(maps, features, c.radius, c.beta, c.steps, c.small_grids)
         return affinity_walk_labels(walked, image.maps.classes, (height, width), net.stride)
 
 

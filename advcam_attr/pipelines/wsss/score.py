@@ -38,6 +38,7 @@ from advcam_attr.tables.segmentation import (
     table_v,
     table_xi,
     table_xiii,
+    val_and_test,
 )
 from advcam_attr.tables.table import Table
 from advcam_attr.types import AdvCAMError
@@ -250,10 +251,10 @@ def instance_tables(scores: Scores) -> list[Table]:
 def net_tables(scores: Scores) -> list[Table]:
     """Return the paper's tables that segmentation nets fill: III, or IV with Res2Net, for VOC; V for COCO.
 
-    Predictions after the CRF replace those before it.
+    Predictions after the CRF replace those before it. Splits other than val have no column.
     """
     last = {method: [*splits.values()][-1] for method, splits in scores.nets.items() if splits}
-    if not last:
+    if not last or val_and_test(None, scores.config.data.val or "") is None:
         return []
     names, source = _mask_row_names(scores.config), f"here, {next(iter(last.values())).images} images"
     shares = {names[method]: one.scores["mean_iou"] for method, one in last.items()}

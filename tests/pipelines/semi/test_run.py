@@ -16,7 +16,9 @@ from PIL import Image
 from advcam_attr.cli.semi import OPTIONS
 from advcam_attr.data.masks import palette, read_mask
 from advcam_attr.data.transforms import PairedAugmentation
+from advcam_attr.data.voc import CLASSES
 from advcam_attr.networks.backbone import Backbone
+from advcam_attr.networks.net_file import save_net
 from advcam_attr.pipelines.semi.config import SemiConfig, SemiDataConfig, SemiNetConfig, SemiPredictConfig
 from advcam_attr.pipelines.semi.data import Pairs, read_semi
 from advcam_attr.pipelines.semi.predict import multi_scale_scores, padded_scores, write_predictions
@@ -197,4 +199,31 @@ def test_a_run_from_a_configuration(tmp_path):
     assert len(evaluation.scope.ids) == len(list(folder.glob("*.png"))) == 2
     assert json.loads((folder / "evaluation.json").read_text())["scores"]["mean_iou"] == evaluation.scores().mean_iou
     assert OPTIONS.read(tmp_path / "run" / "config.json") == config
-    assert "Table VI" in (tmp_path / "run" / "tables.md").read_text()
+    assert f"| {100 * evaluation.scores().mean_iou:.1f} | – |" in (tmp_path / "run" / "tables.md").read_text()
+    given = replace(config.net, trained=str(tmp_path / "run" / "cct" / "cct.safetensors"))
+    other = SemiRun(replace(config, run=str(tmp_path / "other"), net=given))
+    with pytest.raises(AdvCAMError, match=r"cct.safetensors is trained already: .* advcam semi evaluate"):
+        other.train()
+    other.run()
+    assert "training" not in other.plan()
+    found = (tmp_path / "other" / "tables.md").read_text()
+    assert f"| a given net, cct.safetensors | here, 2 images | {100 * evaluation.scores().mean_iou:.1f} | – |" in found
+
+
+def test_only_val_and_test_have_columns_in_the_table(tmp_path):
+    """Scores of training images are not those of Table VI."""
+    backbone = Backbone("timm/test_resnet", random_weights=True, stride=8)
+    net = SemiNetConfig(backbone, channels=8, auxiliary={})
+    save_net(tmp_path / "net.safetensors", net.make(21), CLASSES)
+    config = SemiConfig(
+        str(tmp_path / "run"),
+        voc(tmp_path),
+        replace(net, trained=str(tmp_path / "net.safetensors")),
+        predict=SemiPredictConfig("train", scales=(1.0,)),
+        runtime=RUNTIME,
+    )
+    evaluation = SemiRun(config).evaluate()
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert report["predictions"]["of"] == "voc train"
+    assert report["predictions"]["mean_iou"] == evaluation.scores().mean_iou
+    assert all(row[0] == "paper" for table in report["tables"] for row in table["rows"])

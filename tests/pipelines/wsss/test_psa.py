@@ -353,8 +353,8 @@ def test_the_released_codes_numbers():
     assert (psa.alphas, psa.alpha, psa.beta, psa.steps, psa.radius) == ((4, 32), 16, 8, 256, 5)
     assert (psa.epochs, psa.batch, psa.crop) == (8, 8, 448)
     assert psa.optimizer == Optimizer(0.1, weight_decay=5e-4, momentum=5e-4, power=0.9)
-    assert replace(seam, alphas=psa.alphas, optimizer=psa.optimizer, alpha=16.0, steps=256) == psa
-    assert (seam.alphas, seam.optimizer.lr, seam.alpha, seam.steps) == ((4, 24), 0.01, 6, 64)
+    assert replace(seam, alphas=psa.alphas, optimizer=psa.optimizer, alpha=16.0, steps=256, small_grids="psa") == psa
+    assert (seam.alphas, seam.optimizer.lr, seam.alpha, seam.steps, seam.small_grids) == ((4, 24), 0.01, 6, 64, "seam")
 
 
 @pytest.mark.slow
