@@ -226,4 +226,4 @@ def test_only_val_and_test_have_columns_in_the_table(tmp_path):
     report = json.loads((tmp_path / "run" / "report.json").read_text())
     assert report["predictions"]["of"] == "voc train"
     assert report["predictions"]["mean_iou"] == evaluation.scores().mean_iou
-    assert all(row[0] == "paper" for table in report["tables"] for row in table["rows"])
+    assert all(row[1] == "paper" for table in report["tables"] for row in table["rows"])
