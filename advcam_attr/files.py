@@ -34,6 +34,18 @@ def make_folder(folder: Path) -> None:
         raise AdvCAMError(f"the folder {folder} cannot be written to; choose another folder")
 
 
+def inside(folder: Path, name: Any, record: Path) -> Path:
+    """Return the file of this name in a folder, as a record (or the folder itself) has it.
+
+    Raises:
+        AdvCAMError: anything but the plain name of a file in that folder, also where a symbolic link leads elsewhere.
+    """
+    plain = isinstance(name, str) and name not in ("", ".", "..") and not any(c in name for c in "/\\\0")
+    if not plain or (folder / name).resolve().parent != folder.resolve():
+        raise AdvCAMError(f"{record} names {name!r}, which is no file in {folder}: remove it, and make it again")
+    return folder / name
+
+
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; rename it to ``path`` at the end, and remove it after an error.

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from advcam_attr.data.images import open_image
+from advcam_attr.files import inside
 from advcam_attr.reading import read_json
 from advcam_attr.report.page import Entry, Frame, Section, extremes, heat_uri, thumbnail
 from advcam_attr.tables.table import Table
@@ -28,7 +29,7 @@ def attribution_sections(folder: Path, limit: int) -> list[Section]:
     entries, rows = [], []
     for path, record in records.items():
         try:
-            maps = load_file(path.with_suffix(".safetensors"))
+            maps = load_file(inside(folder, path.with_suffix(".safetensors").name, path))
             for t, target in enumerate(record["targets"]):
                 logit, probability = _ends(target)
                 entries.append(_entry(path, record, target, _frames(maps, t)))
@@ -72,10 +73,8 @@ def _ends(target: dict[str, Any]) -> tuple[tuple[float, float], tuple[float, flo
 
 
 def _entry(path: Path, record: dict[str, Any], target: dict[str, Any], frames: tuple[Frame, ...]) -> Entry:
-    overlay = target["overlay"]
-    if Path(overlay).name != overlay:
-        raise AdvCAMError(f"{path}: the overlay {overlay!r} is no file name; recompute the image with --overwrite")
-    source, size = thumbnail(_input_image(path.parent / overlay, record["input_size"]))
+    overlay = inside(path.parent, target["overlay"], path)
+    source, size = thumbnail(_input_image(overlay, record["input_size"]))
     logit, probability = _ends(target)
     score = (
         f"logit {logit[0]:.1f} → {logit[1]:.1f}, probability {probability[0]:.3f} → {probability[1]:.3f}"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from advcam_attr import __version__
-from advcam_attr.files import write_text
+from advcam_attr.files import inside, write_text
 from advcam_attr.pipelines.analyze.run import ANALYSES
 from advcam_attr.reading import read_json, read_text
 from advcam_attr.report.attribution import attribution_sections
@@ -60,7 +60,8 @@ def write_report(run: Path, out: Path | None = None, limit: int = 500) -> Path:
 
 
 def _files(run: Path, name: str) -> list[Path]:
-    return sorted({path for level in _LEVELS for path in run.glob(level + name) if path.is_file()})
+    found = sorted({path for level in _LEVELS for path in run.glob(level + name) if path.is_file()})
+    return [inside(path.parent, path.name, path.parent) for path in found]
 
 
 def table_sections(run: Path, limit: int) -> list[Section]:
@@ -106,7 +107,7 @@ def analysis_sections(run: Path, limit: int) -> list[Section]:
     for folder in (run, run / "analysis"):
         for name, (source, text) in ANALYSES.items():
             if (folder / f"{name}.png").is_file() and (folder / f"{name}.json").is_file():
-                content = (folder / f"{name}.png").read_bytes()
+                content = inside(folder, f"{name}.png", folder / f"{name}.json").read_bytes()
                 figures.append(Figure(f"{name} ({source})", file_uri(content), text))
     return [Section("Analyses", figures=tuple(figures))] if figures else []
 

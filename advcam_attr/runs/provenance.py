@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ import torch
 from torch import nn
 
 from advcam_attr.data.images import image_size
-from advcam_attr.files import digest, write_json
+from advcam_attr.files import digest, inside, write_json
 from advcam_attr.reading import read_json
 from advcam_attr.runs.prefetch import prefetched
 from advcam_attr.types import AdvCAMError, Sample
@@ -174,8 +175,7 @@ def outstanding(
             if record["image_digest"] == content:
                 done.append(image)
                 continue
-        stale = tuple(out / file for file in record.get("files", ())) if record else ()
-        jobs.append(Job(image, name, content, stale))
+        jobs.append(Job(image, name, content, _results(out, name, record) if record else ()))
     return jobs, done
 
 
@@ -194,6 +194,16 @@ def _place(image: Path, out: Path, taken: set[str]) -> tuple[str, dict[str, Any]
 
 def _job_record(out: Path, name: str) -> dict[str, Any] | None:
     return _read_json(out / f"{name}.json", {"image", "image_digest", "config"})
+
+
+def _results(out: Path, name: str, record: Mapping[str, Any]) -> tuple[Path, ...]:
+    """The files of an image's earlier results, which begin with its name."""
+    path, files = out / f"{name}.json", record.get("files", [])
+    found = tuple(inside(out, file, path) for file in files) if isinstance(files, list) else ()
+    for file in found:
+        if not re.fullmatch(rf"{re.escape(name)}\.(\w+\.png|safetensors)", file.name):
+            raise AdvCAMError(f"{path} names {file.name!r}, which is no result of {name}: remove it")
+    return found
 
 
 def _digest(image: Path) -> str:

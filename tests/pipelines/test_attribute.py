@@ -48,7 +48,7 @@ def run(images, out, settings=SETTINGS):
 
 
 def snapshot(folder: Path) -> dict[str, tuple[bytes, int]]:
-    return {file.name: (file.read_bytes(), file.stat().st_mtime_ns) for file in folder.iterdir()}
+    return {file.name: (file.read_bytes(), file.stat().st_mtime_ns) for file in folder.iterdir() if file.is_file()}
 
 
 def test_what_is_written_is_what_the_attribution_gives(tmp_path, photographs, labels):
@@ -126,6 +126,22 @@ def test_a_second_run_keeps_what_is_done(tmp_path, photographs):
     results = run(photographs, tmp_path)
     assert [result.status for result in results] == ["kept", "kept", "written"]
     assert {name: value for name, value in snapshot(tmp_path).items() if name in before} == before
+
+
+def test_a_record_deletes_no_other_files(tmp_path, photographs):
+    out = tmp_path / "out"
+    run(photographs[:2], out)
+    for name in (tmp_path / "precious.txt", out / "precious.png", out / "scene0.png"):
+        name.write_text("precious")
+    (out / "scene0.linked.png").symlink_to(tmp_path / "precious.txt")
+    before, record = (snapshot(out) | snapshot(tmp_path)).keys(), json.loads((out / "scene0.json").read_text())
+    others = ["../precious.txt", f"{tmp_path}/precious.txt", "a/b.png", "precious.png", "scene0.linked.png"]
+    own = ["scene0.json", "scene0.png", "scene1.safetensors"]
+    for name in [*others, *own, "", ".", "..", "scene0.a.png\n", 7, None]:
+        (out / "scene0.json").write_text(json.dumps({**record, "files": [name]}))
+        with pytest.raises(AdvCAMError, match=r"scene0.json names .*, which is no"):
+            run(photographs[:2], out, replace(SETTINGS, overwrite=True))
+    assert (snapshot(out) | snapshot(tmp_path)).keys() == before
 
 
 def test_what_was_interrupted_is_done_again(tmp_path, photographs, monkeypatch):

@@ -97,7 +97,16 @@ def test_an_overlay_outside_of_the_folder_raises(capsys, attributed, overlay):
     record = json.loads((attributed / "plain.json").read_text())
     record["targets"][0]["overlay"] = overlay
     write_json(attributed / "plain.json", record)
-    assert "plain.json: the overlay" in report_error(capsys, attributed)
+    assert f"plain.json names {overlay!r}, which is no file in" in report_error(capsys, attributed)
+
+
+@pytest.mark.parametrize("name", ["plain.safetensors", "tables.md", "landscape.png"])
+def test_links_out_of_the_folder_raise(capsys, attributed, name, tmp_path):
+    (tmp_path / "secret").write_text("secret")
+    (attributed / "landscape.json").write_text("{}")
+    (attributed / name).unlink(missing_ok=True)
+    (attributed / name).symlink_to(tmp_path / "secret")
+    assert "which is no file in" in report_error(capsys, attributed)
 
 
 def test_the_largest_losses_and_gains_are_shown(capsys, attributed):
