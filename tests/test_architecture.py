@@ -9,7 +9,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1] / "advcam_attr"
 
 FLOORS = {
-    "types": 0, "registry": 0, "files": 0, "reading": 0, "pickles": 0,
+    "types": 0, "registry": 0, "files": 0, "reading": 0, "pickles": 0, "tensor_files": 0,
     "heads": 1, "networks": 1, "data": 1, "refine": 1, "metrics": 1, "viz": 1, "tables": 1.5,
     "runs": 2, "training": 2, "climbing": 3, "attr": 4, "analysis": 5,
     "pipelines": 6, "report": 6, "cli": 7, "__main__": 8, "__init__": 4,

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from advcam_attr.networks.torch_file import ForeignPickleError, read_torch_file
+from advcam_attr.tensor_files import read_tensors
 from advcam_attr.types import AdvCAMError
 
 #: Keys under which training scripts store the weights; plain weights come before averaged ones.
@@ -59,21 +59,13 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     if not path.is_file():
         raise AdvCAMError(f"no such checkpoint file: {path}")
     if path.suffix.lower() == ".safetensors":
-        content, metadata = _read_safetensors(path)
+        content, metadata = read_tensors(path)
     else:
         content, metadata = _read_torch(path), {}
     weights = {str(key): value for key, value in _unwrap(content).items() if isinstance(value, Tensor)}
     if not weights:
         raise AdvCAMError(f"checkpoint {path} holds no weights; save model.state_dict()")
     return Checkpoint(path, weights, metadata)
-
-
-def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
-    except SafetensorError as error:
-        raise AdvCAMError(f"cannot read checkpoint {path}: not a safetensors file, or damaged ({error})") from error
 
 
 def _read_torch(path: Path) -> Any:

@@ -12,13 +12,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
-from safetensors.torch import save
 from torch import nn
 
 from advcam_attr.files import write_bytes
 from advcam_attr.networks.backbone import Backbone
 from advcam_attr.networks.checkpoint import Checkpoint, load_weights, read_checkpoint
 from advcam_attr.reading import parse_json
+from advcam_attr.tensor_files import dump_tensors
 from advcam_attr.types import AdvCAMError
 
 #: What specs called the fields of `Backbone` before it existed.
@@ -81,8 +81,8 @@ def save_net(path: Path, net: nn.Module, classes: Sequence[str] = (), notes: Map
         "mean": " ".join(map(str, module.mean)),
         "std": " ".join(map(str, module.std)),
     }
-    weights = {key: value.detach().cpu().contiguous() for key, value in net.state_dict().items()}
-    write_bytes(path, _with_sorted_metadata(save(weights, metadata)))
+    weights = {key: value.detach().cpu() for key, value in net.state_dict().items()}
+    write_bytes(path, dump_tensors(weights, metadata))
 
 
 def load_net(source: str | Path | Checkpoint, kind: NetKind[S, N]) -> tuple[N, tuple[str, ...]]:
@@ -133,13 +133,3 @@ def _nested(spec: Mapping[str, Any], checkpoint: Checkpoint) -> dict[str, Any]:
     for name in ("mean", "std"):
         backbone[name] = spec[name] if name in spec else checkpoint.floats(name)
     return {**spec, "backbone": backbone}
-
-
-def _with_sorted_metadata(content: bytes) -> bytes:
-    """A safetensors file with its metadata sorted; the library shuffles them."""
-    size = int.from_bytes(content[:8], "little")
-    header = json.loads(content[8 : 8 + size])
-    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text + content[8 + size :]

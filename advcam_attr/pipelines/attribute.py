@@ -14,7 +14,6 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from PIL import Image
-from safetensors.torch import save
 from torch import Tensor, nn
 
 from advcam_attr import __version__
@@ -31,6 +30,7 @@ from advcam_attr.pipelines.model import ModelChoice, head_at
 from advcam_attr.pipelines.targets import Classes, TopK, resolve
 from advcam_attr.runs.provenance import Job, outstanding
 from advcam_attr.runs.runtime import choose_device
+from advcam_attr.tensor_files import dump_tensors
 from advcam_attr.types import AdvCAMError
 from advcam_attr.viz.overlay import Box, heat_over, overlay, panels, short_name
 
@@ -335,8 +335,7 @@ class _Run:
             "steps": maps.steps,
             "targets": torch.tensor(ready.targets),
         }
-        # save_file would make it readable for its owner alone
-        write_bytes(record.with_suffix(".safetensors"), save({k: tensor.contiguous() for k, tensor in tensors.items()}))
+        write_bytes(record.with_suffix(".safetensors"), dump_tensors(tensors, {}))
         files = [*names, *large, record.with_suffix(".safetensors").name]
         content = {
             **ready.job.identity(self.config),

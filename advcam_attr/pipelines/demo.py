@@ -16,7 +16,6 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from safetensors.torch import save
 from torch import Tensor, nn
 
 from advcam_attr.attr.advcam import AdvCAM
@@ -26,6 +25,7 @@ from advcam_attr.data.toy import CLASS_NAMES, ToyScenes, make_scenes
 from advcam_attr.files import make_folder, replacing, write_bytes, write_json, write_text
 from advcam_attr.metrics.segmentation import ConfusionMatrix
 from advcam_attr.networks.checkpoint import load_weights, read_checkpoint
+from advcam_attr.tensor_files import dump_tensors
 from advcam_attr.types import Sample
 from advcam_attr.viz.overlay import heat_over, labels_over, panels
 
@@ -251,7 +251,7 @@ def toy_net(folder: Path) -> nn.Module:
         return net
     settings = DemoSettings()
     net = train_net(make_scenes(settings.train, size=settings.size, seed=TRAIN_SEED), settings.epochs)
-    write_bytes(path, save({name: tensor.contiguous() for name, tensor in net.state_dict().items()}))
+    write_bytes(path, dump_tensors(net.state_dict(), {}))
     return net
 
 

@@ -8,8 +8,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
 from advcam_attr.data.labels import few
@@ -22,6 +20,7 @@ from advcam_attr.metrics.segmentation import ConfusionMatrix, void_as_background
 from advcam_attr.reading import parse_json
 from advcam_attr.runs.map_store import MapReader
 from advcam_attr.runs.progress_bar import progress_bar
+from advcam_attr.tensor_files import dump_tensors, read_tensors
 from advcam_attr.types import AdvCAMError, ClassMaps, NoMaskError, Sample
 
 #: The files of the report and of the counts that it was made of.
@@ -156,17 +155,16 @@ def save_counts(evaluation: SeedEvaluation, path: Path) -> None:
     """Write the counts of a shard or of all images, for `load_counts`."""
     scope = {**vars(evaluation.scope), "missing": dict(evaluation.scope.missing)}
     scope["unmasked"] = dict(evaluation.scope.unmasked)
-    write_bytes(path, save(evaluation.state(), {"scope": json.dumps(scope)}))
+    write_bytes(path, dump_tensors(evaluation.state(), {"scope": json.dumps(scope)}))
 
 
 def load_counts(path: Path) -> SeedEvaluation:
     try:
-        with safe_open(path, framework="pt") as file:
-            scope = parse_json(file.metadata()["scope"])
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        state, metadata = read_tensors(path)
+        scope = parse_json(metadata["scope"])
         scope |= {"classes": tuple(scope["classes"]), "ids": tuple(scope["ids"])}
         return SeedEvaluation.from_state(Scope(**scope), state)
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise AdvCAMError(
             f"cannot read counts of an evaluation from {path}: missing, damaged or another file"
         ) from error

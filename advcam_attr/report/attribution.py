@@ -6,8 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from advcam_attr.data.images import open_image
@@ -15,6 +13,7 @@ from advcam_attr.files import inside
 from advcam_attr.reading import read_json
 from advcam_attr.report.page import Entry, Frame, Section, extremes, heat_uri, thumbnail
 from advcam_attr.tables.table import Table
+from advcam_attr.tensor_files import DamagedFileError, read_tensors
 from advcam_attr.types import AdvCAMError
 
 #: Position and height of the first image in a drawing of `advcam_attr.viz.overlay.panels`.
@@ -29,13 +28,13 @@ def attribution_sections(folder: Path, limit: int) -> list[Section]:
     entries, rows = [], []
     for path, record in records.items():
         try:
-            maps = load_file(inside(folder, path.with_suffix(".safetensors").name, path))
+            maps, _ = read_tensors(inside(folder, path.with_suffix(".safetensors").name, path))
             for t, target in enumerate(record["targets"]):
                 logit, probability = _ends(target)
                 entries.append(_entry(path, record, target, _frames(maps, t)))
                 numbers = *(f"{value:.2f}" for value in logit), *(f"{value:.3f}" for value in probability)
                 rows.append((Path(record["image"]).name, target["name"], *numbers))
-        except (OSError, SafetensorError, KeyError, IndexError, TypeError) as error:
+        except (DamagedFileError, KeyError, IndexError, TypeError) as error:
             raise AdvCAMError(f"the files of {path} are damaged ({error}); recompute them with --overwrite") from error
     config = next(iter(records.values()))["config"]
     notes = [

@@ -17,12 +17,12 @@ from typing import Any, Literal, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
 from advcam_attr.files import STALE, remove_leftovers, write_bytes, write_json
 from advcam_attr.reading import parse_json
 from advcam_attr.refine.seeds import NORMALIZATIONS, GridMaps, class_maps, strided_size
+from advcam_attr.tensor_files import DamagedFileError, dump_tensors, read_tensors
 from advcam_attr.types import AdvCAMError, Cells, ClassMaps
 
 Layout = Literal["flat", "spread"]
@@ -33,7 +33,6 @@ FLAT_LIMIT = 100_000
 _FOLDERS = 1000
 _LAYOUT = "layout.json"
 _SUFFIX = ".safetensors"
-#: A single key, because files hold several in no fixed order, and equal maps should make equal bytes.
 _KEY = "advcam_maps"
 _UNREADABLE = (OSError, SafetensorError, ValueError, KeyError, TypeError)
 
@@ -131,7 +130,7 @@ class MapStore:
             about["cells"] = [[*one.offset, *one.stride] for one in maps.cells]
         if isinstance(maps, GridMaps) and maps.normalization != "peak":
             about["normalization"] = maps.normalization
-        write_bytes(path, save(tensors, {_KEY: json.dumps(about)}))
+        write_bytes(path, dump_tensors(tensors, {_KEY: json.dumps(about)}))
 
     def read(self, id: str) -> ClassMaps:
         """Return the localization maps of an image; missing or damaged files, and those of other settings, raise."""
@@ -155,11 +154,10 @@ class MapStore:
         if not path.is_file():
             raise AdvCAMError(f"no maps of image {id}: {path} is missing; make the seeds first")
         try:
-            with safe_open(path, framework="pt") as file:
-                header = _header(file.metadata())
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            tensors, metadata = read_tensors(path)
+            header = _header(metadata)
             maps = _maps(header, tensors)
-        except _UNREADABLE as error:
+        except (DamagedFileError, ValueError, KeyError, TypeError) as error:
             raise AdvCAMError(f"{path} is damaged or no file of maps; remove it and make the seeds again") from error
         if self.settings and header.settings != self.settings:
             raise AdvCAMError(f"{path} was made with other settings than the rest; remove it and make the seeds again")

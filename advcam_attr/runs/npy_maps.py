@@ -2,11 +2,12 @@
 
 IRN (and AdvCAM, RIB): ``{"keys": int64 tensor (K,), "cam": float32 tensor (K, ceil(H/4), ceil(W/4)), "high_res":
 float32 array (K, H, W)}``, 0-based classes; an image without classes has neither ``cam`` nor ``high_res``. PSA (and
-SEAM, SC-CAM): ``{class: float32 array (H, W)}``.
+SEAM, SC-CAM): ``{class: float32 array (H, W)}``. A digest of the file follows its pickle, where NumPy reads nothing.
 """
 
 from __future__ import annotations
 
+import hashlib
 import io
 import pickle
 import pickletools
@@ -24,7 +25,11 @@ from advcam_attr.files import write_bytes
 from advcam_attr.refine.seeds import GridMaps, class_maps, strided_size
 from advcam_attr.registry import lookup
 from advcam_attr.runs.map_store import MapStore
+from advcam_attr.tensor_files import DamagedFileError
 from advcam_attr.types import AdvCAMError, ClassMaps
+
+_MARK = b"\nblake2b "
+_TRAILER = len(_MARK) + 32
 
 
 def irn_dictionary(maps: ClassMaps) -> dict[str, Any]:
@@ -49,7 +54,8 @@ def write_dictionary(path: Path, content: Mapping[Any, Any]) -> None:
     np.lib.format.write_array_header_1_0(header, {"descr": "|O", "fortran_order": False, "shape": ()})
     boxed = np.empty((), dtype=object)
     boxed[()] = dict(content)
-    write_bytes(path, header.getvalue() + _for_any_numpy(pickle.dumps(boxed, protocol=3)))
+    whole = header.getvalue() + _for_any_numpy(pickle.dumps(boxed, protocol=3))
+    write_bytes(path, whole + _trailer(whole))
 
 
 def read_dictionary(path: str | Path, size: tuple[int, int] | None = None) -> ClassMaps:
@@ -61,6 +67,7 @@ def read_dictionary(path: str | Path, size: tuple[int, int] | None = None) -> Cl
         path: an ``.npy`` file.
         size: height and width of the image; needed if the dictionary has no maps, checked if it has.
     """
+    _check_trailer(Path(path))
     content = read_npy(path)
     if not isinstance(content, dict):
         raise AdvCAMError(f"{path} holds no dictionary of IRN or PSA, but a {type(content).__name__}")
@@ -132,6 +139,21 @@ def import_maps(folder: Path, store: MapStore, sizes: Mapping[str, tuple[int, in
     for file in files:
         store.write(file.stem, read_dictionary(file, (sizes or {}).get(file.stem)))
     return len(files)
+
+
+def _trailer(content: bytes) -> bytes:
+    return _MARK + hashlib.blake2b(content, digest_size=16).hexdigest().encode()
+
+
+def _check_trailer(path: Path) -> None:
+    """Raise if the bytes before the digest at a file's end are others; files without one pass."""
+    try:
+        content = path.read_bytes()
+    except OSError:
+        return  # reported by the reader
+    body, end = content[:-_TRAILER], content[-_TRAILER:]
+    if end.startswith(_MARK) and end != _trailer(body):
+        raise DamagedFileError(f"{path} is damaged: its content is not what was written; take a copy, or make it again")
 
 
 def _for_any_numpy(pickled: bytes) -> bytes:

@@ -14,8 +14,6 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
 from advcam_attr.data.samples import Box, LocalizationData
@@ -34,6 +32,7 @@ from advcam_attr.reading import parse_json
 from advcam_attr.refine.boxes import boxes_above, grey_levels, largest_box_above, resize_boxes, score_map
 from advcam_attr.refine.opencv import opencv
 from advcam_attr.runs.provenance import read_record
+from advcam_attr.tensor_files import dump_tensors, read_tensors
 from advcam_attr.types import AdvCAMError, Sample
 
 #: The report in a run folder, and the table of each kind of contours.
@@ -164,17 +163,16 @@ def score_boxes(
 def save_table(table: BoxTable, path: Path) -> None:
     """Write a table, or a shard of one, as safetensors; `load_table` reads it."""
     about = {"ids": list(table.ids), "contours": table.contours}
-    write_bytes(path, save(table_state(table), {"table": json.dumps(about)}))
+    write_bytes(path, dump_tensors(table_state(table), {"table": json.dumps(about)}))
 
 
 def load_table(path: Path) -> BoxTable:
     """Read a table that `save_table` wrote."""
     try:
-        with safe_open(path, framework="pt") as file:
-            about = parse_json(file.metadata()["table"])
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        state, metadata = read_tensors(path)
+        about = parse_json(metadata["table"])
         return table_of_state(about["ids"], about["contours"], state)
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise AdvCAMError(f"cannot read a table of boxes from {path}: missing, damaged or another file") from error
 
 
