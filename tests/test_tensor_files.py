@@ -82,7 +82,7 @@ def error_of(read: Callable[[Path], Any], path: Path, as_ever: Any) -> str | Non
 
 @pytest.mark.parametrize("name", FILES)
 def test_a_flipped_bit_is_found(name, tmp_path):
-    """Of 100 bits (30 of archives) anywhere in the file; one that changes nothing that is read, as in padding, may pass."""
+    """Of bits anywhere in the file; those that change nothing that is read, as in padding, may pass."""
     write, read = FILES[name]
     path, draw, passed = tmp_path / name, random.Random(14), 0
     write(path)
