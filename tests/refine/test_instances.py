@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from advcam_attr.refine.instances import centroids, clusters, connected_components, irn_instances
-from advcam_attr.refine.irn import irn_labels
+from advcam_attr.refine.irn import irn_labels, irn_loss
 from advcam_attr.refine.recipes import InstanceRecipe, WalkRecipe
 from advcam_attr.types import MOST_INSTANCES, AdvCAMError, ClassMaps
 from dense_walks import dense_edge_walk
@@ -118,6 +118,39 @@ def test_two_discs_of_one_class_are_two_instances():
     for mask, which in zip(found.masks, order, strict=True):
         assert (mask & true[which]).sum() / (mask | true[which]).sum() > 0.85
     assert found.scores[0] == pytest.approx(1)
+
+
+def test_displacements_divide_what_no_boundary_divides():
+    """A strip of one class without a boundary in it: one instance, or two if each half points to its own centre."""
+    y, x = torch.meshgrid(*(torch.arange(float(side)) for side in (8, 24)), indexing="ij")
+    centre = torch.where(x < 12, 5.0, 18.0)
+    maps = ClassMaps((2,), (32, 96), torch.ones(1, 8, 24), torch.zeros(1))
+    still, apart = torch.zeros(2, 8, 24), torch.stack([3.5 - y, centre - x])
+    recipe = InstanceRecipe(walk=WalkRecipe(exponent=1.0, steps=4))
+    whole, halves = (irn_instances(maps, torch.zeros(8, 24), field, recipe) for field in (still, apart))
+    assert whole.masks.tolist() == torch.ones(1, 32, 96).bool().tolist()
+    assert (halves.classes, len(halves.masks)) == ((2, 2), 2)
+    left = halves.masks[halves.masks[:, 16, 4].nonzero()[0, 0]]
+    assert left[:, :44].all()
+    assert not left[:, 52:].any()
+    assert torch.equal(halves.masks[0], ~halves.masks[1])
+
+
+def test_displacements_that_minimise_the_loss_separate_objects():
+    """IRN's loss alone, on the labels of a class, makes the field of two discs: the training and this stage agree."""
+    inside = discs()[3]
+    labels = (inside.any(0) * 5)[None].byte()
+    field = torch.zeros(1, 2, *GRID)
+    for t in range(40):
+        field.requires_grad_()
+        loss = irn_loss(torch.cat([torch.zeros(1, 1, *GRID), field], 1), labels, 3)
+        (grad,) = torch.autograd.grad(loss.foreground_displacement + loss.background_displacement, field)
+        field = field.detach() - 0.4 * (1 - t / 40) * grad.sign()
+    numbers = clusters(field[0])
+    first, second = (numbers[mask] for mask in inside)
+    assert first.mode()[0] != second.mode()[0]
+    for own in (first, second):
+        assert (own == own.mode()[0]).float().mean() > 0.8
 
 
 @pytest.mark.parametrize("seed", [0, 1])
