@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import functools
 import hashlib
 import json
 import math
 import os
+import platform
 import re
 import time
 import uuid
 from collections.abc import Iterable, Iterator
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
 from advcam_attr.types import AdvCAMError
 
-#: Age in seconds from which temporary files are leftovers of killed processes: a write takes milliseconds.
+#: Age in seconds from which any temporary file is the leftover of a killed process: a write takes milliseconds.
 STALE = 3600.0
+
+_TEMPORARY = re.compile(r"\.advcam-([0-9a-f]{8})-(\d+)-[0-9a-f]{12}(\.\w+)?")
 
 
 def make_folder(folder: Path) -> None:
@@ -59,31 +65,65 @@ def replacing(path: Path) -> Iterator[Path]:
         >>> with replacing(Path("scores.json")) as file:  # doctest: +SKIP
         ...     file.write_text("{}")
     """
-    temporary = path.with_name(f".{uuid.uuid4().hex}{path.suffix}")
+    temporary = path.with_name(f".advcam-{_machine()}-{os.getpid()}-{uuid.uuid4().hex[:12]}{path.suffix}")
     make_folder(path.parent)
     try:
         yield temporary
         os.replace(temporary, path)
     except OSError as error:
-        raise AdvCAMError(
-            f"cannot write {path} ({error.strerror or error}): make room or choose another folder, and run it again"
-        ) from error
+        raise write_error(path, error) from error
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def remove_leftovers(folder: Path, *, older_than: float = 0.0) -> None:
+def write_error(path: Path, error: OSError) -> AdvCAMError:
+    """Return the error of a file that could not be written, which says whether the disk is full."""
+    reason = f"disk full: {error.strerror}" if error.errno == errno.ENOSPC else error.strerror or str(error)
+    return AdvCAMError(f"cannot write {path} ({reason}): make room or choose another folder, and run it again")
+
+
+def append_to(path: Path) -> TextIOWrapper:
+    """Open a UTF-8 text file for appending, but not what a symbolic link leads to."""
+
+    def opener(name: str, flags: int) -> int:
+        return os.open(name, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
+
+    return open(path, "a", encoding="utf-8", opener=opener)
+
+
+def remove_leftovers(folder: Path, *, older_than: float = STALE) -> None:
     """Remove temporary files of `replacing` that killed processes left in a folder.
+
+    Those of processes of this machine that have ended are removed at once.
 
     Args:
         folder: need not exist; sub-folders are not searched.
-        older_than: seconds since the last write; younger files may belong to a running process.
+        older_than: seconds since the last write; younger files of other machines may belong to a running process.
     """
-    for file in folder.glob(".*"):
-        if re.fullmatch(r"\.[0-9a-f]{32}(\.\w+)?", file.name):
+    for file in folder.glob(".advcam-*"):
+        if name := _TEMPORARY.fullmatch(file.name):
             with contextlib.suppress(FileNotFoundError):  # another process removed it first
-                if time.time() - file.stat().st_mtime >= older_than:
+                ended = name[1] == _machine() and not _runs(int(name[2]))
+                if ended or time.time() - file.lstat().st_mtime >= older_than:
                     file.unlink()
+
+
+@functools.cache
+def _machine() -> str:
+    """A digest of the names that processes' ids belong to: the machine's and, in a container, its own."""
+    with contextlib.suppress(OSError):
+        return hashlib.sha256(f"{platform.node()} {os.readlink('/proc/self/ns/pid')}".encode()).hexdigest()[:8]
+    return hashlib.sha256(platform.node().encode()).hexdigest()[:8]
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        return True
+    return True
 
 
 def write_bytes(path: Path, content: bytes) -> None:

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import time
+from pathlib import Path
 
 import pytest
 
-from advcam_attr.files import remove_leftovers, replacing, write_json
+from advcam_attr.files import append_to, remove_leftovers, replacing, write_bytes, write_json
+from advcam_attr.networks.backbone import Backbone
+from advcam_attr.pipelines.config import recorded_config
+from advcam_attr.runs import run_log as run_log_module
+from advcam_attr.runs.run_log import PACKAGE, run_log
+from advcam_attr.training.log import json_log
 from advcam_attr.types import AdvCAMError
 
 
@@ -30,14 +37,70 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
     assert sorted(file.name for file in tmp_path.iterdir()) == ["folder", "scores.json"]
 
 
-def test_leftovers_are_removed_by_name_and_age(tmp_path):
-    old, new, other = (tmp_path / name for name in (f".{'0a' * 16}.pt", f".{'1b' * 16}", ".hidden"))
-    for file in (old, new, other):
-        file.write_text("half")
-    os.utime(old, (time.time() - 100,) * 2)
-    os.utime(other, (time.time() - 100,) * 2)
-    remove_leftovers(tmp_path, older_than=50)
-    assert sorted(tmp_path.iterdir()) == sorted([new, other])
+def test_leftovers_are_removed_by_name_process_and_age(tmp_path):
+    with replacing(tmp_path / "a.pt") as file:
+        mine = file.name
+        file.touch()
+    (tmp_path / "a.pt").unlink()
+    ended = mine.replace(f"-{os.getpid()}-", "-99999999-")
+    elsewhere = mine.replace(mine[: len(".advcam-") + 8], ".advcam-00000000")
+    others = [".hidden", f".{'0a' * 16}.pt", ".advcam-notes", f"{ended}.b.c", ended[1:]]
+    for name in (mine, ended, elsewhere, *others):
+        (tmp_path / name).write_text("half")
+        os.utime(tmp_path / name, (time.time() - 100,) * 2)
     remove_leftovers(tmp_path)
-    assert list(tmp_path.iterdir()) == [other]
+    assert {file.name for file in tmp_path.iterdir()} == {mine, elsewhere, *others}
+    remove_leftovers(tmp_path, older_than=50)
+    assert {file.name for file in tmp_path.iterdir()} == {*others}
     remove_leftovers(tmp_path / "none")
+
+
+def test_a_full_disk_is_named(tmp_path, monkeypatch):
+    def full(*args):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(AdvCAMError, match=r"cannot write .*scores.json \(disk full: .*\): make room"):
+        write_json(tmp_path / "scores.json", {})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nothing_is_appended_behind_a_link(tmp_path):
+    (tmp_path / "precious").write_text("")
+    (tmp_path / "run.log").symlink_to(tmp_path / "precious")
+    with pytest.raises(OSError, match="run"):
+        append_to(tmp_path / "run.log")
+    with run_log(tmp_path):
+        PACKAGE.info("a line")
+    assert (tmp_path / "precious").read_text() == ""
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+def test_the_first_error_of_a_full_disk_is_the_one_reported(tmp_path, monkeypatch, capsys):
+    """The log cannot be written, nor can the configuration be restored: what failed first is what is said."""
+    runs = [Backbone("timm/one"), Backbone("timm/two")]
+    with recorded_config(tmp_path, runs[0]):
+        pass
+    monkeypatch.setattr(run_log_module, "append_to", lambda path: Path("/dev/full").open("a"))
+
+    def full(*args):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(AdvCAMError, match=r"maps.safetensors \(disk full"), recorded_config(tmp_path, runs[1]):  # noqa: PT012
+        PACKAGE.info("a line")
+        monkeypatch.setattr(Path, "write_bytes", full)
+        write_bytes(tmp_path / "maps.safetensors", b"maps")
+    assert capsys.readouterr().err == ""
+
+
+def test_a_full_log_is_one_error(tmp_path):
+    class Full(io.StringIO):
+        def flush(self) -> None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        close = flush
+
+    with pytest.raises(AdvCAMError, match=r"log.jsonl \(disk full"), json_log(tmp_path / "log.jsonl") as log:  # noqa: PT012
+        stream, log.stream = log.stream, Full()
+        stream.close()
+        log.write({"step": 0})

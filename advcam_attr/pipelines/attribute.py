@@ -23,12 +23,12 @@ from advcam_attr.climbing import recipes
 from advcam_attr.climbing.loop import totals
 from advcam_attr.climbing.recipes import Recipe
 from advcam_attr.data.images import is_image, read_rgb
-from advcam_attr.files import digest, make_folder, replacing, write_bytes, write_json
+from advcam_attr.files import digest, make_folder, remove_leftovers, replacing, write_bytes, write_json
 from advcam_attr.heads import Head
 from advcam_attr.networks.loaded_model import LoadedModel, seen_part
 from advcam_attr.pipelines.model import ModelChoice, head_at
 from advcam_attr.pipelines.targets import Classes, TopK, resolve
-from advcam_attr.runs.provenance import Job, outstanding
+from advcam_attr.runs.provenance import Job, planned
 from advcam_attr.runs.runtime import choose_device
 from advcam_attr.tensor_files import dump_tensors
 from advcam_attr.types import AdvCAMError
@@ -135,10 +135,10 @@ def attribute_images(images: Sequence[Path], out: Path, settings: Settings) -> I
     device = choose_device(settings.device)
     # options are checked with a stand-in, before the model is loaded
     config = _config(settings, advcam_of(nn.Identity(), dataclasses.replace(settings, layer=None)).recipe)
-    jobs, done = outstanding(images, out, config, overwrite=settings.overwrite)
-    for image in done:
-        yield ImageResult(image, "kept")
-    if jobs:
+    jobs = planned(images, out, config, overwrite=settings.overwrite)
+    remove_leftovers(out)
+    yield from (ImageResult(job.image, "kept") for job in jobs if job.kept)
+    if not all(job.kept for job in jobs):
         loaded = settings.model.load()
         loaded.model.to(device)
         advcam = advcam_of(loaded.model, settings)
@@ -215,27 +215,33 @@ class _Run:
     parts: dict[tuple[int, int], Box | None] = field(default_factory=dict)
 
     def results(self, jobs: Sequence[Job]) -> Iterator[ImageResult]:
-        batch: list[_Ready] = []
+        """Batch all images alike, whichever are kept: a map's last bits depend on its batch."""
+        batch: list[_Ready | Job] = []
+        total, sides = 0, (0, 0)
         for job in jobs:
-            try:
-                photograph = read_rgb(job.image)
-                x, saliency = self._read(job.image, photograph)
-            except AdvCAMError as error:
-                yield ImageResult(job.image, "failed", error=str(error))
+            one: _Ready | Job | ImageResult = job if job.kept else self._ready(job)
+            if isinstance(one, ImageResult):
+                yield one
                 continue
-            try:
-                classes = self._classes(x)
-            except AdvCAMError as error:
-                yield self._failed(job, error)
-                continue
-            targets = self._targets(classes, x)
-            count = sum(len(ready.targets) for ready in batch)
-            if batch and (count + len(targets) > self.settings.batch_size or x.shape != batch[0].x.shape):
+            count, *size = job.kept or (len(one.targets), *one.x.shape[1:])  # type: ignore[union-attr]
+            if batch and (total + count > self.settings.batch_size or (*size,) != sides):
                 yield from self._finish(batch)
-                batch = []
-            batch.append(_Ready(job, photograph, x, targets, saliency))
+                batch, total = [], 0
+            batch, total, sides = [*batch, one], total + count, (size[0], size[1])
         if batch:
             yield from self._finish(batch)
+
+    def _ready(self, job: Job) -> _Ready | ImageResult:
+        try:
+            photograph = read_rgb(job.image)
+            x, saliency = self._read(job.image, photograph)
+        except AdvCAMError as error:
+            return ImageResult(job.image, "failed", error=str(error))
+        try:
+            classes = self._classes(x)
+        except AdvCAMError as error:
+            return self._failed(job, error)
+        return _Ready(job, photograph, x, self._targets(classes, x), saliency)
 
     def _failed(self, job: Job, error: AdvCAMError) -> ImageResult:
         """The failure of one image; of all, if the model sees all at one size."""
@@ -266,14 +272,17 @@ class _Run:
         with torch.no_grad():
             return resolve(targets, self.advcam.view(x[None]).logits[0])
 
-    def _finish(self, batch: Sequence[_Ready]) -> Iterator[ImageResult]:
+    def _finish(self, planned: Sequence[_Ready | Job]) -> Iterator[ImageResult]:
+        if all(isinstance(one, Job) for one in planned):
+            return
+        readied = (self._ready(one) if isinstance(one, Job) else one for one in planned)
+        batch = [ready for ready in readied if isinstance(ready, _Ready)]
         try:
             found = self._climb(batch)
         except AdvCAMError as error:
-            yield from (self._failed(ready.job, error) for ready in batch)
+            yield from (self._failed(ready.job, error) for ready in batch if not ready.job.kept)
             return
-        for ready, maps in zip(batch, found, strict=True):
-            yield self._write(ready, maps)
+        yield from (self._write(*both) for both in zip(batch, found, strict=True) if not both[0].job.kept)
 
     def _climb(self, batch: Sequence[_Ready]) -> list[_Maps]:
         x = torch.stack([ready.x for ready in batch])

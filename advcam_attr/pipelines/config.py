@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -119,7 +120,8 @@ def recorded_config(run: Path, config: Any) -> Iterator[None]:
             yield
     except AdvCAMError:
         if before is not None:
-            write_bytes(path, before)
+            with contextlib.suppress(AdvCAMError):  # the disk that was full still is: the first error is the cause
+                write_bytes(path, before)
         raise
 
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from advcam_attr.climbing import recipes
 from advcam_attr.data.samples import SegmentationData
-from advcam_attr.files import make_folder
+from advcam_attr.files import append_to, make_folder, write_error
 from advcam_attr.pipelines.map_batches import MapMaker
 from advcam_attr.pipelines.map_settings import MapSettings, config_dict
 from advcam_attr.reading import parse_json, read_text
@@ -287,10 +287,10 @@ class _Predictions:
         file = self.out / "predictions" / f"{self.digest}-{shard.rank}of{shard.world}.jsonl"
         make_folder(file.parent)
         try:
-            with file.open("a", encoding="utf-8") as stream:
+            with append_to(file) as stream:
                 stream.write("".join(f"\n{json.dumps([id, label])}" for id, label in predicted.items()) + "\n")
         except OSError as error:
-            raise AdvCAMError(f"cannot write {file} ({error.strerror}): make room, and run it again") from error
+            raise write_error(file, error) from error
 
 
 @contextlib.contextmanager

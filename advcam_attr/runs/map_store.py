@@ -19,7 +19,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from advcam_attr.files import STALE, remove_leftovers, write_bytes, write_json
+from advcam_attr.files import remove_leftovers, write_bytes, write_json
 from advcam_attr.reading import parse_json
 from advcam_attr.refine.seeds import NORMALIZATIONS, GridMaps, class_maps, strided_size
 from advcam_attr.tensor_files import DamagedFileError, dump_tensors, read_tensors
@@ -145,9 +145,9 @@ class MapStore:
         raise AdvCAMError(f"{self.path(id)} holds ready maps and no grids: they come from elsewhere")
 
     def remove_stale(self) -> None:
-        """Remove temporary files that killed processes left more than an hour ago."""
+        """Remove temporary files that killed processes left."""
         for folder in (self.folder, *self.folder.glob("[0-9][0-9][0-9]")):
-            remove_leftovers(folder, older_than=STALE)
+            remove_leftovers(folder)
 
     def _load(self, id: str) -> GridMaps | ClassMaps:
         path = self.path(id)

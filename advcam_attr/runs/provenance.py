@@ -144,27 +144,26 @@ class Job:
         name: unique prefix of its results' names in their folder.
         digest: of its content; empty if unreadable.
         stale: files of earlier results under this name.
+        kept: for results that are up to date, their number of targets, height and width; None if they are to be made.
     """
 
     image: Path
     name: str
     digest: str
     stale: tuple[Path, ...] = ()
+    kept: tuple[int, int, int] | None = None
 
     def identity(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """Return the fields of the image's JSON by which later runs recognise its results."""
         return {"image": self.image.resolve().as_posix(), "image_digest": self.digest, "config": dict(config)}
 
 
-def outstanding(
-    images: Sequence[Path], out: Path, config: Mapping[str, Any], *, overwrite: bool = False
-) -> tuple[list[Job], list[Path]]:
-    """Split images into those to compute and those whose results are up to date.
+def planned(images: Sequence[Path], out: Path, config: Mapping[str, Any], *, overwrite: bool = False) -> list[Job]:
+    """Return all images in order, those whose results are up to date marked as kept.
 
     Names are stems; of images with equal stems, as many parent folders as necessary are prefixed.
     """
     jobs: list[Job] = []
-    done: list[Path] = []
     taken: set[str] = set()
     for image in images:
         name, record = _place(image, out, taken)
@@ -173,10 +172,11 @@ def outstanding(
         if record and not overwrite:
             require_same(out / f"{name}.json", record["config"], config, "--overwrite")
             if record["image_digest"] == content:
-                done.append(image)
+                count, (height, width) = len(record["targets"]), record["input_size"]
+                jobs.append(Job(image, name, content, kept=(count, height, width)))
                 continue
         jobs.append(Job(image, name, content, _results(out, name, record) if record else ()))
-    return jobs, done
+    return jobs
 
 
 def _place(image: Path, out: Path, taken: set[str]) -> tuple[str, dict[str, Any] | None]:
@@ -193,7 +193,9 @@ def _place(image: Path, out: Path, taken: set[str]) -> tuple[str, dict[str, Any]
 
 
 def _job_record(out: Path, name: str) -> dict[str, Any] | None:
-    return _read_json(out / f"{name}.json", {"image", "image_digest", "config"})
+    record = _read_json(out / f"{name}.json", {"image", "image_digest", "config", "input_size", "targets"})
+    size, targets = (record["input_size"], record["targets"]) if record else ([], [])
+    return record if isinstance(targets, list) and isinstance(size, list) and len(size) == 2 else None
 
 
 def _results(out: Path, name: str, record: Mapping[str, Any]) -> tuple[Path, ...]:
@@ -201,7 +203,7 @@ def _results(out: Path, name: str, record: Mapping[str, Any]) -> tuple[Path, ...
     path, files = out / f"{name}.json", record.get("files", [])
     found = tuple(inside(out, file, path) for file in files) if isinstance(files, list) else ()
     for file in found:
-        if not re.fullmatch(rf"{re.escape(name)}\.(\w+\.png|safetensors)", file.name):
+        if not re.fullmatch(rf"{re.escape(name)}\.(\w+(\.png|\.overlay\.jpg)|safetensors)", file.name):
             raise AdvCAMError(f"{path} names {file.name!r}, which is no result of {name}: remove it")
     return found
 

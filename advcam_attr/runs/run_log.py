@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import TextIOWrapper
 from pathlib import Path
 
-from advcam_attr.files import make_folder
+from advcam_attr.files import append_to, make_folder
 from advcam_attr.runs.sharding import Shard, shard_of
+from advcam_attr.types import AdvCAMError
 
 #: The log's name in its run folder.
 LOG = "run.log"
@@ -18,9 +20,18 @@ PACKAGE = logging.getLogger("advcam_attr")
 
 
 class _LazyFileHandler(logging.FileHandler):
+    """Whatever keeps the log from being written, such as a full disk, is left for the results to report."""
+
     def _open(self) -> TextIOWrapper:
         make_folder(Path(self.baseFilename).parent)
-        return super()._open()
+        return append_to(Path(self.baseFilename))
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with contextlib.suppress(OSError, AdvCAMError):
+            super().emit(record)
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        pass
 
 
 @contextmanager
@@ -29,7 +40,7 @@ def run_log(folder: Path) -> Iterator[None]:
 
     The first process alone writes; nested calls for the same folder write each record once.
     """
-    path = str((folder / LOG).resolve())
+    path = str(folder.resolve() / LOG)
     if shard_of().rank or any(getattr(handler, "baseFilename", None) == path for handler in PACKAGE.handlers):
         yield
         return
@@ -48,7 +59,8 @@ def run_log(folder: Path) -> Iterator[None]:
     finally:
         PACKAGE.setLevel(level)
         PACKAGE.removeHandler(handler)
-        handler.close()
+        with contextlib.suppress(OSError):
+            handler.close()
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from torch import Tensor
 from advcam_attr.data.images import read_rgb, to_bytes
 from advcam_attr.data.masks import mask_path, png_settings, write_mask
 from advcam_attr.data.samples import SegmentationData
-from advcam_attr.files import STALE, remove_leftovers, to_json
+from advcam_attr.files import remove_leftovers, to_json
 from advcam_attr.refine.seeds import GridMaps, class_maps
 from advcam_attr.runs.map_store import MapReader
 from advcam_attr.runs.prefetch import prefetched
@@ -83,7 +83,7 @@ def run_stage(
     logger.info(
         f"{shard}: {stage.what} of {len(mine)} of {len(data.samples)} images; {len(mine) - len(todo)} are in {folder}"
     )
-    remove_leftovers(folder, older_than=STALE)
+    remove_leftovers(folder)
     failed: list[str] = []
 
     def read(sample: Sample) -> Any:

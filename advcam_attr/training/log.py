@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO
 
-from advcam_attr.files import write_text
+from advcam_attr.files import write_error, write_text
 from advcam_attr.reading import parse_json, read_text
 from advcam_attr.types import AdvCAMError
 
@@ -25,7 +25,7 @@ class Log:
             self.stream.write(_line(record))
             self.stream.flush()
         except OSError as error:
-            raise AdvCAMError(f"cannot write the log {self.path}: {error.strerror}") from error
+            raise write_error(self.path, error) from error
         for name, value in record.items() if self.board is not None else ():
             if name != "step" and isinstance(value, (int, float)):
                 self.board.add_scalar(name, value, record["step"])
@@ -44,7 +44,15 @@ def json_log(path: Path, resume_at: int = 0, tensorboard: Path | None = None) ->
     with ExitStack() as stack:
         board = None if tensorboard is None else stack.enter_context(_summary_writer(tensorboard, resume_at))
         write_text(path, "".join(_line(record) for record in earlier))
-        yield Log(path, stack.enter_context(path.open("a", encoding="utf-8")), board)
+        stream = path.open("a", encoding="utf-8")
+        stack.callback(_close, stream)
+        yield Log(path, stream, board)
+
+
+def _close(stream: TextIO) -> None:
+    """Close a stream whose records are written, or have raised; what is left would raise once more."""
+    with suppress(OSError):
+        stream.close()
 
 
 def _summary_writer(folder: Path, resume_at: int) -> Any:

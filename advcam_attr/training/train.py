@@ -134,7 +134,7 @@ def _train(task: TrainingTask, out: Path, shard: Shard, device: torch.device) ->
         logger.info(f"{file} exists: nothing to train")
         return file
     if shard.rank == 0:
-        remove_leftovers(out)
+        remove_leftovers(out, older_than=0)
     torch.manual_seed(mixed_seed(task.runtime.seed, shard.rank))
     task.net.to(device).train()
     optimizer = sgd(task.groups, task.optimizer.momentum, nesterov=task.optimizer.nesterov)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import random
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,6 +27,7 @@ from advcam_attr.types import AdvCAMError
 
 MODEL = ModelChoice("advcam_attr.pipelines.demo:small_net", input_size=48)
 SETTINGS = Settings(MODEL, overrides={"steps": 2})
+KILLED = replace(SETTINGS, targets=("top2",), batch_size=4, device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +39,14 @@ def photographs(tmp_path_factory) -> list[Path]:
         files.append(folder / f"group{n}" / f"scene{n}.png")
         Image.fromarray((image.permute(1, 2, 0) * 255).byte().numpy()).save(files[-1])
     return files
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("scenes")
+    for n, image in enumerate(make_scenes(5, size=64).images):
+        Image.fromarray((image.permute(1, 2, 0) * 255).byte().numpy()).save(folder / f"scene{n}.png")
+    return sorted(folder.iterdir())
 
 
 @pytest.fixture
@@ -142,6 +154,40 @@ def test_a_record_deletes_no_other_files(tmp_path, photographs):
         with pytest.raises(AdvCAMError, match=r"scene0.json names .*, which is no"):
             run(photographs[:2], out, replace(SETTINGS, overwrite=True))
     assert (snapshot(out) | snapshot(tmp_path)).keys() == before
+
+
+@pytest.mark.parametrize("lost", [(1,), (2, 3, 4)])
+def test_a_resumed_run_makes_the_same_bits(lost, tmp_path, scenes):
+    """Batches of two images, of which one or both are kept."""
+    settings = replace(SETTINGS, batch_size=2)
+    run(scenes, tmp_path, settings)
+    before = snapshot(tmp_path)
+    for n in lost:
+        for file in tmp_path.glob(f"scene{n}.*"):
+            file.unlink()
+    results = run(scenes, tmp_path, settings)
+    assert [result.status for result in results] == ["kept"] * (5 - len(lost)) + ["written"] * len(lost)
+    after = snapshot(tmp_path)
+    assert {name: content for name, (content, _) in after.items()} == {n: content for n, (content, _) in before.items()}
+    assert {name for name in before if after[name] == before[name]} == {n for n in before if int(n[5]) not in lost}
+
+
+@pytest.mark.slow
+def test_killed_runs_resume_to_the_same_bits(tmp_path, scenes):
+    """Killed twenty times at random moments, the files are those of an uninterrupted run, and no others."""
+    run(scenes, tmp_path / "whole", KILLED)
+    draw, fork = random.Random(0), multiprocessing.get_context("fork")
+    for _ in range(20):
+        process = fork.Process(target=run, args=(scenes, tmp_path / "killed", KILLED))
+        process.start()
+        time.sleep(draw.uniform(0.0, 0.4))
+        process.kill()
+        process.join()
+        for file in sorted((tmp_path / "killed").glob("*.json"))[1:]:  # so that there is work left to kill
+            file.unlink()
+    run(scenes, tmp_path / "killed", KILLED)
+    whole, killed = ({name: one for name, (one, _) in snapshot(tmp_path / k).items()} for k in ("whole", "killed"))
+    assert killed == whole
 
 
 def test_what_was_interrupted_is_done_again(tmp_path, photographs, monkeypatch):
