@@ -81,7 +81,7 @@ def test_the_first_error_of_a_full_disk_is_the_one_reported(tmp_path, monkeypatc
     runs = [Backbone("timm/one"), Backbone("timm/two")]
     with recorded_config(tmp_path, runs[0]):
         pass
-    monkeypatch.setattr(run_log_module, "append_to", lambda path: Path("/dev/full").open("a"))
+    monkeypatch.setattr(run_log_module, "append_to", lambda path: Path("/dev/full").open("a"))  # noqa: SIM115
 
     def full(*args):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
