@@ -62,20 +62,23 @@ def write_instances(path: Path, instances: Instances, settings: str = "") -> Non
 
     Classes and scores are in the file's text. ``settings`` is a digest of what the instances depend on.
     """
-    numbers = (instances.masks.byte().cpu() * torch.arange(1, len(instances.masks) + 1)[:, None, None]).sum(0)
-    image = Image.fromarray(numbers.numpy().astype(np.uint8))
+    places = torch.arange(1, len(instances.masks) + 1, dtype=torch.uint8)
+    numbers = (instances.masks.cpu() * places[:, None, None]).sum(0, dtype=torch.uint8)
+    image = Image.fromarray(numbers.numpy())
     image.putpalette(palette().ravel().tolist())
     about = {"classes": instances.classes, "scores": [round(score, 6) for score in instances.scores]}
     write_png(path, image, settings, {_KEY: json.dumps(about)})
 
 
-def read_instances(path: Path, num_classes: int) -> Instances:
-    """Read what `write_instances` wrote."""
+def read_instances(path: Path, num_classes: int, size: tuple[int, int] | None = None) -> Instances:
+    """Read what `write_instances` wrote; ``size`` is the expected height and width."""
     with open_image(path, noun="file of instances") as image:
         image.load()
         text, numbers = image.info.get(_KEY), torch.from_numpy(np.array(image))
     if not isinstance(text, str) or len(text) > _LONGEST or numbers.ndim != 2 or numbers.dtype != torch.uint8:
         raise AdvCAMError(f"{path} holds no instances: it needs a palette PNG that advcam wsss instances wrote")
+    if size is not None and tuple(numbers.shape) != size:
+        raise AdvCAMError(f"{path} has {_by(numbers)} pixels and its image {size[1]}x{size[0]}: make it again")
     try:
         about = parse_json(text)
         classes, scores = tuple(about["classes"]), tuple(about["scores"])
@@ -83,16 +86,19 @@ def read_instances(path: Path, num_classes: int) -> Instances:
         sound = whole and len(classes) == len(scores) and all(0 <= float(score) <= 1 for score in scores)
     except (ValueError, TypeError, KeyError):
         sound = False
-    masks = _split(numbers)
-    if not sound or len(masks) != len(classes):
+    if not sound or len(classes) != len(_numbers(numbers)):
         raise AdvCAMError(f"{path} is damaged, or of other classes than these {num_classes}: make it again")
-    return Instances(classes, masks, tuple(map(float, scores)))
+    return Instances(classes, _split(numbers), tuple(map(float, scores)))
 
 
 def _split(numbers: Tensor) -> Tensor:
     """The mask ``(M, H, W)`` bool of each number but background and void, ascending."""
-    found = numbers.unique()
-    return numbers == found[(found > 0) & (found < VOID)][:, None, None]
+    return numbers == _numbers(numbers)[:, None, None]
+
+
+def _numbers(image: Tensor) -> Tensor:
+    found: Tensor = image.unique()
+    return found[(found > 0) & (found < VOID)]
 
 
 def _by(image: Tensor) -> str:

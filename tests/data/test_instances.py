@@ -47,6 +47,13 @@ def test_damaged_instances_are_rejected(tmp_path, text):
         read_instances(tmp_path / "a.png", 3)
 
 
+def test_instances_of_another_size_are_rejected(tmp_path):
+    write_instances(tmp_path / "a.png", some())
+    assert len(read_instances(tmp_path / "a.png", 3, (15, 20)).classes) == 2
+    with pytest.raises(AdvCAMError, match=r"a\.png has 20x15 pixels and its image 15x20"):
+        read_instances(tmp_path / "a.png", 3, (20, 15))
+
+
 def test_voc_objects_have_the_class_of_their_mask(tmp_path):
     root = write_voc(tmp_path / "VOC2012", {"train": {"a": ["dog"], "b": ["cat"], "c": ["cat"]}})
     labels, numbers = np.zeros((2, 6, 8), np.uint8)

@@ -122,16 +122,13 @@ def evaluate_instances(folder: Path, data: SegmentationData, *, allow_missing: b
             continue
         path = mask_path(folder, sample.id)
         try:
-            found = read_instances(path, len(data.classes))
+            found = read_instances(path, len(data.classes), (truth.masks.shape[1], truth.masks.shape[2]))
         except AdvCAMError as error:
             if not allow_missing:
                 raise
             missing[sample.id] = str(error)
             continue
-        try:
-            metric.update(found, truth)
-        except AdvCAMError as error:
-            raise AdvCAMError(f"{path}: {error}") from error
+        metric.update(found, truth)
         ids.append(sample.id)
     scope = Scope(f"{data.name} {data.split}", data.classes, tuple(ids), missing, unmasked)
     return InstanceEvaluation(scope, metric.compute())

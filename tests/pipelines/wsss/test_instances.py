@@ -113,7 +113,8 @@ def test_the_command_line(net, tmp_path, monkeypatch, capsys):
     assert cli.main(["wsss", "instances", *argv, *made, "--instances.threshold", "1"]) == 0
     folder = Path("run/refined/advcam/instances")
     assert sorted(file.name for file in folder.iterdir()) == ["a.png", "b.png"]
-    assert json.loads(Path("run/config.json").read_text())["instances"]["threshold"] == 1
+    used = json.loads(Path("run/config.json").read_text())["instances"]
+    assert (used["threshold"], used["walk"]["exponent"]) == (1, 1)
     for id, label in {"a": 11, "b": 7}.items():
         write_instances(folder / f"{id}.png", Instances((label,), torch.from_numpy(maps[None] > 0), (1.0,)))
     capsys.readouterr()

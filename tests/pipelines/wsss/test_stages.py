@@ -124,6 +124,8 @@ def test_seeds_become_masks(capsys, folder):
     row = next(line for line in out.splitlines() if line.startswith("AdvCAM") and "here" in line)
     assert len(row.split("images")[1].split()) == 3
     assert "–" not in row
+    assert run(capsys, "instances", *MASKS)[0] == 0
+    assert len(list((folder / "run/refined/advcam/instances").glob("*.png"))) == 3
     stamps = {file: file.stat().st_mtime_ns for file in (folder / "run/refined").rglob("*.png")}
     kept = Path("run/config.json").read_bytes()
     message = refused(capsys, "refine", *MASKS, "--refine.irn.foreground", "0.6")
