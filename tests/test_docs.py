@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 #: Pages whose Python blocks together are a program.
 RUN = sorted(
     [
-        *ROOT.glob("docs/howto/*.md"), ROOT / "docs/guides/index.md",
+        *ROOT.glob("docs/howto/*.md"), *ROOT.glob("docs/coming_from/*.md"), ROOT / "docs/guides/index.md",
         *(ROOT / "docs" / f"{name}.md" for name in ("quickstart", "choosing", "troubleshooting")),
     ]
 )  # fmt: skip
@@ -30,8 +30,8 @@ def test_examples_run(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"^```python\n(.*?)^```", page.read_text(), re.S | re.M)
     assert blocks or page.stem == "index", f"{page} has no example"
-    names: dict = {"__name__": page.stem}
-    monkeypatch.setitem(sys.modules, page.stem, type(sys)(page.stem))
+    names: dict = {"__name__": f"page_{page.stem}"}
+    monkeypatch.setitem(sys.modules, names["__name__"], type(sys)(names["__name__"]))
     for block in blocks:
         exec(compile(block, str(page), "exec"), names)
 
