@@ -1,4 +1,4 @@
-"""Look-up of objects by name, with suggestions for misspelt names."""
+"""Look-up of objects by name, with suggestions for misspelt and foreign names."""
 
 from __future__ import annotations
 
@@ -18,52 +18,87 @@ if TYPE_CHECKING:
 R = TypeVar("R")
 T = TypeVar("T")
 
+#: Names of one meaning, here, in configurations, and elsewhere: Captum, pytorch-grad-cam, torch-cam, attack libraries,
+#: trainers. A name may have several.
+_SYNONYMS = tuple(
+    frozenset(names.split())
+    for names in (
+        "layer target_layer target_layers layers module conv_layer feature_layer layer_name",
+        "steps n_steps num_steps n_iter num_iter iterations iters nb_iter max_iter max_iters adv_iter",
+        "step_rule eps epsilon alpha lr learning_rate step_size stepsize norm xi",
+        "lr learning_rate base_lr",
+        "base method algorithm cam cam_type attribution explainer",
+        "regularizers regularizer regularization lambda_ lam penalty",
+        "weight_decay penalty wd wt_dec",
+        "mask tau threshold score_th",
+        "objective loss loss_fn criterion",
+        "stop early_stop early_stopping patience",
+        "scales scale sizes multi_scale",
+        "flip flips hflip horizontal_flip tta aug_smooth",
+        "clamp clip bounds clip_min clip_max",
+        "autocast amp fp16 bf16 half precision dtype mixed_precision",
+        "target targets category label class_idx class_index target_category class_",
+        "labels class_names names",
+        "inputs input input_tensor images image x img",
+        "internal_batch_size batch_size perturbations_per_eval",
+        "batch batch_size bs samples_per_gpu",
+        "additional_forward_args forward_args extra_args",
+        "normalize normalized normalise relu_attributions",
+        "show_progress progress verbose progress_bar",
+        "model name net arch architecture network forward_func module_",
+        "recipe preset",
+        "device gpu gpus cuda use_cuda accelerator",
+        "workers num_workers n_workers jobs n_jobs threads",
+        "out run out_dir output output_dir save_dir work_dir log_dir",
+        "checkpoint weights ckpt pretrained load_from",
+        "epochs num_epochs n_epochs max_epochs",
+        "overwrite force",
+        "seed random_seed manual_seed",
+        "crop crop_size",
+        "input_size size image_size img_size",
+        "root data data_dir data_root dataset data_path voc12_root",
+        "logger log tensorboard wandb",
+    )
+)
 
-#: What options are called elsewhere (Captum, pytorch-grad-cam, torch-cam, attack libraries), by our name.
-_MEANINGS = {
-    "layer": "target_layer target_layers layers module conv_layer feature_layer layer_name",
-    "steps": "n_steps num_steps n_iter num_iter iterations iters nb_iter max_iter",
-    "step_rule": "eps epsilon alpha lr learning_rate step_size stepsize norm xi",
-    "base": "method algorithm cam cam_type attribution explainer",
-    "regularizers": "regularizer regularization lambda_ lam penalty weight_decay",
-    "mask": "tau threshold score_th",
-    "objective": "loss loss_fn criterion",
-    "stop": "early_stop early_stopping patience",
-    "scales": "scale sizes multi_scale",
-    "flip": "flips hflip horizontal_flip tta aug_smooth",
-    "clamp": "clip bounds clip_min clip_max",
-    "autocast": "amp fp16 bf16 half precision dtype mixed_precision",
-    "target": "targets category label labels class_idx class_index target_category class_",
-    "inputs": "input input_tensor images image x img",
-    "internal_batch_size": "batch_size perturbations_per_eval",
-    "additional_forward_args": "forward_args extra_args",
-    "normalize": "normalized normalise relu_attributions",
-    "show_progress": "progress verbose progress_bar",
-    "model": "net forward_func module_",
-}
-_MEANT = {other: name for name, others in _MEANINGS.items() for other in others.split()}
 
+def similar(name: str, known: Iterable[str], deeper: Iterable[str] = ()) -> list[str]:
+    """Return at most three known names that ``name`` resembles, in meaning (``n_steps`` is ``steps``) or in letters.
 
-def similar(name: str, known: Iterable[str]) -> list[str]:
-    """Return at most three known names that ``name`` resembles, in meaning (``n_steps`` is ``steps``) or in letters."""
+    Args:
+        name: as given, maybe with the dashes of an option.
+        known: names, maybe with sections, ``"a.b"``.
+        deeper: further names, for those of the same meaning alone.
+    """
     plain, word = {_plain(k): k for k in known if k}, _plain(name)
-    if (meant := _MEANT.get(word)) in plain:
-        return [plain[meant]]
+    meant = _same_meaning(word, plain.values()) or _same_meaning(word, deeper)
+    if meant:
+        return meant[:3]
     longer = sorted((k for k in plain if len(word) > 2 and k.startswith(word)), key=len)
     return [plain[k] for k in (longer or difflib.get_close_matches(word, plain, n=3, cutoff=0.6))[:3]]
+
+
+def _same_meaning(word: str, known: Iterable[str]) -> list[str]:
+    last = word.rpartition(".")[2]
+    means = {last}.union(*(names for names in _SYNONYMS if last in names))
+    return [k for k in dict.fromkeys(known) if _plain(k).rpartition(".")[2] in means]
 
 
 def _plain(name: str) -> str:
     return name.lstrip("-").replace("-", "_").lower()
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
+def nearest(name: str, known: Iterable[str], deeper: Iterable[str] = ()) -> str:
     """Return ``"; did you mean 'a' or 'b'?"`` for a misspelt name; if none is similar, all known names if few."""
     names = [k for k in known if k]
-    close = similar(name, names)
-    if close:
-        return "; did you mean " + " or ".join(repr(c) for c in close) + "?"
-    return "; there are " + ", ".join(sorted(names)) if len(names) <= 20 else ""
+    others = "; there are " + ", ".join(sorted(names)) if len(names) <= 20 else ""
+    return close_to(name, names, deeper) or others
+
+
+def close_to(name: str, known: Iterable[str], deeper: Iterable[str] = ()) -> str:
+    """Return ``"; did you mean 'a' or 'b'?"`` for a misspelt name; nothing if none is similar."""
+    close = similar(name, known, deeper)
+    return "; did you mean " + " or ".join(repr(c) for c in close) + "?" if close else ""
 
 
 def suggests_options(function: Callable[P, R]) -> Callable[P, R]:

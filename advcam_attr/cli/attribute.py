@@ -40,30 +40,33 @@ def _add_options(parser: Parser) -> None:
 
 def add_climb_options(parser: Parser) -> None:
     """Declare how images are attributed, except for the model's name."""
-    add_model_options(parser)
-    parser.add_argument("--random-weights", action="store_true", help="use the model without pretrained weights")
-    parser.add_argument("--labels", type=str, metavar="FILE", help="class names, one a line")
+    group = add_model_options(parser)
+    group.add_argument("--random-weights", action="store_true", help="use the model without pretrained weights")
+    group = parser.add_argument_group("classes")
+    group.add_argument("--labels", type=str, metavar="FILE", help="class names, one a line")
     text = "an index, a class name, or top1, top2, ...; may be repeated (default: top1)"
-    parser.add_argument("--target", action="append", metavar="CLASS", help=text)
-    text = "cam, grad_cam, grad_cam++, layer_cam, hires_cam, xgrad_cam or eigen_cam (default: %(default)s)"
-    parser.add_argument("--base", type=str, default="cam", help=text)
-    text = "auto, one_step, official, official_wrn38, paper or wsol (default: %(default)s)"
-    parser.add_argument("--recipe", type=str, default="auto", help=text)
-    parser.add_argument("--steps", type=int, metavar="T", help="steps of the climb (default: the recipe's)")
-    text = "climb the mirror image, too (default: the recipe's)"
-    parser.add_argument("--flip", action=ActionYesNo(no_prefix="no-"), default=None, help=text)
-    parser.add_argument("--scales", type=float, nargs="+", metavar="S", help="image scales (default: the recipe's)")
-    text = "another part of the recipe, e.g. objective=target; may be repeated"
-    parser.add_argument("--set", action="append", metavar="KEY=VALUE", help=text)
-    parser.add_argument("--layer", type=str, metavar="NAME", help="module whose output is mapped (default: found)")
-    text = "saliency maps, foreground bright, named as the images"
-    parser.add_argument("--saliency", type=str, metavar="DIR", help=text)
+    group.add_argument("--target", action="append", metavar="CLASS", help=text)
     text = "maps logits to probabilities (default: %(default)s)"
-    parser.add_argument("--probability", choices=["softmax", "sigmoid"], default="softmax", help=text)
-    text = "cpu, cuda, cuda:1, ...; auto, the default, takes a GPU if there is one"
-    parser.add_argument("--device", type=str, default="auto", help=text)
+    group.add_argument("--probability", choices=["softmax", "sigmoid"], default="softmax", help=text)
+    group = parser.add_argument_group("maps")
+    text = "cam, grad_cam, grad_cam++, layer_cam, hires_cam, xgrad_cam or eigen_cam (default: %(default)s)"
+    group.add_argument("--base", type=str, default="cam", help=text)
+    group.add_argument("--layer", type=str, metavar="NAME", help="module whose output is mapped (default: found)")
+    text = "auto, one_step, official, official_wrn38, paper or wsol (default: %(default)s)"
+    group.add_argument("--recipe", type=str, default="auto", help=text)
+    group.add_argument("--steps", type=int, metavar="T", help="steps of the climb (default: the recipe's)")
+    text = "climb the mirror image, too (default: the recipe's)"
+    group.add_argument("--flip", action=ActionYesNo(no_prefix="no-"), default=None, help=text)
+    group.add_argument("--scales", type=float, nargs="+", metavar="S", help="image scales (default: the recipe's)")
+    text = "another part of the recipe, e.g. objective=target; may be repeated"
+    group.add_argument("--set", action="append", metavar="KEY=VALUE", help=text)
+    text = "saliency maps, foreground bright, named as the images"
+    group.add_argument("--saliency", type=str, metavar="DIR", help=text)
+    group = parser.add_argument_group("runtime")
+    text = "cpu, cuda, cuda:1, ...; auto takes a GPU if there is one (default: %(default)s)"
+    group.add_argument("--device", type=str, default="auto", help=text)
     text = "maps made at once (default: %(default)s)"
-    parser.add_argument("--batch-size", type=int, default=8, metavar="N", help=text)
+    group.add_argument("--batch-size", type=int, default=8, metavar="N", help=text)
 
 
 def _run(options: Namespace) -> None:

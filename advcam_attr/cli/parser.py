@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
-import dataclasses
+import functools
 import re
 import textwrap
 from argparse import SUPPRESS, Action, HelpFormatter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from jsonargparse import ActionConfigFile, ArgumentParser, Namespace, set_parsing_settings
+from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
-from advcam_attr.reading import parse_json, read_yaml
-from advcam_attr.registry import nearest
+from advcam_attr.reading import parse_json
+from advcam_attr.registry import close_to, nearest
 from advcam_attr.types import AdvCAMError
 
 if TYPE_CHECKING:
     from advcam_attr.pipelines.model import ModelChoice
 
-C = TypeVar("C")
-
 #: Stands for each of the names of a nested section, as in ``--refine.irn.KEY``.
-_KEY = ".KEY"
+KEY = ".KEY"
 
 MODEL_HELP = "timm/NAME, torchvision/NAME or package.module:factory"
 
@@ -60,9 +57,15 @@ class _Formatter(HelpFormatter):
         if not is_hidden(action):
             super().add_argument(action)
 
+    def _format_action_invocation(self, action: Action) -> str:
+        text = super()._format_action_invocation(action)
+        if action.metavar == KEY:
+            return f"{typed(action)}{KEY} VALUE"
+        return text.replace(f" {action.metavar},", ",") if len(action.option_strings) > 1 else text
+
     def _expand_help(self, action: Action) -> str:
         text = super()._expand_help(action)
-        if not hasattr(action, "hidden") or action.metavar == _KEY:
+        if not hasattr(action, "hidden") or action.metavar == KEY:
             return text
         default = textwrap.shorten(default_of(action), 60, placeholder=" ...)")
         return f"{text} {default}".rstrip()
@@ -94,6 +97,8 @@ class Parser(ArgumentParser):
             self.add_argument("--verbose", action="store_true", help="show debugging messages, too")
             text = "run this package.module:factory where a file names it; may be repeated"
             self.add_argument("--trust-factory", action="append", metavar="NAME", help=text)
+            for action in self._actions:
+                _name_what_it_takes(action)
         return self
 
     def parse_args(self, args: Sequence[str], *rest: Any, **kwargs: Any) -> Namespace:
@@ -111,19 +116,33 @@ class Parser(ArgumentParser):
         super().validate(namespace, *rest, **kwargs)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        action = self._option_string_actions.get(getattr(ex, "argument_name", None) or "")
+        if action is not None:  # values of wrong types are named where they are checked: it is their number here
+            message = f"{typed(action)} takes {'no value' if action.nargs == 0 else _taken(action) + '; none is given'}"
         raise UsageError(message) from ex
+
+    def _check_value(self, action: Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices and action.option_strings:
+            close = close_to(str(value), map(str, action.choices))
+            raise UsageError(f"{typed(action)} takes {_taken(action)}; got {value!r}{close}")
+        super()._check_value(action, value)
 
     def check_keys(self, values: Mapping[str, Any], section: str = "") -> None:
         """Compare the keys of a configuration file with the known options."""
-        known = {a.dest[len(section) :].partition(".")[0] for a in self._actions if a.dest.startswith(section)}
+        from advcam_attr.pipelines.option_types import check_section
+
+        dests = [a.dest[len(section) :] for a in self._actions if a.dest.startswith(section)]
+        known = {dest.partition(".")[0] for dest in dests}
         for key, value in values.items():
             name = f"{section}{key}"
             if key not in known:
-                raise UsageError(f"the configuration has no {name!r}{nearest(key, known)}")
+                raise UsageError(f"there is no {name!r}{nearest(str(key), known, dests)}")
             if name in self.groups:
                 if not isinstance(value, Mapping):
                     raise UsageError(f"{name} is a section of keys and values, got {value!r}")
                 self.check_keys(value, f"{name}.")
+            elif (action := self._option_string_actions.get(f"--{name}")) is not None:
+                check_section(kind_of(action), value, name)
 
     def _check_words(self, words: Sequence[str]) -> None:
         if self.children and not words:
@@ -134,7 +153,10 @@ class Parser(ArgumentParser):
             option = word.partition("=")[0]
             if option.startswith("--") and not self._knows(option):
                 options = [o for a in self._actions if not is_hidden(a) for o in a.option_strings]
-                raise UsageError(f"unknown option {option}{nearest(option, options)}")
+                others = self._option_string_actions
+                raise UsageError(f"unknown option {option}{nearest(option, options, others)}")
+            if option[2:] in self.groups:
+                raise UsageError(f"{option} is a section of values: give {option}.KEY VALUE, or --config FILE")
             if self.children and not word.startswith("-"):
                 if word not in self.children:
                     what = f"{self.prog} command".partition(" ")[2]
@@ -147,104 +169,44 @@ class Parser(ArgumentParser):
         return option in self._option_string_actions or any(option.startswith(f"{o}.") for o in containers)
 
 
-class _ConfigFile(ActionConfigFile):
-    """The option ``--config``, whose file is checked for unknown keys before it is applied."""
+def _name_what_it_takes(action: Action) -> None:
+    """Let an option's error name the option, its value and what it takes, in place of jsonargparse's report."""
+    check = getattr(action, "_check_type", None)
+    if check is None:
+        return
 
-    def __call__(self, parser: Parser, namespace: Namespace, value: str, option_string: str | None = None) -> None:
-        from advcam_attr.pipelines.config import check_keys as check_renamed
+    @functools.wraps(check)
+    def checked(value: Any, *args: Any, **kwargs: Any) -> Any:
+        from advcam_attr.pipelines.option_types import mismatch
 
         try:
-            values = read_yaml(Path(value))
-        except OSError as error:
-            raise UsageError(f"no such configuration: {value} ({error.strerror})") from error
-        except ValueError as error:
-            raise UsageError(f"{value} is not a YAML file: {error}") from error
-        if not isinstance(values, Mapping):
-            raise UsageError(f"{value} holds no configuration: it takes KEY: VALUE lines")
-        if parser.config is not None:
-            check_renamed(parser.config, values)
-        parser.check_keys(values)
-        super().__call__(parser, namespace, value, option_string)
+            return check(value, *args, **kwargs)
+        except AdvCAMError:
+            raise
+        except (TypeError, ValueError) as error:
+            raise UsageError(mismatch(kind_of(action), value, typed(action))) from error
+
+    action._check_type = checked  # type: ignore[attr-defined]
 
 
-class ConfigOptions(Generic[C]):
-    """``--config FILE`` and the values of a configuration as options; ``kind`` is its dataclass, ``module:name``."""
-
-    def __init__(self, kind: str, example: str) -> None:
-        self._kind, self._example = kind, example
-
-    def options(self, *sections: str, dry_run: bool = False) -> Callable[[Parser], None]:
-        """Return what declares ``--config`` and all values; the help shows ``run`` and these sections alone."""
-
-        def add_options(parser: Parser) -> None:
-            first = len(parser._actions)
-            text = f"YAML file of these values and of the other stages', e.g. {self._example}"
-            parser.add_argument("--config", action=_ConfigFile, metavar="FILE", help=text)
-            parser.config = self._load()
-            _evaluate_annotations(parser.config)
-            parser.add_class_arguments(parser.config, None)
-            parser.usage = "%(prog)s [--config FILE] [options]"
-            for action in parser._actions[first + 1 :]:
-                section, *names = action.dest.split(".")
-                _describe(parser, action, hidden=section not in ("run", "print_config", *sections) or len(names) > 1)
-            if dry_run:
-                text = "list what is done and what is left, and do nothing"
-                parser.add_argument("--dry-run", action="store_true", help=text)
-            for name, group in parser.groups.items():
-                group.title, group.description = (name if name[0].islower() else "run"), None
-                if "." in name:  # a nested section is one line of its parent
-                    parser.groups[name.rpartition(".")[0]]._group_actions.append(group._group_actions.pop(0))
-
-        return add_options
-
-    def of(self, options: Namespace) -> C:
-        """Return the configuration among a command's parsed options."""
-        kind = self._load()
-        return kind(**{field.name: options[field.name] for field in dataclasses.fields(kind)})
-
-    def read(self, path: Path) -> C:
-        """Return the configuration that a run folder keeps."""
-        parser = Parser(Command("", self.options(), lambda options: None), prog=f"advcam {path}")
-        try:
-            return self.of(parser.instantiate(parser.parse_args(["--config", str(path)])))
-        except (AdvCAMError, TypeError) as error:
-            raise AdvCAMError(
-                f"{path} is damaged ({error}); run a stage again, with --config, to rewrite it"
-            ) from error
-
-    def _load(self) -> Any:
-        module, _, name = self._kind.partition(":")
-        return getattr(import_module(module), name)
+def kind_of(action: Action) -> Any:
+    kind = getattr(action, "_typehint", str)
+    return kind if action.nargs is None else list[kind]  # type: ignore[valid-type]
 
 
-def _evaluate_annotations(kind: type[Any]) -> None:
-    """Evaluate the annotations of nested dataclasses; jsonargparse would run the TYPE_CHECKING imports of torch."""
-    hints = get_type_hints(kind)
-    kind.__init__.__annotations__.update(hints)
-    for part in (part for hint in hints.values() for part in (hint, *get_args(hint))):
-        if isinstance(part, type) and dataclasses.is_dataclass(part):
-            _evaluate_annotations(part)
+def _taken(action: Action) -> str:
+    from advcam_attr.pipelines.option_types import takes
 
-
-def _describe(parser: Parser, action: Action, hidden: bool) -> None:
-    """Shorten the help of a configuration's value, and list the keys of a nested section in one line."""
-    text, keys = action.help or "", [a.dest for a in parser._actions if a.dest.startswith(f"{action.dest}.")]
-    if action.dest == "print_config":
-        text, action.metavar = "print the resulting configuration and exit", ""
-    elif keys and action.dest in parser.groups:
-        hidden = hidden or "." not in action.dest
-        text = ", ".join(dict.fromkeys(key[len(action.dest) + 1 :].partition(".")[0] for key in keys))
-        action.metavar = _KEY
-    else:
-        text = re.split(r"\.\s+(?=[A-Z])|;", " ".join(text.split()).replace("`", ""))[0].rstrip(".")
-        action.metavar = action.metavar or "VALUE"
-    action.help = text.replace("%", "%%")
-    action.hidden = hidden  # type: ignore[attr-defined]
+    if action.choices is not None:
+        return f"one of {', '.join(map(str, action.choices))}"
+    kind = kind_of(action)
+    return action.metavar if kind is str and isinstance(action.metavar, str) else takes(kind)
 
 
 def default_of(action: Action) -> str:
     """Return the default of a configuration's value in brackets, or nothing if it has none."""
-    return "" if action.default in (None, {}, False, SUPPRESS) else f"(default: {action.default})"
+    default = action.default
+    return "" if default in (None, {}, SUPPRESS) or default is False else f"(default: {default})"
 
 
 def is_hidden(action: Action) -> bool:
@@ -267,15 +229,17 @@ def models_named(words: Sequence[str]) -> set[str]:
     return named
 
 
-def add_model_options(parser: Parser) -> None:
-    """Declare how a model is loaded."""
+def add_model_options(parser: Parser) -> Any:
+    """Declare how a model is loaded, and return the group of these options."""
+    group = parser.add_argument_group("model")
     text = """arguments of the model, e.g. '{"num_classes": 20}'"""
-    parser.add_argument("--model-args", type=dict[str, Any], default={}, metavar="JSON", help=text)
-    parser.add_argument("--checkpoint", type=str, metavar="FILE", help="weights: safetensors, or torch's plain weights")
-    parser.add_argument("--input-size", type=int, metavar="PIXELS", help="input size (default: the model's own)")
+    group.add_argument("--model-args", type=dict[str, Any], default={}, metavar="JSON", help=text)
+    group.add_argument("--checkpoint", type=str, metavar="FILE", help="weights: safetensors, or torch's plain weights")
+    group.add_argument("--input-size", type=int, metavar="PIXELS", help="input size (default: the model's own)")
     for name in ("mean", "std"):
         text = f"{name} of the normalization: one or three numbers (default: the model's own)"
-        parser.add_argument(f"--{name}", type=float, nargs="+", metavar="X", help=text)
+        group.add_argument(f"--{name}", type=float, nargs="+", metavar="X", help=text)
+    return group
 
 
 def add_archive_options(parser: Parser) -> None:

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 from jsonargparse import Namespace
 
-from advcam_attr.cli.parser import Command, ConfigOptions, Group
+from advcam_attr.cli.config_options import ConfigOptions
+from advcam_attr.cli.parser import Command, Group
 
 if TYPE_CHECKING:
     from advcam_attr.pipelines.semi.config import SemiConfig

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from jsonargparse import Namespace
 
-from advcam_attr.cli.parser import Command, ConfigOptions, Group, several
+from advcam_attr.cli.config_options import ConfigOptions
+from advcam_attr.cli.parser import Command, Group, several
 from advcam_attr.types import AdvCAMError
 
 if TYPE_CHECKING:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from jsonargparse import Namespace
 
-from advcam_attr.cli.parser import Command, ConfigOptions, Group, Parser, add_archive_options, path_of
+from advcam_attr.cli.config_options import ConfigOptions
+from advcam_attr.cli.parser import Command, Group, Parser, add_archive_options, path_of
 
 if TYPE_CHECKING:
     from advcam_attr.pipelines.wsss.config import WSSSConfig

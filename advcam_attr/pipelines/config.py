@@ -28,7 +28,7 @@ Config = TypeVar("Config", bound=Any)
 #: Where the values of earlier releases' YAML keys are now. A leading dot is the section in which the old key stood.
 RENAMED_KEYS = {
     **dict.fromkeys(("precision", "autocast"), "runtime.autocast"),
-    **{name: f"runtime.{name}" for name in ("device", "workers", "overwrite", "seed", "channels_last")},
+    **{name: f"runtime.{name}" for name in ("device", "workers", "overwrite", "seed", "channels_last", "logger")},
     **{name: f".backbone.{name}" for name in ("model_args", "checkpoint", "random_weights", "stride", "train_from",
                                               "mean", "std")},
     **{name: f".optimizer.{name}" for name in ("lr", "momentum", "weight_decay", "power", "nesterov")},
@@ -36,6 +36,7 @@ RENAMED_KEYS = {
     "lowered_by": ".backbone.stride_mode",
     **dict.fromkeys(("backbone_lr", "edge_lr", "encoder_lr", "body_lr"), ".optimizer.lr"),
     **dict.fromkeys(("classifier_lr", "displacement_lr", "head_lr", "fast_ratio"), ".optimizer.head_lr"),
+    "tensorboard": "runtime.logger",
     "known": ".class_map",
     "known_offset": ".class_offset",
     "refresh": ".lr_update_every",

@@ -23,7 +23,7 @@ from advcam_attr.training.log import read_log
 VALIDATION = "validation.jsonl"
 
 #: Settings that do not change the result, or that the net's own description has.
-_IGNORED = {"backbone", "checkpoint_every", "tensorboard"}
+_IGNORED = {"backbone", "checkpoint_every"}
 
 
 def training_config(settings: Any, net: nn.Module, runtime: Runtime, **data: Any) -> dict[str, Any]:

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 #: The precisions of autocast; None stands for float32 everywhere.
 Autocast = Literal["bfloat16", "float16"]
 
+#: Further logs of trainings.
+Logger = Literal["tensorboard", "wandb", "csv"]
+
 
 @dataclass(frozen=True)
 class Runtime:
@@ -27,6 +30,7 @@ class Runtime:
         channels_last: memory format of images and net in climbs.
         seed: of weights, order, augmentation and dropout.
         overwrite: recompute existing results; replace those of other settings.
+        logger: log trainings there, too; besides ``log.jsonl``.
     """
 
     device: str = "auto"
@@ -35,6 +39,7 @@ class Runtime:
     channels_last: bool = False
     seed: int = 0
     overwrite: bool = False
+    logger: Logger | None = None
 
     def __post_init__(self) -> None:
         for name in ("workers", "seed"):
@@ -42,6 +47,8 @@ class Runtime:
                 raise AdvCAMError(f"runtime.{name} must not be negative, got {getattr(self, name)}")
         if self.autocast not in (None, *get_args(Autocast)):
             raise AdvCAMError(f"runtime.autocast must be bfloat16, float16 or null, got {self.autocast!r}")
+        if self.logger not in (None, *get_args(Logger)):
+            raise AdvCAMError(f"runtime.logger must be tensorboard, wandb, csv or null, got {self.logger!r}")
 
     @property
     def autocast_dtype(self) -> torch.dtype | None:

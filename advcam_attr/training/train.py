@@ -63,7 +63,6 @@ class TrainingTask:
             training. It must leave the net's mode and device as they were.
         schedule: in place of poly's.
         prepare: maps the batches, given them and the number of the first one, e.g. to mix them.
-        tensorboard: whether to write TensorBoard files, too.
     """
 
     name: str
@@ -85,7 +84,6 @@ class TrainingTask:
     after_epoch: Callable[[int], bool] | None = None
     schedule: Schedule | None = None
     prepare: Callable[[Iterator[Batch], int], Iterator[Batch]] | None = None
-    tensorboard: bool = False
 
     @property
     def per_epoch(self) -> int:
@@ -156,9 +154,8 @@ def _train(task: TrainingTask, out: Path, shard: Shard, device: torch.device) ->
 
 def _run(task: TrainingTask, training: Training, out: Path, shard: Shard, save: Callable[[], None]) -> None:
     steps, start, clock, losses = task.all_steps, training.step, time.monotonic(), list[float]()
-    board = out / "tensorboard" if task.tensorboard else None
     with ExitStack() as stack:
-        log = stack.enter_context(json_log(out / "log.jsonl", start, board)) if shard.rank == 0 else None
+        log = stack.enter_context(json_log(out / "log.jsonl", start, task.runtime.logger)) if shard.rank == 0 else None
         records = _records(task, training, shard)
         bar = stack.enter_context(progress_bar(steps, f"training the {task.name}", "steps", initial=start))
         for record in records:

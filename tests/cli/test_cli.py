@@ -51,36 +51,6 @@ def error_of(capsys, *argv: object) -> str:
     return err.removeprefix("advcam: error: ").rstrip()
 
 
-def leaves(command=None, words=()):
-    """The words of every command and of every group."""
-    yield list(words)
-    for name, child in (cli.COMMANDS if command is None else getattr(command, "commands", {})).items():
-        yield from leaves(child, (*words, name))
-
-
-@pytest.mark.parametrize("words", leaves(), ids=" ".join)
-def test_help_is_one_screen(capsys, monkeypatch, words):
-    monkeypatch.setenv("COLUMNS", "100")
-    code, out, err = run(capsys, *words, "--help")
-    assert (code, err) == (0, "")
-    assert out.startswith("usage: " + " ".join(["advcam", *words]))
-    assert out.count("\n") <= 75
-    assert "==SUPPRESS==" not in out
-
-
-def test_help_imports_no_torch():
-    code = "\n".join(
-        [
-            "import sys",
-            "from advcam_attr.cli.main import main",
-            f"for words in {list(leaves())}:",
-            "    assert main([*words, '--help']) == 0",
-            "    assert 'torch' not in sys.modules, words",
-        ]
-    )
-    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
-
-
 def test_version_of_the_module_and_the_command(capsys):
     assert run(capsys, "--version")[1].startswith("advcam ")
     argv = [sys.executable, "-m", "advcam_attr", "--version"]

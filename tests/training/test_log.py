@@ -1,13 +1,13 @@
-"""Training logs: each step once, optional TensorBoard."""
+"""Training logs: each step once, and further logs."""
 
 from __future__ import annotations
 
 import sys
-from unittest.mock import MagicMock
+from unittest.mock import MagicMock, call
 
 import pytest
 
-from advcam_attr.training.log import json_log, read_log
+from advcam_attr.training.log import json_log, read_log, require_logger
 from advcam_attr.types import AdvCAMError
 
 
@@ -27,19 +27,54 @@ def test_each_step_is_recorded_once(tmp_path):
     assert read_log(path) == []
 
 
-def test_tensorboard_is_optional(tmp_path, monkeypatch):
-    path = tmp_path / "log.jsonl"
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    with pytest.raises(AdvCAMError, match="TensorBoard is not installed"), json_log(path, tensorboard=tmp_path):
-        pass
+@pytest.mark.parametrize(("logger", "package"), [("tensorboard", "torch.utils.tensorboard"), ("wandb", "wandb")])
+def test_packages_of_further_logs_are_optional(tmp_path, monkeypatch, logger, package):
+    monkeypatch.setitem(sys.modules, package, None)
+    for use in (lambda: require_logger(logger), lambda: json_log(tmp_path / "log.jsonl", logger=logger).__enter__()):
+        with pytest.raises(AdvCAMError, match="is not installed; pip install "):
+            use()
+    assert not list(tmp_path.iterdir())
+    require_logger("csv")
+    require_logger(None)
+
+
+def logged(path, logger) -> None:
+    """Write two steps, and after a resume from the second one two more."""
+    for first, last in ((0, 2), (1, 3)):
+        with json_log(path, first, logger) as log:
+            for step in range(first, last):
+                log.write({"step": step, "loss": step + 0.5, "lr": [0.1, 1.0], "name": "text"})
+
+
+def test_tensorboard_files(tmp_path, monkeypatch):
     stub = MagicMock()
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", stub)
-    with json_log(path, 4, tmp_path) as log:
-        log.write({"step": 4, "loss": 0.5, "lr": [0.1]})
-    stub.SummaryWriter.assert_called_once_with(tmp_path, purge_step=4)
-    writer = stub.SummaryWriter.return_value.__enter__.return_value
-    writer.add_scalar.assert_called_once_with("loss", 0.5, 4)
-    stub.SummaryWriter.return_value.__exit__.assert_called_once()
+    logged(tmp_path / "log.jsonl", "tensorboard")
+    folder = tmp_path / "tensorboard" / "log"
+    assert stub.SummaryWriter.call_args_list == [call(folder, purge_step=None), call(folder, purge_step=1)]
+    scalars = stub.SummaryWriter.return_value.__enter__.return_value.add_scalar.call_args_list
+    assert scalars[:4] == [call("loss", 0.5, 0), call("lr/0", 0.1, 0), call("lr/1", 1.0, 0), call("loss", 1.5, 1)]
+    assert stub.SummaryWriter.return_value.__exit__.call_count == 2
+
+
+def test_weights_and_biases_continue_a_run(tmp_path, monkeypatch):
+    stub = MagicMock()
+    monkeypatch.setitem(sys.modules, "wandb", stub)
+    logged(tmp_path / "net" / "log.jsonl", "wandb")
+    first, second = stub.init.call_args_list
+    assert first == second
+    assert first.kwargs["resume"] == "allow"
+    assert first.kwargs["name"].endswith("net/log")
+    run = stub.init.return_value
+    assert run.log.call_args_list[0] == call({"loss": 0.5, "lr/0": 0.1, "lr/1": 1.0}, step=0)
+    assert [one.kwargs["step"] for one in run.log.call_args_list] == [0, 1, 1, 2]
+    assert run.finish.call_count == 2
+
+
+def test_csv_files_have_each_step_once(tmp_path):
+    logged(tmp_path / "log.jsonl", "csv")
+    lines = (tmp_path / "log.csv").read_text().splitlines()
+    assert lines == ["step,loss,lr/0,lr/1", "0,0.5,0.1,1.0", "1,1.5,0.1,1.0", "2,2.5,0.1,1.0"]
 
 
 def test_a_log_that_is_no_text_is_an_error(tmp_path):

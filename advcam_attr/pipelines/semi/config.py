@@ -48,7 +48,6 @@ class SemiNetConfig:
         channels: of the pyramid pooling's output; None is a quarter of the backbone's.
         auxiliary: decoders of each perturbation; without any, only labelled images are used.
         norms: batch norms of the backbone; ``"trained"`` as in CCT, or ``"frozen"``.
-        seed: of the new weights.
         trained: file of a trained net, in place of training; one of this package or of CCT's authors
             (``best_model.pth``). None trains one.
     """
@@ -57,16 +56,13 @@ class SemiNetConfig:
     channels: int | None = None
     auxiliary: dict[str, int] = field(default_factory=lambda: dict(AUXILIARY))
     norms: Norms = "trained"
-    seed: int = 0
     trained: str | None = None
 
-    def make(self, classes: int) -> CCT:
+    def make(self, classes: int, seed: int) -> CCT:
         from advcam_attr.networks.cct import cct_net
 
         backbone = with_paths(self.backbone, "checkpoint")
-        return cct_net(
-            backbone, classes, channels=self.channels, auxiliary=self.auxiliary, norms=self.norms, seed=self.seed
-        )
+        return cct_net(backbone, classes, channels=self.channels, auxiliary=self.auxiliary, norms=self.norms, seed=seed)
 
 
 @dataclass(frozen=True)

@@ -74,7 +74,7 @@ class SemiRun:
             f"training on {len(data.labelled.samples)} labelled images ({data.labelled.split}), "
             f"{len(data.unlabelled.samples)} unlabelled ones ({data.unlabelled.split}) of {config.data.root}{pseudo}"
         )
-        net = config.net.make(len(data.labelled.classes) + 1)
+        net = config.net.make(len(data.labelled.classes) + 1, config.runtime.seed)
         with recorded_config(self.folder, config):
             return train_semi(config.training, net, data, self.folder / "cct", config.runtime)
 

@@ -60,7 +60,7 @@ def train_semi(settings: SemiSettings, net: CCT, data: SemiData, out: Path, runt
     )
     backbone = {id(p) for p in net.backbone.parameters()}
     decoders = [p for p in net.parameters() if id(p) not in backbone]
-    validation = None if data.val is None else Validation(s, net, data.val, out, per_epoch, runtime.workers)
+    validation = None if data.val is None else Validation(s, net, data.val, out, per_epoch, runtime)
 
     def save(path: Path) -> None:
         if validation is not None and validation.best() is not None:
@@ -97,10 +97,10 @@ class Validation:
     """
 
     def __init__(
-        self, settings: SemiSettings, net: CCT, data: SegmentationData, out: Path, per_epoch: int, workers: int
+        self, settings: SemiSettings, net: CCT, data: SegmentationData, out: Path, per_epoch: int, runtime: Runtime
     ) -> None:
         self.settings, self.net, self.data, self.out = settings, net, data, out
-        self.per_epoch, self.workers = per_epoch, workers
+        self.per_epoch, self.runtime = per_epoch, runtime
 
     def after_epoch(self, epoch: int) -> bool:
         """Validate on the first rank; return whether more than ``patience`` validations in a row were no better."""
@@ -110,14 +110,14 @@ class Validation:
 
     def _measure(self, epoch: int) -> bool:
         step, training = epoch * self.per_epoch - 1, _training_in(self.out)
-        measured = validation_iou(self.net, self.data, self.workers)
+        measured = validation_iou(self.net, self.data, self.runtime.workers)
         if not math.isfinite(measured):
             raise AdvCAMError(f"no pixel of {self.data.name} {self.data.split} has a label; validate on other images")
         best = self.best()
         if best is None or measured > best:
             notes = {"val_miou": repr(measured), "step": str(step), "training": training}
             save_net(self.out / BEST, self.net, self.data.classes, notes)
-        with json_log(self.out / VALIDATION, step) as log:
+        with json_log(self.out / VALIDATION, step, self.runtime.logger) as log:
             log.write({"step": step, "epoch": epoch, "val_miou": measured, "training": training})
         logger.info(f"epoch {epoch}: validation mIoU {100 * measured:.2f}")
         found = [record["val_miou"] for record in validations(self.out)]

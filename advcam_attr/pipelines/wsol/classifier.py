@@ -102,7 +102,7 @@ def train_wsol_classifier(
             share_buffers(net)
             loss, top1 = _validate(settings, net, val_data, runtime.workers)
             if shard.rank == 0:
-                with json_log(out / VALIDATION, epoch) as log:
+                with json_log(out / VALIDATION, epoch, runtime.logger) as log:
                     log.write({"step": epoch, "val_loss": loss, "val_top1": top1})
             logger.info(f"epoch {epoch}: validation loss {loss:.4f}, top-1 {100 * top1:.1f}")
         return False

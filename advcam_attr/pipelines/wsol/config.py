@@ -8,12 +8,14 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_type_hints
 
 from jsonargparse.typing import PositiveInt
 
 from advcam_attr.networks.backbone import Backbone
 from advcam_attr.pipelines.config import check_keys, path_of, with_paths
+from advcam_attr.pipelines.option_types import parsed
+from advcam_attr.registry import nearest
 from advcam_attr.runs.runtime import Runtime
 from advcam_attr.training.optimizer import Optimizer
 from advcam_attr.types import AdvCAMError
@@ -250,7 +252,7 @@ class WSOLConfig:
         classifier: training of a classifier.
         trainings: classifiers by row of the tables; each with its differences from ``classifier``:
             ``{CAM: {}, CutMix: {cutmix_probability: 1.0, optimizer: {lr: 3.0e-4}}}``.
-        seeds: of the trainings, in place of ``runtime.seed``.
+        seeds: of the trainings; None for ``runtime.seed`` alone.
     """
 
     run: str
@@ -259,7 +261,7 @@ class WSOLConfig:
     name: str = "CAM"
     classifier: WSOLClassifierSettings = WSOLClassifierSettings()
     trainings: dict[str, dict[str, Any]] = field(default_factory=lambda: {"CAM": {}})
-    seeds: tuple[int, ...] = (0,)
+    seeds: tuple[int, ...] | None = None
     maps: WSOLMapConfig = field(default_factory=WSOLMapConfig)
     score: BoxConfig = BoxConfig()
     runtime: Runtime = Runtime()
@@ -270,12 +272,18 @@ class WSOLConfig:
                 raise AdvCAMError("net names no net: give net.model, net.checkpoint, or both; or leave net out")
             if self.net.labels is not None:
                 raise AdvCAMError("net.labels goes with net.model: a localization classifier has the data's classes")
-        if self.net is None and not (self.trainings and self.seeds):
+        if self.net is None and not (self.trainings and self.all_seeds):
             raise AdvCAMError("there is no net: give net, or at least one of trainings and one of seeds")
-        _require_unique("seeds", self.seeds)
+        _require_unique("seeds", self.all_seeds)
+        if min(self.all_seeds, default=0) < 0:
+            raise AdvCAMError(f"seeds must not be negative, got {min(self.all_seeds)}")
         _require_unique("folders of trainings", [_slug(name) for name in self.trainings])
         for name in self.trainings:
             self.training(name)
+
+    @property
+    def all_seeds(self) -> tuple[int, ...]:
+        return (self.runtime.seed,) if self.seeds is None else self.seeds
 
     def training(self, name: str) -> WSOLClassifierSettings:
         changes = self.trainings[name] or {}
@@ -287,22 +295,19 @@ class WSOLConfig:
         run = path_of(self.run)
         if self.net is not None:
             return (TrainedNet(self.name, None, run / _slug(self.name)),)
-        pairs = [(name, seed) for name in self.trainings for seed in self.seeds]
+        pairs = [(name, seed) for name in self.trainings for seed in self.all_seeds]
         return tuple(TrainedNet(name, seed, run / _slug(name) / f"seed{seed}") for name, seed in pairs)
 
 
 def _merged(settings: T, changes: Mapping[str, Any], section: str) -> T:
-    values: dict[str, Any] = {}
+    values, hints = dict[str, Any](), get_type_hints(type(settings))
     for name, value in changes.items():
-        if name not in {f.name for f in dataclasses.fields(settings)}:  # type: ignore[arg-type]
-            raise AdvCAMError(f"{section} has {name!r}, which {type(settings).__name__} has not")
-        old = getattr(settings, name)
+        if name not in hints:
+            raise AdvCAMError(f"{section} has no {name!r}{nearest(name, hints)}")
+        old, key = getattr(settings, name), f"{section}.{name}"
         nested = dataclasses.is_dataclass(old) and isinstance(value, Mapping)
-        values[name] = _merged(old, value, f"{section}.{name}") if nested else value
-    try:
-        return replace(settings, **values)  # type: ignore[type-var]
-    except TypeError as error:
-        raise AdvCAMError(f"{section}: {error}") from error
+        values[name] = _merged(old, value, key) if nested else parsed(hints[name], value, key)
+    return replace(settings, **values)  # type: ignore[type-var]
 
 
 def _require_unique(what: str, values: Iterable[Any]) -> None:

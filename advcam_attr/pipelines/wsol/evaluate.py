@@ -31,6 +31,7 @@ from advcam_attr.pipelines.maps import read_map, read_predictions, wsol_map_stor
 from advcam_attr.reading import parse_json
 from advcam_attr.refine.boxes import boxes_above, grey_levels, largest_box_above, resize_boxes, score_map
 from advcam_attr.refine.opencv import opencv
+from advcam_attr.runs.progress_bar import progress_bar
 from advcam_attr.runs.provenance import read_record
 from advcam_attr.tensor_files import dump_tensors, read_tensors
 from advcam_attr.types import AdvCAMError, Sample
@@ -151,11 +152,13 @@ def score_boxes(
     opencv()
     best, peak = np.empty((len(tasks), LEVELS)), np.empty(len(tasks), np.uint8)
     done = 0
-    for ious, peaks in _results(score, tasks, processes):
-        end = done + len(peaks)
-        best[done:end], peak[done:end] = ious, peaks
-        done = end
-        progress(done, len(tasks))
+    with progress_bar(len(tasks), "scoring boxes") as bar:
+        for ious, peaks in _results(score, tasks, processes):
+            end = done + len(peaks)
+            best[done:end], peak[done:end] = ious, peaks
+            done = end
+            bar.update(len(peaks))
+            progress(done, len(tasks))
     ids = tuple(sample.id for sample in chosen)
     return BoxTable(ids, torch.from_numpy(best), torch.from_numpy(peak), correct, contours)
 

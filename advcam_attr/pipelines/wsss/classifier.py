@@ -97,8 +97,8 @@ def train_classifier(
         if val_data is not None:
             measured = _validate(config, net, val_data, loss, shard, runtime.workers)
             if shard.rank == 0:
-                step, board = epoch * per_epoch - 1, out / "tensorboard" / "validation"
-                with json_log(out / VALIDATION, step, board if config.tensorboard else None) as log:
+                step = epoch * per_epoch - 1
+                with json_log(out / VALIDATION, step, runtime.logger) as log:
                     log.write({"step": step, "epoch": epoch, **measured})
             mean = "" if measured["val_map"] is None else f", mAP {100 * measured['val_map']:.1f}"
             logger.info(f"epoch {epoch}: validation loss {measured['val_loss']:.4f}{mean}")
@@ -125,7 +125,6 @@ def train_classifier(
         file=WEIGHTS,
         grad_accum=config.grad_accum,
         after_epoch=validate,
-        tensorboard=config.tensorboard,
     )
     weights = train(task, out)
     load_weights(net, read_checkpoint(weights), net.spec.backbone.name)

@@ -76,7 +76,6 @@ class ClassifierConfig:
         loss: training loss.
         grad_accum: forward passes per batch; their gradients are averaged.
         checkpoint_every: steps per checkpoint; also one after each epoch.
-        tensorboard: write TensorBoard files, too; to the folder ``tensorboard``.
     """
 
     epochs: PositiveInt = 5
@@ -88,7 +87,6 @@ class ClassifierConfig:
     loss: Literal["multilabel_soft_margin"] = "multilabel_soft_margin"
     grad_accum: PositiveInt = 1
     checkpoint_every: PositiveInt = 200
-    tensorboard: bool = False
 
 
 @dataclass(frozen=True)

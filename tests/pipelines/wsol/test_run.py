@@ -246,9 +246,11 @@ def test_errors_are_one_line(capsys, folder, monkeypatch):
         (["--seeds", "[1, 1]"], "seeds must differ, got 1 twice"),
         (["--trainings", "{CAM: {}, Cam: {}}"], "got cam twice"),
         (["--trainings", "{A B: {}, a_b: {}}"], "got a_b twice"),
-        (["--trainings", "{CAM: {epoch: 2}}"], "trainings.CAM has 'epoch'"),
+        (["--trainings", "{CAM: {epoch: 2}}"], "trainings.CAM has no 'epoch'; did you mean 'epochs'"),
+        (["--trainings", "{CAM: {epochs: q}}"], "trainings.CAM.epochs takes an integer above 0; got 'q'"),
+        (["--trainings", "{CAM: {optimizer: {lr: q}}}"], "trainings.CAM.optimizer.lr takes a number; got 'q'"),
         (["--trainings", "{CAM: {lr: 0.1}}"], "trainings.CAM.lr is now trainings.CAM.optimizer.lr"),
-        (["--trainings", "{CAM: {optimizer: {lrr: 0.1}}}"], "trainings.CAM.optimizer has 'lrr'"),
+        (["--trainings", "{CAM: {optimizer: {lrr: 0.1}}}"], "trainings.CAM.optimizer has no 'lrr'"),
     ],
 )
 def test_errors_come_before_any_training(options, message, capsys, folder):

@@ -9,10 +9,8 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -210,26 +208,15 @@ def test_a_damaged_report_is_rewritten(tmp_path, whole, content):
     assert contents(tmp_path) == whole
 
 
-def test_tensorboard_has_steps_and_validation(tmp_path, whole, monkeypatch):
-    """Each in its folder; the bytes of all else are the same."""
-    written = []
-
-    @contextmanager
-    def writer(folder, purge_step):
-        yield SimpleNamespace(add_scalar=lambda name, value, step: written.append((folder.name, name, value, step)))
-
-    stub = ModuleType("torch.utils.tensorboard")
-    stub.SummaryWriter = writer
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", stub)
-    fit(replace(CONFIG, tensorboard=True), TinyCAM(), TRAIN, VAL, tmp_path)
-    steps = read_log(tmp_path / "log.jsonl")
-    assert [one for one in written if one[0] == "tensorboard"] == [
-        ("tensorboard", "loss", record["loss"], record["step"]) for record in steps
-    ]
-    scalars = {(name, step): value for where, name, value, step in written if where == "validation"}
-    for record in read_log(tmp_path / "validation.jsonl"):
-        assert scalars["val_map", record["step"]] == record["val_map"]
-    assert contents(tmp_path) == whole
+def test_further_logs_have_steps_and_validation(tmp_path, whole):
+    """The bytes of all else are the same."""
+    fit(CONFIG, TinyCAM(), TRAIN, VAL, tmp_path, logger="csv")
+    found = {name: (tmp_path / f"{name}.csv").read_text().splitlines() for name in ("log", "validation")}
+    assert found["log"][0] == "step,loss,lr/0,lr/1"
+    assert len(found["log"]) == 1 + len(read_log(tmp_path / "log.jsonl"))
+    assert "val_map" in found["validation"][0]
+    assert len(found["validation"]) == 1 + CONFIG.epochs
+    assert {name: data for name, data in contents(tmp_path).items() if not name.endswith(".csv")} == whole
 
 
 @pytest.mark.parametrize(("runtime", "same"), [({"workers": 2}, True), ({"seed": 1}, False)])
