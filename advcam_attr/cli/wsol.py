@@ -40,7 +40,13 @@ def _evaluate(options: Namespace) -> None:
 
 
 def _run(options: Namespace) -> None:
-    _require_all(_opened(options).run())
+    from advcam_attr.pipelines.wsol.plan import progress
+
+    run = _opened(options)
+    if options.dry_run:
+        print(*progress(run), sep="\n")
+    else:
+        _require_all(run.run())
 
 
 def _require_all(summaries: Iterable[MapSummary]) -> None:
@@ -65,6 +71,6 @@ GROUP = Group(
         "evaluate": Command(
             "score the maps' boxes, beside the paper's tables", OPTIONS.options("data", "score", "runtime"), _evaluate
         ),
-        "run": Command("run all stages", OPTIONS.options("data", "runtime"), _run),
+        "run": Command("run all stages", OPTIONS.options("data", "runtime", dry_run=True), _run),
     },
 )

@@ -81,10 +81,11 @@ def _evaluate(options: Namespace) -> None:
 
 def _run(options: Namespace) -> None:
     from advcam_attr.pipelines.wsss import stages
+    from advcam_attr.pipelines.wsss.plan import progress
 
     run = _opened(options)
     if options.dry_run:
-        print(*stages.progress(run), sep="\n")
+        print(*progress(run), sep="\n")
     elif (scores := stages.run_all(run)) is not None:
         print(scores)
 

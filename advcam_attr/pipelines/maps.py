@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from advcam_attr.climbing import recipes
 from advcam_attr.data.samples import SegmentationData
-from advcam_attr.files import append_to, make_folder, write_error
+from advcam_attr.files import make_folder, write_error, write_text
 from advcam_attr.pipelines.map_batches import MapMaker
 from advcam_attr.pipelines.map_settings import MapSettings, config_dict
 from advcam_attr.reading import parse_json, read_text
@@ -222,6 +222,8 @@ def _make(
             written += len(batch.samples) - len(batch.failed)
             failed += batch.failed
             bar.update(len(batch.samples))
+    if predictions is not None:
+        predictions.finish(shard)
     images = count + len(unreadable)
     summary = MapSummary(out, images, written, count - left, tuple(failed), time.monotonic() - begin, shard)
     logger.info(str(summary))
@@ -272,25 +274,39 @@ class _Predictions:
 
     def read(self) -> dict[str, int]:
         """Read those of all processes; a line that an interruption cut off is skipped."""
-        found: dict[str, int] = {}
-        for file in sorted((self.out / "predictions").glob(f"{self.digest}-*.jsonl")):
-            for line in read_text(file, "remove it, and make the maps again").splitlines():
-                try:
-                    id, label = parse_json(line)
-                except (ValueError, TypeError):
-                    continue
-                found[str(id)] = int(label)
-        return found
+        files = sorted((self.out / "predictions").glob(f"{self.digest}-*.jsonl"))
+        return {id: label for file in files for id, label in self._records(file).items()}
 
     def append(self, predicted: Mapping[str, int], shard: Shard) -> None:
         """Append predictions, after a line break: an interruption may have cut off the last line."""
-        file = self.out / "predictions" / f"{self.digest}-{shard.rank}of{shard.world}.jsonl"
+        file = self._file(shard)
         make_folder(file.parent)
         try:
             with append_to(file) as stream:
                 stream.write("".join(f"\n{json.dumps([id, label])}" for id, label in predicted.items()) + "\n")
         except OSError as error:
             raise write_error(file, error) from error
+
+    def finish(self, shard: Shard) -> None:
+        """Rewrite a process's file with each image once, as one that was never interrupted has it."""
+        file = self._file(shard)
+        if file.is_file():
+            lines = "".join(f"{json.dumps([id, label])}\n" for id, label in sorted(self._records(file).items()))
+            if lines.encode() != file.read_bytes():
+                write_text(file, lines)
+
+    def _file(self, shard: Shard) -> Path:
+        return self.out / "predictions" / f"{self.digest}-{shard.rank}of{shard.world}.jsonl"
+
+    def _records(self, file: Path) -> dict[str, int]:
+        found: dict[str, int] = {}
+        for line in read_text(file, "remove it, and make the maps again").splitlines():
+            try:
+                id, label = parse_json(line)
+            except (ValueError, TypeError):
+                continue
+            found[str(id)] = int(label)
+        return found
 
 
 @contextlib.contextmanager

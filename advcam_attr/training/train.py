@@ -106,14 +106,20 @@ def train(task: TrainingTask, out: Path) -> Path:
     """
     shard = shard_of_launch()
     device = task.runtime.torch_device(shard)
-    if len(task.items) < task.batch:
-        raise AdvCAMError(f"there are {len(task.items)} images, fewer than one batch of {task.batch}; lower the batch")
-    if task.batch % (shard.world * task.grad_accum):
-        parts = f" in {task.grad_accum} parts each" if task.grad_accum > 1 else ""
-        raise AdvCAMError(f"a batch of {task.batch} cannot be shared by {shard.world} ranks{parts}")
+    check_batch(task.name, len(task.items), task.batch, task.grad_accum)
     with first_rank_logs(shard), own_randomness(device), as_found(task.net), process_group(shard, device):
         make_folder(out)
         return _train(task, out, shard, device)
+
+
+def check_batch(what: str, images: int, batch: int, grad_accum: int = 1) -> None:
+    """Raise if there are fewer images than a batch, or if the ranks cannot share it."""
+    world = shard_of_launch().world
+    if images < batch:
+        raise AdvCAMError(f"{what}: {images} images, fewer than one batch of {batch}; choose a smaller batch")
+    if batch % (world * grad_accum):
+        parts = f" in {grad_accum} parts each" if grad_accum > 1 else ""
+        raise AdvCAMError(f"{what}: a batch of {batch} cannot be shared by {world} ranks{parts}")
 
 
 def _train(task: TrainingTask, out: Path, shard: Shard, device: torch.device) -> Path:

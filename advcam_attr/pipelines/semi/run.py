@@ -19,14 +19,15 @@ from advcam_attr import __version__
 from advcam_attr.data.samples import SegmentationData
 from advcam_attr.files import write_json, write_text
 from advcam_attr.metrics.evaluation import MaskEvaluation
-from advcam_attr.networks.cct import CCT_NET
+from advcam_attr.networks.cct import CCT, CCT_NET
 from advcam_attr.networks.net_file import load_net
+from advcam_attr.pipelines.checks import check_runtime, check_truth
 from advcam_attr.pipelines.config import path_of, recorded_config
 from advcam_attr.pipelines.evaluate import evaluate_masks, left_out, write_mask_evaluation
 from advcam_attr.pipelines.semi.config import SemiConfig
 from advcam_attr.pipelines.semi.data import SemiData, read_semi
 from advcam_attr.pipelines.semi.predict import write_predictions
-from advcam_attr.pipelines.semi.training import WEIGHTS, train_semi, validations
+from advcam_attr.pipelines.semi.training import WEIGHTS, check_training, train_semi, validations
 from advcam_attr.runs.progress import masks_progress, training_progress
 from advcam_attr.runs.run_log import run_log
 from advcam_attr.runs.sharding import shard_of, shard_of_launch
@@ -49,14 +50,31 @@ class SemiRun:
         self.config, self.folder = config, path_of(config.run)
 
     def run(self) -> None:
+        plan = self.plan()
         if shard_of_launch().rank == 0:
-            logger.info(self.plan())
+            logger.info(plan)
         if self.config.net.trained is None:
             self.train()
         self.evaluate()
 
+    def check(self) -> None:
+        """Raise for whatever a stage could not use: settings, files, data, net, device and packages."""
+        config, predicted = self.config, self.predicted
+        check_runtime(config.runtime, self.folder, trains=config.net.trained is None)
+        if config.net.trained is not None:
+            self._trained_net()
+        else:
+            check_training(config.training, self._new_net(), self.data)
+            if predicted.classes != self.data.labelled.classes:
+                of = f"{predicted.split} has other classes than {self.data.labelled.split}"
+                raise AdvCAMError(f"{of}: check predict.split")
+        if not self.predicted.samples:
+            raise AdvCAMError(f"there is no image of {self.predicted.split} to label: check predict.split")
+        check_truth(self.predicted)
+
     def plan(self) -> str:
-        """Return a table of what exists of each stage; a training that ended early counts as done."""
+        """Check all stages, and return what exists of each; a training that ended early counts as done."""
+        self.check()
         name = "predictions" if self.config.predict.crf is None else "predictions after the CRF"
         stages = [masks_progress(f"{name} of {self.predicted.split}", self.predictions, self.predicted.samples)]
         if self.config.net.trained is None:
@@ -74,7 +92,7 @@ class SemiRun:
             f"training on {len(data.labelled.samples)} labelled images ({data.labelled.split}), "
             f"{len(data.unlabelled.samples)} unlabelled ones ({data.unlabelled.split}) of {config.data.root}{pseudo}"
         )
-        net = config.net.make(len(data.labelled.classes) + 1, config.runtime.seed)
+        net = self._new_net()
         with recorded_config(self.folder, config):
             return train_semi(config.training, net, data, self.folder / "cct", config.runtime)
 
@@ -91,13 +109,7 @@ class SemiRun:
 
     def predict(self) -> Path:
         """Predict the label maps, and return their folder."""
-        data, trained = self.predicted, self.config.net.trained
-        file = self.folder / "cct" / WEIGHTS if trained is None else path_of(trained)
-        if not file.is_file():
-            raise AdvCAMError(f"there is no net {file}: train it first (advcam semi train)")
-        net, classes = load_net(file, CCT_NET)
-        if net.spec.num_names != len(data.classes) or classes not in ((), data.classes):  # authors' files name none
-            raise AdvCAMError(f"{file} is of {net.spec.num_names} other classes than {data.name}'s {len(data.classes)}")
+        data, (net, file) = self.predicted, self._trained_net()
         logger.info(f"predicting {len(data.samples)} images of {data.name} {data.split} by {file}: {self.predictions}")
         write_predictions(self.config.predict, net, data, self.predictions, self.config.runtime)
         return self.predictions
@@ -126,6 +138,19 @@ class SemiRun:
     def predictions(self) -> Path:
         kind = "predictions" if self.config.predict.crf is None else "predictions_crf"
         return self.folder / kind / self.predicted.split
+
+    def _trained_net(self) -> tuple[CCT, Path]:
+        data, trained = self.predicted, self.config.net.trained
+        file = self.folder / "cct" / WEIGHTS if trained is None else path_of(trained)
+        if not file.is_file():
+            raise AdvCAMError(f"there is no net {file}: train it first (advcam semi train)")
+        net, classes = load_net(file, CCT_NET)
+        if net.spec.num_names != len(data.classes) or classes not in ((), data.classes):  # authors' files name none
+            raise AdvCAMError(f"{file} is of {net.spec.num_names} other classes than {data.name}'s {len(data.classes)}")
+        return net, file
+
+    def _new_net(self) -> CCT:
+        return self.config.net.make(len(self.data.labelled.classes) + 1, self.config.runtime.seed)
 
     def _write_report(self, found: MaskEvaluation) -> None:
         kind = "CCT without pseudo masks" if self.config.data.pseudo is None else "CCT with AdvCAM's masks"

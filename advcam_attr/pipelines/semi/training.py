@@ -24,7 +24,7 @@ from advcam_attr.training.distributed import gather
 from advcam_attr.training.fit import Group
 from advcam_attr.training.log import json_log, read_log
 from advcam_attr.training.losses.cct import CCTLoss
-from advcam_attr.training.train import TrainingTask, train
+from advcam_attr.training.train import TrainingTask, check_batch, train
 from advcam_attr.types import AdvCAMError
 
 logger = logging.getLogger(__name__)
@@ -46,7 +46,7 @@ def train_semi(settings: SemiSettings, net: CCT, data: SemiData, out: Path, runt
         AdvCAMError: the folder holds another training, or masks, batch and net do not fit.
     """
     s = settings
-    _check(s, net, data)
+    check_training(s, net, data)
     depends_on = training_config(s, net, runtime, **data.fingerprints(runtime.workers))
     per_epoch = len(data.unlabelled.samples) // s.batch
     loss = CCTLoss(
@@ -142,11 +142,13 @@ def _training_in(folder: Path) -> str:
     return str((read_record(folder / "training.json") or {}).get("digest", ""))
 
 
-def _check(settings: SemiSettings, net: CCT, data: SemiData) -> None:
+def check_training(settings: SemiSettings, net: CCT, data: SemiData) -> None:
+    """Raise if a net cannot be trained on these images with these settings."""
     if net.spec.auxiliary.get("cutout"):
         require_opencv()
     if not data.labelled.samples or not data.unlabelled.samples:
         raise AdvCAMError("there are no labelled images, or no unlabelled ones; CCT learns from both")
+    check_batch(f"{data.unlabelled.name} {data.unlabelled.split}", len(data.unlabelled.samples), settings.batch)
     if settings.crop % net.stride:
         raise AdvCAMError(f"training.crop must be a multiple of the net's stride {net.stride}, got {settings.crop}")
     world = shard_of_launch().world

@@ -35,7 +35,7 @@ from advcam_attr.training.distributed import gather, share_buffers
 from advcam_attr.training.fit import Group, step_decay
 from advcam_attr.training.loading import Items, mixed_seed
 from advcam_attr.training.log import json_log
-from advcam_attr.training.train import Batch, TrainingTask, as_found, train
+from advcam_attr.training.train import Batch, TrainingTask, as_found, check_batch, train
 from advcam_attr.types import AdvCAMError
 
 logger = logging.getLogger(__name__)
@@ -81,11 +81,7 @@ def train_wsol_classifier(
     Raises:
         AdvCAMError: the folder holds another training, or data, batch and net do not fit.
     """
-    for data in (train_data, val_data):
-        if data is not None and len(data.classes) != net.spec.num_classes:
-            raise AdvCAMError(
-                f"the net has {net.spec.num_classes} classes, but {data.name} {data.split} has {len(data.classes)}"
-            )
+    check_training(settings, net, train_data, val_data)
     shard = shard_of_launch()
     items = wsol_items(train_data, wsol_train(settings.resize, settings.crop, net.mean, net.std))
     per_epoch = max(len(items) // settings.batch, 1)
@@ -137,6 +133,23 @@ def train_wsol_classifier(
     validated = settings.epochs if val_data is not None else None
     loss, last = last_epoch(out, per_epoch * (settings.epochs - 1), validated)
     return WSOLClassifierResult(weights, loss, last.get("val_loss"), last.get("val_top1"))
+
+
+def check_training(
+    settings: WSOLClassifierSettings, net: WSOLNet, train_data: WSOLData, val_data: WSOLData | None
+) -> None:
+    """Raise if a net cannot be trained on these images with these settings."""
+    for data in (train_data, val_data):
+        if data is not None and len(data.classes) != net.spec.num_classes:
+            raise AdvCAMError(
+                f"the net has {net.spec.num_classes} classes, but {data.name} {data.split} has {len(data.classes)}"
+            )
+    check_batch(f"{train_data.name} {train_data.split}", size_of(train_data), settings.batch)
+
+
+def size_of(data: WSOLData) -> int:
+    """Return the number of images."""
+    return len(data) if isinstance(data, ShardData) else len(data.samples)
 
 
 def wsol_data_fingerprint(data: WSOLData) -> str:

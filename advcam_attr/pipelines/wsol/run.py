@@ -32,13 +32,20 @@ from advcam_attr.networks.wsol import load_wsol_net
 from advcam_attr.pipelines.config import path_of, recorded_config
 from advcam_attr.pipelines.maps import MapSettings, MapSummary, make_wsol_maps
 from advcam_attr.pipelines.model import head_at
-from advcam_attr.pipelines.wsol.classifier import WEIGHTS, WSOLClassifierResult, WSOLData, train_wsol_classifier
+from advcam_attr.pipelines.wsol.classifier import (
+    WEIGHTS,
+    WSOLClassifierResult,
+    WSOLData,
+    size_of,
+    train_wsol_classifier,
+)
 from advcam_attr.pipelines.wsol.config import ReadyNet, TrainedNet, WSOLConfig, WSOLMethod
 from advcam_attr.pipelines.wsol.evaluate import evaluate_wsol
+from advcam_attr.pipelines.wsol.plan import maps_folder, progress
 from advcam_attr.pipelines.wsol.score import Measured, write_wsol_report
 from advcam_attr.registry import lookup
 from advcam_attr.runs.run_log import run_log
-from advcam_attr.runs.sharding import shard_of
+from advcam_attr.runs.sharding import shard_of, shard_of_launch
 from advcam_attr.types import AdvCAMError
 
 logger = logging.getLogger(__name__)
@@ -59,9 +66,10 @@ class WSOLRun:
 
     def run(self) -> list[MapSummary]:
         """Run all stages; nothing is scored if maps failed, or in one of several processes."""
+        stages = progress(self)
+        if shard_of_launch().rank == 0:
+            logger.info("\n".join(map(str, stages)))
         if self.config.net is None:
-            self.map_settings()
-            _ = self.scored
             self.train()
         summaries = self.make_maps()
         if any(one.failed for one in summaries):
@@ -77,8 +85,7 @@ class WSOLRun:
         config, results = self.config, {}
         if config.net is not None:
             raise AdvCAMError("the net comes trained: go on with the maps")
-        data = config.data.read_train()
-        val = None if config.data.val is None else config.data.read(config.data.val)
+        data, val = self.train_data, self.val_data
         logger.info(f"training on {_size(data)}" + ("" if val is None else f", validating on {_size(val)}"))
         with recorded_config(self.folder, config):
             for net in config.nets():
@@ -94,7 +101,7 @@ class WSOLRun:
         logger.info(f"making maps of {_size(self.scored)}")
         settings, summaries = self.map_settings(), []
         for trained in self.config.nets():
-            net, mean, std = self._map_net(trained)
+            net, mean, std = self.map_net(trained)
             if self.config.runtime.channels_last:
                 net.to(memory_format=torch.channels_last)
             with recorded_config(self.folder, self.config):
@@ -116,6 +123,14 @@ class WSOLRun:
                 found.append(Measured(net, method, folder, scores))
             write_wsol_report(config, self.scored.name, found)
         return found
+
+    @cached_property
+    def train_data(self) -> WSOLData:
+        return self.config.data.read_train()
+
+    @cached_property
+    def val_data(self) -> LocalizationData | None:
+        return None if self.config.data.val is None else self.config.data.read(self.config.data.val)
 
     @cached_property
     def scored(self) -> LocalizationData:
@@ -165,7 +180,8 @@ class WSOLRun:
             found[method].whole_recipe()
         return found
 
-    def _map_net(self, trained: TrainedNet) -> _Normalized:
+    def map_net(self, trained: TrainedNet) -> _Normalized:
+        """Return the net that maps are made with, its mean, and its std."""
         ready = self.config.net
         if ready is None:
             return self._localization_net(trained.folder / "classifier" / WEIGHTS, ReadyNet())
@@ -208,11 +224,7 @@ class WSOLRun:
         return loaded.model, mean, std
 
 
-def maps_folder(net: TrainedNet, method: WSOLMethod) -> Path:
-    return net.folder / "maps" / method
-
-
 def _size(data: WSOLData) -> str:
     if isinstance(data, LocalizationData):
         return f"{len(data.samples)} images of {data.name} {data.split} in {data.root}"
-    return f"{len(data)} images of {data.name} {data.split} in {len(data.files)} shards of {data.files[0].parent}"
+    return f"{size_of(data)} images of {data.name} {data.split} in {len(data.files)} shards of {data.files[0].parent}"

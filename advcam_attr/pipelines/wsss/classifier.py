@@ -19,16 +19,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from advcam_attr.data.class_names import read_class_map
 from advcam_attr.data.datasets import ClassificationDataset
 from advcam_attr.data.samples import SegmentationData
 from advcam_attr.data.transforms import classifier_train, classifier_val
 from advcam_attr.files import write_json
 from advcam_attr.metrics.classification import AveragePrecision
-from advcam_attr.networks.cam_net import CAMNet
+from advcam_attr.networks.cam_net import CAMNet, cam_net
 from advcam_attr.networks.checkpoint import load_weights, read_checkpoint
+from advcam_attr.networks.generators import load_generator
 from advcam_attr.networks.net_file import save_net
 from advcam_attr.pipelines.training_report import VALIDATION, last_epoch, shard_logits, training_config
-from advcam_attr.pipelines.wsss.config import ClassifierConfig
+from advcam_attr.pipelines.wsss.config import ClassifierConfig, NetConfig
 from advcam_attr.reading import read_json
 from advcam_attr.runs.runtime import Runtime
 from advcam_attr.runs.sharding import Shard, shard_of_launch
@@ -37,7 +39,7 @@ from advcam_attr.training.fit import Group
 from advcam_attr.training.loading import Items
 from advcam_attr.training.log import json_log
 from advcam_attr.training.losses.classification import LOSSES, Loss
-from advcam_attr.training.train import TrainingTask, train
+from advcam_attr.training.train import TrainingTask, check_batch, train
 from advcam_attr.types import AdvCAMError
 
 logger = logging.getLogger(__name__)
@@ -87,7 +89,7 @@ def train_classifier(
         AdvCAMError: The folder holds another training, there are fewer images than a batch, an image cannot be read,
             or the loss is not finite.
     """
-    _check(config, net, train_data, val_data)
+    check_training(config, net, train_data, val_data)
     shard, val = shard_of_launch(), None if val_data is None else _labels_fingerprint(val_data)
     depends_on = training_config(config, net, runtime, train=_labels_fingerprint(train_data), val=val)
     loss, items = LOSSES[config.loss], training_items(train_data, config, net)
@@ -158,15 +160,27 @@ def anchored(loss: Loss, net: CAMNet, weight: float) -> Loss:
     return total
 
 
-def _check(
+def new_net(config: NetConfig, classes: Sequence[str], seed: int) -> CAMNet:
+    """Return the net of a configuration, to train on these classes."""
+    file, class_map = config.class_map, None
+    if file is not None:
+        class_map = read_class_map(Path(file), classes, config.class_offset)
+    return cam_net(config.backbone, len(classes), seed=seed, class_map=class_map)
+
+
+def new_generator(config: NetConfig) -> Any:
+    """Return the authors' net that a configuration names."""
+    if config.generator is None or config.backbone.checkpoint is None:
+        raise AdvCAMError(f"net.generator {config.generator!r} needs its authors' file: give net.backbone.checkpoint")
+    logger.info(f"loading {config.generator}'s net from {config.backbone.checkpoint}")
+    return load_generator(config.generator, config.backbone.checkpoint)
+
+
+def check_training(
     config: ClassifierConfig, net: CAMNet, train_data: SegmentationData, val_data: SegmentationData | None
 ) -> None:
-    count = len(train_data.samples)
-    if count < config.batch:
-        raise AdvCAMError(
-            f"{train_data.name} {train_data.split} has {count} images, fewer than one batch of {config.batch}; "
-            "choose a smaller batch"
-        )
+    """Raise if a net cannot be trained on these images with this configuration."""
+    check_batch(f"{train_data.name} {train_data.split}", len(train_data.samples), config.batch, config.grad_accum)
     for data in (train_data, val_data):
         if data is not None and len(data.classes) != net.spec.num_classes:
             raise AdvCAMError(

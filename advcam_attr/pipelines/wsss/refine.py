@@ -19,6 +19,7 @@ from torch import Tensor
 
 from advcam_attr.data.masks import SaliencyFolder, mask_path, read_mask
 from advcam_attr.data.samples import SegmentationData
+from advcam_attr.pipelines.checks import saliency_folder
 from advcam_attr.pipelines.wsss.affinity import refine_by_affinity
 from advcam_attr.pipelines.wsss.irn import IRN
 from advcam_attr.pipelines.wsss.mask_config import RefineConfig
@@ -74,7 +75,7 @@ def refine(
     """
     method = lookup(config.method, METHODS, "refinement method")
     check_seeds(seeds, data)
-    saliency = None if config.saliency is None else _saliency_folder(config.saliency, data)
+    saliency = None if config.saliency is None else saliency_folder(config.saliency, data)
     device = runtime.torch_device(shard_of_launch())
     steps: dict[str, Path] = {}
 
@@ -150,17 +151,6 @@ def _masks_crf(
 def _crf(image: SeededImage, labels: Tensor, config: RefineConfig, device: torch.device) -> Tensor:
     crf = DenseCRF(image.pixels[None].to(device), config.crf_recipe)
     return refine_labels(crf, labels[None].to(device), (0, *(k + 1 for k in image.maps.classes)))[0]
-
-
-def _saliency_folder(folder: str | Path, data: SegmentationData) -> SaliencyFolder:
-    saliency = SaliencyFolder(folder)
-    missing = [sample for sample in data.samples if saliency.find(sample.id) is None]
-    if missing:
-        raise AdvCAMError(
-            f"saliency maps of {len(missing)} of {len(data.samples)} images are missing in {folder}, e.g. of "
-            f"{missing[0].id}; add them, or refine without saliency"
-        )
-    return saliency
 
 
 def _saliency_rule(

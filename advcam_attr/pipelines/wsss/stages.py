@@ -16,27 +16,24 @@ import torch
 from torch import nn
 
 from advcam_attr.attr.adapters import base_of
-from advcam_attr.attr.advcam import BASES, as_base
-from advcam_attr.data.class_names import read_class_map
+from advcam_attr.attr.advcam import as_base
 from advcam_attr.data.masks import SaliencyFolder
 from advcam_attr.data.samples import SegmentationData
 from advcam_attr.files import files_digest
 from advcam_attr.heads import view
 from advcam_attr.metrics.evaluation import MaskEvaluation
-from advcam_attr.networks.cam_net import CAM_NET, cam_net
-from advcam_attr.networks.generators import load_generator
+from advcam_attr.networks.cam_net import CAM_NET
 from advcam_attr.networks.net_file import load_net
 from advcam_attr.pipelines.evaluate import write_mask_evaluation
 from advcam_attr.pipelines.maps import MapSettings, MapSummary, make_seeds, seed_store
 from advcam_attr.pipelines.wsss import classifier, instances, segment
 from advcam_attr.pipelines.wsss.classifier import ClassifierResult, train_classifier
-from advcam_attr.pipelines.wsss.refine import METHODS, check_refined, refine
+from advcam_attr.pipelines.wsss.plan import check_config, progress
+from advcam_attr.pipelines.wsss.refine import check_refined, refine
 from advcam_attr.pipelines.wsss.run import Run
 from advcam_attr.pipelines.wsss.score import Scores, evaluate, score_masks
-from advcam_attr.registry import lookup
 from advcam_attr.runs.map_store import MapStore
 from advcam_attr.runs.npy_maps import export_maps, import_maps, npy_files
-from advcam_attr.runs.progress import Progress, maps_progress, masks_progress, training_progress
 from advcam_attr.runs.provenance import check_settings, read_record
 from advcam_attr.runs.sharding import shard_of, shard_of_launch, wait_for
 from advcam_attr.types import AdvCAMError
@@ -52,8 +49,7 @@ def train(run: Run) -> ClassifierResult:
     data = run.split(splits.train)
     val = None if splits.val is None else run.split(splits.val)
     logger.info(f"training on {_about(data)}" + ("" if val is None else f", validating on {_about(val)}"))
-    class_map = None if net.class_map is None else read_class_map(Path(net.class_map), data.classes, net.class_offset)
-    model = cam_net(net.backbone, len(data.classes), seed=run.runtime.seed, class_map=class_map)
+    model = classifier.new_net(net, data.classes, run.runtime.seed)
     with run.recorded():
         return train_classifier(run.config.classifier, model, data, val, run.folder("classifier"), run.runtime)
 
@@ -104,10 +100,7 @@ def seed_net(run: Run, data: SegmentationData) -> tuple[nn.Module, Any, Any]:
     """Return the net that maps are made with, its mean and its std."""
     net = run.config.net
     if net.generator is not None:
-        if net.backbone.checkpoint is None:
-            raise AdvCAMError(f"net.generator {net.generator!r} needs its authors' file: give net.backbone.checkpoint")
-        logger.info(f"loading {net.generator}'s net from {net.backbone.checkpoint}")
-        generator = load_generator(net.generator, net.backbone.checkpoint)
+        generator = classifier.new_generator(net)
         return generator, generator.mean, generator.std
     path = run.folder("classifier", classifier.WEIGHTS)
     if not path.is_file():
@@ -172,14 +165,6 @@ def segment_masks(run: Run) -> dict[str, dict[str, MaskEvaluation]]:
     return found
 
 
-def check_config(run: Run) -> None:
-    """Raise AdvCAMError for settings of later stages that cannot be used, before anything is trained."""
-    config = run.config
-    lookup(config.seeds.base, BASES, "base")
-    lookup(config.refine.method, METHODS, "refine.method")
-    MapSettings(recipe=config.seeds.recipe, overrides=config.seeds.overrides, scales=config.seeds.scales).whole_recipe()
-
-
 def run_all(run: Run) -> Scores | None:
     """Run all stages: classifier, unless the net is a published generator; seeds, refine, segment, evaluate.
 
@@ -189,13 +174,12 @@ def run_all(run: Run) -> Scores | None:
     Raises:
         AdvCAMError: A stage failed, or this is a share of a SLURM array, which trains nothing.
     """
-    check_config(run)
     launch, begin = shard_of_launch(), time.monotonic()
     if shard_of().world > launch.world:
         raise AdvCAMError("a run is one job's, not an array's: start it outside of the array, or its seeds alone in it")
+    stages = progress(run)
     if launch.rank == 0:
-        for stage in progress(run):
-            logger.info(str(stage))
+        logger.info("\n".join(map(str, stages)))
     for method in run.config.seeds.methods:
         check_refined(run.config.refine, run.folder("refined", method))
     if run.config.net.generator is None:
@@ -209,31 +193,6 @@ def run_all(run: Run) -> Scores | None:
     scores = evaluate(run)
     logger.info(f"finished in {time.monotonic() - begin:.0f} s")
     return scores
-
-
-def progress(run: Run) -> list[Progress]:
-    """Return the progress of each stage; nothing is written."""
-    check_config(run)
-    config, data, methods = run.config, run.seeds_data, run.config.seeds.methods
-    stages = []
-    if config.net.generator is None:
-        steps = len(run.split(config.data.train).samples) // config.classifier.batch * config.classifier.epochs
-        stages.append(training_progress("classifier", run.folder("classifier"), classifier.WEIGHTS, steps))
-    for method in methods:
-        stages.append(maps_progress(f"seeds {method}", run.folder("seeds", method, "maps"), data.samples))
-    for method in methods:
-        folder = run.folder("refined", method, config.refine.final_step)
-        stages.append(masks_progress(f"refine {method}", folder, data.samples))
-    for method in methods:
-        out = run.folder("segmentation", method)
-        if config.segmentation.trained is None:
-            name, steps = f"segment {method}: training", config.segmentation.steps
-            stages.append(training_progress(name, out / segment.FOLDER, segment.WEIGHTS, steps))
-        for test in run.predicted_data.values():
-            for crf in config.segmentation.crfs:
-                folder = segment.predictions_folder(out, test.split, crf)
-                stages.append(masks_progress(f"segment {method}: {folder.name}", folder, test.samples))
-    return stages
 
 
 def _missing_maps(run: Run) -> list[str]:

@@ -212,7 +212,7 @@ def test_errors_are_one_line(capsys, folder, monkeypatch):
     (folder / "names.txt").write_text("a\nb\nc\n")
     assert error_of(capsys, "maps", config="ready.yaml").startswith("none of the classes of cub test")
     (folder / "names.txt").unlink()
-    assert "label file names.txt" in error_of(capsys, "maps", config="ready.yaml")
+    assert "label file: names.txt" in error_of(capsys, "maps", config="ready.yaml")
     no_model = ["--net.model", "null"]
     assert error_of(capsys, "maps", *no_model, config="ready.yaml").startswith("net names no net")
     no_model += ["--net.checkpoint", "net.pt"]

@@ -195,7 +195,7 @@ def test_what_cannot_be_used_is_one_line(capsys, folder, monkeypatch):
     assert "is trained already" in refused(capsys, "classifier", "--net.generator", "seam")
     assert refused(capsys, "classifier", "--data.root", "nowhere").startswith("no PASCAL VOC 2012 at nowhere")
     assert "'trian'" in refused(capsys, "classifier", "--data.train", "trian")
-    assert refused(capsys, "classifier", "--classifier.batch", "9").startswith("voc train has 3 images, fewer than")
+    assert refused(capsys, "classifier", "--classifier.batch", "9").startswith("voc train: 3 images, fewer than")
     assert "score.thresholds" in refused(capsys, "evaluate", "--score.thresholds", "v")
     assert refused(capsys, "seeds", "--seeds.methods", "[]").startswith("seeds.methods is empty")
     assert "runtime.seed" in refused(capsys, "classifier", "--runtime.seed", "-1")
