@@ -79,8 +79,8 @@ def similar(name: str, known: Iterable[str], deeper: Iterable[str] = ()) -> list
 
 
 def _same_meaning(word: str, known: Iterable[str]) -> list[str]:
-    last = word.rpartition(".")[2]
-    means = {last}.union(*(names for names in _SYNONYMS if last in names))
+    section, _, last = word.rpartition(".")
+    means = (set() if section else {last}).union(*(names for names in _SYNONYMS if last in names))
     return [k for k in dict.fromkeys(known) if _plain(k).rpartition(".")[2] in means]
 
 
