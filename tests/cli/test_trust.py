@@ -146,7 +146,7 @@ def test_names_are_imported_in_known_places_only():
     """Whoever imports or loads by name must follow the rule: new places are added here after a look."""
     known = {
         ("__init__.py", "import_module"),  # names of this package
-        ("cli/parser.py", "import_module"),  # names of this package
+        ("cli/config_options.py", "import_module"),  # names of this package
         ("networks/sources.py", "import_module"),  # the factories
         ("networks/load.py", "load_model"),  # load_configured, which checks the name
         ("networks/resnet101.py", "load_model"),  # a constant
