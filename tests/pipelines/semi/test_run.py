@@ -214,7 +214,7 @@ def test_only_val_and_test_have_columns_in_the_table(tmp_path):
     """Scores of training images are not those of Table VI."""
     backbone = Backbone("timm/test_resnet", random_weights=True, stride=8)
     net = SemiNetConfig(backbone, channels=8, auxiliary={})
-    save_net(tmp_path / "net.safetensors", net.make(21), CLASSES)
+    save_net(tmp_path / "net.safetensors", net.make(21, 0), CLASSES)
     config = SemiConfig(
         str(tmp_path / "run"),
         voc(tmp_path),
