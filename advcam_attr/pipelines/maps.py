@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from advcam_attr.climbing import recipes
 from advcam_attr.data.samples import SegmentationData
-from advcam_attr.files import make_folder, write_error, write_text
+from advcam_attr.files import append_to, make_folder, write_error, write_text
 from advcam_attr.pipelines.map_batches import MapMaker
 from advcam_attr.pipelines.map_settings import MapSettings, config_dict
 from advcam_attr.reading import parse_json, read_text
