@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from advcam_attr.data.voc import read_voc
 from advcam_attr.files import write_json
 from advcam_attr.pipelines.evaluate import evaluate_seeds, write_seed_evaluation
 from advcam_attr.refine.seeds import GridMaps
-from advcam_attr.report.page import heat_uri, labels_uri, parse_tables
+from advcam_attr.report.page import heat_uri, labels_uri, parse_tables, render
 from advcam_attr.runs.map_store import MapStore
 from advcam_attr.tables.segmentation import table_i
 from advcam_attr.tables.table import Table
@@ -206,3 +207,12 @@ def test_maps_without_evidence_and_of_any_shape():
     labels = np.array([[0, 255], [20, 1]], np.uint8)
     for uri in (heat_uri(np.full((3, 200), -1.0)), heat_uri(np.array([[np.nan, np.inf]])), labels_uri(labels)):
         assert uri.startswith("data:image/png;base64,")
+
+
+def test_the_pages_heat_is_as_opaque_as_it_is_bright():
+    """The SVG filter's first step takes a pixel's alpha from its grey level, and keeps its colour for the colour map."""
+    page = render("title", "", [])
+    (values,) = re.findall(r'<filter id="turbo"[^>]*><feColorMatrix values="([^"]+)"/><feComponentTransfer>', page)
+    matrix = np.array(values.split(), float).reshape(4, 5)
+    assert (matrix @ [0.25, 0.25, 0.25, 1, 1]).tolist() == [0.25] * 4
+    assert (matrix @ [0, 0, 0, 1, 1]).tolist() == [0] * 4
