@@ -210,7 +210,7 @@ def test_maps_without_evidence_and_of_any_shape():
 
 
 def test_the_pages_heat_is_as_opaque_as_it_is_bright():
-    """The SVG filter's first step takes a pixel's alpha from its grey level, and keeps its colour for the colour map."""
+    """The SVG filter's first step takes the alpha of a pixel from its grey level, which the colour map needs too."""
     page = render("title", "", [])
     (values,) = re.findall(r'<filter id="turbo"[^>]*><feColorMatrix values="([^"]+)"/><feComponentTransfer>', page)
     matrix = np.array(values.split(), float).reshape(4, 5)
