@@ -23,7 +23,7 @@ from advcam_attr.heads.coordinates import (
     arrange,
     average,
     close,
-    compact,
+    finest,
     grid_of,
     merge,
     one_cell,
@@ -212,10 +212,16 @@ def _assign(call: Call, axes: Axes, _outs: list[Tensor]) -> list[Positions]:
     return [merge(found)]
 
 
-def _pad(call: Call, axes: Axes, outs: list[Tensor]) -> list[Positions]:
+def _pad(call: Call, axes: Axes, _outs: list[Tensor]) -> list[Positions]:
+    source = source_of(call)
     widths = call.kwargs.get("pad", call.args[1] if len(call.args) > 1 else None)
     assert widths is not None
-    return _gathered([[F.pad(known[id(call.source)], widths)] for known in _slots(call, axes)], outs)
+    padded = {source.ndim - 1 - i // 2 for i, width in enumerate(widths) if width}
+    found = []
+    for z in axes[source] or ():
+        whole = z.expand([source.shape[a] if a in padded else size for a, size in enumerate(z.shape)])
+        found.append(F.pad(whole, widths) if padded else z)
+    return [merge(found)]
 
 
 def _fold(call: Call, axes: Axes, outs: list[Tensor]) -> list[Positions]:
@@ -231,22 +237,24 @@ def _fold(call: Call, axes: Axes, outs: list[Tensor]) -> list[Positions]:
 def _join(call: Call, axes: Axes, outs: list[Tensor]) -> list[Positions]:
     """Concatenations, without the axes along which nothing varies."""
     tensors = list(tensors_in((call.args, call.kwargs)))
+    positions = [axes[t] or () for t in tensors]
     dim = call.kwargs.get("dim", call.kwargs.get("axis", call.args[1] if len(call.args) > 1 else 0))
     axis = int(dim) % outs[0].ndim
     found = []
-    for known in _slots(call, axes):
-        parts = [compact(known[id(t)]) for t in tensors]
-        given = [z for z in parts if bool((z != 0).any())]
-        if axis not in set().union(*map(varying, given)) and one_cell(given):
-            found.append(average(torch.stack(given), [0])[0])  # features of the same cells
+    for slot in range(max(map(len, positions))):
+        given = {id(p[slot]): p[slot] for p in positions if slot < len(p)}
+        if axis not in set().union(*map(varying, given.values())) and one_cell(list(given.values())):
+            found.append(average(torch.stack(list(given.values())), [0])[0])  # features of the same cells
             continue
+        nothing = torch.zeros([1] * outs[0].ndim, dtype=torch.complex128, device="cpu")
+        parts = [p[slot] if slot < len(p) else nothing for p in positions]
         sizes = [max(z.shape[a] for z in parts) for a in range(outs[0].ndim)]
         whole = [
             z.expand([t.shape[a] if a == axis else size for a, size in enumerate(sizes)])
             for z, t in zip(parts, tensors, strict=True)
         ]
         found.append(torch.cat(whole, axis))
-    return [merge(found)]
+    return [merge(found) if found else None]
 
 
 def _by_axes(given: Sequence[tuple[Positions, Sequence[int | None]]]) -> Positions:
@@ -346,7 +354,8 @@ def _window(call: Call, axes: Axes, outs: list[Tensor], spatial: int | None) -> 
         for axis in range(channel + 1, source.ndim):
             z = resample(z, axis, source.shape[axis], outs[0].shape[axis])
         found.append(z)
-    return [merge(found)] * len(outs)
+    moved = any(z is not before for z, before in zip(found, positions, strict=True))
+    return [merge(found) if moved else positions] * len(outs)
 
 
 def _elementwise(call: Call, axes: Axes, outs: list[Tensor]) -> list[Positions]:
@@ -363,5 +372,5 @@ def _elementwise(call: Call, axes: Axes, outs: list[Tensor]) -> list[Positions]:
         found = [
             z.reshape((1,) * (out.ndim - z.ndim) + z.shape) for _, p in given if fits for z in p or ()
         ]  # a part whose positions were lost takes those of the other, as in x + f(x)
-        result.append(merge(found) if found else None)
+        result.append(finest(found) if found else None)
     return result

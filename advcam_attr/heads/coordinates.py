@@ -84,8 +84,13 @@ def varying(z: Coordinates) -> set[int]:
 
 def merge(found: Sequence[Coordinates]) -> tuple[Coordinates, ...]:
     """Drop coordinates that are one position, and those that others know more finely; the first of several alike."""
+    return finest([compact(z) for z in found])
+
+
+def finest(found: Sequence[Coordinates]) -> tuple[Coordinates, ...]:
+    """As `merge`, of coordinates that are compact."""
     kept: list[Coordinates] = []
-    for z in sorted(map(compact, found), key=lambda z: -len(varying(z))):
+    for z in sorted(found, key=lambda z: -len(varying(z))):
         if varying(z) and not any(varying(z) <= varying(other) for other in kept):
             kept.append(z)
     return tuple(kept)
