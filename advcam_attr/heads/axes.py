@@ -26,10 +26,11 @@ from advcam_attr.heads.coordinates import (
     finest,
     grid_of,
     merge,
-    one_cell,
     pixels,
     resample,
+    same_cells,
     varying,
+    within_cells,
 )
 from advcam_attr.heads.trace import Call, Trace, replaced, tensors_in
 
@@ -243,9 +244,11 @@ def _join(call: Call, axes: Axes, outs: list[Tensor]) -> list[Positions]:
     found = []
     for slot in range(max(map(len, positions))):
         given = {id(p[slot]): p[slot] for p in positions if slot < len(p)}
-        if axis not in set().union(*map(varying, given.values())) and one_cell(list(given.values())):
-            found.append(average(torch.stack(list(given.values())), [0])[0])  # features of the same cells
-            continue
+        if axis not in set().union(*map(varying, given.values())):
+            cells = same_cells(list(given.values()))
+            if cells is not None:
+                found.append(cells)
+                continue
         nothing = torch.zeros([1] * outs[0].ndim, dtype=torch.complex128, device="cpu")
         parts = [p[slot] if slot < len(p) else nothing for p in positions]
         sizes = [max(z.shape[a] for z in parts) for a in range(outs[0].ndim)]
@@ -319,6 +322,13 @@ def _einsum(call: Call, axes: Axes, outs: list[Tensor]) -> list[Positions]:
     return [_by_axes(given)]
 
 
+def _one_cell(z: Coordinates, kept: Sequence[int | None]) -> bool:
+    """Whether a reduction leaves places within one cell only (as of unshuffled pixels)."""
+    cells = average(z, [axis for axis in kept if axis is not None])
+    left = average(z, [axis for axis in range(z.ndim) if axis not in kept])
+    return within_cells(left - average(left, range(z.ndim)), cells)
+
+
 _SIZES = (1009, 1013, 1019, 1021, 1031, 1033, 1039)
 
 
@@ -326,7 +336,10 @@ def _reduction(call: Call, axes: Axes, outs: list[Tensor]) -> list[Positions]:
     """Reductions keep the axes that they keep of a tensor whose axes differ in size."""
     if sum(1 for _ in tensors_in((call.args, call.kwargs))) > 1:
         return _elementwise(call, axes, outs)
-    return [_by_axes([(axes[source_of(call)], kept)]) for kept in axes_kept(call)]
+    positions = axes[source_of(call)]
+    if positions is None:
+        return [None] * len(outs)
+    return [merge([arrange(z, kept) for z in positions if not _one_cell(z, kept)]) for kept in axes_kept(call)]
 
 
 def axes_kept(call: Call) -> list[list[int | None]]:

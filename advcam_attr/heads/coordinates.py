@@ -129,19 +129,23 @@ def _extrapolated(z: Coordinates, axis: int) -> Coordinates:
     return torch.where(outside, line, z)
 
 
-def one_cell(given: Sequence[Coordinates]) -> bool:
-    """Whether tensors hold the same cells, which may lie apart by less than a cell (as when pixels are unshuffled)."""
-    first = given[0]
-    if any(z.shape != first.shape for z in given):
-        return False
-    away = max((float(((z - first) * (z * first != 0)).abs().amax()) for z in given[1:]), default=0.0)
-    return away < _SAME or away < _spacing(first)
+def same_cells(given: Sequence[Coordinates]) -> Coordinates | None:
+    """The mean of tensors that hold the same cells, but for places within them (as of unshuffled pixels), or None."""
+    if any(z.shape != given[0].shape for z in given):
+        return None
+    stacked = torch.stack(list(given))
+    mean = average(stacked, [0])
+    return mean[0] if within_cells((stacked - mean) * (stacked != 0), mean[0]) else None
 
 
-def _spacing(z: Coordinates) -> float:
-    """The least distance of neighbours along any axis."""
-    steps = [z.diff(dim=axis).abs().amin() for axis in varying(z)]
-    return float(min(steps, default=torch.zeros(())))
+def within_cells(away: Coordinates, cells: Coordinates) -> bool:
+    """Whether entries that are ``away`` from cells are nearer than half the distance to the next cell."""
+    for part, at in ((away.real, cells.real), (away.imag, cells.imag)):
+        steps = torch.cat([torch.zeros(0), *(at.diff(dim=axis).abs().flatten() for axis in varying(cells))])
+        steps = steps[steps > _SAME]
+        if float(part.abs().amax()) > (float(steps.amin()) / 2 - _SAME if len(steps) else _SAME):
+            return False
+    return True
 
 
 def grid_of(z: Coordinates, shape: tuple[int, ...]) -> Grid | None:
@@ -149,7 +153,7 @@ def grid_of(z: Coordinates, shape: tuple[int, ...]) -> Grid | None:
     found = _plain_grid(z, shape)
     for axis in varying(z) if found is None else ():
         cells = average(z, [axis])
-        found = found or (_plain_grid(cells, shape) if float((z - cells).abs().amax()) < _spacing(cells) else None)
+        found = found or (_plain_grid(cells, shape) if within_cells((z - cells) * (z != 0), cells) else None)
     return found
 
 

@@ -7,6 +7,8 @@ map, and the search continues to the last grid on which Grad-CAM works.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from torch import Tensor
 
 from advcam_attr.heads.axes import REDUCERS, Axes
@@ -58,6 +60,10 @@ def _grad_cam_grid(trace: Trace, axes: Axes, logits: Tensor, reduction: Reductio
     After the last attention before a class token only the token's position has an effect: the search starts before the
     last call that mixes positions.
     """
+    if reduction.reason is Reason.WEIGHTED:
+        for call in _passages(trace, trace.calls[maker(trace, logits)]):
+            if isinstance(call.out, Tensor) and call.name not in RESHAPES and (grid := axes.grid(call.out)):
+                return grid, call
     of_token = reduction.reason is Reason.CLASS_TOKEN
     mixer = _last_mixer(trace, axes, trace.calls[maker(trace, logits)], reduction.call, of_token)
     if mixer is not None:
@@ -71,6 +77,15 @@ def _grad_cam_grid(trace: Trace, axes: Axes, logits: Tensor, reduction: Reductio
         f"no grid of features over the image was found ({reduction.note}): "
         "pass layer= the module whose output has one, shaped (N, C, h, w), (N, h, w, C) or (N, tokens, C)"
     )
+
+
+def _passages(trace: Trace, end: Call) -> Iterator[Call]:
+    """The calls through which everything passes from the image to the end, the last first."""
+    earliest = end.index
+    for call in [end, *ancestors(trace, end)]:
+        if earliest >= call.index:
+            yield call
+        earliest = min(earliest, *call.parents)
 
 
 def _is_flattening(call: Call, axes: Axes) -> bool:
