@@ -53,13 +53,20 @@ def embed(found: Trajectories, *, perplexity: float = 30.0, seed: int = 0) -> Em
     """Embed the features of all samples and steps in the plane by t-SNE."""
     require_perplexity(perplexity, found.features.shape[0], found.features.shape[1] - 1)
     points = found.features.flatten(0, 1)
+    tsne = require_tsne()(
+        2, perplexity=perplexity, init="pca" if min(points.shape) > 1 else "random", random_state=seed
+    )
+    plane = torch.from_numpy(tsne.fit_transform(points.numpy()))
+    return Embedding(plane.reshape(*found.features.shape[:2], 2), found.target, perplexity)
+
+
+def require_tsne() -> Any:
+    """Return scikit-learn's t-SNE; raise where it is not installed."""
     try:
         from sklearn.manifold import TSNE
     except ImportError as error:
         raise AdvCAMError("t-SNE needs scikit-learn: pip install 'advcam_attr[analysis]'") from error
-    tsne = TSNE(2, perplexity=perplexity, init="pca" if min(points.shape) > 1 else "random", random_state=seed)
-    plane = torch.from_numpy(tsne.fit_transform(points.numpy()))
-    return Embedding(plane.reshape(*found.features.shape[:2], 2), found.target, perplexity)
+    return TSNE
 
 
 def require_perplexity(perplexity: float, images: int, steps: int) -> float:

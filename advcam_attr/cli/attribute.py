@@ -35,6 +35,8 @@ def _add_options(parser: Parser) -> None:
     text = "folder of the results (default: %(default)s)"
     parser.add_argument("--out", type=str, default="advcam_out", metavar="DIR", help=text)
     parser.add_argument("--overwrite", action="store_true", help="recompute everything, whatever is in the folder")
+    text = "check everything and list what is done and what is left, and do nothing"
+    parser.add_argument("--dry-run", action="store_true", help=text)
     add_climb_options(parser)
 
 
@@ -77,6 +79,11 @@ def _run(options: Namespace) -> None:
 
     settings = replace(settings_of(options, options.model), overwrite=options.overwrite)
     images = expand_images(options.images)
+    if options.dry_run:
+        from advcam_attr.pipelines.attribute_plan import plan_attribution
+
+        print(plan_attribution(images, Path(options.out), settings))
+        return
     counts = dict.fromkeys(_STATUS, 0)
     errors = []
     with tqdm(total=len(images), unit="image", disable=None) as bar:

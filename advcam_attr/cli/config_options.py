@@ -70,7 +70,7 @@ class ConfigOptions(Generic[C]):
                 section, *names = action.dest.split(".")
                 _describe(parser, action, hidden=section not in ("run", "print_config", *sections) or len(names) > 1)
             if dry_run:
-                text = "list what is done and what is left, and do nothing"
+                text = "check everything and list what is done and what is left, and do nothing"
                 parser.add_argument("--dry-run", action="store_true", help=text)
             for name, group in parser.groups.items():
                 group.title, group.description = (name if name[0].islower() else "run"), None

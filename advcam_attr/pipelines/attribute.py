@@ -126,16 +126,7 @@ def attribute_images(images: Sequence[Path], out: Path, settings: Settings) -> I
     Raises:
         AdvCAMError: the settings cannot be used, or the folder holds results of other settings.
     """
-    if settings.batch_size < 1:
-        raise AdvCAMError(f"the batch size must be at least 1, got {settings.batch_size}")
-    if settings.saliency is not None and not settings.saliency.is_dir():
-        raise AdvCAMError(f"no such folder of saliency maps: {settings.saliency}")
-    if out.exists() and not out.is_dir():
-        raise AdvCAMError(f"the results need a folder, but {out} is a file; choose another --out")
-    device = choose_device(settings.device)
-    # options are checked with a stand-in, before the model is loaded
-    config = _config(settings, advcam_of(nn.Identity(), dataclasses.replace(settings, layer=None)).recipe)
-    jobs = planned(images, out, config, overwrite=settings.overwrite)
+    config, jobs, device = prepared(images, out, settings)
     remove_leftovers(out)
     yield from (ImageResult(job.image, "kept") for job in jobs if job.kept)
     if not all(job.kept for job in jobs):
@@ -143,6 +134,19 @@ def attribute_images(images: Sequence[Path], out: Path, settings: Settings) -> I
         loaded.model.to(device)
         advcam = advcam_of(loaded.model, settings)
         yield from _Run(loaded, advcam, settings, config, device, out).results(jobs)
+
+
+def prepared(images: Sequence[Path], out: Path, settings: Settings) -> tuple[dict[str, Any], list[Job], torch.device]:
+    """Check settings and folder before the model is loaded; return what results depend on, the jobs, and the device."""
+    if settings.batch_size < 1:
+        raise AdvCAMError(f"the batch size must be at least 1, got {settings.batch_size}")
+    if settings.saliency is not None and not settings.saliency.is_dir():
+        raise AdvCAMError(f"no such folder of saliency maps: {settings.saliency}")
+    if out.exists() and not out.is_dir():
+        raise AdvCAMError(f"the results need a folder, but {out} is a file; choose another --out")
+    device = choose_device(settings.device)
+    config = _config(settings, advcam_of(nn.Identity(), dataclasses.replace(settings, layer=None)).recipe)
+    return config, planned(images, out, config, overwrite=settings.overwrite), device
 
 
 def advcam_of(model: nn.Module, settings: Settings) -> AdvCAM:

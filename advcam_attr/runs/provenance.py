@@ -71,7 +71,7 @@ def check_settings(path: Path, config: Mapping[str, Any], *, overwrite: bool = F
     if record is None or (overwrite and record["digest"] != digest):
         write_json(path, {"digest": digest, "settings": config})
         record = read_record(path)  # another process may have written after us
-    require_same(path, record["settings"] if record else {}, config, "overwrite")
+    require_same(path, record["settings"] if record else {}, config, "--runtime.overwrite true")
     return digest
 
 

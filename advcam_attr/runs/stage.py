@@ -132,7 +132,7 @@ def check_method(masks: Path, method: str, *, overwrite: bool) -> None:
     record = read_record(record_path(masks))
     if record is not None and not overwrite and next(masks.glob("*.png"), None) is not None:
         made_by = {"method": record["settings"].get("method")}
-        require_same(record_path(masks), made_by, {"method": method}, "overwrite")
+        require_same(record_path(masks), made_by, {"method": method}, "--runtime.overwrite true")
 
 
 def check_made(folder: Path, data: SegmentationData, what: str) -> str:

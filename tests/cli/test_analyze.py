@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -100,6 +101,40 @@ def test_bad_input_is_one_line(capsys, toy, argv, message):
     assert code == 2
     assert message in err
     assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["images", "--base", "cem"], "unknown base 'cem'"),
+        (["images", "--recipe", "atuo"], "unknown recipe 'atuo'"),
+        (["images", "--set", "stepz=1"], "'stepz'"),
+        (["images", "--device", "abacus"], "'abacus'"),
+        (["saliency", "--at", "9"], "a climb of 8 steps has no step 9"),
+        (["trajectories", "--first", "1", "--perplexity", "99"], "t-SNE needs more points than"),
+        (["trajectories"], "t-SNE needs scikit-learn"),
+        (["masks", "--base", "cem"], "unknown base 'cem'"),
+        (["masks", "--recipe", "atuo"], "unknown recipe 'atuo'"),
+        (["masks", "--set", "stepz=1"], "'stepz'"),
+        (["masks", "--device", "abacus"], "'abacus'"),
+        (["seeds", "--lambdas", "1", "--set", "regularizers=none"], "has no restricting term, and so no λ"),
+        (["seeds", "--taus", "-1"], "threshold"),
+        (["seeds", "--xis", "-1"], "size"),
+    ],
+)
+def test_nothing_is_trained_or_written_before_an_error(capsys, tmp_path, monkeypatch, argv, message):
+    def train_net(*args, **options):
+        raise AssertionError("trained")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("advcam_attr.pipelines.demo.train_net", train_net)
+    if len(argv) == 1:
+        monkeypatch.setitem(sys.modules, "sklearn.manifold", None)
+    code, _, err = run(capsys, *argv, "--demo")
+    assert code == 2
+    assert message in err
+    assert err.count("\n") == 1
+    assert not list(tmp_path.iterdir())
 
 
 def test_one_image_alone(capsys, toy, monkeypatch):

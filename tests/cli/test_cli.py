@@ -231,12 +231,29 @@ def test_levels_of_the_log(capsys, monkeypatch, flags, shown):
         (["--input-size", "2"], ["small_net", "2 x 2"]),
     ],
 )
-def test_options_that_cannot_be_used(capsys, folder, argv, words):
+@pytest.mark.parametrize("dry", [[], ["--dry-run"]], ids=["run", "dry run"])
+def test_options_that_cannot_be_used(capsys, folder, argv, words, dry):
     torch.save(torch.nn.Linear(2, 2), "pickle.pth")
     weights = small_net().state_dict()
     save_file({**weights, "0.weight": torch.full_like(weights["0.weight"], torch.nan)}, "nan.safetensors")
-    message = error_of(capsys, "attribute", "images", *NET, *argv)
+    message = error_of(capsys, "attribute", "images", *NET, *argv, *dry)
     assert [word for word in words if word not in message] == []
+
+
+def test_a_dry_run_of_attribute_writes_nothing(capsys, folder):
+    argv = ["attribute", "images", *NET, "--steps", 1, "--target", "top2"]
+    (folder / "images" / "bad.png").write_text("no image")
+    for done in (0, 2):
+        before = sorted(folder.rglob("*"))
+        code, out, err = run(capsys, *argv, "--dry-run")
+        assert (code, err) == (0, "")
+        assert out.startswith("advcam_attr.pipelines.demo:small_net at layer 14, targets top2, on ")
+        assert (
+            f"\ncached: {done}; to do: {3 - done}; unreadable: 1 (not an image that can be read: images/bad.png" in out
+        )
+        assert sorted(folder.rglob("*")) == before
+        run(capsys, *argv)
+    assert "recipe.steps was 1, is 2" in run(capsys, *argv[:-4], "--steps", 2, "--dry-run")[2]
 
 
 def test_images_that_cannot_be_used(capsys, folder):

@@ -26,6 +26,7 @@ from advcam_attr.analysis.trajectories import (
     plot_trajectories,
     require_all,
     require_perplexity,
+    require_tsne,
     trajectories,
 )
 from advcam_attr.pipelines.analyze.inputs import AnalysisInputs
@@ -107,14 +108,21 @@ class _Analysis:
     limit: int | None = None
 
 
+def check_options(names: Sequence[str], images: int, steps: int, options: ImageOptions) -> None:
+    """Raise for options that do not fit so many images and steps, and for packages that are missing."""
+    options.shown(steps)
+    if "trajectories" in names:
+        options.checked_perplexity(images, steps)
+        require_tsne()
+
+
 def analyze_images(names: Sequence[str], inputs: AnalysisInputs, options: ImageOptions) -> Iterator[tuple[str, Result]]:
     """Run some of `IMAGE_ANALYSES`, which share climbs; yield name and result of each after all climbs."""
     if not len(inputs):
         raise AdvCAMError("there is nothing to analyze: no image has a class to climb")
     steps = inputs.advcam.recipe.steps
-    options.shown(steps)
+    check_options(names, len(set(inputs.names)), steps, options)
     if "trajectories" in names:
-        options.checked_perplexity(len(set(inputs.names)), steps)
         best = inputs.best_per_image()
         require_all(best.target, inputs.wanted, [inputs.classes.name(k) for k in inputs.wanted])
     limits = {name: IMAGE_ANALYSES[name].limit or len(inputs) for name in names}

@@ -9,16 +9,19 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from torch import nn
+
 from advcam_attr.climbing import recipes
 from advcam_attr.data.samples import SegmentationData, without_missing
 from advcam_attr.files import make_folder, replacing, to_json, write_json
-from advcam_attr.pipelines.analyze.images import IMAGE_ANALYSES, ImageOptions, Result, analyze_images
+from advcam_attr.pipelines.analyze.images import IMAGE_ANALYSES, ImageOptions, Result, analyze_images, check_options
 from advcam_attr.pipelines.analyze.inputs import AnalysisInputs, read_inputs, toy_inputs
-from advcam_attr.pipelines.analyze.seeds import SEED_ANALYSES, SeedOptions, SeedRuns, analyze_seeds
-from advcam_attr.pipelines.attribute import Settings
+from advcam_attr.pipelines.analyze.seeds import SEED_ANALYSES, SeedOptions, SeedRuns, analyze_seeds, check_sweeps
+from advcam_attr.pipelines.attribute import Settings, advcam_of
 from advcam_attr.pipelines.demo import MEAN, STD, toy_data, toy_net
 from advcam_attr.pipelines.maps import MapSettings
 from advcam_attr.registry import nearest
+from advcam_attr.runs.runtime import choose_device
 from advcam_attr.types import AdvCAMError
 
 logger = logging.getLogger(__name__)
@@ -74,6 +77,9 @@ def analyze_files(
 
 def analyze_toy_images(names: Sequence[str], count: int, out: Path, settings: Settings, options: ImageOptions) -> None:
     """Run analyses of toy scenes with the demonstration's net; see `analyze_files`."""
+    recipe = advcam_of(nn.Identity(), dataclasses.replace(settings, layer=None)).recipe
+    choose_device(settings.device)
+    check_options(names, count, recipe.steps, options)  # before the demonstration's net is trained
     _write_images(names, toy_inputs(out / "toy", settings, count), settings, out, options)
 
 
@@ -87,6 +93,7 @@ def analyze_data(
     Raises:
         AdvCAMError: seeds cannot be made, no image has a mask, or none has a class.
     """
+    check_sweeps(names, settings, options)
     present, _ = without_missing(data)
     runs = SeedRuns(net, present, settings, options, out)
     about = {"data": f"{data.name} {data.split}", "recipe": recipes.config_dict(runs.recipe), "options": vars(options)}
@@ -95,6 +102,7 @@ def analyze_data(
 
 def analyze_toy_data(names: Sequence[str], count: int, out: Path, settings: MapSettings, options: SeedOptions) -> None:
     """Run analyses of toy scenes and their masks with the demonstration's net; see `analyze_data`."""
+    check_sweeps(names, settings, options)  # before the demonstration's net is trained
     data = toy_data(out / "toy" / "scenes", count)
     analyze_data(names, toy_net(out / "toy"), data, out, dataclasses.replace(settings, mean=MEAN, std=STD), options)
 

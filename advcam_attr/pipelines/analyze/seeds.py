@@ -20,6 +20,8 @@ from advcam_attr.analysis.class_gains import class_gains, plot_class_gains
 from advcam_attr.analysis.failures import Shown, image_gains, plot_failures
 from advcam_attr.analysis.regularizer_effects import without_others
 from advcam_attr.analysis.seed_curves import SeedCurve, plot_final_map, plot_seed_curves, seed_curve
+from advcam_attr.attr.advcam import BASES
+from advcam_attr.climbing.recipes import Recipe
 from advcam_attr.climbing.regularizers import RestrictHighAttributions, ThresholdMask
 from advcam_attr.data.images import read_rgb
 from advcam_attr.data.samples import SegmentationData
@@ -28,6 +30,7 @@ from advcam_attr.pipelines.analyze.images import Result
 from advcam_attr.pipelines.evaluate import evaluate_seeds
 from advcam_attr.pipelines.maps import MapSettings, seed_store, sweep_seeds
 from advcam_attr.refine.seeds import threshold_maps
+from advcam_attr.registry import lookup
 from advcam_attr.runs.map_store import MapStore
 from advcam_attr.tables.segmentation import table_xi, table_xiii
 from advcam_attr.types import AdvCAMError
@@ -115,6 +118,19 @@ class SeedRuns:
             raise AdvCAMError(f"{len(summary.failed)} of {summary.images} images have no seeds; {id}: {reason}")
 
 
+def check_sweeps(names: Sequence[str], settings: MapSettings, options: SeedOptions) -> None:
+    """Raise for a base, recipe, device or sweep that cannot be used, before any climb."""
+    lookup(settings.base, BASES, "base")
+    settings.runtime.torch_device()
+    recipe = settings.whole_recipe()
+    for values, part in _swept(recipe, options).values() if "seeds" in names else ():
+        for value in values:
+            try:
+                recipe.with_(**part(value))
+            except (TypeError, ValueError) as error:
+                raise AdvCAMError(str(error)) from error
+
+
 def analyze_seeds(names: Sequence[str], runs: SeedRuns) -> Iterator[tuple[str, Result]]:
     """Run some of `SEED_ANALYSES`; yield name and result of each."""
     if not any(sample.labels for sample in runs.data.samples):
@@ -134,7 +150,7 @@ def _curves(runs: SeedRuns) -> Result:
     if runs.detector is not None:
         by_steps = {t: runs.evaluation(SALIENCY, t) for t in runs.steps}
         found["steps"].append(seed_curve("with regularization and saliency", by_steps))
-    for setting, (values, part) in _swept(runs).items():
+    for setting, (values, part) in _swept(runs.recipe, runs.options).items():
         if values:
             own = f"with regularization, T = {runs.recipe.steps}"
             evaluations = {v: runs.evaluation(f"{setting}_{v:g}", None, **part(v)) for v in values}
@@ -149,9 +165,9 @@ def _curves(runs: SeedRuns) -> Result:
     return Result(plot_seed_curves(found, images), {"images": images, **numbers}, tuple(lines))
 
 
-def _swept(runs: SeedRuns) -> dict[str, tuple[tuple[float, ...], Callable[[float], dict[str, Any]]]]:
-    options, recipe = runs.options, runs.recipe
-
+def _swept(
+    recipe: Recipe, options: SeedOptions
+) -> dict[str, tuple[tuple[float, ...], Callable[[float], dict[str, Any]]]]:
     def weight(value: float) -> dict[str, Any]:
         terms = recipe.plan().regularizers
         if not any(isinstance(term, RestrictHighAttributions) for term in terms):
