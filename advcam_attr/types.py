@@ -20,8 +20,19 @@ VOID = 255
 MOST_INSTANCES = 254
 
 
+#: The most characters of an error's message.
+_LONGEST = 1500
+
+
 class AdvCAMError(ValueError):
-    """Input that cannot be used; its message is one line that names the input and the fix."""
+    """Input that cannot be used; its message is one line that names the input and the fix.
+
+    Line breaks in names and in messages of libraries become spaces, and very long messages are cut.
+    """
+
+    def __init__(self, message: str = "") -> None:
+        line = " ".join(str(message).splitlines())
+        super().__init__(line if len(line) <= _LONGEST else f"{line[:_LONGEST]} ...")
 
 
 class UnknownOptionError(AdvCAMError, TypeError):

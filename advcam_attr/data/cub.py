@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from advcam_attr.data.images import stored_size
-from advcam_attr.data.labels import few
+from advcam_attr.data.labels import few, whole
 from advcam_attr.data.samples import Box, LocalizationData, clipped_box, find_root, image_ids, require_images
 from advcam_attr.reading import read_lines
 from advcam_attr.types import AdvCAMError, Sample
@@ -77,7 +77,7 @@ def _read_samples(folder: Path, split: str) -> tuple[tuple[str, ...], tuple[Samp
             raise AdvCAMError(f"{folder / SPLIT}: image {number} is {shares[number][0]!r}; 1 is train and 0 is test")
         if shares[number][0] == SPLITS[split][0]:
             label = labels[number][0]
-            if not label.isdecimal() or not 1 <= int(label) <= len(names):
+            if not 1 <= (whole(label) or 0) <= len(names):
                 raise AdvCAMError(
                     f"{folder / LABELS}: the class of image {number} is {label!r}; there are 1 to {len(names)}"
                 )

@@ -138,6 +138,11 @@ def read_list(path: str | Path) -> IdList:
     return IdList(tuple(first_line), tuple(folder for folder in folders if folder))
 
 
+def whole(text: str) -> int | None:
+    """Return a whole number of at most nine digits from 0 on; None for any other text."""
+    return int(text) if text.isascii() and text.isdecimal() and len(text) <= 9 else None
+
+
 def stem(name: str) -> str:
     path = PurePosixPath(name)
     return path.stem if path.suffix.lower() in EXTENSIONS else path.name

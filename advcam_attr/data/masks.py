@@ -6,6 +6,8 @@ A label map is ``(H, W)`` uint8: 0 is the background, k + 1 is class k, 255 is v
 from __future__ import annotations
 
 import io
+import struct
+import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +20,9 @@ from torch.nn import functional as F
 
 from advcam_attr.data.images import open_image, read_rgb, size_if_readable
 from advcam_attr.data.labels import few
+from advcam_attr.data.mat import read_field
 from advcam_attr.files import files_digest, write_bytes
+from advcam_attr.reading import read_bytes
 from advcam_attr.types import VOID, AdvCAMError, NoMaskError, Sample
 
 
@@ -45,7 +49,7 @@ def read_labels(path: str | Path, num_classes: int) -> Tensor:
     colours of `palette`.
 
     Args:
-        path: an image, or a ``.mat`` file of the Semantic Boundaries Dataset (needs SciPy).
+        path: an image, or a ``.mat`` file of the Semantic Boundaries Dataset.
         num_classes: K, without the background; the colours of 0..K and 255 are decoded.
     """
     path = Path(path)
@@ -139,18 +143,20 @@ def _labels_by_colour(num_classes: int) -> dict[tuple[int, ...], int]:
     return {tuple(colours[k]): k for k in (*range(num_classes + 1), VOID)}
 
 
+#: Largest file of the Semantic Boundaries Dataset that is read, in bytes.
+_MAX_SBD = 1 << 24
+
+
 def _read_sbd(path: Path) -> np.ndarray:
     if not path.is_file():
         raise AdvCAMError(f"no such mask: {path}")
     try:
-        from scipy.io import loadmat
-    except ImportError as error:
-        raise AdvCAMError(
-            f"reading {path} needs SciPy: pip install scipy, or use SegmentationClassAug's PNGs"
-        ) from error
-    try:
-        labels = loadmat(path, squeeze_me=True, struct_as_record=False)["GTcls"].Segmentation
-    except Exception as error:  # damaged files raise all kinds of errors
+        labels = read_field(read_bytes(path, _MAX_SBD), "GTcls", "Segmentation")
+        if labels.ndim != 2 or not ((labels >= 0) & (labels <= VOID)).all():
+            raise ValueError("no labels")
+    except AdvCAMError:
+        raise
+    except (OSError, ValueError, KeyError, IndexError, struct.error, zlib.error) as error:
         raise AdvCAMError(f"cannot read mask {path}: not a GTcls file of the Semantic Boundaries Dataset") from error
     return np.array(labels, np.uint8)
 

@@ -143,7 +143,10 @@ def missing_images(samples: Iterable[Sample]) -> list[Sample]:
     for sample in samples:
         folder = sample.image.parent
         if folder not in there:
-            there[folder] = set(os.listdir(folder)) if folder.is_dir() else set()
+            try:
+                there[folder] = set(os.listdir(folder))
+            except OSError:  # it is missing, or its name is too long
+                there[folder] = set()
         if sample.image.name not in there[folder]:
             missing.append(sample)
     return missing

@@ -107,9 +107,11 @@ def _samples(file: Path, num_classes: int) -> list[tuple[int, int, int]]:
         total = file.stat().st_size
         with _Bounded(file) as stream, tarfile.open(fileobj=stream, mode="r:") as tar:
             for member in tar:
+                if member.size < 0:
+                    raise tarfile.TarError(f"{member.name} has a negative length")
                 if not member.isreg():
                     continue
-                if member.issparse() or member.size < 0 or member.offset_data + member.size > total:
+                if member.issparse() or member.offset_data + member.size > total:
                     raise tarfile.TarError(f"{member.name} is sparse, or longer than the shard")
                 folder, _, last = member.name.rpartition("/")
                 stem, _, ending = last.partition(".")
@@ -120,7 +122,7 @@ def _samples(file: Path, num_classes: int) -> list[tuple[int, int, int]]:
                 elif ending == _LABEL:
                     stream.seek(member.offset_data)
                     labels[key] = int(stream.read(member.size))
-    except (OSError, tarfile.TarError, ValueError, EOFError) as error:
+    except (OSError, tarfile.TarError, ValueError, EOFError, OverflowError) as error:
         raise AdvCAMError(f"cannot read shard {file} ({error}); it should be a tar file, not compressed") from error
     for what, there in (("image", images), ("class (.cls)", labels)):
         missing = [key for key in keys if key not in there]

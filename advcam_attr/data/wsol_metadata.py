@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from advcam_attr.data.labels import few
+from advcam_attr.data.labels import few, whole
 from advcam_attr.data.masks import PixelMasks
 from advcam_attr.data.samples import Box, LocalizationData, MissingSplitError, checked_box, image_ids
 from advcam_attr.reading import read_lines
@@ -18,6 +18,9 @@ from advcam_attr.types import AdvCAMError, Sample
 
 #: The data sets by the names of their folders, and the numbers of their published classes.
 CLASSES = {"CUB": 200, "ILSVRC": 1000, "OpenImages": 100}
+
+#: Class numbers are below this.
+_MOST_CLASSES = 100_000
 
 #: The splits: training with labels, search of hyper-parameters with boxes or masks, and the test.
 SPLITS = ("train", "val", "test")
@@ -127,9 +130,10 @@ def _fields(path: Path, images: Sequence[str], columns: int) -> dict[str, list[s
 def _labels(path: Path, images: Sequence[str]) -> dict[str, int]:
     labels = {}
     for image, (label,) in _fields(path, images, 2).items():
-        if not label.isdecimal():
+        number = whole(label)
+        if number is None or number >= _MOST_CLASSES:
             raise AdvCAMError(f"{path}: the class of {image} is {label!r}; classes are numbers from 0 on")
-        labels[image] = int(label)
+        labels[image] = number
     return labels
 
 
@@ -138,9 +142,9 @@ def _sizes(path: Path, images: Sequence[str]) -> dict[str, tuple[int, int]]:
         return {}
     sizes = {}
     for image, fields in _fields(path, images, 3).items():
-        if not all(field.isdecimal() and int(field) for field in fields):
+        width, height = map(whole, fields)
+        if not (width and height):
             raise AdvCAMError(f"{path}: the width and height of {image} are {' and '.join(fields)}")
-        width, height = map(int, fields)
         sizes[image] = height, width
     return sizes
 

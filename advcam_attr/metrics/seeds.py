@@ -95,6 +95,9 @@ class ThresholdSweep:
     @classmethod
     def from_state(cls, state: Mapping[str, Tensor]) -> ThresholdSweep:
         histogram = state["histogram"]
+        classes = histogram.shape[1] if histogram.ndim == 3 else 0
+        if not classes or tuple(histogram.shape) != (classes + 1, classes, len(state["thresholds"]) + 1):
+            raise AdvCAMError(f"counts of shape {tuple(histogram.shape)} are not of thresholds and classes")
         sweep = cls(state["thresholds"].tolist(), histogram.shape[1], histogram.device)
         sweep._histogram += histogram
         return sweep
@@ -195,7 +198,13 @@ class ImageCounts:
 
     @classmethod
     def from_state(cls, state: Mapping[str, Tensor]) -> ImageCounts:
-        images = cls(state["counts"].shape[2], state["truth"].shape[1])
+        truth, labels, counts = (state[name] for name in ("truth", "labels", "counts"))
+        pairs, steps = (len(labels), counts.shape[2]) if counts.ndim == 3 else (0, 0)
+        if not steps or truth.ndim != 2 or (labels.shape, counts.shape) != ((pairs, 2), (pairs, 3, steps)):
+            raise AdvCAMError("counts of images of shapes that do not fit")
+        if pairs and (int(labels.min()) < 0 or bool((labels.amax(0) >= torch.tensor(truth.shape)).any())):
+            raise AdvCAMError("counts of images or labels that are not there")
+        images = cls(steps, truth.shape[1])
         images._truth, images._labels, images._counts = [state["truth"]], [state["labels"]], [state["counts"]]
         images._images = len(state["truth"])
         return images

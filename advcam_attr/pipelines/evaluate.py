@@ -162,9 +162,9 @@ def load_counts(path: Path) -> SeedEvaluation:
     try:
         state, metadata = read_tensors(path)
         scope = parse_json(metadata["scope"])
-        scope |= {"classes": tuple(scope["classes"]), "ids": tuple(scope["ids"])}
+        scope |= {"classes": tuple(map(str, scope["classes"])), "ids": tuple(map(str, scope["ids"]))}
         return SeedEvaluation.from_state(Scope(**scope), state)
-    except (KeyError, TypeError, ValueError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise AdvCAMError(
             f"cannot read counts of an evaluation from {path}: missing, damaged or another file"
         ) from error

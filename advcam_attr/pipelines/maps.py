@@ -305,7 +305,8 @@ class _Predictions:
                 id, label = parse_json(line)
             except (ValueError, TypeError):
                 continue
-            found[str(id)] = int(label)
+            if isinstance(id, str) and type(label) is int:
+                found[id] = label
         return found
 
 

@@ -34,7 +34,7 @@ def attribution_sections(folder: Path, limit: int) -> list[Section]:
                 entries.append(_entry(path, record, target, _frames(maps, t)))
                 numbers = *(f"{value:.2f}" for value in logit), *(f"{value:.3f}" for value in probability)
                 rows.append((Path(record["image"]).name, target["name"], *numbers))
-        except (DamagedFileError, KeyError, IndexError, TypeError) as error:
+        except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise AdvCAMError(f"the files of {path} are damaged ({error}); recompute them with --overwrite") from error
     config = next(iter(records.values()))["config"]
     notes = [

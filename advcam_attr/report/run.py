@@ -142,5 +142,9 @@ def _title(what: str, run: Path, path: Path) -> str:
     return what if where == "." else f"{what} of {where}"
 
 
+#: Numbers of JSON may be too large for a float.
+_HUGE = 1e300
+
+
 def _is_number(*values: Any) -> bool:
-    return all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
+    return all(type(value) in (int, float) and -_HUGE < value < _HUGE for value in values)

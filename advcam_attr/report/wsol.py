@@ -113,7 +113,7 @@ def _best_threshold(folder: Path) -> float | None:
     try:
         record = read_json(path)
         threshold = float(record["scores"]["all"]["gt_known_threshold"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
         raise AdvCAMError(f"{path} is damaged: evaluate again, or remove it") from error
     return threshold if made is not None and record.get("maps") == made["settings"] else None
 

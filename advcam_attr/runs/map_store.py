@@ -30,11 +30,14 @@ Layout = Literal["flat", "spread"]
 #: The most images of a flat store, unless a layout is given.
 FLAT_LIMIT = 100_000
 
+#: The most numbers of an image's maps, over all its classes: 1 GiB.
+MOST_NUMBERS = 1 << 28
+
 _FOLDERS = 1000
 _LAYOUT = "layout.json"
 _SUFFIX = ".safetensors"
 _KEY = "advcam_maps"
-_UNREADABLE = (OSError, SafetensorError, ValueError, KeyError, TypeError)
+_UNREADABLE = (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError, OverflowError)
 
 
 class MapReader(Protocol):
@@ -123,6 +126,8 @@ class MapStore:
                 )
         if isinstance(maps, ClassMaps):
             _check_sizes(maps, path)
+        if len(maps.classes) * maps.size[0] * maps.size[1] > MOST_NUMBERS:
+            raise AdvCAMError(f"maps of {id} are rejected: {len(maps.classes)} of {maps.size} pixels are too large")
         if self.layout == "spread" and not (self.folder / _LAYOUT).exists():
             write_json(self.folder / _LAYOUT, {"layout": "spread", "folders": _FOLDERS})
         about: dict[str, Any] = {"classes": list(maps.classes), "size": list(maps.size), "settings": self.settings}
@@ -176,14 +181,18 @@ def _sub_folder(id: str) -> str:
 
 def _header(metadata: Any) -> MapHeader:
     about = parse_json(metadata[_KEY])
-    height, width = (int(side) for side in about["size"])
-    if min(height, width) < 1:
-        raise ValueError("an image has at least one pixel")
+    (height, width), classes = about["size"], tuple(about["classes"])
+    if any(type(number) is not int for number in (height, width, *classes)) or min(height, width) < 1:
+        raise ValueError("an image has at least one pixel, and classes are whole numbers")
+    if sorted(set(classes)) != list(classes) or min(classes, default=0) < 0:
+        raise ValueError("classes do not ascend")
+    if max(1, len(classes)) * height * width > MOST_NUMBERS:
+        raise ValueError("maps that are too large")
     cells = [tuple(float(value) for value in one) for one in about.get("cells", ())]
     if not all(len(one) == 4 and all(map(math.isfinite, one)) and min(one[2:]) > 0 for one in cells):
         raise ValueError("cells that no grid has")
     return MapHeader(
-        tuple(int(k) for k in about["classes"]),
+        classes,
         (height, width),
         str(about["settings"]),
         tuple(Cells((y, x), (down, right)) for y, x, down, right in cells),
@@ -202,8 +211,12 @@ def _tensors(maps: GridMaps | ClassMaps) -> dict[str, Tensor]:
 def _maps(header: MapHeader, tensors: dict[str, Tensor]) -> GridMaps | ClassMaps:
     if any(t.ndim != 3 or len(t) != len(header.classes) or t.dtype != torch.float32 for t in tensors.values()):
         raise ValueError("a map does not fit the classes")
+    if any(not min(t.shape[1:]) or max(t.shape[1:]) > MOST_NUMBERS for t in tensors.values() if header.classes):
+        raise ValueError("a map without cells")
     if "high_res" in tensors:
-        return ClassMaps(header.classes, header.size, tensors["cam"], tensors["high_res"])
+        maps = ClassMaps(header.classes, header.size, tensors["cam"], tensors["high_res"])
+        _check_sizes(maps, "an image")
+        return maps
     grids = tuple(tensors[f"grid{i}"] for i in range(len(tensors)))
     if header.classes and not grids:
         raise ValueError("no maps for the classes")
@@ -212,7 +225,7 @@ def _maps(header: MapHeader, tensors: dict[str, Tensor]) -> GridMaps | ClassMaps
     return GridMaps(header.classes, header.size, grids, header.cells, header.normalization)
 
 
-def _check_sizes(maps: ClassMaps, path: Path) -> None:
+def _check_sizes(maps: ClassMaps, path: object) -> None:
     expected = strided_size(maps.size, 4), maps.size
     found = tuple(maps.cam.shape[1:]), tuple(maps.high_res.shape[1:])
     if found != expected:

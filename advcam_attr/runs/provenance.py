@@ -77,15 +77,17 @@ def check_settings(path: Path, config: Mapping[str, Any], *, overwrite: bool = F
 
 def read_record(path: Path) -> dict[str, Any] | None:
     """Return ``digest`` and ``settings`` as recorded by `check_settings`; None without a readable record."""
-    return _read_json(path, {"digest", "settings"})
+    record = _read_json(path, {"digest": str, "settings": dict})
+    return record if record and re.fullmatch(r"[0-9a-f]{16}", record["digest"]) else None
 
 
-def _read_json(path: Path, keys: set[str]) -> dict[str, Any] | None:
+def _read_json(path: Path, kinds: Mapping[str, type]) -> dict[str, Any] | None:
     try:
         record = read_json(path)
     except (OSError, ValueError):
         return None
-    return record if isinstance(record, dict) and keys <= record.keys() else None
+    sound = isinstance(record, dict) and all(isinstance(record.get(key), kind) for key, kind in kinds.items())
+    return record if sound else None
 
 
 def require_same(made: Path, old: Mapping[str, Any], new: Mapping[str, Any], remedy: str) -> None:
@@ -113,7 +115,7 @@ def image_sizes(
 ) -> tuple[dict[str, tuple[int, int]], list[tuple[str, str]]]:
     """Return height and width by id, read from headers and cached in a file; and id and reason of unreadable images."""
     try:
-        sizes = {id: (int(h), int(w)) for id, (h, w) in read_json(path).items()}
+        sizes = {id: (h, w) for id, (h, w) in read_json(path).items() if type(h) is type(w) is int and min(h, w) > 0}
     except (OSError, ValueError, TypeError, AttributeError):
         sizes = {}
     new = [sample for sample in samples if sample.id not in sizes]
@@ -193,9 +195,9 @@ def _place(image: Path, out: Path, taken: set[str]) -> tuple[str, dict[str, Any]
 
 
 def _job_record(out: Path, name: str) -> dict[str, Any] | None:
-    record = _read_json(out / f"{name}.json", {"image", "image_digest", "config", "input_size", "targets"})
-    size, targets = (record["input_size"], record["targets"]) if record else ([], [])
-    return record if isinstance(targets, list) and isinstance(size, list) and len(size) == 2 else None
+    kinds = {"image": str, "image_digest": str, "config": dict, "input_size": list, "targets": list}
+    record = _read_json(out / f"{name}.json", kinds)
+    return record if record and len(record["input_size"]) == 2 else None
 
 
 def _results(out: Path, name: str, record: Mapping[str, Any]) -> tuple[Path, ...]:

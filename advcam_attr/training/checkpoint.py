@@ -64,12 +64,14 @@ def restore(training: Training, content: Mapping[str, Any], shard: Shard = ALONE
         training.optimizer.load_state_dict(content["optimizer"])
         if training.ema is not None:
             training.ema.load_state_dict(content["ema"])
-    except (RuntimeError, ValueError, KeyError) as error:
-        raise AdvCAMError("the checkpoint is of another net; choose another folder to start over") from error
-    training.scaler.load_state_dict(content["scaler"])
-    training.step = content["step"]
-    if shard.rank < len(content["random"]):
-        set_random_states(content["random"][shard.rank], next(training.model.parameters()).device)
+        training.scaler.load_state_dict(content["scaler"])
+        training.step = int(content["step"])
+        if shard.rank < len(content["random"]):
+            set_random_states(content["random"][shard.rank], next(training.model.parameters()).device)
+    except (RuntimeError, ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
+        raise AdvCAMError(
+            "the checkpoint is of another net, or damaged; choose another folder to start over"
+        ) from error
 
 
 def random_states(device: torch.device) -> dict[str, Any]:

@@ -1,7 +1,9 @@
 """Label maps in every format of the field, and saliency maps."""
 
 import pickle
+import struct
 import sys
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -93,7 +95,7 @@ def test_bad_masks_raise(tmp_path, monkeypatch):
         ("deep.png", 20, None, "mode I;16"),
         ("text.png", 20, None, "not a mask that can be read"),
         ("short.png", 20, None, "cannot read mask"),
-        ("m.mat", 20, None, "pip install scipy"),
+        ("m.mat", 20, None, "not a GTcls file"),
     ):
         with pytest.raises(AdvCAMError, match=word) as error:
             read_mask(tmp_path / name, classes, size)
@@ -171,3 +173,38 @@ def test_bad_saliency_maps_raise(tmp_path, data_root):
     data = read_voc(data_root / "voc", "val")
     with pytest.raises(AdvCAMError, match="colour image"):
         SaliencyFolder(data.root / "JPEGImages")(data.samples[0], tuple(data.mask(data.samples[0]).shape))
+
+
+def mat(shape: tuple[int, ...] = (2, 3), fields: int = 1, numbers: bytes = bytes(range(6))) -> bytes:
+    """A GTcls file by hand: a structure with a matrix of bytes."""
+
+    def element(kind: int, content: bytes) -> bytes:
+        return struct.pack("<II", kind, len(content)) + content + b"\0" * (-len(content) % 8)
+
+    def matrix(kind: int, shape: tuple[int, ...], name: bytes, content: bytes) -> bytes:
+        head = element(6, struct.pack("<II", kind, 0)) + element(5, struct.pack(f"<{len(shape)}i", *shape))
+        return element(14, head + element(1, name) + content)
+
+    names = element(5, struct.pack("<i", 13)) + element(1, b"Segmentation\0" * fields)
+    field = matrix(9, shape, b"", element(2, numbers))
+    return b" " * 124 + b"\0\1IM" + matrix(2, (1, 1), b"GTcls", names + field)
+
+
+def test_sbd_files_are_read_without_scipy(tmp_path):
+    (tmp_path / "m.mat").write_bytes(mat())
+    assert read_mask(tmp_path / "m.mat", 20).tolist() == [[0, 2, 4], [1, 3, 5]]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        mat(shape=(2**31 - 1, 2**31 - 1)), mat(shape=(-2, -3)), mat(shape=(6,)), mat(fields=2), mat(fields=0),
+        mat()[:-8],
+        mat(numbers=b""), mat().replace(b"GTcls", b"GTxls"), mat().replace(b"IM", b"MI"), b"", b"\0" * 300,
+        mat()[:128] + struct.pack("<II", 15, 40) + zlib.compress(bytes(1 << 20))[:40],
+    ],
+)  # fmt: skip
+def test_damaged_sbd_files_are_errors(tmp_path, content):
+    (tmp_path / "m.mat").write_bytes(content)
+    with pytest.raises(AdvCAMError, match=r"cannot read mask .*m\.mat"):
+        read_mask(tmp_path / "m.mat", 20)

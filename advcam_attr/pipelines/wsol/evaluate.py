@@ -175,7 +175,7 @@ def load_table(path: Path) -> BoxTable:
         state, metadata = read_tensors(path)
         about = parse_json(metadata["table"])
         return table_of_state(about["ids"], about["contours"], state)
-    except (KeyError, TypeError, ValueError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise AdvCAMError(f"cannot read a table of boxes from {path}: missing, damaged or another file") from error
 
 

@@ -209,12 +209,20 @@ def _net_scores(run: Run) -> dict[str, dict[str, NetScore]]:
     for method, crf in product(found, run.config.segmentation.crfs):
         path = predictions_folder(run.folder("segmentation", method), split, crf) / REPORT
         if path.is_file():
-            try:
-                about = read_json(path)
-                found[method][path.parent.name] = NetScore(int(about["images"]), {**about["scores"]})
-            except (OSError, ValueError, KeyError, TypeError) as error:
-                raise AdvCAMError(f"{path} is damaged: remove it and segment again") from error
+            found[method][path.parent.name] = read_net_score(path)
     return found
+
+
+def read_net_score(path: Path) -> NetScore:
+    """Read the evaluation of a net's predictions."""
+    try:
+        about = read_json(path)
+        images, scores = about["images"], {**about["scores"]}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise AdvCAMError(f"{path} is damaged: remove it and segment again") from error
+    if type(images) is not int or not all(type(value) in (int, float, type(None)) for value in scores.values()):
+        raise AdvCAMError(f"{path} is damaged: remove it and segment again")
+    return NetScore(images, scores)
 
 
 def seed_tables(scores: Scores) -> list[Table]:

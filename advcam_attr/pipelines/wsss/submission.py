@@ -33,8 +33,8 @@ logger = logging.getLogger(__name__)
 
 Competition = Literal["comp5", "comp6"]
 
-#: A label map of VOC has a few thousand bytes; larger files are not read.
-_LARGEST = 1 << 22
+#: A label map of VOC has a few thousand bytes, and all of them less than 10 MB; larger files are not read.
+_LARGEST, _LARGEST_TAR = 1 << 22, 1 << 28
 
 
 def submission_folder(competition: Competition = "comp6", split: str = "test") -> str:
@@ -122,7 +122,7 @@ def check_submitted(path: Path, ids_file: Path | None = None, images: Path | Non
     if ids_file is not None:
         return check_submission(path, _images(ids_file, images, []))
     with _opened(path) as (_, archive):
-        names = [PurePosixPath(member.name) for member in archive if member.isreg()]
+        names = [PurePosixPath(member.name) for member in _members(archive) if member.isreg()]
     ids = dict.fromkeys(name.stem for name in names if name.suffix == ".png" and not name.name.startswith("."))
     problems = check_submission(path, _images(None, images, list(ids)))
     if len(ids) != SPLITS["test"]:
@@ -153,11 +153,23 @@ def _opened(path: Path) -> Iterator[tuple[bytes, tarfile.TarFile]]:
     if not path.is_file():
         raise AdvCAMError(f"no such archive: {path}")
     try:
-        tar = gzip.decompress(path.read_bytes())
-        with tarfile.open(fileobj=io.BytesIO(tar)) as archive:
+        with gzip.open(path) as packed:
+            tar = packed.read(_LARGEST_TAR + 1)
+        if len(tar) > _LARGEST_TAR:
+            raise tarfile.TarError(f"more than {_LARGEST_TAR} bytes unpacked")
+        with tarfile.open(fileobj=io.BytesIO(tar), mode="r:") as archive:
             yield tar, archive
-    except (OSError, EOFError, zlib.error, tarfile.TarError) as error:
+    except AdvCAMError:
+        raise
+    except (OSError, EOFError, ValueError, OverflowError, zlib.error, tarfile.TarError) as error:
         raise AdvCAMError(f"{path} is no gzipped tar archive, or damaged ({error}); pack it again") from error
+
+
+def _members(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    for member in archive:
+        if member.size < 0 or member.issparse():
+            raise tarfile.TarError(f"{member.name!r} is sparse, or of a negative length")
+        yield member
 
 
 def _problems(tar: bytes, archive: tarfile.TarFile, data: SegmentationData) -> Iterator[str]:
@@ -166,7 +178,7 @@ def _problems(tar: bytes, archive: tarfile.TarFile, data: SegmentationData) -> I
     parents = {parent for folder in folders for parent in (folder, *folder.parents)}
     used: dict[PurePosixPath, None] = {}
     seen: set[str] = set()
-    for member in archive:
+    for member in _members(archive):
         name, shown = PurePosixPath(member.name), repr(member.name[:120])
         if name.is_absolute() or ".." in name.parts or "\\" in member.name:
             yield f"{shown} is not a path within the archive"
