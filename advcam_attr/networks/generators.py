@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+
+from torch import Tensor
 
 from advcam_attr.networks.authors import irn_cam_weights
 from advcam_attr.networks.backbone import Backbone
@@ -21,6 +23,7 @@ from advcam_attr.networks.resnet38 import ResNet38
 from advcam_attr.networks.sc_cam import SCCAM
 from advcam_attr.networks.seam import SEAM
 from advcam_attr.registry import lookup
+from advcam_attr.types import AdvCAMError
 
 log = logging.getLogger(__name__)
 
@@ -41,15 +44,26 @@ def _irn(checkpoint: Checkpoint) -> Made:
 
 def _seam(checkpoint: Checkpoint) -> Made:
     weights = without_prefix(checkpoint.weights, _ROOTS)
-    return SEAM(max(1, out_channels(weights, "fc8", 21) - 1), out_channels(weights, "conv1a", 64)), checkpoint
+    return SEAM(max(1, out_channels(weights, "fc8", 21) - 1), _width(weights)), checkpoint
 
 
 def _sc_cam(checkpoint: Checkpoint) -> Made:
     weights = without_prefix(checkpoint.weights, _ROOTS)
-    width = out_channels(weights, "conv1a", 64)
+    width = _width(weights)
     if "fc8.weight" in weights:
         return SCCAM(out_channels(weights, "fc8", 20), 0, width), checkpoint
     return SCCAM(out_channels(weights, "fc8_20", 20), out_channels(weights, "fc8_200", 200), width), checkpoint
+
+
+#: The first layer's width, in the published nets 64; a file of a few kilobytes may claim a net of many gigabytes.
+_MOST_CHANNELS = 128
+
+
+def _width(weights: Mapping[str, Tensor]) -> int:
+    width = out_channels(weights, "conv1a", 64)
+    if width > _MOST_CHANNELS:
+        raise AdvCAMError(f"conv1a has {width} channels, and the published nets 64: is it the authors' file?")
+    return width
 
 
 GENERATORS: dict[str, Callable[[Checkpoint], Made]] = {"irn": _irn, "seam": _seam, "sc_cam": _sc_cam}

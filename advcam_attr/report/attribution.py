@@ -13,7 +13,7 @@ from advcam_attr.files import inside
 from advcam_attr.reading import read_json
 from advcam_attr.report.page import Entry, Frame, Section, extremes, heat_uri, thumbnail
 from advcam_attr.tables.table import Table
-from advcam_attr.tensor_files import DamagedFileError, read_tensors
+from advcam_attr.tensor_files import read_tensors
 from advcam_attr.types import AdvCAMError
 
 #: Position and height of the first image in a drawing of `advcam_attr.viz.overlay.panels`.

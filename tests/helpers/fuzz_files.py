@@ -32,6 +32,7 @@ from advcam_attr.networks.net_file import _read_spec
 from advcam_attr.networks.seam import SEAM
 from advcam_attr.refine.seeds import GridMaps
 from advcam_attr.runs.map_store import MapStore
+from advcam_attr.tensor_files import DIGEST
 from advcam_attr.types import Instances, Sample
 from fuzz_run import Layer
 from tiny_coco import annotated, box, write_coco
@@ -276,8 +277,11 @@ TGZ = Layer(lambda c: shard_parts(gzip.decompress(c)), lambda p: gzip.compress(s
 
 
 def tensor_parts(content: bytes) -> list[bytes]:
+    """Header and numbers of a safetensors file, without the digest."""
     size = int.from_bytes(content[:8], "little")
-    return [content[8 : 8 + size], content[8 + size :]]
+    header = json.loads(content[8 : 8 + size])
+    header.get("__metadata__", {}).pop(DIGEST, None)
+    return [json.dumps(header).encode(), content[8 + size :]]
 
 
 SAFETENSORS = Layer(tensor_parts, lambda parts: len(parts[0]).to_bytes(8, "little") + parts[0] + parts[1])

@@ -226,7 +226,7 @@ READERS = (
     Reader("shards", ("data/shards",), lambda: f.SHARDS, f.read_a_shard, layer=f.TAR),
     Reader("submission", ("pipelines/wsss/submission",), f.submission, at("a.tgz", check_submitted), layer=f.TGZ),
     Reader("maps", ("runs/map_store",), seeds(f.maps), f.read_maps, layer=SAFE),
-    Reader("weights", ("networks/checkpoint",), lambda: net({}), f.read_weights, layer=SAFE),
+    Reader("weights", ("networks/checkpoint", "tensor_files"), lambda: net({}), f.read_weights, layer=SAFE),
     Reader("torch", ("networks/checkpoint", "networks/torch_file", "pickles"), f.torch_files, f.read_weights,
            layer=f.ZIP),
     Reader("net", ("networks/net_file",), lambda: net(f.NOTES), f.read_net, layer=SAFE),
