@@ -197,7 +197,8 @@ def _place(image: Path, out: Path, taken: set[str]) -> tuple[str, dict[str, Any]
 def _job_record(out: Path, name: str) -> dict[str, Any] | None:
     kinds = {"image": str, "image_digest": str, "config": dict, "input_size": list, "targets": list}
     record = _read_json(out / f"{name}.json", kinds)
-    return record if record and len(record["input_size"]) == 2 else None
+    size = record["input_size"] if record else []
+    return record if len(size) == 2 and all(type(side) is int and side > 0 for side in size) else None
 
 
 def _results(out: Path, name: str, record: Mapping[str, Any]) -> tuple[Path, ...]:

@@ -41,7 +41,7 @@ from advcam_attr.report.gallery import read_config
 from advcam_attr.report.run import score_sections, table_sections
 from advcam_attr.report.wsol import _best_threshold
 from advcam_attr.runs.npy_maps import read_dictionary
-from advcam_attr.runs.provenance import difference, image_sizes, outstanding, read_record
+from advcam_attr.runs.provenance import difference, image_sizes, planned, read_record
 from advcam_attr.training.checkpoint import own_randomness, random_states, read_training, restore
 from advcam_attr.training.log import json_log, read_log
 from advcam_attr.types import AdvCAMError, Sample
@@ -83,12 +83,8 @@ def records(root: Path) -> None:
     write_json(root / "maps.json", {"digest": "0123456789abcdef", "settings": {"steps": 8, "base": "cam"}})
     write_json(root / "sizes.json", {"a": [5, 7]})
     (root / "a.png").write_bytes(f.PICTURE)
-    job = {
-        "image": (root / "a.png").as_posix(),
-        "image_digest": "1" * 16,
-        "config": {"steps": 8},
-        "files": ["a.cat.png"],
-    }
+    job = {"image": "/none/a.png", "image_digest": "", "config": {"steps": 8}, "files": ["a.cat.png"]}
+    job |= {"input_size": [5, 7], "targets": [TARGET]}
     write_json(root / "out" / "a.json", job)
     (root / "predictions").mkdir()
     (root / "predictions" / "0123456789abcdef-0of1.jsonl").write_text('\n["a", 3]\n["b", 4]\n')
@@ -98,7 +94,8 @@ def read_records(folder: Path) -> None:
     difference((read_record(folder / "maps.json") or {}).get("settings") or {}, {"steps": 8})
     image_sizes([Sample("a", folder / "a.png", ())], folder / "sizes.json", 0)
     read_predictions(folder)
-    outstanding([folder / "a.png"], folder / "out", {"steps": 8}, overwrite=True)
+    for settings, overwrite in (({"steps": 8}, False), ({"steps": 9}, True)):
+        planned([Path("/none/a.png")], folder / "out", settings, overwrite=overwrite)
 
 
 SCORES = {"data": "voc val", "images": 3, "scores": {"mean_iou": 0.5, "precision": 0.25, "x": 3}}
