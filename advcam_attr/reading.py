@@ -8,6 +8,7 @@ from __future__ import annotations
 import gc
 import json
 import stat
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,22 @@ MAX_TEXT, MAX_CONFIG, MAX_BYTES = 1 << 29, 1 << 18, 1 << 32
 
 #: Most levels of nesting of JSON and YAML, most characters in a line of a list, most values of a configuration.
 MAX_DEPTH, MAX_LINE, MAX_VALUES = 32, 1 << 16, 10_000
+
+
+def printable(text: str) -> str:
+    """Return a text without what a terminal acts on: control, bidirectional and line-breaking characters as escapes.
+
+    Example:
+        >>> printable("a\\x1b[2J\\n ö")
+        'a\\\\x1b[2J\\\\n ö'
+    """
+    if text.isprintable():
+        return text
+    return "".join(c.encode("unicode_escape").decode() if _acts(c) else c for c in text)
+
+
+def _acts(c: str) -> bool:
+    return unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp") and c not in "\u200c\u200d"  # joiners of letters
 
 
 def read_bytes(path: Path, limit: int = MAX_BYTES) -> bytes:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from jsonargparse import Namespace
 
 from advcam_attr.cli.attribute import add_climb_options, overrides_of, settings_of
+from advcam_attr.cli.output import say
 from advcam_attr.cli.parser import MODEL_HELP, Command, Parser, numbers
 from advcam_attr.types import AdvCAMError
 
@@ -53,7 +54,7 @@ def _run(options: Namespace) -> int:
     from advcam_attr.pipelines.analyze import run as analyze
 
     if options.list:
-        print(analyze.listing())
+        say(analyze.listing())
         return 0
     if options.name is None:
         raise AdvCAMError("analyze needs NAME: see advcam analyze --list")

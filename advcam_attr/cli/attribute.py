@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from jsonargparse import ActionYesNo, Namespace
 
+from advcam_attr.cli.output import say
 from advcam_attr.cli.parser import (
     MODEL_HELP,
     Command,
@@ -19,6 +20,7 @@ from advcam_attr.cli.parser import (
     path_of,
     several,
 )
+from advcam_attr.reading import printable
 from advcam_attr.types import AdvCAMError
 
 if TYPE_CHECKING:
@@ -93,13 +95,15 @@ def _run(options: Namespace) -> None:
             errors += [result.error] if result.status == "failed" else []
             for one in result.classes:
                 at = min(one.scores, key=lambda scores: abs(scores.scale - 1))
-                bar.write(
-                    f"{result.image.name}: {one.name} ({one.index}), logit {at.logit[0]:.2f} -> {at.logit[-1]:.2f}, "
-                    f"probability {at.probability[0]:.3f} -> {at.probability[-1]:.3f}: {Path(options.out, one.overlay)}"
+                scores = (
+                    f"{at.logit[0]:.2f} -> {at.logit[-1]:.2f}",
+                    f"{at.probability[0]:.3f} -> {at.probability[-1]:.3f}",
                 )
+                about = f"{result.image.name}: {one.name} ({one.index}), logit {scores[0]}, probability {scores[1]}"
+                bar.write(printable(f"{about}: {Path(options.out, one.overlay)}"))
     if len(images) == 1 and errors:
         raise AdvCAMError(errors[0])
-    print("; ".join(f"{what}: {counts[status]}" for status, what in _STATUS.items()) + f"; results in {options.out}")
+    say("; ".join(f"{what}: {counts[status]}" for status, what in _STATUS.items()) + f"; results in {options.out}")
     if errors:
         raise AdvCAMError(f"{len(errors)} of {len(images)} images could not be used: {several(errors)}")
 

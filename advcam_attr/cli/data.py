@@ -6,6 +6,7 @@ from pathlib import Path
 
 from jsonargparse import Namespace
 
+from advcam_attr.cli.output import say
 from advcam_attr.cli.parser import Command, Group, Parser
 
 
@@ -20,7 +21,7 @@ def _check(options: Namespace) -> int:
     from advcam_attr.data.check import check
 
     inventory = check(Path(options.root), deep=options.deep, workers=options.workers, show_progress=True)
-    print(inventory.text())
+    say(inventory.text())
     return 0 if inventory.sound else 1
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from jsonargparse import Namespace
 
+from advcam_attr.cli.output import say
 from advcam_attr.cli.parser import Command, Parser
 
 
@@ -19,8 +20,8 @@ def _run(options: Namespace) -> None:
     from advcam_attr.pipelines.demo import DemoSettings, run_demo
 
     result = run_demo(Path(options.out), DemoSettings(seed=options.seed))
-    print(result.table)
-    print(f"table: {result.table_file}, figure: {result.figure_file} ({result.seconds:.0f} s)")
+    say(result.table)
+    say(f"table: {result.table_file}, figure: {result.figure_file} ({result.seconds:.0f} s)")
 
 
 COMMAND = Command("train a small net on toy scenes and compare CAM with AdvCAM, offline", _add_options, _run)

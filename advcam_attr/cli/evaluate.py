@@ -7,6 +7,7 @@ from pathlib import Path
 
 from jsonargparse import Namespace
 
+from advcam_attr.cli.output import say
 from advcam_attr.cli.parser import Command, Group, Parser, add_archive_options, path_of
 
 
@@ -20,7 +21,7 @@ def _seeds(options: Namespace) -> None:
     from advcam_attr.pipelines.wsss.run import Run
     from advcam_attr.pipelines.wsss.score import evaluate
 
-    print(evaluate(Run(replace(OPTIONS.read(config_of(Path(options.run))), run=options.run))))
+    say(evaluate(Run(replace(OPTIONS.read(config_of(Path(options.run))), run=options.run))))
 
 
 def _add_masks(parser: Parser) -> None:
@@ -41,11 +42,11 @@ def _masks(options: Namespace) -> None:
     data = MaskedData(options.root, options.kind).read(options.split)
     found = evaluate_masks(folder, data, allow_missing=options.allow_missing)
     scores = found.scores()
-    print(table_ix({folder.name: found.matrix.iou().tolist()}, data.classes).text())
-    print(f"mIoU {100 * scores.mean_iou:.1f}, precision {100 * scores.precision:.1f}, recall {100 * scores.recall:.1f}")
+    say(table_ix({folder.name: found.matrix.iou().tolist()}, data.classes).text())
+    say(f"mIoU {100 * scores.mean_iou:.1f}, precision {100 * scores.precision:.1f}, recall {100 * scores.recall:.1f}")
     for line in left_out(found.scope):
-        print(line)
-    print(f"wrote {write_mask_evaluation(found, path_of(options.out) or folder.parent)}")
+        say(line)
+    say(f"wrote {write_mask_evaluation(found, path_of(options.out) or folder.parent)}")
 
 
 def _add_submission(parser: Parser) -> None:
@@ -60,7 +61,7 @@ def _submission(options: Namespace) -> None:
     problems = check_submitted(Path(options.file), path_of(options.list), path_of(options.images))
     if problems:
         raise AdvCAMError(f"{options.file} is no valid submission: {'; '.join(problems)}")
-    print(f"{options.file} is a valid submission to PASCAL VOC's test server")
+    say(f"{options.file} is a valid submission to PASCAL VOC's test server")
 
 
 GROUP = Group(

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from jsonargparse import Namespace
 
+from advcam_attr.cli.output import say
 from advcam_attr.cli.parser import MODEL_HELP, Command, Parser, add_model_options, model_choice
 from advcam_attr.types import AdvCAMError
 
@@ -24,7 +25,7 @@ def _run(options: Namespace) -> None:
     errors = []
     for spec in options.models:
         try:
-            print(_inspect(spec, options))
+            say(_inspect(spec, options))
         except AdvCAMError as error:
             errors.append(str(error))
     if errors:

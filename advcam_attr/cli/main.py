@@ -14,8 +14,10 @@ from collections.abc import Iterator, Sequence
 from jsonargparse import Namespace
 
 from advcam_attr.cli import analyze, attribute, data, demo, evaluate, inspect, report, semi, wsol, wsss
+from advcam_attr.cli.output import say_error
 from advcam_attr.cli.parser import Command, Group, Parser, models_named
 from advcam_attr.networks.trust import trusted_factories
+from advcam_attr.runs.run_log import LineFormatter
 from advcam_attr.types import AdvCAMError
 
 COMMANDS: dict[str, Command | Group] = {
@@ -64,10 +66,10 @@ def _run(argv: Sequence[str]) -> int:
     except SystemExit as done:  # --help, --version and --print_config
         return int(done.code or 0)
     except AdvCAMError as error:
-        print(f"advcam: error: {' '.join(str(error).split())}", file=sys.stderr)
+        say_error(f"error: {error}")
         return 2
     except KeyboardInterrupt:
-        print("advcam: interrupted", file=sys.stderr)
+        say_error("interrupted")
         return 130
 
 
@@ -93,6 +95,7 @@ class _ConsoleHandler(logging.StreamHandler):
 def _console_log(options: Namespace) -> Iterator[None]:
     """Show the package's log on the standard output while a command runs."""
     package, handler = logging.getLogger("advcam_attr"), _ConsoleHandler(sys.stdout)
+    handler.setFormatter(LineFormatter())
     handler.setLevel(logging.WARNING if options.quiet else logging.DEBUG if options.verbose else logging.INFO)
     level = package.level
     package.setLevel(logging.DEBUG if options.verbose else logging.INFO)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from jsonargparse import Namespace
 
 from advcam_attr.cli.config_options import ConfigOptions
+from advcam_attr.cli.output import say
 from advcam_attr.cli.parser import Command, Group
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def _evaluate(options: Namespace) -> None:
 def _run(options: Namespace) -> None:
     run = _opened(options)
     if options.dry_run:
-        print(run.plan())
+        say(run.plan())
     else:
         run.run()
 

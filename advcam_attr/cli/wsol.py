@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from jsonargparse import Namespace
 
 from advcam_attr.cli.config_options import ConfigOptions
+from advcam_attr.cli.output import say
 from advcam_attr.cli.parser import Command, Group, several
 from advcam_attr.types import AdvCAMError
 
@@ -28,7 +29,7 @@ def _opened(options: Namespace) -> WSOLRun:
 def _classifier(options: Namespace) -> None:
     for net, result in _opened(options).train().items():
         if result.val_top1 is not None:
-            print(f"{net.name}, seed {net.seed}: validation top-1 {100 * result.val_top1:.1f}")
+            say(f"{net.name}, seed {net.seed}: validation top-1 {100 * result.val_top1:.1f}")
 
 
 def _maps(options: Namespace) -> None:
@@ -44,7 +45,7 @@ def _run(options: Namespace) -> None:
 
     run = _opened(options)
     if options.dry_run:
-        print(*progress(run), sep="\n")
+        say(*progress(run))
     else:
         _require_all(run.run())
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from jsonargparse import Namespace
 
 from advcam_attr.cli.config_options import ConfigOptions
+from advcam_attr.cli.output import say
 from advcam_attr.cli.parser import Command, Group, Parser, add_archive_options, path_of
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ def _classifier(options: Namespace) -> None:
 
     result = stages.train(_opened(options))
     if result.val_map is not None:
-        print(f"validation mAP {100 * result.val_map:.1f}, loss {result.val_loss:.4f}")
+        say(f"validation mAP {100 * result.val_map:.1f}, loss {result.val_loss:.4f}")
 
 
 def _add_seed_options(parser: Parser) -> None:
@@ -76,7 +77,7 @@ def _segment(options: Namespace) -> None:
 def _evaluate(options: Namespace) -> None:
     from advcam_attr.pipelines.wsss.score import evaluate
 
-    print(evaluate(_opened(options)))
+    say(evaluate(_opened(options)))
 
 
 def _run(options: Namespace) -> None:
@@ -85,9 +86,9 @@ def _run(options: Namespace) -> None:
 
     run = _opened(options)
     if options.dry_run:
-        print(*progress(run), sep="\n")
+        say(*progress(run))
     elif (scores := stages.run_all(run)) is not None:
-        print(scores)
+        say(scores)
 
 
 def _add_submission(parser: Parser) -> None:

@@ -24,11 +24,12 @@ from advcam_attr.data.samples import SegmentationData
 from advcam_attr.files import append_to, make_folder, write_error, write_text
 from advcam_attr.pipelines.map_batches import MapMaker
 from advcam_attr.pipelines.map_settings import MapSettings, config_dict
-from advcam_attr.reading import parse_json, read_text
+from advcam_attr.reading import parse_json, printable, read_text
 from advcam_attr.runs.map_store import FLAT_LIMIT, Layout, MapStore
 from advcam_attr.runs.prefetch import plan_batches
 from advcam_attr.runs.progress_bar import progress_bar
 from advcam_attr.runs.provenance import ImageList, check_settings, image_sizes, read_record
+from advcam_attr.runs.run_log import MULTILINE
 from advcam_attr.runs.sharding import Shard, shard_of
 from advcam_attr.types import AdvCAMError, Sample
 
@@ -69,7 +70,7 @@ class MapSummary:
         line = (
             f"{self.images} images of {self.shard}: {self.written} written, {self.kept} kept, {len(self.failed)} failed"
         )
-        return "\n".join([line + speed, *(f"  {id}: {reason}" for id, reason in self.failed)])
+        return "\n".join([line + speed, *(f"  {printable(id)}: {printable(reason)}" for id, reason in self.failed)])
 
 
 def make_seeds(
@@ -226,7 +227,7 @@ def _make(
         predictions.finish(shard)
     images = count + len(unreadable)
     summary = MapSummary(out, images, written, count - left, tuple(failed), time.monotonic() - begin, shard)
-    logger.info(str(summary))
+    logger.info(str(summary), extra=MULTILINE)
     return summary
 
 

@@ -10,6 +10,7 @@ from io import TextIOWrapper
 from pathlib import Path
 
 from advcam_attr.files import append_to, make_folder
+from advcam_attr.reading import printable
 from advcam_attr.runs.sharding import Shard, shard_of
 from advcam_attr.types import AdvCAMError
 
@@ -17,6 +18,18 @@ from advcam_attr.types import AdvCAMError
 LOG = "run.log"
 
 PACKAGE = logging.getLogger("advcam_attr")
+
+
+#: For the ``extra`` of a log call whose message has several lines; in others a line break came from a name.
+MULTILINE = {"multiline": True}
+
+
+class LineFormatter(logging.Formatter):
+    """Write control characters, which names and texts of files may hold, as escapes."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        text = super().formatMessage(record)
+        return "\n".join(map(printable, text.split("\n"))) if hasattr(record, "multiline") else printable(text)
 
 
 class _LazyFileHandler(logging.FileHandler):
@@ -45,7 +58,7 @@ def run_log(folder: Path) -> Iterator[None]:
         yield
         return
     handler, level = _LazyFileHandler(path, encoding="utf-8", delay=True), PACKAGE.level
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%d %H:%M:%S"))
+    handler.setFormatter(LineFormatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%d %H:%M:%S"))
     PACKAGE.addHandler(handler)
     if not PACKAGE.isEnabledFor(logging.INFO):
         PACKAGE.setLevel(logging.INFO)

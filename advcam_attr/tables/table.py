@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from advcam_attr.reading import printable
 from advcam_attr.tables.paper import Numbers
 from advcam_attr.types import AdvCAMError
 
@@ -47,7 +48,7 @@ class Table:
             ).rstrip()
             for line in lines
         ]
-        return "\n".join([self.title, *body, *self.notes])
+        return "\n".join(map(printable, [self.title, *body, *self.notes]))
 
     def describe(self) -> dict[str, Any]:
         """Return the table for JSON: numbers as they are printed, null where there is none."""

@@ -29,7 +29,7 @@ from advcam_attr.pipelines.semi.data import SemiData, read_semi
 from advcam_attr.pipelines.semi.predict import write_predictions
 from advcam_attr.pipelines.semi.training import WEIGHTS, check_training, train_semi, validations
 from advcam_attr.runs.progress import masks_progress, training_progress
-from advcam_attr.runs.run_log import run_log
+from advcam_attr.runs.run_log import MULTILINE, run_log
 from advcam_attr.runs.sharding import shard_of, shard_of_launch
 from advcam_attr.runs.stage import wait_for_ranks
 from advcam_attr.tables.segmentation import table_vi, val_and_test
@@ -172,4 +172,4 @@ class SemiRun:
         }
         write_json(self.folder / "report.json", report)
         logger.info(f"wrote {self.folder / 'tables.md'} and {self.folder / 'report.json'}")
-        logger.info("\n" + table.text())
+        logger.info("\n" + table.text(), extra=MULTILINE)

@@ -26,6 +26,7 @@ from advcam_attr.metrics.localization import (
 from advcam_attr.pipelines.config import path_of
 from advcam_attr.pipelines.wsol.config import TrainedNet, WSOLConfig, WSOLMethod
 from advcam_attr.pipelines.wsol.evaluate import TABLES, load_table
+from advcam_attr.runs.run_log import MULTILINE
 from advcam_attr.tables.localization import table_vii, table_viii, table_x
 from advcam_attr.tables.table import Table
 
@@ -73,8 +74,8 @@ def write_wsol_report(config: WSOLConfig, data: str, found: Sequence[Measured]) 
     ]
     write_json(out / "report.json", {"data": data, "threshold_chosen": "the best on these images", "maps": maps})
     for part in (*(table.text() for table in tables), "\n".join(lines)):
-        logger.info("\n" + part)
-    logger.info(f"\nwrote {out / 'tables.md'} and {out / 'report.json'}")
+        logger.info("\n" + part, extra=MULTILINE)
+    logger.info(f"\nwrote {out / 'tables.md'} and {out / 'report.json'}", extra=MULTILINE)
 
 
 def paper_tables(found: Sequence[Measured], data: str, backbone: str) -> list[Table]:
