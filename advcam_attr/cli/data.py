@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 from jsonargparse import Namespace
@@ -19,8 +20,10 @@ def _add_check(parser: Parser) -> None:
 
 def _check(options: Namespace) -> int:
     from advcam_attr.data.check import check
+    from advcam_attr.runs.progress_bar import progress_bar
 
-    inventory = check(Path(options.root), deep=options.deep, workers=options.workers, show_progress=True)
+    progress = partial(progress_bar, desc="decoding images")
+    inventory = check(Path(options.root), deep=options.deep, workers=options.workers, progress=progress)
     say(inventory.text())
     return 0 if inventory.sound else 1
 

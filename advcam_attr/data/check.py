@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torch.utils.data import DataLoader
-from tqdm.auto import tqdm
 
 from advcam_attr.data import coco, cub, imagenet, voc, wsol_metadata
 from advcam_attr.data.images import read_rgb, stored_size
@@ -23,6 +23,9 @@ _MAX_CLASSES = 100
 
 Data = SegmentationData | LocalizationData
 Verify = Callable[[Sample], object]
+
+#: Opens a bar of so many images, whose ``update`` counts them.
+Progress = Callable[[int], AbstractContextManager[Any]]
 
 
 @dataclass(frozen=True)
@@ -110,7 +113,7 @@ class Inventory:
         return "\n\n\n".join(data_set.text() for data_set in self.data_sets)
 
 
-def check(root: str | Path, *, deep: bool = False, workers: int = 0, show_progress: bool = False) -> Inventory:
+def check(root: str | Path, *, deep: bool = False, workers: int = 0, progress: Progress | None = None) -> Inventory:
     """Make an inventory of the data sets in a folder and in the folders directly below it.
 
     They are PASCAL VOC 2012, MS COCO 2014, CUB-200-2011, ImageNet-1K, and the lists of Choe et al., which may also be
@@ -120,7 +123,7 @@ def check(root: str | Path, *, deep: bool = False, workers: int = 0, show_progre
         root: the folder.
         deep: also decode every image and mask, and compare sizes; takes minutes for a whole data set.
         workers: number of processes that decode; 0 for this one.
-        show_progress: show a progress bar.
+        progress: opens a progress bar of so many images; None shows none.
     """
     root = Path(root)
     found = [_inspect("PASCAL VOC 2012", f, voc.SPLITS, voc.read_voc) for f in _folders(root, voc.find_voc)]
@@ -140,7 +143,7 @@ def check(root: str | Path, *, deep: bool = False, workers: int = 0, show_progre
             "and image_ids.txt (Choe et al.)" + ("" if root.is_dir() else "; there is no such folder")
         )
     if deep:
-        found = [replace(f, problems=f.problems + _decode_all(f, workers, show_progress)) for f in found]
+        found = [replace(f, problems=f.problems + _decode_all(f, workers, progress)) for f in found]
     return Inventory(root, tuple(found))
 
 
@@ -215,7 +218,7 @@ def _problems(*found: tuple[str, Iterable[str], str]) -> tuple[Problem, ...]:
     return tuple(problem for problem in kinds if problem.cases)
 
 
-def _decode_all(found: DataSetInventory, workers: int, show_progress: bool) -> tuple[Problem, ...]:
+def _decode_all(found: DataSetInventory, workers: int, progress: Progress | None) -> tuple[Problem, ...]:
     files: dict[Path, tuple[Sample, Verify | None]] = {}
     for split in found.splits:
         verify = split.data.mask if isinstance(split.data, SegmentationData) else partial(_verify, split.data)
@@ -225,10 +228,11 @@ def _decode_all(found: DataSetInventory, workers: int, show_progress: bool) -> t
     tasks: Any = list(files.values())
     loader = DataLoader(tasks, batch_size=32, num_workers=workers, collate_fn=_decode)
     results: list[tuple[str, str]] = []
-    with tqdm(total=len(files), desc="Decoding", unit="image", disable=None if show_progress else True) as bar:
+    with nullcontext() if progress is None else progress(len(files)) as bar:
         for batch in loader:
             results += batch
-            bar.update(len(batch))
+            if bar is not None:
+                bar.update(len(batch))
     return _problems(
         ("images are unreadable", (image for image, _ in results if image), "unpack or download them again"),
         ("masks or boxes are unusable", (truth for _, truth in results if truth), "unpack or make them again"),

@@ -19,6 +19,8 @@ from safetensors.torch import save_file
 from advcam_attr.cli import main as cli
 from advcam_attr.data.toy import make_scenes
 from advcam_attr.pipelines.demo import small_net
+from advcam_attr.runs import progress_bar
+from tiny_voc import write_voc
 
 NET = ["--model", "advcam_attr.pipelines.demo:small_net", "--input-size", "48"]
 
@@ -238,6 +240,12 @@ def test_options_that_cannot_be_used(capsys, folder, argv, words, dry):
     save_file({**weights, "0.weight": torch.full_like(weights["0.weight"], torch.nan)}, "nan.safetensors")
     message = error_of(capsys, "attribute", "images", *NET, *argv, *dry)
     assert [word for word in words if word not in message] == []
+
+
+def test_checks_of_data_show_their_progress(capsys, folder, monkeypatch):
+    write_voc(folder / "VOC2012", {"train": {"a": ["dog"], "b": ["cat"]}})
+    monkeypatch.setattr(progress_bar, "INTERVAL", 0.0)
+    assert "decoding images: 2 of 2 images, " in run(capsys, "data", "check", "VOC2012", "--deep")[1]
 
 
 def test_a_dry_run_of_attribute_writes_nothing(capsys, folder):
