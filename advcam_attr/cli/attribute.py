@@ -84,7 +84,7 @@ def _run(options: Namespace) -> None:
     if options.dry_run:
         from advcam_attr.pipelines.attribute_plan import plan_attribution
 
-        print(plan_attribution(images, Path(options.out), settings))
+        say(plan_attribution(images, Path(options.out), settings))
         return
     counts = dict.fromkeys(_STATUS, 0)
     errors = []
