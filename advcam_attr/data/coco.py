@@ -50,6 +50,9 @@ AUTO = "auto"
 #: Draw the masks from the JSON.
 DRAW = "draw"
 
+#: The most pixels of all masks of an image together; published ones have a tenth.
+_MOST_NUMBERS = 1 << 30
+
 #: How far a vertex may lie outside of its image, in pixels.
 _SLACK = 2.0
 
@@ -237,6 +240,8 @@ class CocoInstances:
         """The annotations of an image, each with its mask ``(H, W)`` bool."""
         decode = _pycocotools().mask.decode
         try:
+            if len(self.of(image)) * image.size[0] * image.size[1] > _MOST_NUMBERS:
+                raise ValueError(f"{len(self.of(image))} masks of {image.size[0]} x {image.size[1]} pixels")
             shapes = [_checked_shape(annotation["segmentation"], *image.size) for annotation in self.of(image)]
             codes = [self.api.annToRLE({"image_id": image.number, "segmentation": shape}) for shape in shapes]
             return [(a, decode(code).astype(bool)) for a, code in zip(self.of(image), codes, strict=True)]

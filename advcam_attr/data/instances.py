@@ -22,6 +22,9 @@ OBJECTS = "SegmentationObject"
 #: The key of the PNG's text that holds classes and scores.
 _KEY = "advcam_instances"
 
+#: The most pixels of all masks of an image together.
+_MOST_NUMBERS = 1 << 30
+
 #: Longest text that is read: `MOST_INSTANCES` need a tenth of it.
 _LONGEST = 1 << 16
 
@@ -98,7 +101,10 @@ def _split(numbers: Tensor) -> Tensor:
 
 def _numbers(image: Tensor) -> Tensor:
     found: Tensor = image.unique()
-    return found[(found > 0) & (found < VOID)]
+    found = found[(found > 0) & (found < VOID)]
+    if len(found) * image.numel() > _MOST_NUMBERS:
+        raise AdvCAMError(f"{len(found)} instances of {_by(image)} pixels are too many; make the image smaller")
+    return found
 
 
 def _by(image: Tensor) -> str:

@@ -195,8 +195,8 @@ class SaliencyFolder:
         if file is None:
             raise AdvCAMError(f"no saliency map of {sample.id} in {self.path}: looked for {sample.id}.png and .jpg")
         image = read_rgb(file)
-        channels = np.asarray(image).astype(int)
-        if int(np.ptp(channels, axis=-1).max()) > _GREY:
+        channels = np.asarray(image)
+        if int((channels.max(-1) - channels.min(-1)).max()) > _GREY:
             raise AdvCAMError(f"{file} is a colour image; saliency maps are grey")
         height, width = size
         aspect = image.height * width / (image.width * height)

@@ -121,7 +121,7 @@ def _read_spec(checkpoint: Checkpoint, spec: type[S]) -> tuple[S, tuple[str, ...
         fields = {key: value for key, value in found.items() if key in names}
         classes = parse_json(checkpoint.metadata.get("classes", "[]"))
         return spec(**{**fields, "backbone": Backbone(**found["backbone"])}), tuple(map(str, classes))
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise AdvCAMError(
             f"{checkpoint.path} does not say which {spec.title} it holds; give a file that was trained here"
         ) from error

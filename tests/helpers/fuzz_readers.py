@@ -237,5 +237,5 @@ READERS = (
     Reader("counts", ("pipelines/evaluate", "pipelines/wsol/evaluate"), seeds(counts), read_counts,
            layer=SAFE, share=4),
     Reader("yaml", ("reading",), lambda: [{"a.yaml": YAML}], read_only_yaml, share=2),
-    Reader("config", ("cli/parser",), configs, read_options, share=200),
+    Reader("config", ("cli/config_options", "cli/parser"), configs, read_options, share=200),
 )  # fmt: skip
