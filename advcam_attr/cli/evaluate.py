@@ -30,7 +30,7 @@ def _add_masks(parser: Parser) -> None:
     parser.add_argument("--kind", choices=["voc", "coco"], default="voc", help="of data set (default: %(default)s)")
     parser.add_argument("--split", type=str, default="train", help="images to score (default: %(default)s)")
     parser.add_argument("--allow-missing", action="store_true", help="ignore images without a label map")
-    parser.add_argument("--out", type=str, metavar="DIR", help="folder for evaluation.json (default: FOLDER's parent)")
+    parser.add_argument("--out", type=str, metavar="DIR", help="folder for evaluation.json (default: FOLDER)")
 
 
 def _masks(options: Namespace) -> None:
@@ -46,7 +46,7 @@ def _masks(options: Namespace) -> None:
     say(f"mIoU {100 * scores.mean_iou:.1f}, precision {100 * scores.precision:.1f}, recall {100 * scores.recall:.1f}")
     for line in left_out(found.scope):
         say(line)
-    say(f"wrote {write_mask_evaluation(found, path_of(options.out) or folder.parent)}")
+    say(f"wrote {write_mask_evaluation(found, path_of(options.out) or folder)}")
 
 
 def _add_submission(parser: Parser) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 from advcam_attr.climbing.objective import target_logits
 from advcam_attr.climbing.state import Aggregate, ClimbState, Plan, Stop
 from advcam_attr.heads import Activations, HeadView, undisturbed
+from advcam_attr.heads.cells import whole_cells
 from advcam_attr.types import AdvCAMError, ClimbStep
 
 
@@ -141,6 +142,20 @@ def to_grid(background: Tensor, grid: tuple[int, int]) -> Tensor:
     return F.adaptive_avg_pool2d(background[:, None].float(), grid)[:, 0] > 0.5
 
 
+def to_cells(background: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Return the cells of a feature grid that are mostly background: ``(R, H, W)`` to ``(R, h, w)``.
+
+    Where the grid is the image's size divided by a power of two and rounded up, a cell is a block of so many pixels,
+    and the last blocks reach beyond the image, whose last row and column they repeat.
+    """
+    height, width = background.shape[1:]
+    (h, w), (down, right) = grid, whole_cells(grid, (height, width)).stride
+    below, beside = round(h * down) - height, round(w * right) - width
+    if min(below, beside) < 0 or max(below, beside) == 0:
+        return to_grid(background, grid)
+    return to_grid(F.pad(background[:, None].float(), (0, beside, 0, below), mode="replicate")[:, 0], grid)
+
+
 def _state(
     index: int,
     x: Tensor,
@@ -158,7 +173,7 @@ def _state(
     logits = acts.logits.unflatten(0, x.shape[:2])
     mask = _checked(plan.mask(maps.detach()), tuple(maps.shape), "mask", plan.mask)
     if background is not None:
-        mask = mask | to_grid(background, (maps.shape[1], maps.shape[2]))
+        mask = mask | to_cells(background, (maps.shape[1], maps.shape[2]))
     start_logits, start_maps = start or (logits.detach(), maps.detach())
     return ClimbState(index, x, logits, maps, view_maps, target, start_logits, start_maps, mask, acts)
 

@@ -5,10 +5,11 @@ A label map is ``(H, W)`` uint8: 0 is the background, k + 1 is class k, 255 is v
 
 from __future__ import annotations
 
+import contextlib
 import io
 import struct
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +25,9 @@ from advcam_attr.data.mat import read_field
 from advcam_attr.files import files_digest, write_bytes
 from advcam_attr.reading import read_bytes
 from advcam_attr.types import VOID, AdvCAMError, NoMaskError, Sample
+
+#: Formats whose compression has a loss, or may have.
+_LOSSY = {"JPEG", "MPO", "WEBP"}
 
 
 def palette() -> np.ndarray:
@@ -96,8 +100,16 @@ class MaskFiles:
         return read_mask(path, self.num_classes, size_if_readable(sample.image))
 
 
-def _read_image(path: Path, num_classes: int) -> np.ndarray:
+@contextlib.contextmanager
+def _open_mask(path: Path) -> Iterator[Image.Image]:
     with open_image(path, noun="mask") as image:
+        if image.format in _LOSSY:
+            raise AdvCAMError(f"mask {path} is a {image.format}, whose compression changes labels; save it as PNG")
+        yield image
+
+
+def _read_image(path: Path, num_classes: int) -> np.ndarray:
+    with _open_mask(path) as image:
         image.load()
         mode, pixels, colours = image.mode, np.array(image), image.getpalette()
         rgb = np.asarray(image.convert("RGB")) if mode in ("RGB", "RGBA") else None
@@ -235,7 +247,7 @@ def read_pixel_truth(masks: PixelMasks, size: tuple[int, int] = (224, 224)) -> T
 
 
 def _bright(path: Path, size: tuple[int, int]) -> Tensor:
-    with open_image(path, noun="mask") as image:
+    with _open_mask(path) as image:
         grey = np.asarray(image.convert("L"))
     return F.interpolate(torch.from_numpy(grey.astype(np.float32))[None, None], size, mode="nearest")[0, 0] > 0.5
 

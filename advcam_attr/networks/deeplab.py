@@ -97,6 +97,13 @@ class DeepLab(FrozenStatistics):
         return logits
 
 
+def _scaled(x: Tensor, scale: float) -> Tensor:
+    if min(x.shape[2:]) * scale >= 1:
+        return F.interpolate(x, scale_factor=scale, mode="bilinear", align_corners=False)
+    size = [max(1, int(side * scale)) for side in x.shape[2:]]
+    return F.interpolate(x, size, mode="bilinear", align_corners=False)
+
+
 class MultiScale(nn.Module):
     """DeepLab at scale 1 and at ``net.spec.scales`` with the same weights (deeplab-pytorch's MSC)."""
 
@@ -111,10 +118,7 @@ class MultiScale(nn.Module):
         training mode, those of scale 1, those of each other scale on its own grid, and the maximum.
         """
         first: Tensor = self.net(x)
-        others = [
-            self.net(F.interpolate(x, scale_factor=scale, mode="bilinear", align_corners=False))
-            for scale in self.net.spec.scales
-        ]
+        others = [self.net(_scaled(x, scale)) for scale in self.net.spec.scales]
         enlarged = (F.interpolate(o, first.shape[2:], mode="bilinear", align_corners=False) for o in others)
         greatest = functools.reduce(torch.maximum, enlarged, first)
         if not self.training:

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_type_hints
 
 from advcam_attr.files import write_bytes, write_json
+from advcam_attr.reading import parse_json
+from advcam_attr.runs.provenance import difference
 from advcam_attr.runs.run_log import run_log
 from advcam_attr.runs.sharding import shard_of
 from advcam_attr.types import AdvCAMError
@@ -102,6 +104,51 @@ def config_of(run: Path) -> Path:
     if not (run / CONFIG).is_file():
         raise AdvCAMError(f"{run} is no run folder: it has no {CONFIG}; run a stage into it first")
     return run / CONFIG
+
+
+#: Values on which results do not depend beyond rounding, or which choose among results that are there.
+_HARMLESS = ("methods", "seeds.batch", "maps.batch", "checkpoint_every", "tensorboard")
+
+
+def changed_settings(run: Path, config: Any, *sections: str) -> str:
+    """Return how sections of a configuration differ from those that a run folder's results were made with, as text.
+
+    It is empty if they are the same, or if the folder has no configuration. Keys of other releases are not compared.
+
+    Args:
+        run: a run folder.
+        config: a dataclass, as it is recorded.
+        sections: dotted names, e.g. ``"seeds"`` or ``"data.train"``.
+    """
+    try:
+        recorded = parse_json((run / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return ""
+    old, new = (dict(_flat(one)) for one in (recorded, json.loads(json.dumps(dataclasses.asdict(config), default=str))))
+    common = {
+        key
+        for key in old.keys() & new.keys()
+        if any(f"{key}.".startswith(f"{section}.") for section in sections) and not f".{key}".endswith(
+            tuple(f".{name}" for name in _HARMLESS)
+        )
+    }  # fmt: skip
+    return difference({key: old[key] for key in sorted(common)}, {key: new[key] for key in sorted(common)})
+
+
+def require_unchanged(run: Path, config: Any, *sections: str) -> None:
+    """Raise AdvCAMError if a run folder's results were made with other settings, see `changed_settings`."""
+    if changes := changed_settings(run, config, *sections):
+        raise AdvCAMError(
+            f"{run} was made with other settings ({changes}): give --config {run / CONFIG}, or choose another folder"
+        )
+
+
+def _flat(values: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(values, Mapping) and values:
+        for key, value in values.items():
+            yield from _flat(value, f"{name}.{key}" if name else str(key))
+    else:
+        yield name, values
 
 
 @contextmanager

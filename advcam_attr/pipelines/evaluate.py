@@ -18,7 +18,7 @@ from advcam_attr.metrics.evaluation import MaskEvaluation, Scope, SeedEvaluation
 from advcam_attr.metrics.seeds import VOC_THRESHOLDS, ImageCounts, ThresholdSweep
 from advcam_attr.metrics.segmentation import ConfusionMatrix, void_as_background
 from advcam_attr.reading import parse_json
-from advcam_attr.runs.map_store import MapReader
+from advcam_attr.runs.map_store import MapReader, maps_of
 from advcam_attr.runs.progress_bar import progress_bar
 from advcam_attr.tensor_files import dump_tensors, read_tensors
 from advcam_attr.types import AdvCAMError, ClassMaps, NoMaskError, Sample
@@ -176,7 +176,7 @@ def _read_maps(maps: MapReader, sample: Sample, truth: Tensor) -> ClassMaps:
             raise AdvCAMError(f"there are no maps of {sample.id}")
         size = truth.shape[0], truth.shape[1]
         return ClassMaps((), size, truth.new_zeros(0, 0, 0).float(), truth.new_zeros(0, *size).float())
-    found = maps.read(sample.id)
+    found = maps_of(maps, sample)
     if not bool(found.high_res.isfinite().all()):
         raise AdvCAMError(f"the maps of {sample.id} are not finite: make them again")
     return found

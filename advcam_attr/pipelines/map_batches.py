@@ -21,6 +21,9 @@ from advcam_attr.refine.seeds import GridMaps, resized, with_mirror
 from advcam_attr.runs.prefetch import prefetched
 from advcam_attr.types import AdvCAMError, Cells, ClimbStep, Sample
 
+#: As many sizes of images must fail, and none succeed, before the settings are to blame.
+_SIZES = 3
+
 _NOT_FINITE = "its maps are not finite; look at the precision (autocast) and the recipe"
 
 
@@ -91,9 +94,10 @@ class MapMaker:
     def batches(self, todo: Sequence[tuple[Sample, ...]]) -> Iterator[BatchMaps]:
         """Yield the maps of all batches, in order.
 
-        An error stops the run if it is of memory or of the first batch; in later ones it is a failure of their images.
+        An error is a failure of its batch's images, e.g. of a photograph of one pixel. It stops the run if it is of
+        memory, or if no batch succeeded before images of `_SIZES` sizes failed, or at all.
         """
-        succeeded = False
+        succeeded, unfit = False, dict[tuple[int, int], AdvCAMError]()
         for read in prefetched(self._read, todo, workers=self.settings.runtime.workers):
             try:
                 made = self._maps(read)
@@ -104,11 +108,14 @@ class MapMaker:
                     raise AdvCAMError(
                         f"too little memory for {self.settings.batch} samples of {pixels} pixels: lower batch"
                     ) from error
-                if not succeeded:
+                unfit.setdefault(read.sizes[0], AdvCAMError(str(error)))
+                if not succeeded and len(unfit) == _SIZES:
                     raise
                 failed = (*read.failed, *((sample.id, str(error)) for sample in read.samples))
                 made = BatchMaps(read.batch, {t: {} for t in self.steps}, {}, failed)
             yield made
+        if unfit and not succeeded:
+            raise next(iter(unfit.values()))
 
     def _read(self, batch: tuple[Sample, ...]) -> _Read:
         samples, images, sizes, backgrounds, failed = [], [], [], [], []

@@ -23,7 +23,7 @@ from advcam_attr.files import remove_leftovers, write_bytes, write_json
 from advcam_attr.reading import parse_json
 from advcam_attr.refine.seeds import NORMALIZATIONS, GridMaps, class_maps, strided_size
 from advcam_attr.tensor_files import DamagedFileError, dump_tensors, read_tensors
-from advcam_attr.types import AdvCAMError, Cells, ClassMaps
+from advcam_attr.types import AdvCAMError, Cells, ClassMaps, Sample
 
 Layout = Literal["flat", "spread"]
 
@@ -47,6 +47,17 @@ class MapReader(Protocol):
 
     def read(self, id: str, /) -> ClassMaps:
         """Return the maps of an image, or raise an `AdvCAMError` that names the file."""
+
+
+def maps_of(maps: MapReader, sample: Sample) -> ClassMaps:
+    """Return the maps of a sample's classes; maps of other classes raise AdvCAMError."""
+    found = maps.read(sample.id)
+    if tuple(found.classes) != tuple(sample.labels):
+        raise AdvCAMError(
+            f"the maps of {sample.id} are of the classes {list(found.classes)}, and its labels are "
+            f"{list(sample.labels)}: make them again, or read the labels that they were made of"
+        )
+    return found
 
 
 @dataclass(frozen=True)

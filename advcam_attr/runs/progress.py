@@ -12,15 +12,18 @@ from advcam_attr.types import Sample
 
 @dataclass(frozen=True)
 class Progress:
-    """How much of a stage is done."""
+    """How much of a stage is done; ``changed`` are the settings that are no longer those of what is done, as text."""
 
     stage: str
     done: int
     total: int
     unit: str = "images"
+    changed: str = ""
 
     @property
     def state(self) -> str:
+        if self.done and self.changed:
+            return f"made with other settings ({self.changed})"
         if self.done >= self.total:
             return "done"
         return "started" if self.done else "to do"

@@ -19,7 +19,7 @@ from advcam_attr.data.masks import mask_path, png_settings, write_mask
 from advcam_attr.data.samples import SegmentationData
 from advcam_attr.files import remove_leftovers, to_json
 from advcam_attr.refine.seeds import GridMaps, class_maps
-from advcam_attr.runs.map_store import MapReader
+from advcam_attr.runs.map_store import MapReader, maps_of
 from advcam_attr.runs.prefetch import prefetched
 from advcam_attr.runs.progress_bar import progress_bar
 from advcam_attr.runs.provenance import check_settings, read_record, require_same
@@ -191,7 +191,7 @@ def read_seeded(seeds: MapReader, sample: Sample) -> SeededImage:
     size = (pixels.shape[1], pixels.shape[2])
     if not sample.labels and sample.id not in seeds:
         return SeededImage(sample, pixels, class_maps(GridMaps((), size, ())))
-    maps = seeds.read(sample.id)
+    maps = maps_of(seeds, sample)
     if tuple(maps.high_res.shape) != (len(maps.classes), *size):
         raise AdvCAMError(
             f"the maps of {sample.id} are of {maps.high_res.shape[2]} x {maps.high_res.shape[1]} pixels and its image "

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from advcam_attr import CAM, AdvCAM, AdvCAMError, heads
 from advcam_attr.climbing import ClimbState, RestrictHighAttributions, TargetMinusOthers, ThresholdMask, climb, recipes
-from advcam_attr.climbing.loop import to_grid
+from advcam_attr.climbing.loop import to_cells, to_grid
 from advcam_attr.climbing.views import VIEWS
 
 #: No flips, no stop: every step can be worked out by hand.
@@ -333,3 +333,21 @@ def test_no_graph_reaches_the_consumer(small_net, images):
 def test_samples_of_images_that_do_not_exist_are_rejected(small_net, images, image_of):
     with pytest.raises((TypeError, AdvCAMError), match="image_of"):
         next(AdvCAM(small_net).climb(images, target=[0, 1], image_of=image_of))
+
+
+def test_background_is_counted_over_each_cell():
+    """At 500 pixels, 63 cells of 8 reach to 504: the last has 4 pixels, and the border of two cells is at 8i."""
+    left = (torch.arange(500) < 400).expand(1, 500, 500)
+    assert to_cells(left, (63, 63))[0, 0].tolist() == [True] * 50 + [False] * 13
+    assert int(to_grid(left, (63, 63))[0, 0].sum()) == 50
+    last = (torch.arange(500) < 496).expand(1, 500, 500)
+    assert to_cells(last, (63, 63))[0, 0].tolist() == [True] * 62 + [False], "stretched, the 62nd would be in doubt"
+    for grid in ((50, 50), (49, 50), (222, 222)):  # whole cells, and grids that are stretched
+        assert torch.equal(to_cells(left, grid), to_grid(left, grid))
+    ragged = torch.rand(2, 37, 53, generator=torch.Generator().manual_seed(0)) < 0.5
+    found = to_cells(ragged, (5, 7))
+    for row in range(5):
+        for column in range(7):
+            rows = [min(r, 36) for r in range(8 * row, 8 * row + 8)]
+            columns = [min(c, 52) for c in range(8 * column, 8 * column + 8)]
+            assert torch.equal(found[:, row, column], ragged[:, rows][:, :, columns].float().mean((1, 2)) > 0.5)

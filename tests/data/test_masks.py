@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from advcam_attr.data.images import image_size, read_rgb
-from advcam_attr.data.masks import SaliencyFolder, palette, read_mask
+from advcam_attr.data.masks import PixelMasks, SaliencyFolder, palette, read_mask, read_pixel_truth
 from advcam_attr.data.voc import read_voc
 from advcam_attr.types import AdvCAMError, Sample
 
@@ -208,3 +208,13 @@ def test_damaged_sbd_files_are_errors(tmp_path, content):
     (tmp_path / "m.mat").write_bytes(content)
     with pytest.raises(AdvCAMError, match=r"cannot read mask .*m\.mat"):
         read_mask(tmp_path / "m.mat", 20)
+
+
+@pytest.mark.parametrize("format", ["JPEG", "WEBP"])
+@pytest.mark.parametrize("kind", ["labels", "pixels"])
+def test_lossy_masks_raise(tmp_path, format, kind):
+    """A grey JPEG of labels has labels that are not there, and no sign of it."""
+    path = tmp_path / "m.png"
+    Image.fromarray(np.kron(LABELS, np.ones((9, 9), np.uint8))).save(path, format, quality=95)
+    with pytest.raises(AdvCAMError, match=f"m.png is a {format}, whose compression changes labels; save it as PNG"):
+        read_mask(path, 20) if kind == "labels" else read_pixel_truth(PixelMasks((path,), None))

@@ -25,6 +25,7 @@ from advcam_attr.pipelines.evaluate import (
     write_mask_evaluation,
     write_seed_evaluation,
 )
+from advcam_attr.runs.map_store import maps_of
 from advcam_attr.types import AdvCAMError, ClassMaps, NoMaskError, Sample
 from tiny_voc import write_mask, write_voc
 
@@ -322,3 +323,29 @@ def test_on_real_masks(data_root):
     assert 0 < found.at().scores().mean_iou < 0.5
     assert torch.equal(found.at(0.34).matrix.counts, expected(data, chance, 0.34).counts)
     assert compare(best, found.at(), samples=100).low > 0.3
+
+
+@pytest.mark.parametrize("change", [lambda k: k[:-1], lambda k: (*k, 9), lambda k: tuple((c + 1) % 6 for c in k)])
+def test_maps_of_other_classes_raise(toy, change):
+    """Seeds that were made with other labels than those of the data are no seeds of its images."""
+    data, good, _ = toy
+    sample = next(sample for sample in data.samples if sample.labels)
+    classes = tuple(sorted(set(change(sample.labels))))
+    high_res = torch.rand(len(classes), *good[sample.id].size)
+    others = Maps(good) | {sample.id: class_maps(classes, high_res)}
+    with pytest.raises(AdvCAMError, match=f"maps of {sample.id} are of the classes .*its labels are"):
+        evaluate_seeds(Maps(others), data)
+    listed = evaluate_seeds(Maps(others), data, allow_missing=True).scope
+    assert [*listed.missing] == [sample.id]
+    with pytest.raises(AdvCAMError, match=f"maps of {sample.id} are of the classes"):
+        maps_of(Maps(others), sample)
+
+
+def test_scores_of_masks_go_into_their_folder(tmp_path):
+    """A folder beside it may hold scores of its own, as that of a run's seeds."""
+    write_voc(tmp_path / "VOC2012", {"train": {"a": ["dog"]}}, size=(8, 12))
+    masks = tmp_path / "run" / "masks"
+    shutil.copytree(tmp_path / "VOC2012" / "SegmentationClass", masks)
+    assert cli.main(["evaluate", "masks", str(masks), "--root", str(tmp_path / "VOC2012")]) == 0
+    assert (masks / "evaluation.json").is_file()
+    assert [file.name for file in (tmp_path / "run").iterdir()] == ["masks"]

@@ -298,3 +298,9 @@ def test_other_backbones_have_the_stride():
 def test_what_cannot_be_made(options, message):
     with pytest.raises(AdvCAMError, match=message):
         small(**options)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 9), (2, 3)])
+def test_photographs_of_a_few_pixels(size):
+    net = MultiScale(small()).eval()
+    assert net(torch.zeros(1, 3, *size)).shape[:2] == (1, net.net.spec.num_labels)

@@ -126,3 +126,19 @@ def test_damaged_cells_are_no_maps(tmp_path, blob, cells):
             seed_store(tmp_path).read("blob")
     else:
         assert seed_store(tmp_path).read_grids("blob").cells == (), "IRN's"
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 2)])
+def test_a_photograph_of_a_few_pixels_does_not_stop_the_others(tmp_path, size):
+    """Whether it comes first or last; a net that fits no photograph does."""
+    data = random_data(tmp_path / "more", 5)
+    Image.new("RGB", size, "red").save(tmp_path / "tiny.png")
+    tiny, others = Sample("tiny", tmp_path / "tiny.png", (0,)), data.samples
+    for name, samples in (("first", (tiny, *others)), ("last", (*others, tiny))):
+        summary = make_seeds(small_classifier(), replace(data, samples=samples), tmp_path / name, SETTINGS)
+        assert (summary.written, [id for id, _ in summary.failed]) == (5, ["tiny"])
+    with pytest.raises(AdvCAMError):
+        make_seeds(small_classifier(), replace(data, samples=(tiny,)), tmp_path / "alone", SETTINGS)
+    missing = replace(data, samples=(tiny, *(replace(s, labels=(7,)) for s in others)))
+    with pytest.raises(AdvCAMError, match="class 7, and the net has 5"):
+        make_seeds(small_classifier(), missing, tmp_path / "net", replace(SETTINGS, batch=1))

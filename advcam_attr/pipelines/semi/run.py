@@ -12,6 +12,7 @@ folder holds
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from advcam_attr.metrics.evaluation import MaskEvaluation
 from advcam_attr.networks.cct import CCT, CCT_NET
 from advcam_attr.networks.net_file import load_net
 from advcam_attr.pipelines.checks import check_runtime, check_truth
-from advcam_attr.pipelines.config import path_of, recorded_config
+from advcam_attr.pipelines.config import changed_settings, path_of, recorded_config, require_unchanged
 from advcam_attr.pipelines.evaluate import evaluate_masks, left_out, write_mask_evaluation
 from advcam_attr.pipelines.semi.config import SemiConfig
 from advcam_attr.pipelines.semi.data import SemiData, read_semi
@@ -37,6 +38,10 @@ from advcam_attr.training.log import read_log
 from advcam_attr.types import AdvCAMError
 
 logger = logging.getLogger(__name__)
+
+
+#: The sections of the configuration that a trained net depends on.
+_SECTIONS = ("data.kind", "data.labelled", "data.labelled_count", "data.unlabelled", "data.pseudo", "net", "training")
 
 
 class SemiRun:
@@ -77,10 +82,11 @@ class SemiRun:
         self.check()
         name = "predictions" if self.config.predict.crf is None else "predictions after the CRF"
         stages = [masks_progress(f"{name} of {self.predicted.split}", self.predictions, self.predicted.samples)]
+        changed = changed_settings(self.folder, self.config, *_SECTIONS)
         if self.config.net.trained is None:
             steps = len(self.data.unlabelled.samples) // self.config.training.batch * self.config.training.epochs
             stages.insert(0, training_progress("training", self.folder / "cct", WEIGHTS, steps))
-        return "\n".join(map(str, stages))
+        return "\n".join(str(replace(stage, changed=changed)) for stage in stages)
 
     def train(self) -> Path:
         """Run the stage ``train``, and return the net's file."""
@@ -98,6 +104,7 @@ class SemiRun:
 
     def evaluate(self) -> MaskEvaluation | None:
         """Run the stage ``evaluate``: label maps, their scores (on the first process), Table VI and ``report.json``."""
+        require_unchanged(self.folder, self.config, *_SECTIONS)
         with run_log(self.folder):
             self.predict()
             wait_for_ranks(self.predictions, self.predicted)

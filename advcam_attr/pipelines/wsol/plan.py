@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,7 @@ from torch import nn
 from advcam_attr.heads import view
 from advcam_attr.metrics.box_sweep import compiled_sweep
 from advcam_attr.pipelines.checks import check_base, check_runtime
+from advcam_attr.pipelines.config import changed_settings
 from advcam_attr.pipelines.model import head_at
 from advcam_attr.pipelines.wsol.classifier import WEIGHTS, check_training, size_of
 from advcam_attr.refine.opencv import opencv
@@ -59,7 +61,8 @@ def progress(run: WSOLRun) -> list[Progress]:
         for method in run.config.maps.methods:
             folder = maps_folder(net, method) / "maps"
             stages.append(maps_progress(f"maps {net}, {method}", folder, run.mapped.samples))
-    return stages
+    changed = changed_settings(run.folder, run.config, "data.kind", "net", "classifier", "maps")
+    return [replace(stage, changed=changed) for stage in stages]
 
 
 def maps_folder(net: TrainedNet, method: WSOLMethod) -> Path:

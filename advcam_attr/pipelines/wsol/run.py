@@ -29,7 +29,7 @@ from advcam_attr.data.samples import LocalizationData
 from advcam_attr.heads import view
 from advcam_attr.networks.load import load_configured, read_labels
 from advcam_attr.networks.wsol import load_wsol_net
-from advcam_attr.pipelines.config import path_of, recorded_config
+from advcam_attr.pipelines.config import path_of, recorded_config, require_unchanged
 from advcam_attr.pipelines.maps import MapSettings, MapSummary, make_wsol_maps
 from advcam_attr.pipelines.model import head_at
 from advcam_attr.pipelines.wsol.classifier import (
@@ -115,6 +115,7 @@ class WSOLRun:
     def evaluate(self) -> list[Measured]:
         """Run the stage ``evaluate``: the measures of all maps, ``report.json``, and the paper's tables."""
         config, data, found = self.config, self.mapped, []
+        require_unchanged(self.folder, config, "data.kind", "net", "classifier", "maps")
         with run_log(self.folder):
             for net, method in product(config.nets(), config.maps.methods):
                 folder = maps_folder(net, method)

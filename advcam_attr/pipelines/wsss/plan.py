@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from advcam_attr.attr.adapters import base_of
@@ -13,7 +14,7 @@ from advcam_attr.pipelines.wsss.affinity import AffinityMethod
 from advcam_attr.pipelines.wsss.irn import IRN
 from advcam_attr.pipelines.wsss.psa import PSA
 from advcam_attr.pipelines.wsss.refine import METHODS
-from advcam_attr.pipelines.wsss.run import Run
+from advcam_attr.pipelines.wsss.run import SECTIONS, Run
 from advcam_attr.registry import lookup
 from advcam_attr.runs.progress import Progress, maps_progress, masks_progress, training_progress
 from advcam_attr.training.train import check_batch
@@ -42,25 +43,25 @@ def progress(run: Run) -> list[Progress]:
     """Return the progress of each stage of a run that has been checked; nothing is written."""
     check_run(run)
     config, data, methods = run.config, run.seeds_data, run.config.seeds.methods
-    stages = []
+    found: dict[str, list[Progress]] = {stage: [] for stage in SECTIONS}
     if config.net.generator is None:
         steps = len(run.split(config.data.train).samples) // config.classifier.batch * config.classifier.epochs
-        stages.append(training_progress("classifier", run.folder("classifier"), classifier.WEIGHTS, steps))
+        found["classifier"].append(training_progress("classifier", run.folder("classifier"), classifier.WEIGHTS, steps))
     for method in methods:
-        stages.append(maps_progress(f"seeds {method}", run.folder("seeds", method, "maps"), data.samples))
+        found["seeds"].append(maps_progress(f"seeds {method}", run.folder("seeds", method, "maps"), data.samples))
     for method in methods:
         folder = run.folder("refined", method, config.refine.final_step)
-        stages.append(masks_progress(f"refine {method}", folder, data.samples))
+        found["refine"].append(masks_progress(f"refine {method}", folder, data.samples))
     for method in methods:
         out = run.folder("segmentation", method)
         if config.segmentation.trained is None:
             name, steps = f"segment {method}: training", config.segmentation.steps
-            stages.append(training_progress(name, out / segment.FOLDER, segment.WEIGHTS, steps))
+            found["segment"].append(training_progress(name, out / segment.FOLDER, segment.WEIGHTS, steps))
         for test in run.predicted_data.values():
             for crf in config.segmentation.crfs:
                 folder = segment.predictions_folder(out, test.split, crf)
-                stages.append(masks_progress(f"segment {method}: {folder.name}", folder, test.samples))
-    return stages
+                found["segment"].append(masks_progress(f"segment {method}: {folder.name}", folder, test.samples))
+    return [replace(one, changed=run.changed(stage)) for stage, some in found.items() for one in some]
 
 
 def _check_seeds(run: Run) -> None:

@@ -17,11 +17,24 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 from advcam_attr.data.samples import SegmentationData, without_missing
-from advcam_attr.pipelines.config import recorded_config, with_paths
+from advcam_attr.pipelines.config import changed_settings, recorded_config, require_unchanged, with_paths
 from advcam_attr.pipelines.wsss.config import WSSSConfig
 from advcam_attr.types import AdvCAMError
 
 logger = logging.getLogger(__name__)
+
+
+_CLASSIFIER = ("data.kind", "data.train", "net", "classifier")
+_SEEDS = (*_CLASSIFIER, "data.seeds", "seeds")
+_REFINE = (*_SEEDS, "refine")
+
+#: The sections of a configuration that each stage's results depend on.
+SECTIONS = {
+    "classifier": _CLASSIFIER,
+    "seeds": _SEEDS,
+    "refine": _REFINE,
+    "segment": (*_REFINE, "segmentation"),
+}
 
 
 class Run:
@@ -70,6 +83,14 @@ class Run:
         if not found:
             raise AdvCAMError("segmentation nets have no images to predict: give data.val, or data.test")
         return found
+
+    def changed(self, stage: str) -> str:
+        """Return how the settings of a stage and those before it differ from the recorded ones, as text."""
+        return changed_settings(self.folder(), self._given, *SECTIONS[stage])
+
+    def require_unchanged(self, stage: str) -> None:
+        """Raise AdvCAMError if the results of a stage, or of one before it, were made with other settings."""
+        require_unchanged(self.folder(), self._given, *SECTIONS[stage])
 
     def recorded(self) -> AbstractContextManager[None]:
         """Record the configuration and the log for the time of a stage."""

@@ -138,6 +138,7 @@ def evaluate(run: Run) -> Scores:
             as `advcam_attr.pipelines.evaluate.evaluate_seeds`.
     """
     config, data = run.config, run.split(run.config.data.score)
+    run.require_unchanged("segment")
     for method in config.seeds.methods:
         check_refined(config.refine, run.folder("refined", method))
     stores = {method: seed_store(run.folder("seeds", method)) for method in config.seeds.methods}

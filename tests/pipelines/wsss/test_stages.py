@@ -33,6 +33,11 @@ runtime: {workers: 0}
 """
 
 
+#: Classes of VOC, and those that each training image shows.
+CAT, DOG = 7, 11
+SHOWN = {"a": [DOG], "b": [CAT, DOG], "c": [CAT]}
+
+
 #: IRN in the smallest: one backbone without weights, one step.
 MASKS = [
     "--seeds.methods", "[advcam]", "--refine.irn.backbone.name", "timm/resnet18",
@@ -120,7 +125,9 @@ def test_seeds_become_masks(capsys, folder):
         assert [file.stem for file in made] == ["a", "b", "c"]
         with Image.open(made[0]) as mask:
             assert (mask.mode, mask.size) == ("P", (64, 48))
-    code, out, _ = run(capsys, "evaluate", "--seeds.methods", "[advcam]")
+    assert "refine.crf was ['seeds'], is []" in refused(capsys, "evaluate", *MASKS)
+    assert cli.main(["evaluate", "seeds", "run"]) == 0
+    out = capsys.readouterr().out
     row = next(line for line in out.splitlines() if line.startswith("AdvCAM") and "here" in line)
     assert len(row.split("images")[1].split()) == 3
     assert "–" not in row
@@ -139,8 +146,8 @@ def test_masks_by_psa_have_a_row_of_their_own(capsys, folder):
     Path("theirs").mkdir()
     masks = Path("run/refined/advcam/masks")
     masks.mkdir(parents=True)
-    for id, label in {"a": 1, "b": 0, "c": 0}.items():
-        write_dictionary(Path(f"theirs/{id}.npy"), {label: np.ones((48, 64), np.float32)})
+    for id, labels in SHOWN.items():
+        write_dictionary(Path(f"theirs/{id}.npy"), dict.fromkeys(labels, np.ones((48, 64), np.float32)))
         shutil.copy(f"VOC2012/SegmentationClass/{id}.png", masks)
     assert cli.main(["wsss", "import", "theirs", "--to", "run/seeds/advcam"]) == 0
     rows = {}
@@ -159,7 +166,7 @@ def test_other_maps_under_the_same_path_are_rejected(capsys, folder):
     maps[10:30, 20:50] = 1
     for folder_name in ("theirs", "sal"):
         Path(folder_name).mkdir()
-    for id, shown in {"a": [1], "b": [0, 1], "c": [0]}.items():
+    for id, shown in SHOWN.items():
         write_dictionary(Path(f"theirs/{id}.npy"), dict.fromkeys(shown, maps))
         Image.new("L", size, 255).save(f"sal/{id}.png")
     bring = ["wsss", "import", "theirs", "--to", "run/seeds/advcam"]
@@ -176,7 +183,7 @@ def test_other_maps_under_the_same_path_are_rejected(capsys, folder):
     Image.new("L", size, 255).save("sal/b.png")
     Image.new("L", size, 9).save("sal/elsewhere.png")
     assert run(capsys, *refine)[0] == 0, "maps of other images do not count"
-    write_dictionary(Path("theirs/b.npy"), {0: maps, 1: maps.T.reshape(48, 64)})
+    write_dictionary(Path("theirs/b.npy"), {CAT: maps, DOG: maps.T.reshape(48, 64)})
     assert cli.main(bring) == 0
     assert "seeds_crf.json was made with other settings (seeds was " in refused(capsys, *refine)
     assert cli.main([*bring[:2], "irn", *bring[3:]]) == 2
