@@ -60,7 +60,7 @@ def test_what_results_do_not_depend_on_may_change(config, change):
         evaluate(Run(change(config)))
 
 
-def test_folders_without_a_readable_configuration_are_not_compared(config):
+def test_unreadable_configurations_are_not_compared(config):
     run = Run(config).folder()
     assert changed_settings(run, config, "seeds") == ""
     run.mkdir()
