@@ -114,7 +114,9 @@ def test_masks_equal_the_steps_one_by_one(world, run, net):
         padded = torch.zeros(1, 3, -(-height // 8) * 8, -(-width // 8) * 8)
         padded[0, :, :height, :width] = x
         with torch.no_grad():
-            walked = affinity_walk(walk_maps(seeds[sample.id].high_res), net(padded)[0], radius=3, steps=4, small_grids="seam")
+            walked = affinity_walk(
+                walk_maps(seeds[sample.id].high_res), net(padded)[0], radius=3, steps=4, small_grids="seam"
+            )
         expected = affinity_walk_labels(walked, sample.labels, (height, width))
         assert torch.equal(read_mask(run / "masks" / f"{sample.id}.png", 2), expected)
 
