@@ -24,6 +24,10 @@ MOST_INSTANCES = 254
 _LONGEST = 1500
 
 
+#: The most pixels that an image is resized to, near Pillow's limit of images.
+MAX_RESIZED = 1 << 27
+
+
 class AdvCAMError(ValueError):
     """Input that cannot be used; its message is one line that names the input and the fix.
 
@@ -33,6 +37,18 @@ class AdvCAMError(ValueError):
     def __init__(self, message: str = "") -> None:
         line = " ".join(str(message).splitlines())
         super().__init__(line if len(line) <= _LONGEST else f"{line[:_LONGEST]} ...")
+
+
+def check_resized(height: float, width: float, remedy: str) -> None:
+    """Raise before an image of absurd size is made.
+
+    Example:
+        >>> check_resized(1e5, 1e5, "lower the scale")
+        Traceback (most recent call last):
+        advcam_attr.types.AdvCAMError: an image of 100000 x 100000 pixels is too large: lower the scale
+    """
+    if height * width > MAX_RESIZED:
+        raise AdvCAMError(f"an image of {height:.0f} x {width:.0f} pixels is too large: {remedy}")
 
 
 class UnknownOptionError(AdvCAMError, TypeError):

@@ -35,7 +35,7 @@ from advcam_attr.climbing.loop import climb, to_grid, totals, unclimbed
 from advcam_attr.climbing.state import Aggregate, Base, Clamp, Mask, Objective, Regularizer, StepRule, Stop, Views
 from advcam_attr.heads import HeadView, undisturbed, unwrapped, view
 from advcam_attr.registry import lookup, require_callable, require_options, suggests_options
-from advcam_attr.types import AdvCAMError, ClimbStep
+from advcam_attr.types import AdvCAMError, ClimbStep, check_resized
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -342,6 +342,7 @@ class AdvCAM(MapAttribution):
                     f"scales={self.recipe.scales} need other image sizes, and {type(self.view.model).__name__} takes "
                     f"{tuple(images.shape[2:])} only: use scales=1.0, or make it with timm's dynamic_img_size=True"
                 )
+            check_resized(images.shape[2] * scale, images.shape[3] * scale, f"lower scales={self.recipe.scales}")
             size = [max(1, round(side * scale)) for side in images.shape[2:]]
             images = F.interpolate(images, size, mode="bicubic", align_corners=False, antialias=True)
         return images.contiguous(memory_format=torch.channels_last) if self.channels_last else images

@@ -64,6 +64,7 @@ def climb(
     start: tuple[Tensor, Tensor] | None = None
     before: Tensor | None = None
     memo: dict[str, Tensor] = {}
+    undefined = torch.zeros_like(climbing)
     for index in range(steps + 1):
         ascend = index < steps
         with undisturbed(view.model), _precision(x, autocast):
@@ -73,6 +74,7 @@ def climb(
             start = state.start_logits, state.start_maps
             score = _score(plan, state, ascend=ascend)
             step = _step(plan, state, score, climbing, steps)
+            undefined |= climbing & ~step.objective.isfinite() & step.logits.isfinite().all(2).all(1)
             if plan.stop is not None:
                 climbing = climbing & ~_stopped(plan.stop, state)
             if ascend:
@@ -84,8 +86,13 @@ def climb(
                 moved = _checked(plan.clamp(moved, images, clean), tuple(clean.shape), "clamp", plan.clamp)
                 images = torch.where(_per_image(climbing), moved, images)
             del leaf, acts, state, score  # the graph does not outlive its step
+        stopped = plan.stop is not None and not bool(climbing.any())
+        if (stopped or not ascend) and bool(undefined.any()):  # once a climb: a GPU waits for it
+            raise AdvCAMError(
+                f"objective {plan.objective!r}, less the regularizers, is NaN or infinite at finite logits"
+            )
         yield step
-        if plan.stop is not None and not bool(climbing.any()):
+        if stopped:
             yield from (replace(step, index=later, climbing=climbing) for later in range(index + 1, steps + 1))
             return
 
@@ -132,7 +139,7 @@ def totals(steps: Iterable[ClimbStep], aggregate: Aggregate) -> Iterator[tuple[C
     for step in steps:
         if step.index == 0:
             total = None
-        added = aggregate(total, step.maps)
+        added = _checked(aggregate(total, step.maps), tuple(step.maps.shape), "aggregate", aggregate)
         total = added if total is None else torch.where(step.climbing[:, None, None], added, total)
         yield step, total
 

@@ -14,7 +14,7 @@ import torch
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from advcam_attr.types import AdvCAMError
+from advcam_attr.types import AdvCAMError, check_resized
 
 #: File name endings that count as images when a folder is searched.
 EXTENSIONS = (".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
@@ -170,6 +170,7 @@ def stored_size(path: str | Path) -> tuple[int, int]:
 
 def resize_to(image: Image.Image, scale: float) -> Image.Image:
     """Resize an image (bicubic) by a factor; as in IRN, sides are rounded to the nearest integer, halves to even."""
+    check_resized(image.height * scale, image.width * scale, f"lower the scale {scale:g}")
     width, height = (int(side) for side in np.round(np.array(image.size) * scale))
     if min(width, height) < 1:
         raise AdvCAMError(f"an image of {image.size[0]}x{image.size[1]} pixels cannot be scaled by {scale:g}")

@@ -15,7 +15,7 @@ from advcam_attr.networks.loaded_model import LoadedModel, Request
 from advcam_attr.networks.sources import build, is_factory, unreachable
 from advcam_attr.networks.trust import require_trusted
 from advcam_attr.reading import read_lines
-from advcam_attr.types import AdvCAMError
+from advcam_attr.types import AdvCAMError, check_resized
 
 
 def load_model(
@@ -62,6 +62,7 @@ def load_model(
         raise AdvCAMError(f"random weights do not apply to {spec}: a factory makes its own; ask it by --model-args")
     if input_size is not None and input_size < 1:
         raise AdvCAMError(f"the input size must be positive, got {input_size}")
+    check_resized(input_size or 1, input_size or 1, "lower the input size")
     file = None if checkpoint is None else read_checkpoint(checkpoint)
     names = None if labels is None else read_labels(labels)
     request = Request(

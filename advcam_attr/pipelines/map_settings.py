@@ -21,7 +21,7 @@ from advcam_attr.refine.seeds import NORMALIZATIONS
 from advcam_attr.registry import lookup
 from advcam_attr.runs.provenance import weights_digest
 from advcam_attr.runs.runtime import Runtime
-from advcam_attr.types import AdvCAMError, Sample
+from advcam_attr.types import AdvCAMError, Sample, check_resized
 
 #: The scales of the released code, in the order of its ``make_cam``.
 SEED_SCALES = (1.0, 0.5, 1.5, 2.0)
@@ -89,6 +89,8 @@ class MapSettings:
     def __post_init__(self) -> None:
         if self.method not in ("advcam", "cam"):
             raise AdvCAMError(f'method must be "advcam" or "cam", got {self.method!r}')
+        if self.size is not None:
+            check_resized(*self.size, "lower the size")
         if self.target not in ("truth", "predicted"):
             raise AdvCAMError(f'target must be "truth" or "predicted", got {self.target!r}')
         if self.cells not in get_args(CellLayout):

@@ -129,6 +129,11 @@ def test_users_own_parts_are_callables(small_net, images):
         ("regularizers", lambda state: state.maps, r"regularizer .* shape \(3,\), got \(3, 8, 8\)"),
         ("mask", lambda maps: maps[0] > 0, r"mask .* shape \(3, 8, 8\)"),
         ("base", lambda acts, target: None, r"base .* got None"),
+        ("aggregate", lambda total, maps: maps[0], r"aggregate .* shape \(3, 8, 8\)"),
+        ("aggregate", lambda total, maps: None, r"aggregate .* got None"),
+        ("objective", lambda state: (state.logits[:, 0, 0] - 1e9).log(), "objective .* is NaN or infinite"),
+        ("objective", lambda state: state.logits[:, 0, 0] / 0, "objective .* is NaN or infinite"),
+        ("scales", (1.0, 100_000.0), r"3200000 x 3200000 pixels is too large: lower scales=\(1.0, 100000.0\)"),
     ],
 )
 def test_parts_of_the_wrong_shape_are_named(small_net, images, part, value, message):

@@ -77,6 +77,7 @@ def module(tmp_path, monkeypatch):
         (NET, {"model_args": {"nclasses": 3}, "random_weights": True}, "does not take the arguments"),
         (SMALL, {"model_args": {"in_chans": 1}, "random_weights": True}, "takes images of 1 channels"),
         (SMALL, {"mean": [0.1, 0.2], "random_weights": True}, "one or three finite numbers"),
+        (SMALL, {"input_size": 100_000, "random_weights": True}, "100000 x 100000 pixels is too large"),
         (SMALL, {"std": [0], "random_weights": True}, "positive numbers, got 0"),
         (SMALL, {"input_size": 0, "random_weights": True}, "must be positive, got 0"),
     ],
