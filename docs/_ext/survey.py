@@ -9,19 +9,24 @@ from __future__ import annotations
 
 import argparse
 import fnmatch
+import json
+import re
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
 from advcam_attr.heads import HeadView
 from advcam_attr.types import AdvCAMError
+
+PAGE = Path(__file__).resolve().parents[1] / "models.md"
 
 
 @dataclass(frozen=True)
@@ -55,6 +60,30 @@ def architectures() -> list[str]:
 
     names = [f"timm/{name}" for name in timm.list_models()]
     return names + [f"torchvision/{n}" for n in torchvision.models.list_models(module=torchvision.models)]
+
+
+def documented(page: Path = PAGE) -> dict[str, tuple[str, ...]]:
+    """Return the rows of ``docs/models.md``: exactness, layer, grid, stride, input, ..., head of each architecture."""
+    lines = (line.strip("| ").split(" | ") for line in page.read_text().splitlines() if line.startswith("| "))
+    return {cells[0]: tuple(c.strip("`") for c in cells[1:]) for cells in lines if "/" in cells[0] and len(cells) > 5}
+
+
+def representatives(page: Path = PAGE) -> list[str]:
+    """Return one architecture for each kind of head and name of layer in each of the libraries' files."""
+    import timm
+    import torchvision
+
+    def file_of(model: str) -> str:
+        library, name = model.split("/", 1)
+        if library == "timm":
+            return str(timm.models.model_entrypoint(name).__module__)
+        return str(torchvision.models.get_model_builder(name).__module__)
+
+    known = {m: row for m, row in documented(page).items() if m in set(architectures())}
+    first: dict[tuple[str, ...], str] = {}
+    for model, (exactness, layer, *_, head) in known.items():
+        first.setdefault((file_of(model), exactness, re.sub(r"\d+", "", layer), head), model)
+    return list(first.values())
 
 
 def make(model: str) -> tuple[nn.Module, tuple[int, int, int], bool]:
@@ -119,15 +148,19 @@ def summary(entries: Iterable[Entry]) -> dict[str, Counter[str]]:
     return counts
 
 
-def write_markdown(entries: Iterable[Entry], path: Path, *, versions: str) -> None:
-    """Write the survey as a page: counts, kinds, and one line per architecture."""
-    rows = list(entries)
+def write_markdown(
+    entries: Iterable[Entry], path: Path, *, versions: str, probes: Mapping[str, Mapping[str, Any]] | None = None
+) -> None:
+    """Write the survey as a page: counts, kinds, the probes of the grids, and one line per architecture."""
+    rows, probes = list(entries), probes or {}
+    classifiers = [e for e in rows if e.exactness != "no classifier"]
     kinds: Counter[tuple[str, str]] = Counter((e.exactness, e.kind or e.note) for e in rows)
     lines = [
         "# Models",
         "",
         f"The head of every classifier of timm and torchvision ({versions}), as `docs/_ext/survey.py` finds it by "
-        "tracing each architecture in its default configuration.",
+        "tracing each architecture in its default configuration. The axes of "
+        f"{sum(e.exactness != 'refused' for e in classifiers)} of {len(classifiers)} heads are followed.",
         "",
         "- **exact**: the mean of the class map plus a constant is the logit.",
         "- **linearised**: class weights are the derivative of the logit with respect to the pooled features, "
@@ -138,28 +171,63 @@ def write_markdown(entries: Iterable[Entry], path: Path, *, versions: str) -> No
         "|---|---|---|---|---|---|---|",
     ]
     for library, count in summary(rows).items():
-        classifiers = sum(count.values()) - count["no classifier"]
         kinds_of = ("exact", "linearised", "none", "refused")
-        numbers = [*(count[kind] for kind in kinds_of), classifiers, count["no classifier"]]
-        lines.append(f"| {library} | " + " | ".join(map(str, numbers)) + " |")
+        numbers = [*(count[kind] for kind in kinds_of), sum(count.values()) - count["no classifier"]]
+        lines.append(f"| {library} | " + " | ".join(map(str, [*numbers, count["no classifier"]])) + " |")
     lines += ["", "## Kinds of head", "", "| count | exactness | head |", "|---|---|---|"]
     lines += [f"| {n} | {exactness} | {kind} |" for (exactness, kind), n in kinds.most_common() if kind]
+    lines += _about_probes([e.model for e in classifiers], probes) if probes else []
     lines += [
         "",
         "## Architectures",
         "",
-        "| model | exactness | layer | grid | stride | input | head |",
-        "|---|---|---|---|---|---|---|",
+        "| model | exactness | layer | grid | stride | input | probed | head |",
+        "|---|---|---|---|---|---|---|---|",
     ]
-    for e in rows:
-        if e.exactness != "no classifier":
-            grid, fixed = f"{e.grid[0]}×{e.grid[1]}", " fixed" if e.fixed else ""
-            head = e.note if e.exactness in ("none", "refused") else e.kind
-            size = f"{e.size[1]}×{e.size[2]}{fixed}"
-            lines.append(
-                f"| {e.model} | {e.exactness} | `{e.layer or '-'}` | {grid} | {e.stride:g} | {size} | {head} |"
-            )
+    for e in classifiers:
+        grid, fixed = f"{e.grid[0]}×{e.grid[1]}", " fixed" if e.fixed else ""
+        head = e.note if e.exactness in ("none", "refused") else e.kind
+        size = f"{e.size[1]}×{e.size[2]}{fixed}"
+        agreed = " ".join(f"{p['size'][0]}×{p['size'][1]}" for p in _made(probes.get(e.model, {})) if not p["away"])
+        lines.append(
+            f"| {e.model} | {e.exactness} | `{e.layer or '-'}` | {grid} | {e.stride:g} | {size} | {agreed or '-'} | "
+            f"{head} |"
+        )
     path.write_text("\n".join(lines) + "\n")
+
+
+def _made(entry: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The probes of an entry in which something moved."""
+    return [p for p in entry.get("probes", ()) if p.get("moved") is not None]
+
+
+def _about_probes(models: Sequence[str], probes: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    made = {m: _made(probes[m]) for m in models if m in probes}
+    two = [m for m, found in made.items() if len(found) == 2]
+    one = [m for m, found in made.items() if len(found) == 1]
+    away = [(m, p) for m, found in made.items() for p in found if p["away"]]
+    large = [m for m in models if "skipped" in probes.get(m, {})]
+    return [
+        "",
+        "## Probe of the grids",
+        "",
+        "`docs/_ext/probe.py` runs each architecture with random weights, changes one patch of the image and sees "
+        "which cell of the mapped tensor moves most: it must be the one that lies over the patch by the axes of the trace. "
+        "The shapes are 128×128 and 96×160 (multiples of 14 for such patches; three times as large where the fields of "
+        "so few cells overlap; the architecture's own where it takes no other).",
+        "",
+        f"Of {len(models)} classifiers, {len(two)} are probed at two shapes, {len(one)} at one (they take no other), "
+        f"{len(large)} not at all (more than 450 million parameters, or out of memory) and "
+        f"{len(models) - len(two) - len(one) - len(large)} not yet. The cell agrees in "
+        f"{sum(map(len, made.values())) - len(away)} of {sum(map(len, made.values()))} probes"
+        + (
+            ". It does not in "
+            + ", ".join(f"`{m}` at {p['size'][0]}×{p['size'][1]} ({p['away']} off)" for m, p in away)
+            if away
+            else ""
+        )
+        + ".",
+    ]
 
 
 def main() -> None:
@@ -170,13 +238,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("--filter", default="*", metavar="PATTERN", help="e.g. 'timm/resnet*'")
+    parser.add_argument("--probes", type=Path, metavar="FILE", help="JSON lines of docs/_ext/probe.py")
     parser.add_argument("--jobs", type=int, default=1, metavar="N")
     options = parser.parse_args()
     entries = list(survey(match=options.filter, jobs=options.jobs))
     for library, counts in summary(entries).items():
         print(f"{library}: " + ", ".join(f"{count} {what}" for what, count in counts.most_common()))
     versions = f"timm {timm.__version__}, torchvision {torchvision.__version__}"
-    write_markdown(entries, options.out, versions=versions)
+    lines = options.probes.read_text().splitlines() if options.probes else []
+    probes = {entry["model"]: entry for entry in map(json.loads, lines)}
+    write_markdown(entries, options.out, versions=versions, probes=probes)
 
 
 if __name__ == "__main__":
