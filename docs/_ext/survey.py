@@ -212,7 +212,7 @@ def _about_probes(models: Sequence[str], probes: Mapping[str, Mapping[str, Any]]
         "## Probe of the grids",
         "",
         "`docs/_ext/probe.py` runs each architecture with random weights, changes one patch of the image and sees "
-        "which cell of the mapped tensor moves most: it must be the one that lies over the patch by the axes of the trace. "
+        "which cell of the mapped tensor moves most: that which lies over the patch by the axes of the trace. "
         "The shapes are 128×128 and 96×160 (multiples of 14 for such patches; three times as large where the fields of "
         "so few cells overlap; the architecture's own where it takes no other).",
         "",
