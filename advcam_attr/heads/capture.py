@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 
 from advcam_attr.heads.head import Site
 from advcam_attr.heads.trace import Path, function_name, replaced, tensors_in
-from advcam_attr.heads.weights import TailCall
+from advcam_attr.heads.weights import Tail, TailCall
 
 
 class Capture(TorchFunctionMode):
@@ -33,8 +33,8 @@ class Capture(TorchFunctionMode):
         self.tapped: dict[str, Tensor] = {}
         self.path = Path()
         self.raw: Tensor | None = None
-        self.pooled: Tensor | None = None
-        self.tail: list[TailCall] = []
+        self.pooled: tuple[Tensor, Tensor] | None = None  # and its value before other calls
+        self._calls: list[TailCall] = []
         self._after: dict[int, Tensor] = {}
 
     def __torch_function__(
@@ -50,18 +50,21 @@ class Capture(TorchFunctionMode):
         with torch.set_grad_enabled(torch.is_grad_enabled() and not (self.cut and self.raw is None)):
             out = func(*args, **kwargs)
         if side == "input" if self.pool is None else call == (self.pool.name, self.pool.occurrence):
-            self.pooled, self._after = out, {id(out): out}
+            self.pooled, self._after = (out, out.detach().clone()), {id(out): out}
         if side == "output":
             out = self._take(out, in_place=any(t is next(iter(tensors_in(out))) for t in tensors_in((args, kwargs))))
         for tap, site in self.sites.items():
             if (site.name, site.occurrence) == call:
                 self.tapped[tap] = _kept(next(iter(tensors_in(out))), site)
         if not before and any(id(t) in self._after for t in tensors_in((args, kwargs))):
-            outs = list(tensors_in(out))
-            if outs:
-                self.tail.append(TailCall(func, name, args, kwargs, out))
-                self._after.update((id(t), t) for t in outs)
+            result = args[0] if name == "__setitem__" else out
+            self._calls += [TailCall(func, name, args, kwargs, result)] if any(True for _ in tensors_in(result)) else []
+            self._after.update((id(t), t) for t in tensors_in(result))
         return out
+
+    def tail(self, logits: Tensor) -> Tail | None:
+        """Return the calls from the pooled vector to the logits, if it was pooled."""
+        return None if self.pooled is None else Tail(*self.pooled, tuple(self._calls), logits)
 
     def _take(self, value: Any, in_place: bool = False) -> Any:
         """Take the first tensor of a call's arguments or result as the mapped one; return what the net goes on with."""

@@ -211,15 +211,10 @@ class HeadView:
             if same_path and raw is not None and raw.shape[head.layout.index("N")] == len(x):
                 break
         else:
-            raise AdvCAMError(
-                f"the forward of {type(self.model).__name__} did not repeat the path it took when it was traced; "
-                "pass layer= a module that is always used"
-            )
+            raise _no_repeat(self.model)
         if attempt:
             self._found[tuple(x.shape if attempt > 1 else x.shape[1:])] = found
-        tail = None
-        if head.exactness != "none" and capture.pooled is not None:
-            tail = Tail(capture.pooled, tuple(capture.tail), output)
+        tail = None if head.exactness == "none" else capture.tail(output)
         return Activations(
             x, canonical(raw, head), at_least_float32(logits), head, capture.tapped, raw, tail,
             {} if memo is None else memo,
@@ -269,17 +264,17 @@ class HeadView:
                 return found
             if not bool(trace.output.isfinite().all()):
                 raise AdvCAMError(f"the logits are not finite: {_not_finite(self.model, image)}")
-            if found.head.exactness == "none":
-                break
             capture, again = Capture(found.head.site, found.taps, pool=found.head.pool), self.cast(image).clone()
             with torch.no_grad(), capture:
                 output = self.model(again, *extra)
-            if capture.path.digest == found.path and capture.raw is not None and capture.pooled is not None:
-                tail = Tail(capture.pooled, tuple(capture.tail), output)
-                found = dataclasses.replace(found, head=_verified(found.head, canonical(capture.raw, found.head), tail))
+            if capture.path.digest == found.path and capture.raw is not None:
+                tail = None if found.head.exactness == "none" else capture.tail(output)
+                if tail is not None:
+                    head = _verified(found.head, canonical(capture.raw, found.head), tail)
+                    found = dataclasses.replace(found, head=head)
                 break
         else:
-            raise AdvCAMError(f"the forward of {type(self.model).__name__} does not repeat itself; pass layer=")
+            raise _no_repeat(self.model)
         if _are_probabilities(trace.output):
             warnings.warn(
                 f"{type(self.model).__name__} returns probabilities, not logits: they saturate, and climbs stall; "
@@ -287,6 +282,13 @@ class HeadView:
                 stacklevel=2,
             )
         return found
+
+
+def _no_repeat(model: nn.Module) -> AdvCAMError:
+    return AdvCAMError(
+        f"the forward of {type(model).__name__} did not repeat the path it took when it was traced; "
+        "pass layer= a module that is always used"
+    )
 
 
 def _verified(head: Head, features: Tensor, tail: Tail) -> Head:

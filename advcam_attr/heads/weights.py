@@ -33,15 +33,21 @@ class TailCall:
 
 @dataclass(frozen=True)
 class Tail:
-    """The calls from the pooled vector to the logits."""
+    """The calls from the pooled vector to the logits.
+
+    Attributes:
+        pooled: the vector, as the calls left it.
+        value: the vector before them.
+    """
 
     pooled: Tensor
+    value: Tensor
     calls: tuple[TailCall, ...]
     logits: Tensor
 
     def __call__(self, pooled: Tensor, *, freeze_scales: bool = False) -> Tensor:
         """Replay the tail on another vector of the same shape, scales of norms frozen or not: ``(B, K)``."""
-        known: dict[int, Any] = {id(self.pooled): pooled}
+        known: dict[int, Any] = {id(self.pooled): pooled.clone()}  # calls may overwrite it
         scales = scale_calls(self.calls) if freeze_scales else set()
         for i, call in enumerate(self.calls):
             args, kwargs = replaced(call.args, known), replaced(call.kwargs, known)
@@ -51,6 +57,7 @@ class Tail:
                 out = _frozen_norm(call, args[0] if args else kwargs["input"])
             else:
                 out = call.func(*args, **kwargs)
+                out = args[0] if call.name == "__setitem__" else out
             known.update(zip((id(t) for t in tensors_in(call.out)), tensors_in(out), strict=True))
         result = known[id(self.logits)]
         assert isinstance(result, Tensor)
@@ -58,7 +65,8 @@ class Tail:
 
 
 def _detached(value: Any) -> Any:
-    return value.detach() if isinstance(value, Tensor) else tuple(v.detach() for v in tensors_in(value))
+    copies = tuple(v.detach().clone() for v in tensors_in(value))
+    return copies[0] if isinstance(value, Tensor) else copies
 
 
 def _frozen_norm(call: TailCall, x: Tensor) -> Tensor:
@@ -116,7 +124,7 @@ def derivative(score: Tensor, of: Tensor) -> Tensor:
 def class_weights(tail: Tail, target: Tensor) -> Tensor:
     """Return the derivative of one logit per image to the pooled vector, scales of norms frozen: ``(B, C)``."""
     with torch.enable_grad():
-        pooled = tail.pooled.detach().requires_grad_()
+        pooled = tail.value.detach().requires_grad_()
         logits = tail(pooled, freeze_scales=True)
         return derivative(logits.gather(1, target[:, None]).sum(), pooled).flatten(1)
 
@@ -124,7 +132,7 @@ def class_weights(tail: Tail, target: Tensor) -> Tensor:
 def all_class_weights(tail: Tail, *, chunk: int = 64) -> Tensor:
     """Return the derivatives of all logits to the pooled vector of the first image, ``(K, C)``."""
     with torch.enable_grad():
-        pooled = tail.pooled.detach()[:1].expand_as(tail.pooled).clone().requires_grad_()
+        pooled = tail.value.detach()[:1].expand_as(tail.value).clone().requires_grad_()
         logits = tail(pooled, freeze_scales=True)[0]
         units = torch.eye(len(logits), device=logits.device, dtype=logits.dtype).split(chunk)
         rows = [

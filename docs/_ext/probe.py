@@ -101,46 +101,54 @@ def build(model: str, size: tuple[int, int] | None) -> nn.Module:
 def probe(net: nn.Module, size: tuple[int, int]) -> dict[str, Any]:
     """Return the head at a size, the cell over the changed patch by its axes, and the one that moved most."""
     began = time.perf_counter()
-    generator = torch.Generator().manual_seed(1)
-    image = torch.randn(1, 3, *size, generator=generator)
     with torch.no_grad():
-        trace = record(net, image)
-        head = find_head(trace)
-        cells = cells_of(trace, head)
-        site = (head.site.name, head.site.occurrence)
-        call = next(c for c in trace.calls if (c.name, c.occurrence) == site)
-        before = call.source if head.site.side == "input" else call.out
-        before = before if isinstance(before, Tensor) else before[0]
-        clean = canonical(before if not head.site.overwritten else _captured(net, image, head), head)[0].clone()
-        del trace, call, before
-        h, w = head.grid
-        row, column = max(1, h // 3) if h > 2 else 0, min(w - 2, (2 * w) // 3) if w > 2 else w - 1
-        centre = [o + s * i for o, s, i in zip(cells.offset, cells.stride, (row, column), strict=True)]
-        spans = [
-            slice(max(0, round(c - s / 2 + 0.5)), max(1, round(c + s / 2 + 0.5)))
-            for c, s in zip(centre, cells.stride, strict=True)
-        ]
-        changed = image.clone()
-        patch = changed[:, :, spans[0], spans[1]]
-        patch.copy_(2 * torch.randn(patch.shape, generator=generator) + 1)
-        moved = (canonical(_captured(net, changed, head), head)[0] - clean).double().square().sum(0)
+        subject = _Subject(net, size)
+        h, w = subject.head.grid
+        cell = (h // 3, min(w - 1, (2 * w) // 3))
+        moved = subject.moved(cell)
+    head = subject.head
     found = {
         "size": size, "exactness": head.exactness, "kind": head.kind, "layer": head.layer or "", "grid": head.grid,
-        "prefix": head.prefix, "cell": (row, column), "reason": head.reason.name,
+        "prefix": head.prefix, "cell": cell, "moved": None,
     }  # fmt: skip
-    if not bool(moved.isfinite().all()) or float(moved.max()) == 0:
-        return found | {"moved": None, "seconds": round(time.perf_counter() - began, 1)}
-    top = divmod(int(moved.argmax()), w)
-    own, ring = float(moved[row, column] / moved.max()), max(abs(top[0] - row), abs(top[1] - column))
-    return found | {"moved": top, "away": ring, "own": round(own, 3), "seconds": round(time.perf_counter() - began, 1)}
+    if bool(moved.isfinite().all()) and float(moved.max()) > 0:
+        top = divmod(int(moved.argmax()), w)
+        found |= {"moved": top, "away": max(abs(top[0] - cell[0]), abs(top[1] - cell[1]))}
+    return found | {"seconds": round(time.perf_counter() - began, 1)}
 
 
-def _captured(net: nn.Module, image: Tensor, head: Any) -> Tensor:
-    capture, x = Capture(head.site, {}), image.clone()
-    with capture:
-        net(x)
-    assert capture.raw is not None
-    return capture.raw
+class _Subject:
+    """A net, an image and the features that its head has there."""
+
+    def __init__(self, net: nn.Module, size: tuple[int, int]) -> None:
+        self.net, self.generator = net, torch.Generator().manual_seed(1)
+        dtype = next(net.parameters()).dtype
+        self.image = torch.randn(1, 3, *size, generator=self.generator).to(dtype)
+        trace = record(net, self.image)
+        self.head = find_head(trace)
+        self.cells = cells_of(trace, self.head)
+        del trace
+        self.features = self._mapped(self.image)
+
+    def moved(self, cell: tuple[int, int]) -> Tensor:
+        """Return by how much each cell of the features moves, ``(h, w)``, when the patch under one changes."""
+        changed, (rows, columns) = self.image.clone(), map(self._span, range(2), cell)
+        patch = changed[:, :, rows, columns]
+        patch.copy_(2 * torch.randn(patch.shape, generator=self.generator) + 1)
+        return (self._mapped(changed) - self.features).double().square().sum(0)
+
+    def _span(self, axis: int, index: int) -> slice:
+        stride = self.cells.stride[axis]
+        first = self.cells.offset[axis] + stride * (index - 0.5) + 0.5
+        last = self.image.shape[2 + axis]
+        return slice(min(max(0, round(first)), last - 1), max(1, round(first + stride)))
+
+    def _mapped(self, image: Tensor) -> Tensor:
+        capture, x = Capture(self.head.site, {}), image.clone()
+        with capture:
+            self.net(x)
+        assert capture.raw is not None
+        return canonical(capture.raw, self.head)[0]
 
 
 def examine(model: str) -> dict[str, Any]:

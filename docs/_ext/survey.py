@@ -188,7 +188,7 @@ def write_markdown(
         grid, fixed = f"{e.grid[0]}×{e.grid[1]}", " fixed" if e.fixed else ""
         head = e.note if e.exactness in ("none", "refused") else e.kind
         size = f"{e.size[1]}×{e.size[2]}{fixed}"
-        agreed = " ".join(f"{p['size'][0]}×{p['size'][1]}" for p in _made(probes.get(e.model, {})) if not p["away"])
+        agreed = " ".join(f"{p['size'][0]}×{p['size'][1]}" for p in _made(probes.get(e.model, {})) if p["away"] < 2)
         lines.append(
             f"| {e.model} | {e.exactness} | `{e.layer or '-'}` | {grid} | {e.stride:g} | {size} | {agreed or '-'} | "
             f"{head} |"
@@ -203,30 +203,24 @@ def _made(entry: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 def _about_probes(models: Sequence[str], probes: Mapping[str, Mapping[str, Any]]) -> list[str]:
     made = {m: _made(probes[m]) for m in models if m in probes}
-    two = [m for m, found in made.items() if len(found) == 2]
-    one = [m for m, found in made.items() if len(found) == 1]
-    away = [(m, p) for m, found in made.items() for p in found if p["away"]]
-    large = [m for m in models if "skipped" in probes.get(m, {})]
+    two, one = (sum(len(found) == count for found in made.values()) for count in (2, 1))
+    large = sum("skipped" in probes.get(m, {}) for m in models)
+    away = Counter(min(2, p["away"]) for found in made.values() for p in found)
+    far = [f"`{m}` at {p['size'][0]}×{p['size'][1]}" for m, found in made.items() for p in found if p["away"] > 1]
     return [
         "",
         "## Probe of the grids",
         "",
-        "`docs/_ext/probe.py` runs each architecture with random weights, changes one patch of the image and sees "
-        "which cell of the mapped tensor moves most: that which lies over the patch by the axes of the trace. "
-        "The shapes are 128×128 and 96×160 (multiples of 14 for such patches; three times as large where the fields of "
-        "so few cells overlap; the architecture's own where it takes no other).",
+        "`docs/_ext/probe.py` runs each architecture with random weights, changes one patch of the image and sees which "
+        "cell of the mapped tensor moves most, and how far it is from the cell over the patch by the axes of the trace. "
+        "The shapes are 128×128 and 96×160 (multiples of 14 for such patches, three times as large where cells differ, "
+        "the architecture's own where it takes no other).",
         "",
-        f"Of {len(models)} classifiers, {len(two)} are probed at two shapes, {len(one)} at one (they take no other), "
-        f"{len(large)} not at all (more than 450 million parameters, or out of memory) and "
-        f"{len(models) - len(two) - len(one) - len(large)} not yet. The cell agrees in "
-        f"{sum(map(len, made.values())) - len(away)} of {sum(map(len, made.values()))} probes"
-        + (
-            ". It does not in "
-            + ", ".join(f"`{m}` at {p['size'][0]}×{p['size'][1]} ({p['away']} off)" for m, p in away)
-            if away
-            else ""
-        )
-        + ".",
+        f"Of {len(models)} classifiers, {two} are probed at two shapes, {one} at one (they take no other), {large} not "
+        "at all (more than 450 million parameters, or out of memory); "
+        f"{len(models) - two - one - large} are left. Of {away.total()} probes, {away[0]} move that cell most, {away[1]} "
+        f"a neighbour and {away[2]} another{': ' if far else ''}{', '.join(far)}. With random weights, fields of cells "
+        "that are as large as the image can hide the cell.",
     ]
 
 

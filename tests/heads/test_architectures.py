@@ -154,7 +154,7 @@ def test_the_survey_page(tmp_path):
     text = (tmp_path / "m.md").read_text()
     assert "224×224 | 128×128 96×160 | NCHW" in text
     assert "Of 2 classifiers, 1 are probed at two shapes" in text
-    assert "agrees in 2 of 2 probes." in text
+    assert "Of 2 probes, 2 move that cell most, 0 a neighbour and 0 another." in text
 
 
 def test_the_probe_notices_a_wrong_grid(monkeypatch):

@@ -186,6 +186,46 @@ def test_the_pooled_tensor_is_the_one_that_was_pooled(images):
         assert torch.allclose(gradient.sum((2, 3)), net.fc.weight[1].expand(3, -1), atol=1e-12)
 
 
+class Then(nn.Module):
+    """A mean, then a function of the pooled vector."""
+
+    def __init__(self, tail) -> None:
+        super().__init__()
+        torch.manual_seed(4)
+        self.trunk, self.fc, self.tail = nn.Conv2d(3, 6, 3), nn.Linear(6, 4), tail
+        self.double().eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.tail(self.trunk(x).mean((2, 3)), self.fc)
+
+
+def _assigned(logits: Tensor) -> Tensor:
+    logits[:, 0] = 2 * logits[:, 0]
+    logits += 1
+    return logits
+
+
+#: In place, and the same not in place.
+TAILS = {
+    "relu": (lambda p, fc: fc(F.relu(p.flatten(1), inplace=True)), lambda p, fc: fc(F.relu(p))),
+    "hardswish": (lambda p, fc: fc(F.hardswish(p, inplace=True)), lambda p, fc: fc(F.hardswish(p))),
+    "add": (lambda p, fc: fc(p.add_(0.5)), lambda p, fc: fc(p + 0.5)),
+    "imul": (lambda p, fc: fc(p.__imul__(3)), lambda p, fc: fc(p * 3)),
+    "logits": (lambda p, fc: _assigned(fc(p)), lambda p, fc: _assigned(fc(p).clone())),
+}
+
+
+@pytest.mark.parametrize("name", TAILS)
+def test_tails_that_overwrite_the_pooled_vector(name, images):
+    here, apart = (heads.view(Then(tail))(images.double()) for tail in TAILS[name])
+    target = torch.tensor([0, 1, 2])
+    assert torch.equal(here.logits, apart.logits)
+    assert here.head.exactness == apart.head.exactness != "none"
+    expected = here.gradient(here.logits.gather(1, target[:, None]))
+    for weights in (here.class_weights(target), here.class_weights(target), apart.class_weights(target)):
+        assert torch.allclose(weights, expected.sum((2, 3)), atol=1e-12)
+
+
 KINDS = [CAM, GradCAM, GradCAMPlusPlus, LayerCAM]
 
 
