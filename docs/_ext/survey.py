@@ -211,16 +211,16 @@ def _about_probes(models: Sequence[str], probes: Mapping[str, Mapping[str, Any]]
         "",
         "## Probe of the grids",
         "",
-        "`docs/_ext/probe.py` runs each architecture with random weights, changes one patch of the image and sees which "
-        "cell of the mapped tensor moves most, and how far it is from the cell over the patch by the axes of the trace. "
-        "The shapes are 128×128 and 96×160 (multiples of 14 for such patches, three times as large where cells differ, "
-        "the architecture's own where it takes no other).",
+        "`docs/_ext/grid_probe.py` runs each architecture with random weights, changes one patch of the image and sees "
+        "which cell of the mapped tensor moves most, and how far it is from the cell that lies over the patch by the "
+        "axes of the trace. The shapes are 128×128 and 96×160 (multiples of 14 for such patches, three times as large "
+        "where the cells differ, the architecture's own where it takes no other).",
         "",
         f"Of {len(models)} classifiers, {two} are probed at two shapes, {one} at one (they take no other), {large} not "
         "at all (more than 450 million parameters, or out of memory); "
-        f"{len(models) - two - one - large} are left. Of {away.total()} probes, {away[0]} move that cell most, {away[1]} "
-        f"a neighbour and {away[2]} another{': ' if far else ''}{', '.join(far)}. With random weights, fields of cells "
-        "that are as large as the image can hide the cell.",
+        f"{len(models) - two - one - large} are left. Of {away.total()} probes, {away[0]} move that cell most, "
+        f"{away[1]} a neighbour and {away[2]} another{': ' if far else ''}{', '.join(far)}. With random weights, a "
+        "cell may hide where each of them reads much of the image.",
     ]
 
 
@@ -232,7 +232,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("--filter", default="*", metavar="PATTERN", help="e.g. 'timm/resnet*'")
-    parser.add_argument("--probes", type=Path, metavar="FILE", help="JSON lines of docs/_ext/probe.py")
+    parser.add_argument("--probes", type=Path, metavar="FILE", help="JSON lines of docs/_ext/grid_probe.py")
     parser.add_argument("--jobs", type=int, default=1, metavar="N")
     options = parser.parse_args()
     entries = list(survey(match=options.filter, jobs=options.jobs))

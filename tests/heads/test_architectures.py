@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 
-import probe
+import grid_probe
 import pytest
 import torch
 from survey import Entry, architectures, documented, examine, make, representatives, survey, write_markdown
@@ -149,7 +149,7 @@ def test_the_survey_page(tmp_path):
     assert "| timm/resnet18 | exact | `layer4` | 7×7 | 32 | 224×224 | - | NCHW mean -> linear |" in text
     assert "timm/x" not in text
     assert documented(tmp_path / "m.md")["timm/resnet18"][:3] == ("exact", "layer4", "7×7")
-    probes = {"timm/resnet18": probe.examine("timm/resnet18")}
+    probes = {"timm/resnet18": grid_probe.examine("timm/resnet18")}
     write_markdown(entries, tmp_path / "m.md", versions="here", probes=probes)
     text = (tmp_path / "m.md").read_text()
     assert "224×224 | 128×128 96×160 | NCHW" in text
@@ -158,17 +158,17 @@ def test_the_survey_page(tmp_path):
 
 
 def test_the_probe_notices_a_wrong_grid(monkeypatch):
-    net, size = probe.build("timm/resnet18", None), (96, 160)
-    right = probe.probe(net, size)
+    net, size = grid_probe.build("timm/resnet18", None), (96, 160)
+    right = grid_probe.probe(net, size)
     assert (right["grid"], right["moved"], right["away"]) == ((3, 5), (1, 3), 0)
-    find = probe.find_head
+    find = grid_probe.find_head
 
     def transposed(trace):
         head = find(trace)
         return dataclasses.replace(head, grid=head.grid[::-1], layout="NCWH")
 
-    monkeypatch.setattr(probe, "find_head", transposed)
-    assert probe.probe(net, size)["away"]
+    monkeypatch.setattr(grid_probe, "find_head", transposed)
+    assert grid_probe.probe(net, size)["away"]
 
 
 def test_advcam_on_real_architectures():

@@ -3,7 +3,7 @@
 Every timm and torchvision classifier is built with random weights and run at two small shapes, one of them not square;
 one JSON line per architecture, appended, so that a run can be stopped and continued::
 
-    python docs/_ext/probe.py probes.jsonl
+    python docs/_ext/grid_probe.py probes.jsonl
 """
 
 from __future__ import annotations
