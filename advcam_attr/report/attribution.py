@@ -61,8 +61,9 @@ def _read_record(path: Path) -> dict[str, Any] | None:
         record = read_json(path)
     except (OSError, ValueError):
         return None
-    needed = {"image", "config", "targets", "files", "input_size"}
-    return record if isinstance(record, dict) and needed <= record.keys() else None
+    kinds = {"image": str, "config": dict, "targets": list, "files": list, "input_size": list}
+    sound = isinstance(record, dict) and all(isinstance(record.get(key), kind) for key, kind in kinds.items())
+    return record if sound else None
 
 
 def _ends(target: dict[str, Any]) -> tuple[tuple[float, float], tuple[float, float]]:

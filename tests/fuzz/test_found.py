@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image, PngImagePlugin
 from safetensors.torch import save, save_file
 
 from advcam_attr.data.coco import CocoImage, CocoInstances
@@ -21,6 +22,7 @@ from advcam_attr.metrics.seeds import ImageCounts, ThresholdSweep
 from advcam_attr.networks.generators import load_generator
 from advcam_attr.pipelines.wsss.score import read_net_score
 from advcam_attr.pipelines.wsss.submission import check_submitted
+from advcam_attr.report.attribution import attribution_sections
 from advcam_attr.report.run import score_sections
 from advcam_attr.runs.map_store import MapStore
 from advcam_attr.runs.provenance import image_sizes, read_record
@@ -118,6 +120,12 @@ def test_records_of_other_types_are_none(tmp_path, content):
     assert read_record(tmp_path / "a.json") is None
 
 
+def test_records_of_images_have_a_configuration(tmp_path):
+    record = {"image": "a.png", "config": [], "targets": [], "files": [], "input_size": [5, 7]}
+    (tmp_path / "a.json").write_text(json.dumps(record))
+    assert attribution_sections(tmp_path, 5) == []
+
+
 def test_noted_sizes_are_whole_numbers(tmp_path):
     path = tmp_path / "sizes.json"
     path.write_text('{"a": [1e999, 5], "b": [4, 5], "c": [0, 5], "d": ["4", 5]}')
@@ -158,8 +166,6 @@ def test_masks_of_an_image_are_not_gigabytes(monkeypatch, tmp_path):
     api = type("Api", (), {"imgToAnns": {1: [annotation] * 100}})()
     with pytest.raises(AdvCAMError, match="100 masks of 9000 x 9000 pixels"):
         CocoInstances(api, {1: 0}).draw(CocoImage(1, "a.jpg", (9000, 9000)))
-    from PIL import Image, PngImagePlugin
-
     about = PngImagePlugin.PngInfo()
     about.add_text("advcam_instances", '{"classes": [0, 1], "scores": [1, 1]}')
     content = io.BytesIO()
