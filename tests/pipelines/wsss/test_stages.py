@@ -209,9 +209,9 @@ def test_what_cannot_be_used_is_one_line(capsys, folder, monkeypatch):
     (folder / "config.yaml").write_text(CONFIG.replace("head_lr", "classifier_lr"))
     assert "classifier.optimizer.classifier_lr" in refused(capsys, "classifier")
     (folder / "config.yaml").write_text(CONFIG.replace("optimizer: {lr: 0.01, head_lr: 0.1}", "classifier_lr: 0.1"))
-    assert refused(capsys, "classifier") == "classifier.classifier_lr is now classifier.optimizer.head_lr"
+    assert refused(capsys, "classifier") == "config.yaml: classifier.classifier_lr is now classifier.optimizer.head_lr"
     (folder / "config.yaml").write_text(CONFIG.replace("optimizer: {lr: 0.01, head_lr: 0.1}", "optimizer: 0.1"))
-    assert refused(capsys, "classifier") == "classifier.optimizer is a section of keys and values, got 0.1"
+    assert refused(capsys, "classifier") == "config.yaml: classifier.optimizer is a section of keys and values, got 0.1"
     for option, value in (("seeds.recipe", "offical"), ("seeds.base", "gradcam"), ("refine.method", "xx")):
         (folder / "config.yaml").write_text(CONFIG)
         assert value in refused(capsys, "run", f"--{option}", value)
@@ -234,7 +234,7 @@ def test_other_settings_are_reported(capsys, folder):
     assert "epochs was 1, is 2" in refused(capsys, "classifier", "--classifier.epochs", "2")
     assert OPTIONS.read(config_of(Path("run"))).classifier.epochs == 1
     assert run(capsys, "seeds", "--seeds.methods", "[advcam]")[0] == 0
-    for typo in (["--seeds.recipe", "oto"], ["--seeds.overrides", "{stepz: 2}"], ["--seeds.base", "cem"]):
+    for typo in (["--seeds.recipe", "atuo"], ["--seeds.overrides", "{stepz: 2}"], ["--seeds.base", "cem"]):
         assert "did you mean" in refused(capsys, "seeds", *typo)
     assert not Path("run/seeds/cam").exists(), "a typo is told before anything is made"
     message = refused(capsys, "seeds", "--seeds.methods", "[advcam]", "--seeds.overrides", "{steps: 2}")
