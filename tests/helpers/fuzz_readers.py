@@ -204,7 +204,7 @@ READERS = (
     Reader("images", ("data/images",), f.images, f.read_image, layer=f.PNG),
     Reader("masks", ("data/masks",), f.masks, f.read_masks, layer=f.PNG),
     Reader("mat", ("data/mat", "data/masks"), f.mat_files, at("mask.mat", read_labels, 20)),
-    Reader("saliency", ("data/masks",), f.saliency_maps, f.read_saliency, layer=f.PNG),
+    Reader("saliency", ("data/masks",), f.saliency_maps, f.read_saliency, layer=f.PNG, share=2),
     Reader("psa", ("pipelines/wsss/psa",), f.label_scores, at("a.png", read_scores, (5, 7)), layer=f.PNG),
     Reader("instances", ("data/instances",), f.instance_files, at("a.png", read_instances, 20), layer=f.PNG),
     Reader("voc", ("data/labels", "data/voc"), lambda: [{"a.xml": f.VOC}], at("a.xml", read_annotation, CLASSES)),
