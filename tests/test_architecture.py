@@ -83,3 +83,17 @@ def test_files_and_names_are_short():
         text = path.read_text()
         assert text.count("\n") <= 400, path
         assert not [name for name in re.findall(r"def (test_\w+)", text) if len(name) > 60], path
+
+
+def test_no_decision_hangs_on_the_words_of_a_message():
+    """No ``"..." in str(error)``, and no look into a head's note: exceptions and enums have types."""
+    for path in ROOT.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Compare) and isinstance(node.ops[0], ast.In | ast.NotIn | ast.Eq):
+                looked_at = {ast.unparse(part) for part in (node.left, *node.comparators)}
+                words = [
+                    t
+                    for t in looked_at
+                    if re.fullmatch(r"str\((e|ex|error)\)|(error|e)\.args.*|\w+\.(note|message)", t)
+                ]
+                assert not words, f"{path}: {ast.unparse(node)}"
