@@ -12,6 +12,7 @@ from advcam_attr.climbing.steps import (
     ClippedStep,
     CurrentRange,
     LinfStep,
+    MapDrift,
     MarginGrowth,
     NoClamp,
     RawStep,
@@ -21,7 +22,7 @@ from advcam_attr.climbing.steps import (
 
 __all__ = [
     "CLAMPS", "MASKS", "OBJECTIVES", "REGULARIZERS", "STEP_RULES", "STOPS",
-    "CleanRange", "ClimbState", "ClippedStep", "CurrentRange", "RMSStep", "MarginGrowth", "LinfStep", "NoClamp",
-    "NoMask", "Plan", "RawStep", "RectifiedTargetMinusOthers", "RestrictHighAttributions", "SignStep", "Target",
-    "TargetMinusOthers", "ThresholdMask", "Views", "climb",
+    "CleanRange", "ClimbState", "ClippedStep", "CurrentRange", "RMSStep", "MarginGrowth", "LinfStep", "MapDrift",
+    "NoClamp", "NoMask", "Plan", "RawStep", "RectifiedTargetMinusOthers", "RestrictHighAttributions", "SignStep",
+    "Target", "TargetMinusOthers", "ThresholdMask", "Views", "climb",
 ]  # fmt: skip

@@ -59,42 +59,49 @@ def climb(
         [(0, (1, 6, 6)), (1, (1, 6, 6)), (2, (1, 6, 6)), (3, (1, 6, 6))]
     """
     clean = images = plan.views.spread(x)
-    climbing = torch.ones(len(clean), dtype=torch.bool, device=clean.device)
+    rows = torch.arange(len(clean), device=clean.device)  # the samples that still climb
     step_scale = torch.ones(len(clean), dtype=clean.dtype, device=clean.device)
     start: tuple[Tensor, Tensor] | None = None
     before: Tensor | None = None
+    last: ClimbStep | None = None  # of samples that have stopped since
     memo: dict[str, Tensor] = {}
-    undefined = torch.zeros_like(climbing)
+    undefined = torch.zeros((), dtype=torch.bool, device=clean.device)
     for index in range(steps + 1):
-        ascend = index < steps
         with undisturbed(view.model), _precision(x, autocast):
             leaf = images.detach().requires_grad_()
-            acts = view(leaf.flatten(0, 1), *extra, memo=memo, to_images=ascend)
+            acts = view(leaf.flatten(0, 1), *extra, memo=memo, to_images=index < steps)
             state = _state(index, leaf, acts, target, plan, start, background)
             start = state.start_logits, state.start_maps
-            score = _score(plan, state, ascend=ascend)
-            step = _step(plan, state, score, climbing, steps)
-            undefined |= climbing & ~step.objective.isfinite() & step.logits.isfinite().all(2).all(1)
-            if plan.stop is not None:
-                climbing = climbing & ~_stopped(plan.stop, state)
-            if ascend:
+            score = _score(plan, state, ascend=index < steps)
+            step = _step(plan, state, score, torch.ones_like(target, dtype=torch.bool), steps)
+            undefined |= (~step.objective.isfinite() & step.logits.isfinite().all(2).all(1)).any()
+            whole = step if last is None else _updated(last, step, rows)
+            going = None if plan.stop is None else ~_stopped(plan.stop, state)
+            over = going is not None and not bool(going.any())
+            if index < steps and not over:
                 (gradient,) = torch.autograd.grad(score.sum(), leaf)
                 logit = target_logits(step.logits, target)
                 step_scale, before = _backed_off(step_scale, plan.backoff, before, logit), logit
                 step_taken = _checked(plan.step_rule(gradient, clean), tuple(clean.shape), "step rule", plan.step_rule)
                 moved = images + _per_image(step_scale) * step_taken
-                moved = _checked(plan.clamp(moved, images, clean), tuple(clean.shape), "clamp", plan.clamp)
-                images = torch.where(_per_image(climbing), moved, images)
-            del leaf, acts, state, score  # the graph does not outlive its step
-        stopped = plan.stop is not None and not bool(climbing.any())
-        if (stopped or not ascend) and bool(undefined.any()):  # once a climb: a GPU waits for it
+                images = _checked(plan.clamp(moved, images, clean), tuple(clean.shape), "clamp", plan.clamp)
+            del leaf, acts, state, score, step  # the graph does not outlive its step
+        if (over or index == steps) and bool(undefined):  # once a climb: a GPU waits for it
             raise AdvCAMError(
                 f"objective {plan.objective!r}, less the regularizers, is NaN or infinite at finite logits"
             )
-        yield step
-        if stopped:
-            yield from (replace(step, index=later, climbing=climbing) for later in range(index + 1, steps + 1))
+        yield whole
+        if over:
+            idle = torch.zeros_like(whole.climbing)
+            yield from (replace(whole, index=later, climbing=idle) for later in range(index + 1, steps + 1))
             return
+        if going is not None and not bool(going.all()):  # stopped samples leave the batch
+            last = whole
+            extra = _kept(extra, going.repeat_interleave(clean.shape[1]))
+            kept = (rows, target, clean, images, step_scale, *start, before, background)
+            rows, target, clean, images, step_scale, *first, before, background = _kept(kept, going)
+            start = first[0], first[1]
+        del whole
 
 
 def unclimbed(
@@ -209,6 +216,20 @@ def _step(plan: Plan, state: ClimbState, score: Tensor, climbing: Tensor, steps:
             maps = (plan.views.merge_accumulated or plan.views.merge)(view_maps)
     x, logits, maps, view_maps, score = (t.detach() for t in (state.x, state.logits, maps, view_maps, score))
     return ClimbStep(state.index, x, logits, maps, view_maps, score, climbing, steps)
+
+
+def _updated(last: ClimbStep, step: ClimbStep, rows: Tensor) -> ClimbStep:
+    """The step of all samples: that of ``rows``, the last one of those that have stopped."""
+    fields = ("x", "logits", "maps", "view_maps", "objective")
+    merged = {name: getattr(last, name).index_copy(0, rows, getattr(step, name)) for name in fields}
+    climbing = torch.zeros_like(last.climbing).index_fill(0, rows, True)
+    return replace(step, climbing=climbing, **merged)
+
+
+def _kept(values: Sequence[Any], kept: Tensor) -> list[Any]:
+    """Each tensor's entries of the samples that go on; what is no tensor of all samples stays."""
+    chosen = (isinstance(value, Tensor) and value.ndim > 0 and len(value) == len(kept) for value in values)
+    return [value[kept] if choose else value for value, choose in zip(values, chosen, strict=True)]
 
 
 def _backed_off(step_scale: Tensor, backoff: float, before: Tensor | None, now: Tensor) -> Tensor:

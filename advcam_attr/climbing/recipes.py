@@ -31,11 +31,22 @@ from advcam_attr.climbing.steps import (
     ClippedStep,
     CurrentRange,
     LinfStep,
+    MapDrift,
     MarginGrowth,
     NoClamp,
     RawStep,
 )
-from advcam_attr.climbing.views import AGGREGATES, FLIP_PAIR, FLIP_PAIR_BY_SHARE, SINGLE, TRANSFORMS, VIEWS
+from advcam_attr.climbing.views import (
+    AGGREGATES,
+    FLIP_PAIR,
+    FLIP_PAIR_AGREEMENT,
+    FLIP_PAIR_BY_SHARE,
+    SINGLE,
+    TRANSFORMS,
+    VIEWS,
+    rectified,
+    signed,
+)
 from advcam_attr.heads import Activations
 from advcam_attr.registry import lookup, nearest, require_callable
 from advcam_attr.types import AdvCAMError
@@ -140,8 +151,9 @@ class Recipe:
         return dataclasses.replace(self, **changes) if changes else self
 
     def unclimbed(self) -> Recipe:
-        """Return the recipe of the base attribution itself: no steps, hence no mirror image either."""
-        return self.with_(steps=0, flip=SINGLE if self.flip is FLIP_PAIR else self.flip)
+        """Return the recipe of the base attribution itself: no steps, hence no mirror image and no rectification."""
+        flip = SINGLE if self.flip in (FLIP_PAIR, FLIP_PAIR_AGREEMENT) else self.flip
+        return self.with_(steps=0, flip=flip, transform=signed if self.transform is rectified else self.transform)
 
     def plan(self, base: Base = Activations.class_map) -> Plan:
         """Return the parts as objects, with the base attribution, as `advcam_attr.climbing.climb` needs them."""
@@ -194,14 +206,15 @@ def check_steps(steps: Any) -> int:
 
 AUTO = Recipe(
     name="auto",
-    source="scale-free; found on one half of CUB boxes and COCO masks, reported on the other: docs/results.md",
+    source="the released step until the map has changed; chosen on tuning halves: docs/choosing.md",
     steps=8,
     objective=TargetMinusOthers("mean", top_k=5, gate_others=True),
-    regularizers=(RestrictHighAttributions(2.0, reduce="mean"),),
+    regularizers=(RestrictHighAttributions(0.005, reduce="sum"),),
     mask=ThresholdMask(0.5),
-    step_rule=ClippedStep(0.02, width=3.0),
-    flip=FLIP_PAIR,
-    stop=MarginGrowth(0.5),
+    step_rule=LinfStep(0.08),
+    flip=FLIP_PAIR_AGREEMENT,
+    transform="relu",
+    stop=MapDrift(0.85),
     backoff=0.5,
 )
 
@@ -213,8 +226,11 @@ ONE_STEP = dataclasses.replace(
         "where it gained, and reported on the other, where it did not: docs/results.md"
     ),
     steps=1,
+    regularizers=(RestrictHighAttributions(2.0, reduce="mean"),),
     objective=TargetMinusOthers("mean", top_k=5, weight=2.0, gate_others=True),
     step_rule=ClippedStep(0.06, width=1.0),
+    flip=FLIP_PAIR,
+    transform="signed",
     stop=None,
 )
 

@@ -143,4 +143,23 @@ class MarginGrowth:
         return TargetMinusOthers("mean", top_k=self.top_k).of(logits, state.target)
 
 
-STOPS = {"none": None, "margin": MarginGrowth()}
+@dataclass(frozen=True)
+class MapDrift:
+    """Stop a sample when the cosine similarity of its map to that of the clean image falls below a value.
+
+    The same number of steps moves the map of an object that fills the image little, and that of an object of a few
+    cells far: the map, not the score, says how far a climb has gone.
+    """
+
+    similarity: float = 0.85
+
+    def __post_init__(self) -> None:
+        if not 0 < self.similarity < 1:
+            raise AdvCAMError(f"stop: the similarity must be between 0 and 1, got {self.similarity}")
+
+    def __call__(self, state: ClimbState) -> Tensor:
+        start, now = state.start_maps.flatten(1), state.maps.detach().flatten(1)
+        return (start * now).sum(1) < self.similarity * start.norm(dim=1) * now.norm(dim=1)
+
+
+STOPS = {"none": None, "margin": MarginGrowth(), "drift": MapDrift()}

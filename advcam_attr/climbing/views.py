@@ -26,6 +26,11 @@ def _merge_pair(maps: Tensor) -> Tensor:
     return image + mirror.flip(-1)
 
 
+def _merge_pair_by_minimum(maps: Tensor) -> Tensor:
+    image, mirror = maps.unbind(1)
+    return 2 * torch.minimum(image, mirror.flip(-1))
+
+
 def _merge_pair_by_share(maps: Tensor) -> Tensor:
     positive = (maps.detach() > 0).sum((2, 3), keepdim=True).to(maps.dtype)
     return _merge_pair(maps * positive / positive.sum(1, keepdim=True).clamp_min(1))
@@ -37,11 +42,14 @@ SINGLE = Views(_one, _merge_one)
 #: The image and its mirror image, perturbed as two images with one peak, step size and range; maps are summed.
 FLIP_PAIR = Views(_pair, _merge_pair, mirrored=True)
 
+#: `FLIP_PAIR`, but only what both views show counts: twice the smaller value of each cell.
+FLIP_PAIR_AGREEMENT = Views(_pair, _merge_pair_by_minimum)
+
 #: `FLIP_PAIR`, each view weighted by its share of the pair's positive cells, as in the released code's Grad-CAM; a
 #: base's ``accumulated`` maps have no such weights.
 FLIP_PAIR_BY_SHARE = Views(_pair, _merge_pair_by_share, _merge_pair, mirrored=True)
 
-VIEWS = {"none": SINGLE, "pair": FLIP_PAIR, "pair_by_share": FLIP_PAIR_BY_SHARE}
+VIEWS = {"none": SINGLE, "pair": FLIP_PAIR, "pair_agreement": FLIP_PAIR_AGREEMENT, "pair_by_share": FLIP_PAIR_BY_SHARE}
 
 
 def signed(maps: Tensor, acts: Activations, target: Tensor) -> Tensor:

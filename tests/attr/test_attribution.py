@@ -131,7 +131,7 @@ def test_live_memory_does_not_grow_with_steps(small_net, images):
     live(2)
     gc.freeze()  # what other tests left is not looked through at every step
     try:
-        assert live(30) <= live(3) + 10_000
+        assert live(30) <= live(3) + 30_000  # the last step of the samples that have stopped: 22 000
     finally:
         gc.unfreeze()
 

@@ -94,7 +94,8 @@ def test_accumulated_maps_take_no_part_in_the_climb(small_net, images, flip):
         assert torch.equal(one.x, other.x)
         assert torch.equal(one.objective, other.objective)
         taps = small_net[:4](one.x.flatten(0, 1)).norm(dim=1).unflatten(0, one.x.shape[:2])
-        merged = taps[:, 0] if taps.shape[1] == 1 else taps[:, 0] + taps[:, 1].flip(-1)  # no share of positive cells
+        pair = torch.stack([taps[:, 0], taps[:, -1].flip(-1)])
+        merged = taps[:, 0] if flip == "none" else 2 * pair.amin(0) if flip == "pair_agreement" else pair.sum(0)
         target = torch.tensor([c for one_image in classes for c in one_image])
         assert torch.allclose(one.maps, merged * target[:, None, None], rtol=1e-5)
     for i, wanted in enumerate(classes):

@@ -18,6 +18,7 @@ from advcam_attr.climbing import (
     ClimbState,
     ClippedStep,
     LinfStep,
+    MapDrift,
     MarginGrowth,
     RestrictHighAttributions,
     TargetMinusOthers,
@@ -79,6 +80,24 @@ def test_golden_stop():
     assert MarginGrowth(0.5, top_k=2)(state).tolist() == [True, False, False, True]
     shifted = dataclasses.replace(state, logits=now * 3 + 100, start_logits=start * 3 + 100)
     assert MarginGrowth(0.5, top_k=2)(shifted).tolist() == [True, False, False, True]
+
+
+def test_golden_stop_by_drift():
+    """Cosines 1, 0.8 and 0.6 to the clean map, whatever the maps' scale; an empty map goes on."""
+    start = torch.tensor([[[2.0, 0.0]], [[2, 0]], [[2, 0]], [[0, 0]]])
+    now = torch.tensor([[[5.0, 0.0]], [[8, 6]], [[3, 4]], [[1, 0]]])
+    state = ClimbState(1, now, now, now, now, torch.zeros(4), start, start, now, None)  # type: ignore[arg-type]
+    assert MapDrift(0.7)(state).tolist() == [False, False, True, False]
+    assert MapDrift(0.85)(state).tolist() == [False, True, True, False]
+    with pytest.raises(AdvCAMError, match="between 0 and 1"):
+        MapDrift(1.0)
+
+
+def test_golden_agreement_of_views():
+    """Cells 4 and 1 of the image face 2 and 3 of the mirror image."""
+    maps = torch.tensor([[[[4.0, 1.0]], [[3.0, 2.0]]]])
+    assert VIEWS["pair_agreement"].merge(maps).tolist() == [[[4.0, 2.0]]]
+    assert VIEWS["pair"].merge(maps).tolist() == [[[6.0, 4.0]]]
 
 
 def test_golden_gate_of_other_classes():

@@ -210,7 +210,7 @@ def test_a_sweep_equals_separate_runs(tmp_path, data, net, recipe):
 
 def test_zero_steps_of_a_flip_pair_are_plain_cam_seeds(tmp_path, data, net):
     make_seeds(net, data, tmp_path / "cam", replace(SETTINGS, method="cam"))
-    settings = replace(SETTINGS, recipe="auto", overrides={"steps": 0, "transform": "relu"})
+    settings = replace(SETTINGS, recipe="auto", overrides={"steps": 0, "flip": "pair"})
     make_seeds(net, data, tmp_path / "zero", settings)
     same_maps(tmp_path / "cam", tmp_path / "zero", [s.id for s in data.samples])
 
