@@ -192,7 +192,10 @@ def _gathered(found: Sequence[list[Coordinates]], outs: list[Tensor]) -> list[Po
 
 
 def _move(call: Call, axes: Axes, outs: list[Tensor]) -> list[Positions]:
-    return _gathered([_repeated(call, known) for known in _slots(call, axes)], outs)
+    slots = _slots(call, axes)
+    if call.name in ("view", "view_as"):  # coordinates need not be contiguous where the tensor was
+        return _gathered([[known[id(source_of(call))].reshape(outs[0].shape)] for known in slots], outs)
+    return _gathered([_repeated(call, known) for known in slots], outs)
 
 
 def _turn(call: Call, axes: Axes, _outs: list[Tensor]) -> list[Positions]:
@@ -270,7 +273,9 @@ def _by_axes(given: Sequence[tuple[Positions, Sequence[int | None]]]) -> Positio
 def _linear(call: Call, axes: Axes, outs: list[Tensor]) -> list[Positions]:
     """Calls over the last axis; what a recurrent net or an attention returns besides is not followed."""
     source = source_of(call)
-    first = _by_axes([(axes[source], [*range(source.ndim - 1), None])])
+    first = axes[source]
+    if first is not None and any(z.shape[-1] > 1 for z in first):
+        first = _by_axes([(first, [*range(source.ndim - 1), None])])
     return [first, *[None] * (len(outs) - 1)]
 
 

@@ -62,7 +62,8 @@ def _grad_cam_grid(trace: Trace, axes: Axes, logits: Tensor, reduction: Reductio
     """
     if reduction.reason is Reason.WEIGHTED:
         for call in _passages(trace, trace.calls[maker(trace, logits)]):
-            if isinstance(call.out, Tensor) and call.name not in RESHAPES and (grid := axes.grid(call.out)):
+            features = isinstance(call.out, Tensor) and call.name not in RESHAPES | {"linear"}  # keys and values
+            if features and (grid := axes.grid(call.out)):
                 return grid, call
     of_token = reduction.reason is Reason.CLASS_TOKEN
     mixer = _last_mixer(trace, axes, trace.calls[maker(trace, logits)], reduction.call, of_token)

@@ -101,6 +101,12 @@ def _crossed(f: Tensor, p: nn.ModuleDict) -> Tensor:
     return p["fc"](z.mean((1, 2)))
 
 
+def _deep(f: Tensor) -> Tensor:
+    n, c, h, w = f.shape
+    f = f.view(n, c, h // 2, 2, w // 2, 2).permute(0, 3, 5, 1, 2, 4).contiguous()
+    return f.view(n, c * 4, h // 2, w // 2)
+
+
 def _sliced(f: Tensor) -> Tensor:
     return torch.cat([f[..., ::2, ::2], f[..., 1::2, 1::2]], 1)
 
@@ -125,6 +131,7 @@ GRIDS = {
     "windows with padding": (_crossed, (160, 224), "NHWC", (5, 7), 6),
     "assigned": (lambda f, p: p["fc"](_assigned(f)[:, 1:].mean(1)), (96, 224), "NLC", (3, 7), 6),
     "space to depth": (lambda f, p: p["deep"](F.pixel_unshuffle(f, 2).mean((2, 3))), (128, 256), "NCHW", (2, 4), 24),
+    "depth by views": (lambda f, p: p["deep"](_deep(f).mean((2, 3))), (128, 256), "NCHW", (2, 4), 24),
     "slices": (lambda f, p: p["two"](_sliced(f).mean((2, 3))), (128, 256), "NCHW", (2, 4), 12),
     "patches": (lambda f, p: p["deep"](F.unfold(f, 2, stride=2).mean(2)), (128, 256), "NCL", (2, 4), 24),
     "one row": (lambda f, p: p["fc"](f.mean((2, 3))), (32, 224), "NCHW", (1, 7), 6),
