@@ -138,9 +138,9 @@ def evaluate(run: Run) -> Scores:
             as `advcam_attr.pipelines.evaluate.evaluate_seeds`.
     """
     config, data = run.config, run.split(run.config.data.score)
-    run.require_unchanged("segment")
     for method in config.seeds.methods:
         check_refined(config.refine, run.folder("refined", method))
+    run.require_unchanged("segment")
     stores = {method: seed_store(run.folder("seeds", method)) for method in config.seeds.methods}
     with run_log(run.folder()):
         seeds: dict[str, SeedEvaluation] = {}

@@ -118,7 +118,7 @@ def test_the_command_line(net, tmp_path, monkeypatch, capsys):
     for id, label in {"a": 11, "b": 7}.items():
         write_instances(folder / f"{id}.png", Instances((label,), torch.from_numpy(maps[None] > 0), (1.0,)))
     capsys.readouterr()
-    assert cli.main(["wsss", "evaluate", *argv]) == 0
+    assert cli.main(["wsss", "evaluate", *argv, *made]) == 0
     out = capsys.readouterr().out
     assert "Instance masks: average precision" in out
     assert out.split("Instance masks")[1].splitlines()[2].split()[-3:] == ["100.0", "100.0", "100.0"]
