@@ -139,7 +139,7 @@ def without_prefix(weights: Mapping[str, Tensor], expected: Collection[str]) -> 
 def out_channels(weights: Mapping[str, Tensor], layer: str, default: int) -> int:
     """Return the number of output channels of a layer in a file; a default if the file lacks it."""
     kernel = weights.get(f"{layer}.weight")
-    return len(kernel) if kernel is not None and kernel.numel() else default
+    return len(kernel) if kernel is not None and kernel.ndim and kernel.numel() else default
 
 
 @contextlib.contextmanager
