@@ -151,7 +151,7 @@ def test_a_full_disk_leaves_the_old_file(store, monkeypatch):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(Path, "write_bytes", full)
-    with pytest.raises(AdvCAMError, match=r"cannot write .*a\.safetensors \(No space left on device\): make room"):
+    with pytest.raises(AdvCAMError, match=r"cannot write .*a\.safetensors \(disk full: .*\): make room"):
         store.write("a", grids(seed=1))
     monkeypatch.undo()
     assert store.path("a").read_bytes() == before
@@ -161,7 +161,7 @@ def test_a_full_disk_leaves_the_old_file(store, monkeypatch):
 def test_stale_temporary_files_are_removed(store):
     store.write("a", grids())
     folder = store.path("a").parent
-    old, new = (folder / f".{digit * 32}.safetensors" for digit in "0a")
+    old, new = (folder / f".advcam-{'0' * 8}-1-{digit * 12}.safetensors" for digit in "0a")
     for file in (old, new):
         file.write_bytes(b"half")
     os.utime(old, (time.time() - 7200,) * 2)
