@@ -207,7 +207,7 @@ def check_steps(steps: Any) -> int:
 AUTO = Recipe(
     name="auto",
     source="the released step until the map has changed; chosen on tuning halves: docs/choosing.md",
-    steps=8,
+    steps=5,
     objective=TargetMinusOthers("mean", top_k=5, gate_others=True),
     regularizers=(RestrictHighAttributions(0.005, reduce="sum"),),
     mask=ThresholdMask(0.5),

@@ -131,6 +131,18 @@ def test_golden_backoff(tiny):
         recipes.get("auto", backoff=0)
 
 
+def test_stopped_samples_leave_the_batch(small_net, images):
+    """Samples of classes 0, 1 and 3 stop after as many steps; each has two views."""
+    advcam = AdvCAM(small_net, recipe=PLAIN, steps=4, flip=True, stop=lambda state: state.index >= state.target)
+    sizes = []
+    handle = small_net[0].register_forward_hook(lambda _, __, output: sizes.append(len(output)))
+    maps = advcam.attribute(images, target=[0, 1, 3])
+    handle.remove()
+    assert sizes[-4:] == [6, 4, 2, 2]
+    for i, c in enumerate([0, 1, 3]):
+        assert torch.allclose(maps[i : i + 1], advcam.attribute(images[i : i + 1], target=c), rtol=1e-4, atol=1e-5)
+
+
 def test_samples_that_stop_do_not_change(small_net, images):
     plan = recipes.get(PLAIN, stop=0.3, flip=False, step_rule=0.02, clamp="none", objective="minus_mean").plan()
     steps = list(climb(heads.view(small_net), images, torch.tensor([1, 2, 3]), plan, steps=40))
