@@ -187,7 +187,7 @@ def main() -> None:
     parser.add_argument("--half", choices=["tuning", "reporting"], default="tuning")
     parser.add_argument("--only", nargs="*", default=None, help="settings (default: all)")
     parser.add_argument("--recipes", nargs="*", default=None, help="recipes (default: all)")
-    parser.add_argument("--steps", nargs="*", type=int, default=[1, 2, 4, 8])
+    parser.add_argument("--steps", nargs="*", type=int, default=[1, 2, 3, 5, 8])
     parser.add_argument("--take", type=int, default=3, help="every so many images of VOC's half")
     parser.add_argument("--batch", type=int, default=4, help="images climbed at once")
     options = parser.parse_args()
