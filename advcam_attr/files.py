@@ -13,7 +13,7 @@ import platform
 import re
 import time
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
@@ -177,3 +177,15 @@ def files_digest(paths: Iterable[Path]) -> str:
         except OSError as error:
             raise AdvCAMError(f"cannot read {path} ({error.strerror or error})") from error
     return content.hexdigest()[:16]
+
+
+def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    """Return up to three changes of settings as text.
+
+    Example:
+        >>> difference({"steps": 8, "base": "cam"}, {"steps": 9, "base": "cam"})
+        'steps was 8, is 9'
+    """
+    changed = [key for key in {**old, **new} if old.get(key) != new.get(key)]
+    shown = [f"{key} was {old.get(key)}, is {new.get(key)}" for key in changed[:3]]
+    return "; ".join(shown + (["..."] if len(changed) > 3 else []))

@@ -43,7 +43,7 @@ SINGLE = Views(_one, _merge_one)
 FLIP_PAIR = Views(_pair, _merge_pair, mirrored=True)
 
 #: `FLIP_PAIR`, but only what both views show counts: twice the smaller value of each cell.
-FLIP_PAIR_AGREEMENT = Views(_pair, _merge_pair_by_minimum)
+FLIP_PAIR_AGREEMENT = Views(_pair, _merge_pair_by_minimum, mirrored=True)
 
 #: `FLIP_PAIR`, each view weighted by its share of the pair's positive cells, as in the released code's Grad-CAM; a
 #: base's ``accumulated`` maps have no such weights.

@@ -137,17 +137,20 @@ def _labels_of_palette(pixels: np.ndarray, colours: np.ndarray, num_classes: int
 
 
 def _labels_of_colours(path: Path, rgb: np.ndarray, num_classes: int) -> np.ndarray:
-    packed = rgb.astype(np.int32) @ np.array([1 << 16, 1 << 8, 1])
-    colours, inverse = np.unique(packed, return_inverse=True)
-    known = _labels_by_colour(num_classes)
-    labels = [known.get((c >> 16, c >> 8 & 255, c & 255)) for c in colours.tolist()]
-    if None in labels:
-        strange = int(colours[labels.index(None)])
+    packed = rgb[..., 0].astype(np.int32) << 16
+    packed |= rgb[..., 1].astype(np.int32) << 8
+    packed |= rgb[..., 2]
+    label_of = np.full(1 << 24, -1, np.int16)
+    for (red, green, blue), label in _labels_by_colour(num_classes).items():
+        label_of[red << 16 | green << 8 | blue] = label
+    labels = label_of[packed]
+    if (strange := packed[labels < 0]).size:
+        c = int(strange.min())
         raise AdvCAMError(
-            f"mask {path} holds the colour {(strange >> 16, strange >> 8 & 255, strange & 255)}, which is none of the "
+            f"mask {path} holds the colour {(c >> 16, c >> 8 & 255, c & 255)}, which is none of the "
             f"{num_classes} classes'; save label maps as palette or grey PNGs"
         )
-    return np.array(labels, np.uint8)[inverse].reshape(packed.shape)
+    return labels.astype(np.uint8)
 
 
 def _labels_by_colour(num_classes: int) -> dict[tuple[int, ...], int]:

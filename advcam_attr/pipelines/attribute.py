@@ -296,8 +296,8 @@ class _Run:
         recipe, grid = self.advcam.recipe, self._head(x[0]).grid
         plan = recipe.plan()
         nearest_to_one = min(range(len(plan.scales)), key=lambda i: abs(plan.scales[i] - 1))
-        image_alone = recipe.unclimbed().flip is not recipe.flip  # the base attribution has no mirror image
-        advcam, base = torch.zeros(()), torch.zeros(())
+        base = torch.cat(self.advcam.attribute_classes(x, [ready.targets for ready in batch], steps=0))[:, 0].cpu()
+        advcam = torch.zeros(())
         sums: list[Tensor] = []
         track: list[Tensor] = []
         scores: list[list[ScaleScores]] = [[] for _ in target]
@@ -308,16 +308,13 @@ class _Run:
             track.append(torch.stack([v[range(len(target)), target] for v in (logits, likely)], 1))
             if len(scores[0]) == nearest_to_one:
                 sums.append(total.cpu())
-            if step.index == 0:
-                clean = step.view_maps[:, 0] if image_alone else step.maps
-                base = base + plan.schedule(0, step.scale)[1] * to_size(clean, grid).cpu()
             if step.index == step.steps:
                 advcam = advcam + step.weight * to_size(total, grid).cpu()
                 for each, values in zip(scores, torch.stack(track, 2).tolist(), strict=True):
                     each.append(ScaleScores(step.scale, *(tuple(round(v, 6) for v in some) for some in values)))
                 track = []
         counts = [len(ready.targets) for ready in batch]
-        full = [finish(maps, x, "image", False)[:, 0].split(counts) for maps in (advcam, base)]
+        full = finish(advcam, x, "image", False)[:, 0].split(counts), base.split(counts)
         each_scores = iter(tuple(one) for one in scores)
         return [
             _Maps(a, b, list(islice(each_scores, len(a))), steps)

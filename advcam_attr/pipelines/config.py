@@ -12,9 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_type_hints
 
-from advcam_attr.files import write_bytes, write_json
+from advcam_attr.files import difference, write_bytes, write_json
 from advcam_attr.reading import parse_json
-from advcam_attr.runs.provenance import difference
 from advcam_attr.runs.run_log import run_log
 from advcam_attr.runs.sharding import shard_of
 from advcam_attr.types import AdvCAMError

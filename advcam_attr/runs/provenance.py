@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from advcam_attr.data.images import image_size
-from advcam_attr.files import digest, inside, write_json
+from advcam_attr.files import difference, digest, inside, write_json
 from advcam_attr.reading import read_json
 from advcam_attr.runs.prefetch import prefetched
 from advcam_attr.types import AdvCAMError, Sample
@@ -96,18 +96,6 @@ def require_same(made: Path, old: Mapping[str, Any], new: Mapping[str, Any], rem
         raise AdvCAMError(
             f"{made} was made with other settings ({difference(old, new)}); choose another folder, or {remedy}"
         )
-
-
-def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
-    """Return up to three changes of settings as text.
-
-    Example:
-        >>> difference({"steps": 8, "base": "cam"}, {"steps": 9, "base": "cam"})
-        'steps was 8, is 9'
-    """
-    changed = [key for key in {**old, **new} if old.get(key) != new.get(key)]
-    shown = [f"{key} was {old.get(key)}, is {new.get(key)}" for key in changed[:3]]
-    return "; ".join(shown + (["..."] if len(changed) > 3 else []))
 
 
 def image_sizes(

@@ -63,10 +63,10 @@ def test_all_analyses_of_images_from_one_command(capsys, toy):
 
 
 def test_all_analyses_of_masks_share_one_climb(capsys, toy):
-    code, out, err = run(capsys, "masks", "--demo", "--first", 4, "--steps", 2, "--lambdas", 0, 2, "--device", "cpu")
+    code, out, err = run(capsys, "masks", "--demo", "--first", 4, "--steps", 2, "--lambdas", 0, 0.005)
     assert (code, err) == (0, "")
     climbs = [line.split("(")[1].split(")")[0] for line in out.splitlines() if line.startswith("climbing")]
-    assert climbs == ["without", "with", "lambda_0", "last"], "λ = 2 is the recipe's own"
+    assert climbs == ["without", "with", "lambda_0", "last"], "λ = 0.005 is the recipe's own"
     found = json.loads((toy / "analysis" / "seeds.json").read_text())
     assert [curve["values"] for curve in found["result"]["steps"]] == [[0, 1, 2]] * 2
     assert len(json.loads((toy / "analysis" / "failures.json").read_text())["result"]["images"]) == 4
@@ -86,7 +86,7 @@ def test_all_analyses_of_masks_share_one_climb(capsys, toy):
         (["saliency"], "saliency needs image files and a --model, or --demo"),
         (["saliency", "nothing.jpg", "--model", "timm/test_resnet"], "no such image file or folder: nothing.jpg"),
         (["saliency", "--demo", "--run", "x"], "takes image files and a --model (or --demo), not --run"),
-        (["saliency", "--demo", "--at", "9"], "a climb of 8 steps has no step 9: look at 0 to 8"),
+        (["saliency", "--demo", "--at", "9"], "a climb of 5 steps has no step 9: look at 0 to 5"),
         (["saliency", "--demo", "--first", "0"], "--first takes a number above 0"),
         (["trajectories", "--demo", "--first", "1", "--perplexity", "9"], "t-SNE needs more points than"),
         (["seeds"], "seeds needs masks: give --run RUN, --data DIR with a --model, or --demo"),
@@ -110,7 +110,7 @@ def test_bad_input_is_one_line(capsys, toy, argv, message):
         (["images", "--recipe", "atuo"], "unknown recipe 'atuo'"),
         (["images", "--set", "stepz=1"], "'stepz'"),
         (["images", "--device", "abacus"], "'abacus'"),
-        (["saliency", "--at", "9"], "a climb of 8 steps has no step 9"),
+        (["saliency", "--at", "9"], "a climb of 5 steps has no step 9"),
         (["trajectories", "--first", "1", "--perplexity", "99"], "t-SNE needs more points than"),
         (["trajectories"], "t-SNE needs scikit-learn"),
         (["masks", "--base", "cem"], "unknown base 'cem'"),

@@ -22,7 +22,7 @@ from advcam_attr.data.masks import read_labels
 from advcam_attr.data.npy import read_npy
 from advcam_attr.data.voc import CLASSES
 from advcam_attr.data.wsol_metadata import read_wsol_metadata
-from advcam_attr.files import write_json
+from advcam_attr.files import difference, write_json
 from advcam_attr.metrics.evaluation import Scope, SeedEvaluation
 from advcam_attr.metrics.localization import BoxTable, localization_scores
 from advcam_attr.metrics.seeds import ImageCounts, ThresholdSweep
@@ -41,7 +41,7 @@ from advcam_attr.report.gallery import read_config
 from advcam_attr.report.run import score_sections, table_sections
 from advcam_attr.report.wsol import _best_threshold
 from advcam_attr.runs.npy_maps import read_dictionary
-from advcam_attr.runs.provenance import difference, image_sizes, planned, read_record
+from advcam_attr.runs.provenance import image_sizes, planned, read_record
 from advcam_attr.training.checkpoint import own_randomness, random_states, read_training, restore
 from advcam_attr.training.log import json_log, read_log
 from advcam_attr.types import AdvCAMError, Sample

@@ -15,6 +15,8 @@ import pytest
 from advcam_attr.training import train as training
 from places import HELPERS, ROOT
 
+#: As a process of another machine left it, without and with the suffix of a file.
+LEFTOVER = ".advcam-00000000-1-000000000000"
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}{os.pathsep}{HELPERS}"}
 
 

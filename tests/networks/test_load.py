@@ -273,7 +273,9 @@ def test_damaged_checkpoints_raise(tmp_path, weights):
     for name in ("cut.pth", "cut.safetensors"):
         whole = (tmp_path / name).read_bytes()
         (tmp_path / name).write_bytes(whole[: len(whole) // 2])
-        assert f"cannot read checkpoint {tmp_path / name}" in message_of(SMALL, checkpoint=tmp_path / name)
+        message = message_of(SMALL, checkpoint=tmp_path / name)
+        assert str(tmp_path / name) in message
+        assert "cannot read" in message or "is damaged" in message
     (tmp_path / "text.pth").write_text("hello")
     (tmp_path / "empty.pth").touch()
     for name in ("text.pth", "empty.pth"):

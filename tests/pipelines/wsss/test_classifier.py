@@ -31,7 +31,7 @@ from advcam_attr.types import AdvCAMError
 from classifier_run import CONFIG, OPTIMIZER, RUNTIME, TRAIN, VAL, Blobs, TinyCAM, blobs
 from logs import record_log
 from places import HELPERS
-from run_tools import ENVIRONMENT, contents, killed_at_step, run_script, write_times
+from run_tools import ENVIRONMENT, LEFTOVER, contents, killed_at_step, run_script, write_times
 
 
 def use_blobs(monkeypatch):
@@ -158,7 +158,7 @@ def test_resumed_training_ends_with_the_same_bytes(tmp_path, whole, stop, every)
 
 
 def test_leftovers_of_killed_processes_are_removed(tmp_path):
-    for name in (f".{'0a' * 16}.pt", ".hidden", ".git"):
+    for name in (f"{LEFTOVER}.pt", ".hidden", ".git"):
         (tmp_path / name).write_text("")
     fit(replace(CONFIG, epochs=1), TinyCAM(), TRAIN, None, tmp_path)
     assert sorted(file.name for file in tmp_path.glob(".*")) == [".git", ".hidden"]

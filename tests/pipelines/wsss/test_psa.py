@@ -41,7 +41,7 @@ from logs import record_log
 from places import HELPERS
 from psa_run import OPTIMIZER, SMALL, Seeds, SteadyPSA, discs, with_trunk
 from refine_run import RUNTIME
-from run_tools import contents, killed_at_step, run_script, write_times
+from run_tools import LEFTOVER, contents, killed_at_step, run_script, write_times
 
 
 def refine_psa(config, seeds, data, out, **runtime):
@@ -207,7 +207,7 @@ def test_resumed_training_ends_with_the_same_bytes(small, world, run, tmp_path, 
     with_scores(run, tmp_path)
     with killed_at_step(stop):
         refine_psa(replace(small, checkpoint_every=every), seeds, data, tmp_path)
-    (tmp_path / "affinitynet" / f".{'0a' * 16}.pt").write_text("left by a killed process")
+    (tmp_path / "affinitynet" / f"{LEFTOVER}.pt").write_text("left by a killed process")
     refine_psa(small, seeds, data, tmp_path)
     assert contents(run) == contents(tmp_path)
 
@@ -226,7 +226,7 @@ def test_missing_and_damaged_masks_are_made_again(small, world, masks, net, tmp_
     (tmp_path / "masks" / "1.png").unlink()
     (tmp_path / "masks" / "2.png").write_bytes(masks["masks/2.png"][:20])
     Image.new("P", (60, 44)).save(tmp_path / "masks" / "3.png")
-    left = tmp_path / "masks" / f".{'0a' * 16}.png"
+    left = tmp_path / "masks" / f"{LEFTOVER}.png"
     left.write_text("by a process that was killed")
     os.utime(left, (0, 0))
     write_masks(PSA(small, RUNTIME), net, seeds, data, tmp_path)

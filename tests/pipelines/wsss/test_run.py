@@ -215,7 +215,8 @@ def test_masks_of_another_refinement_are_rejected(capsys, folder, whole):
         message = refused(capsys, "wsss", stage)
         assert message.startswith("run/refined/cam/masks_saliency exists, but the settings end with masks: give --ref")
         assert f"--refine.saliency {folder / 'sal'}" in message
-        message = refused(capsys, "wsss", stage, *given, "--refine.method", "psa")
+        psa = ["--refine.method", "psa", "--refine.psa.backbone.random_weights", "true", "--refine.psa.batch", "1"]
+        message = refused(capsys, "wsss", stage, *given, *psa)
         assert message.startswith("run/refined/cam/masks is by irn, but refine.method is psa: give --refine.method irn")
     assert advcam(capsys, "wsss", "evaluate", *given)[0] == 0
     for method in ("cam", "advcam"):

@@ -30,7 +30,7 @@ from advcam_attr.types import AdvCAMError
 from logs import record_log
 from places import HELPERS
 from refine_run import RUNTIME
-from run_tools import killed_at_step, run_script, write_times
+from run_tools import LEFTOVER, killed_at_step, run_script, write_times
 from segmentation_run import CONFIG, masked_scenes
 
 Given = tuple[SegmentationData, SegmentationData, Path]
@@ -115,7 +115,7 @@ def test_killed_while_writing_a_checkpoint(done, given, tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         train(CONFIG, given, tmp_path)
     monkeypatch.undo()
-    shutil.copy(tmp_path / "deeplab" / "checkpoint.pt", tmp_path / "deeplab" / f".{'0' * 32}.pt")  # kill -9 leaves it
+    shutil.copy(tmp_path / "deeplab" / "checkpoint.pt", tmp_path / "deeplab" / f"{LEFTOVER}.pt")  # kill -9 leaves it
     logged = record_log()
     train(CONFIG, given, tmp_path)
     assert any("resuming at step 2" in line for line in logged)
