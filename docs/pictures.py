@@ -1,4 +1,4 @@
-"""Toy scenes in; the picture of the first page, what CAM and AdvCAM find in them, out: ``python docs/pictures.py``."""
+"""The picture of the first page: what CAM and AdvCAM find in toy scenes; ``python docs/pictures.py`` draws it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def main() -> None:
     torch.set_num_threads(1)
     model = train_net(make_scenes(600, seed=0), epochs=12)
     validation, test = make_scenes(60, seed=1), make_scenes(120, seed=2)
-    methods = {"CAM": CAM(model), "AdvCAM": AdvCAM(model, stop=None)}
+    methods = {"CAM": CAM(model), "AdvCAM": AdvCAM(model)}
     maps, thresholds = {}, {}
     for name, method in methods.items():
         scores = {t: _score(class_maps(method, validation), validation, t) for t in DEMO_THRESHOLDS}
