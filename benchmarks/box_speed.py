@@ -10,7 +10,8 @@ tables are equal to the last bit, which is checked for every map. Rounds are int
 counted, so that a busy machine slows all three alike; the ratio is that of the medians of rounds, with its range.
 
 A whole evaluation reads stored maps of the net's grid from disk, resizes and scores them, as a user's does. Seconds of
-the wall clock are told, the start of processes included, and the peak memory of this process and of the largest other.
+the wall clock are printed, the start of processes included, and the peak memory of this process and of the largest
+other.
 """
 
 from __future__ import annotations

@@ -3,9 +3,10 @@
     python benchmarks/evaluation_speed.py                 # 60 synthetic images of VOC's shapes
     python benchmarks/evaluation_speed.py --images 8      # a smoke run
 
-The released scripts cut the maps at each threshold anew: a constant map before the maps, argmax, labels, and pixels
-counted with `bincount`. Both count the same pixels, which is checked. Maps and masks are in memory: reading them is the
-same for both. Rounds are interleaved, so that a busy machine slows both; the ratio is the median of the rounds' ratios.
+The released scripts threshold the maps once for each threshold: a constant map before the maps, argmax, labels, and
+pixels counted with `bincount`. Both count the same pixels, which is checked. Maps and masks are in memory: reading them
+is the same for both. Rounds are interleaved, so that a busy machine slows both; the ratio is the median of the rounds'
+ratios.
 """
 
 from __future__ import annotations

@@ -317,7 +317,7 @@ def equality(bench: Bench) -> Iterator[Row]:
 
 
 def _endless(method: AdvCAM, x: Tensor, target: Tensor) -> Callable[[], object]:
-    """One step a call of a climb that begins anew after 10 000."""
+    """Return a function that takes one step of a climb; the climb restarts after 10 000."""
 
     def every() -> Iterator[object]:
         while True:

@@ -14,7 +14,7 @@ numbers of steps that are asked for.
   pixel average precision.
 
 Intervals are the 5th and 95th percentile of the paired difference over bootstrap samples of images, thresholds chosen
-anew in each.
+for each of them.
 """
 
 from __future__ import annotations

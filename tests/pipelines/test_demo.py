@@ -20,11 +20,11 @@ TINY = DemoSettings(train=32, validation=6, test=8, size=48, epochs=1, shown=2)
 def test_what_it_writes(tmp_path):
     torch.manual_seed(11)
     state, threads = torch.get_rng_state(), torch.get_num_threads()
-    told = record_log()
+    logged = record_log()
     result = run_demo(tmp_path / "demo", TINY)
     assert torch.equal(torch.get_rng_state(), state)
     assert torch.get_num_threads() == threads
-    assert any("training" in line for line in told)
+    assert any("training" in line for line in logged)
     assert sorted(file.name for file in (tmp_path / "demo").iterdir()) == ["scenes.png", "scores.json", "table.md"]
     assert [score.method for score in result.scores] == ["CAM", "AdvCAM"]
     for score in result.scores:

@@ -204,7 +204,7 @@ def test_what_a_run_cannot_use_is_one_line(capsys, folder, whole):
 
 
 def test_masks_of_another_refinement_are_rejected(capsys, folder, whole):
-    """What ``refine`` alone was told by the command line."""
+    """Options that ``refine`` alone had on the command line."""
     shutil.copytree(whole, "run")
     (folder / "sal").mkdir()
     for id in "abc":
@@ -286,12 +286,12 @@ def test_archives_for_the_test_server(capsys, folder, whole):
     (folder / "test.txt").write_text("d\ne\nf\n")
     assert cli.main([*check, "--list", "test.txt"]) == 2
     assert "1 of 3 images are missing, e.g. f" in capsys.readouterr().err
-    for argv, told in (
+    for argv, message in (
         (["evaluate", "submission", "nothing.tgz"], "no such archive: nothing.tgz"),
         ([*check, "--images", "nowhere"], "no such folder of images: nowhere"),
         (["wsss", "submission", "nowhere", "--to", "x.tgz"], "no label maps (ID.png) in nowhere"),
         (["wsss", "submission", predictions, "--to", "x.tgz", "--list", "test.txt"], "predictions of 1 of 3 images"),
     ):
         assert cli.main(argv) == 2
-        assert told in capsys.readouterr().err
+        assert message in capsys.readouterr().err
     assert not Path("x.tgz").exists()

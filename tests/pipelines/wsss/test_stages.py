@@ -236,7 +236,7 @@ def test_other_settings_are_reported(capsys, folder):
     assert run(capsys, "seeds", "--seeds.methods", "[advcam]")[0] == 0
     for typo in (["--seeds.recipe", "atuo"], ["--seeds.overrides", "{stepz: 2}"], ["--seeds.base", "cem"]):
         assert "did you mean" in refused(capsys, "seeds", *typo)
-    assert not Path("run/seeds/cam").exists(), "a typo is told before anything is made"
+    assert not Path("run/seeds/cam").exists(), "a typo is an error before anything is made"
     message = refused(capsys, "seeds", "--seeds.methods", "[advcam]", "--seeds.overrides", "{steps: 2}")
     assert "recipe.steps was 1, is 2" in message
     assert OPTIONS.read(config_of(Path("run"))).seeds.overrides == {"steps": 1}
