@@ -14,6 +14,7 @@ from captum.log import log_usage
 from torch import Tensor, nn
 
 from advcam_attr.heads import Activations, Head, HeadView, undisturbed, view
+from advcam_attr.heads.cells import whole_cells
 from advcam_attr.registry import suggests_options
 from advcam_attr.types import AdvCAMError
 
@@ -152,14 +153,16 @@ def finish(maps: Tensor, images: Tensor, output: Output, normalize: bool) -> Ten
 def resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
     """Resize maps ``(N, 1, h, w)`` bilinearly to an image of ``size``.
 
-    If the grid is the image's size divided by a power of two and rounded up, as padded convolutions make it, the map is
-    resized to whole cells and cropped at the right and bottom, so that a cell stays over the pixels it comes from.
+    Where the grid is the image's size divided by a power of two, rounded up or down, the map is resized to whole cells
+    (`advcam_attr.heads.cells.whole_cells`), so that a cell stays over the pixels it comes from. What is beyond the
+    image is cropped at the bottom and right, and pixels without a cell have the nearest cell's value.
     """
     (height, width), (h, w) = size, maps.shape[2:]
-    stride = next((s for s in (2**k for k in range(8)) if (-(-height // s), -(-width // s)) == (h, w)), None)
-    whole = size if stride is None else (h * stride, w * stride)
-    laid = F.interpolate(maps, whole, mode="bilinear", align_corners=False)
-    return laid if whole == size else laid[..., :height, :width]
+    down, right = whole_cells((h, w), size).stride
+    laid = F.interpolate(maps, (round(h * down), round(w * right)), mode="bilinear", align_corners=False)
+    below, beside = max(0, height - laid.shape[2]), max(0, width - laid.shape[3])
+    laid = F.pad(laid, (0, beside, 0, below), mode="replicate") if below or beside else laid
+    return laid if laid.shape[2:] == size else laid[..., :height, :width]  # a view would keep its base alive
 
 
 def to_size(maps: Tensor, grid: tuple[int, int]) -> Tensor:

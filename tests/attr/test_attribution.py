@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from advcam_attr import CAM, AdvCAM, AdvCAMError, GradCAM
 from advcam_attr.attr.advcam import BASES
+from advcam_attr.attr.attribution import resize
 from attribution_methods import Counting, Failing, hooks_of, same, tensors_alive
 
 
@@ -275,3 +276,14 @@ def test_eight_threads_share_one(method, small_net, images):
 def test_data_parallel(method, small_net, images):
     expected = method(small_net).attribute(images, target=1)
     assert torch.equal(method(nn.DataParallel(small_net)).attribute(images, target=1), expected)
+
+
+@pytest.mark.parametrize(("size", "stride"), [(500, 32), (375, 16), (480, 32), (63, 4)])
+@pytest.mark.parametrize("up", [True, False], ids=["rounded up", "rounded down"])
+def test_cells_stay_over_their_pixels(size, stride, up):
+    """A ramp over the cells is a ramp over the pixels, constant beyond the outermost centres (ConvNeXt rounds down)."""
+    count = -(-size // stride) if up else size // stride
+    ramp = torch.arange(count, dtype=torch.float64).expand(1, 1, count, count)
+    found = resize(ramp, (size, size))[0, 0]
+    expected = ((torch.arange(size, dtype=torch.float64) + 0.5) / stride - 0.5).clamp(0, count - 1)
+    torch.testing.assert_close(found, expected.expand(size, size))
