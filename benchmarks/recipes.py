@@ -94,6 +94,12 @@ def scored(net: LoadedModel, cases: Sequence[Case], score: Callable[..., Result]
     return Setting(net, cases, lines)
 
 
+class MapsById(dict[str, ClassMaps]):
+    """Class maps in memory, read as those of a store."""
+
+    read = dict.__getitem__
+
+
 def voc(data: Path, net: LoadedModel, half: str, take: int) -> Setting:
     """Every ``take``-th image of the half of VOC's ``train``."""
     whole = read_voc(data / VOC, "train")
@@ -105,7 +111,7 @@ def voc(data: Path, net: LoadedModel, half: str, take: int) -> Setting:
     split = replace(whole, split=f"{half} half of train", samples=tuple(chosen))
 
     def seeds(maps: Sequence[np.ndarray]) -> SeedEvaluation:
-        found: dict[str, ClassMaps] = {}
+        found = MapsById()
         for number, sample in enumerate(chosen):
             own = [torch.from_numpy(m) for c, m in zip(cases, maps, strict=True) if c.image == number]
             size = tuple(whole.mask(sample).shape)
